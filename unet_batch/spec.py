@@ -1,0 +1,321 @@
+"""The job file: one typed tree, read strictly, that says what is scored and where the rows go.
+
+Unknown keys are refused with the nearest valid name; `--set a.b=c` goes through the same validation; secrets are
+never written but named (`{env: NAME}`) and read only where they are used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from unet_batch.contract import Section
+from unet_batch.errors import JobError
+
+S = TypeVar("S", bound=BaseModel)
+
+MAX_JOB_FILE_BYTES = 1 << 20
+SECRET_NAME = re.compile(r"secret|token|password|passwd|credential|(^|_)(api|account|access)?_?key$|sas", re.IGNORECASE)
+
+
+class EnvRef(Section):
+    """A value that lives in an environment variable: `{env: NAME}`."""
+
+    env: str
+    """Name of the variable; its value is read where it is used and never printed."""
+
+
+Options = dict[str, str | int | float | bool | EnvRef | dict[str, str | int | float | bool | EnvRef]]
+"""Options of the fsspec file system, e.g. `endpoint_url`, `anon`, `key: {env: NAME}`."""
+
+
+class ModelSpec(Section):
+    """The model that scores."""
+
+    path: str
+    """URI or path of the ONNX file."""
+    engine: Literal["onnxruntime"] = "onnxruntime"
+    """What runs it."""
+    contract: str | None = None
+    """URI or path of its contract; left out: `<model>.yaml` beside the model, else the model's metadata."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Digest the file must have."""
+    options: Options = {}
+    """Options of the store that holds the model."""
+
+
+class InputSpec(Section):
+    """The archive."""
+
+    uri: str
+    """Where the images are; `{date:%Y/%m/%d}` in it makes one partition of each day."""
+    format: Literal["images", "webdataset", "parquet", "manifest"] = "images"
+    """Loose images, tars, Parquet files with an image column, or lists of URIs (CSV, JSONL, Parquet)."""
+    pattern: str = "**"
+    """Glob below `uri`: which objects count, e.g. `**/*.png`. Names that start with a dot never do."""
+    members: tuple[str, ...] = Field(default=("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.webp", "*.bmp", "*.gif", "*.npy"), strict=False)
+    """Globs of the tar members that are images; the others are counted, not scored."""
+    column: str | None = None
+    """Column with the image bytes (Parquet; default `image`) or the URI (manifest; default `uri`)."""
+    partition_column: str | None = None
+    """Column of a manifest whose value is the partition."""
+    roots: tuple[str, ...] = Field(default=(), strict=False)
+    """URI prefixes that a manifest may point into; none: only below the manifest's own folder."""
+    options: Options = {}
+    """Options of the store that holds the archive."""
+
+
+class OutputSpec(Section):
+    """Where rows go and what they hold."""
+
+    uri: str
+    """Folder or prefix that receives `predictions/`, `_work/` and `reports/`."""
+    masks: tuple[Literal["rle", "png"], ...] = Field(default=("rle",), strict=False)
+    """How masks are stored: COCO RLE per class, and a PNG of the label map."""
+    confidence: bool = True
+    """Mean confidence and entropy per image, and mean probability per class (costs an exponential per pixel)."""
+    compression: Literal["zstd", "snappy", "none"] = "zstd"
+    """Codec of the Parquet files."""
+    single_writer: bool = False
+    """You promise that no two runs ever write here: allows stores that ignore conditional writes."""
+    options: Options = {}
+    """Options of the store that receives the rows."""
+
+
+class TilingSpec(Section):
+    """How pictures larger than the model's input are cut and put together."""
+
+    size: int | None = Field(default=None, ge=16)
+    """Side of a tile where the model accepts any size; left out: the whole picture is one tile."""
+    overlap: float = Field(default=0.25, ge=0, lt=1)
+    """Share of a tile that its neighbour covers too (MONAI's meaning)."""
+    blend: Literal["constant", "gaussian"] = "gaussian"
+    """Weight of a tile's pixels where tiles overlap."""
+    sigma: float = Field(default=0.125, gt=0)
+    """Width of the Gaussian, as a share of the tile's side."""
+
+
+class SessionSpec(Section):
+    """How the model runs. Never changes a result beyond the last bits, except `precision`."""
+
+    providers: tuple[Literal["cpu", "cuda"], ...] = Field(default=("cpu",), min_length=1, strict=False)
+    """In order of preference: the first one must work, unless others are listed behind it."""
+    precision: Literal["fp32", "tf32"] = "fp32"
+    """Arithmetic of convolutions on CUDA; enters the fingerprint."""
+    batch_max: int = Field(default=64, ge=1)
+    """Largest batch the ladder may try."""
+    gpu_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of a GPU that one session actor gets."""
+    gpu_memory_share: float = Field(default=0.85, gt=0, le=1)
+    """Share of the actor's part of the GPU's memory that the arena may take."""
+    cudnn_search: Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"] = "HEURISTIC"
+    """How cuDNN picks its convolutions."""
+
+
+class ResourcesSpec(Section):
+    """How much of the cluster a run takes; left out: planned from what the cluster has."""
+
+    load_actors: int | None = Field(default=None, ge=1)
+    """Most actors that read and decode."""
+    infer_actors: int | None = Field(default=None, ge=1)
+    """Actors that hold a session."""
+    fetch_threads: int = Field(default=16, ge=1, le=256)
+    """Objects that one actor reads at once."""
+
+
+class LimitsSpec(Section):
+    """What a run accepts before it stops to publish, and what an image may cost."""
+
+    max_rejected: int | float = Field(default=0.01, ge=0, strict=False)
+    """Rejections a partition may hold: a share below 1 (0.01), or a count (25)."""
+    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    """Pixels of one image, checked before it is decoded."""
+    max_image_bytes: int = Field(default=1 << 30, ge=1)
+    """Encoded bytes of one image."""
+    broken_shards: Literal["refuse", "publish"] = "refuse"
+    """Whether a partition may be published that holds a cut or corrupt shard (its lost images cannot be counted)."""
+    image_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest an isolated decode of one image may take."""
+    unit_timeout_s: float = Field(default=900.0, gt=0)
+    """Longest a unit may take in one stage before its process is given up."""
+    unit_images: int | None = Field(default=None, ge=1)
+    """Most images of a unit; left out: by their encoded size, at most 64."""
+    decode_memory_bytes: int = Field(default=4 << 30, ge=1 << 28)
+    """Address space of an isolated decode."""
+
+    @field_validator("max_rejected", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError("must be a share (0.01) or a count (25)")
+        if isinstance(value, float) and value > 1:
+            raise ValueError("a share is at most 1.0; write a count without a decimal point")
+        return value
+
+
+class JobSpec(Section):
+    """A job: which archive is scored with which model into which table."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Short name, used in records and reports."""
+    model: ModelSpec
+    """The model that scores."""
+    input: InputSpec
+    """The archive."""
+    output: OutputSpec
+    """Where rows go and what they hold."""
+    window: str = "last"
+    """Partitions of a run when `--window` is not given: `last`, `all`, `today`, `yesterday`, `A` or `A..B`."""
+    tiling: TilingSpec = TilingSpec()
+    """How large pictures are cut."""
+    session: SessionSpec = SessionSpec()
+    """How the model runs."""
+    limits: LimitsSpec = LimitsSpec()
+    """What a run accepts."""
+    resources: ResourcesSpec = ResourcesSpec()
+    """How much of the cluster a run takes."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> JobSpec:
+        if self.input.partition_column is not None and self.input.format != "manifest":
+            raise ValueError("input.partition_column needs input.format: manifest")
+        for where in ("model", "input", "output"):
+            _refuse_literal_secrets(where, getattr(self, where).options)
+        return self
+
+
+# Loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
+    """The job in a YAML file, with `section.key=value` overrides. Raises JobError with one sentence per mistake."""
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise JobError(f"cannot read the job file {path}: {error.strerror or error}") from error
+    if len(text) > MAX_JOB_FILE_BYTES:
+        raise JobError(f"the job file {path} has {len(text)} bytes; more than {MAX_JOB_FILE_BYTES} are never read")
+    tree = parse_yaml(text, str(path))
+    for override in overrides:
+        _set(tree, override)
+    return validate(JobSpec, tree, str(path))
+
+
+def parse_yaml(text: bytes, where: str) -> dict[str, Any]:
+    """A mapping from YAML text; refuses duplicate keys. Raises JobError."""
+    try:
+        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader underneath
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise JobError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise JobError(f"{where} must hold a mapping (key: value), not {type(tree).__name__}")
+    return tree
+
+
+def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
+    """The section that a tree describes. Raises JobError naming each wrong key and its nearest valid name."""
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise JobError(f"{where}: " + "; ".join(_sentence(model, e) for e in error.errors()[:5])) from None
+
+
+def resolve_options(options: Options) -> dict[str, Any]:
+    """Store options with their environment variables read. Raises JobError where a variable is not set."""
+
+    def value(v: Any) -> Any:
+        if isinstance(v, EnvRef):
+            if v.env not in os.environ:
+                raise JobError(f"the environment variable {v.env}, which the job file refers to, is not set here")
+            return os.environ[v.env]
+        return {k: value(x) for k, x in v.items()} if isinstance(v, dict) else v
+
+    return {k: value(v) for k, v in options.items()}
+
+
+def job_digest(job: JobSpec) -> str:
+    """12 hex digits over the whole job, for records."""
+    return hashlib.sha256(job.model_dump_json().encode()).hexdigest()[:12]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice (plain YAML lets the last one win)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float | bool) and key in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is written twice", key_node.start_mark)
+            if isinstance(key, str | int | float | bool):
+                seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+def _set(tree: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise JobError(f"--set {override!r} is not of the form section.key=value")
+    try:
+        value = yaml.load(text, Loader=_StrictLoader) if text.strip() else text  # noqa: S506
+    except yaml.YAMLError as error:
+        raise JobError(f"--set {path}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+    node: Any = tree
+    for key in keys[:-1]:
+        node = node.setdefault(key, {}) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise JobError(f"--set {path}: {key} is a value, not a section")
+    node[keys[-1]] = value
+
+
+def _sentence(model: type[BaseModel], error: Any) -> str:
+    path = [str(p) for p in error["loc"]]
+    where = ".".join(path) or "the job"
+    if error["type"] == "extra_forbidden":
+        names = _names(model, path[:-1])
+        near = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"valid here: {', '.join(sorted(names))}"
+        return f"unknown key {where}; {hint}"
+    if error["type"] == "missing":
+        return f"{where} is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    secret = any(SECRET_NAME.search(p) for p in path) or "options" in path
+    got = "" if secret or isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
+    return f"{where}: {message[0].lower() + message[1:]}{got}"
+
+
+def _names(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Field names at a path of the tree; discriminated unions give the names of all their members."""
+    models: list[type[BaseModel]] = [model]
+    for key in path:
+        inner: list[type[BaseModel]] = []
+        for m in models:
+            if key in m.model_fields:
+                inner += _models_in(m.model_fields[key].annotation)
+        models = inner or models  # a union's tag is in the path too, and is no field
+    return sorted({name for m in models for name in m.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in get_args(annotation) for m in _models_in(part)]
+
+
+def _refuse_literal_secrets(where: str, options: Mapping[str, Any]) -> None:
+    for key, value in options.items():
+        if isinstance(value, dict):
+            _refuse_literal_secrets(f"{where}.options.{key}", value)
+        elif SECRET_NAME.search(key) and isinstance(value, str):
+            raise ValueError(f"{where}.options.{key} looks like a secret: write {key}: {{env: NAME}} and set the variable")
+
+
