@@ -134,7 +134,7 @@ class ResourcesSpec(Section):
 class LimitsSpec(Section):
     """What a run accepts before it stops to publish, and what an image may cost."""
 
-    max_rejected: int | float = Field(default=0.01, ge=0, strict=False)
+    max_rejected: int | float = Field(default=0.01, ge=0)
     """Rejections a partition may hold: a share below 1 (0.01), or a count (25)."""
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Pixels of one image, checked before it is decoded."""
