@@ -116,8 +116,12 @@ class Receipt:
     out_of_memory: int = 0
     """Batches that did not fit and ran again in smaller ones."""
     reasons: tuple[tuple[str, int], ...] = ()
+    failure: tuple[str, str] | None = None
+    """Code and message of an error that left no part (storage, session): the unit is simply not done yet."""
     pid: int = 0
+    """Process that ran the session."""
     peak_rss_bytes: int = 0
+    """Largest resident memory of that process so far."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
@@ -127,4 +131,5 @@ class Receipt:
         fields: dict[str, Any] = json.loads(text)
         fields["batches"] = tuple((a, b) for a, b in fields["batches"])
         fields["reasons"] = tuple((a, b) for a, b in fields["reasons"])
+        fields["failure"] = tuple(fields["failure"]) if fields["failure"] else None
         return Receipt(**fields)

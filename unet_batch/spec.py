@@ -84,6 +84,8 @@ class OutputSpec(Section):
     """Mean confidence and entropy per image, and mean probability per class (costs an exponential per pixel)."""
     compression: Literal["zstd", "snappy", "none"] = "zstd"
     """Codec of the Parquet files."""
+    buckets: int = Field(default=1, ge=1, le=4096)
+    """Objects per partition: above 2 GiB of rows split each day by a hash of the image key (each bucket is then replaced by itself)."""
     single_writer: bool = False
     """You promise that no two runs ever write here: allows stores that ignore conditional writes."""
     options: Options = {}
