@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 
 PART_METADATA = b"unet_batch.part"
 KEY_COLUMNS = ["image_key", "source_version", "page", "pages", "status", "reason"]
-BLOB_COLUMNS = ["image_key", "message", "uri", "member", "mask.bytes", "classes.list.element.rle.counts"]
 
 
 class Objects(Protocol):
@@ -110,27 +109,34 @@ def row_keys(file: pq.ParquetFile) -> list[RowKey]:
     ]
 
 
-def read_parts(store: Objects, uris: Sequence[str], fingerprint: str) -> Iterator[tuple[str, pq.ParquetFile, list[RowKey]]]:
-    """Every sound part among the URIs, opened. A damaged one is deleted, so that its unit is scored again under the same name."""
+def read_parts(
+    store: Objects, uris: Sequence[str], fingerprint: str, *, repair: bool
+) -> Iterator[tuple[str, list[RowKey]]]:
+    """Every sound part among the URIs with its rows' keys.
+
+    repair: delete a damaged part, so that its unit is scored again under the same name; else it is only left out.
+    """
     for uri, text in zip(uris, store.read_many([(uri, None) for uri in uris]), strict=True):
         if isinstance(text, NotFound):
             continue
         if isinstance(text, StorageError):
             raise text
         try:
-            file = open_rows(text)
-            declared = json.loads((file.metadata.metadata or {})[PART_METADATA])
-            keys = row_keys(file)
-            sound = declared["rows"] == len(keys) and declared["fingerprint"] == fingerprint
+            yield uri, _checked_keys(open_rows(text), fingerprint)
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-            log.warning("the part %s is damaged (%s): it is deleted, and its images are scored again", uri, error)
-            store.delete(uri)
-            continue
-        if not sound:
-            log.warning("the part %s does not hold what it declares: it is deleted, and its images are scored again", uri)
-            store.delete(uri)
-            continue
-        yield uri, file, keys
+            log.warning("the part %s is damaged and does not count: its images are scored again (%s)", uri, error)
+            if repair:
+                store.delete(uri)
+
+
+def _checked_keys(file: pq.ParquetFile, fingerprint: str) -> list[RowKey]:
+    """The part's keys, after reading all of it once, so that every page checksum was looked at."""
+    declared = json.loads((file.metadata.metadata or {})[PART_METADATA])
+    file.read()
+    keys = row_keys(file)
+    if declared["rows"] != len(keys) or declared["fingerprint"] != fingerprint:
+        raise ValueError(f"it declares {declared['rows']} rows and holds {len(keys)}")
+    return keys
 
 
 def _coverage_problem(unit: Unit, table: pa.Table) -> str | None:

@@ -1,0 +1,167 @@
+"""Planning: every open source in exactly one unit, and a placement that fits the cluster at once."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unet_batch.contract import Contract
+from unet_batch.errors import JobError
+from unet_batch.job.plan import fingerprint, halves, place, plan_partition, selected, units
+from unet_batch.model.contract import Model
+from unet_batch.records import Source, inventory_digest
+from unet_batch.spec import InputSpec, JobSpec, LimitsSpec, ModelSpec, OutputSpec, ResourcesSpec
+from unet_batch.table.publish import Commit, Published, generation
+
+MODEL = Model(
+    sha256="ab" * 32,
+    contract=Contract(),
+    input_name="image",
+    output_name="logits",
+    tile_hw=(256, 256),
+    batch=None,
+    output_layout="nchw",
+)
+
+
+def job(**limits: object) -> JobSpec:
+    return JobSpec(
+        name="test",
+        model=ModelSpec(path="model.onnx"),
+        input=InputSpec(uri="memory://archive"),
+        output=OutputSpec(uri="memory://output"),
+        limits=LimitsSpec(**limits),
+    )
+
+
+def sources(count: int, *, shard: str | None = None, size_bytes: int = 1000) -> list[Source]:
+    if shard is None:
+        return [Source(f"memory://archive/{i:05}.png", f"etag:{i}", size_bytes=size_bytes) for i in range(count)]
+    return [Source(shard, "etag:1", f"{i:05}.png", size_bytes=size_bytes) for i in range(count)]
+
+
+def planned(found: list[Source], done: dict[str, str] | None = None):
+    return plan_partition("all", found, mark="f" * 64, published=None, done=done or {}, parts=())
+
+
+def published(found: list[Source], mark: str) -> Published:
+    digest = inventory_digest(found)
+    return Published("etag:x", Commit(generation(mark, digest), "all", mark, "m", digest, "run", len(found), len(found), 0, ""))
+
+
+@given(
+    loose=st.integers(0, 300),
+    members=st.integers(0, 120),
+    size_bytes=st.integers(0, 20 << 20),
+    workers=st.integers(1, 64),
+    cap=st.one_of(st.none(), st.integers(1, 50)),
+)
+def test_every_open_source_is_in_exactly_one_unit(loose, members, size_bytes, workers, cap):
+    """Units partition the open sources, whatever their sizes and the number of workers."""
+    found = sources(loose, size_bytes=size_bytes) + sources(members, shard="memory://a.tar", size_bytes=size_bytes)
+    made = units(planned(found), job(unit_images=cap), "f" * 64, workers=workers)
+    assert sorted(s.key for u in made for s in u.sources) == sorted(s.key for s in found)
+    assert len({u.unit_id for u in made}) == len(made)
+
+
+@given(count=st.integers(1, 200), workers=st.integers(1, 8))
+def test_a_unit_never_mixes_two_shards(count, workers):
+    """A tar member and a loose file are never read by the same unit."""
+    found = sources(count) + sources(count, shard="memory://a.tar") + sources(count, shard="memory://b.tar")
+    for unit in units(planned(found), job(), "f" * 64, workers=workers):
+        assert len({(s.uri if s.member else "") for s in unit.sources}) == 1
+
+
+def test_units_shrink_towards_the_end():
+    """The last units are small, so that no worker is alone for long."""
+    sizes = [len(u.sources) for u in units(planned(sources(1000)), job(), "f" * 64, workers=2)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == 32
+    assert sizes[-1] <= 4
+
+
+def test_a_unit_holds_few_images_when_they_are_large():
+    """Encoded bytes bound a unit, because decoded sizes are not known yet."""
+    assert all(len(u.sources) == 1 for u in units(planned(sources(20, size_bytes=9 << 20)), job(), "f" * 64, workers=1))
+
+
+def test_a_unit_is_named_by_its_content():
+    """Order does not change the name; a version, a key or the fingerprint does."""
+    found = sources(3)
+    name = units(planned(found), job(), "f" * 64, workers=1)[0].unit_id
+    assert units(planned(found[::-1]), job(), "f" * 64, workers=1)[0].unit_id == name
+    assert units(planned(found), job(), "0" * 64, workers=1)[0].unit_id != name
+    changed = [*found[:2], Source(found[2].uri, "etag:new", size_bytes=1000)]
+    assert units(planned(changed), job(), "f" * 64, workers=1)[0].unit_id != name
+
+
+def test_a_source_with_a_row_of_its_version_is_not_open():
+    """Work is skipped by key and version: a changed image is scored again."""
+    found = sources(4)
+    plan = planned(found, {found[0].key: found[0].version, found[1].key: "etag:old"})
+    assert [s.key for s in plan.open] == [s.key for s in found[1:]]
+    assert plan.state == "partial"
+
+
+def test_halving_ends_in_single_isolated_images():
+    """A lost unit is halved until every image was alone."""
+    [unit] = units(planned(sources(4)), job(unit_images=4), "f" * 64, workers=1)
+    quarters = [q for half in halves(unit, "f" * 64) for q in halves(half, "f" * 64)]
+    assert [len(q.sources) for q in quarters] == [1, 1, 1, 1]
+    assert all(q.isolate for q in quarters)
+
+
+def test_the_same_inventory_under_the_same_fingerprint_is_up_to_date():
+    """Equal generations mean equal rows, so nothing is open."""
+    found = sources(3)
+    plan = plan_partition("all", found, mark="f" * 64, published=published(found, "f" * 64), done={}, parts=())
+    assert plan.state == "published"
+    assert plan.open == ()
+
+
+@pytest.mark.parametrize("mark", ["f" * 64, "0" * 64])
+def test_another_inventory_or_fingerprint_is_stale(mark):
+    """A late image or a new model makes a published partition stale, which `missing` leaves alone and `all` takes."""
+    found = sources(3)
+    was = found[:2] if mark == "f" * 64 else found
+    plan = plan_partition("all", found, mark="f" * 64, published=published(was, mark), done={}, parts=())
+    assert plan.state == "stale"
+    assert selected([plan], "missing") == []
+    assert selected([plan], "all") == [plan]
+
+
+def test_the_fingerprint_changes_with_what_changes_a_result_only():
+    """Pixels limits and tiling enter; resources, batches and unit sizes do not."""
+    mark = fingerprint(job(), MODEL)
+    assert fingerprint(job(unit_images=3, max_rejected=0.5), MODEL) == mark
+    assert fingerprint(job().model_copy(update={"resources": ResourcesSpec(infer_actors=3)}), MODEL) == mark
+    assert fingerprint(job(max_image_pixels=10), MODEL) != mark
+
+
+@given(cpus=st.integers(1, 256), infer=st.one_of(st.none(), st.integers(1, 64)), load=st.one_of(st.none(), st.integers(1, 64)))
+def test_all_actors_fit_a_cpu_cluster_at_once(cpus, infer, load):
+    """Nothing waits for a CPU that another actor holds: the sum of all requests is at most what there is."""
+    where = place(cpus, 0, ResourcesSpec(infer_actors=infer, load_actors=load), cuda=False, gpu_share=1.0)
+    assert where.infer_actors * where.infer_cpus + where.load_actors * where.load_cpus <= cpus
+    assert where.infer_actors * where.threads <= max(cpus, where.infer_actors)
+
+
+@given(cpus=st.integers(2, 256), gpus=st.integers(1, 8), share=st.sampled_from([0.25, 0.5, 1.0]))
+def test_all_actors_fit_a_gpu_cluster_at_once(cpus, gpus, share):
+    """A session actor per GPU share, Load on the rest, and never more than there is."""
+    where = place(cpus, gpus, ResourcesSpec(), cuda=True, gpu_share=share)
+    assert where.infer_actors * where.infer_gpus <= gpus
+    assert where.infer_actors * where.infer_cpus + where.load_actors * where.load_cpus <= cpus + 1e-9
+
+
+def test_a_16_core_node_with_one_gpu_decodes_on_all_other_cores():
+    """One session actor, and Load on what is left."""
+    where = place(16, 1, ResourcesSpec(), cuda=True, gpu_share=1.0)
+    assert (where.infer_actors, where.infer_gpus, where.load_actors) == (1, 1.0, 14)
+
+
+def test_cuda_without_a_gpu_is_refused_with_a_sentence():
+    """No silent fallback: the sentence says what to do."""
+    with pytest.raises(JobError, match="add a GPU node"):
+        place(16, 0, ResourcesSpec(), cuda=True, gpu_share=1.0)

@@ -1,0 +1,142 @@
+"""Reconciliation: what is lost goes round again, smaller and isolated, and every unit ends in a row or stays open."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from unet_batch.errors import ImageError, ProviderMissing, Reason, UnetBatchError
+from unet_batch.job.reconcile import score
+from unet_batch.records import Receipt, Source, Unit, unit_id
+
+MARK = "f" * 64
+
+
+def unit(*names: str) -> Unit:
+    found = tuple(Source(f"memory://a/{n}", "v1") for n in names)
+    return Unit(unit_id(MARK, found), "all", "images", found)
+
+
+class FakeExecutor:
+    """Loses or fails units by a written rule; counts how often each image was tried."""
+
+    name = "fake"
+    workers = 2
+
+    def __init__(self, verdict: Callable[[Unit, int], tuple[str, str] | str | None]) -> None:
+        self.verdict = verdict
+        self.tries: Counter[str] = Counter()
+        self.passes: list[int] = []
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
+        self.passes.append(len(units))
+        for u in units:
+            for s in u.sources:
+                self.tries[s.uri[-1]] += 1
+            found = self.verdict(u, max(self.tries[s.uri[-1]] for s in u.sources))
+            if found == "lost":
+                continue
+            failure = found if isinstance(found, tuple) else None
+            rows = 0 if failure else len(u.sources)
+            yield Receipt(u.unit_id, u.partition, rows, rows, 0, failure=failure)
+
+    def close(self) -> None:
+        pass
+
+
+def drive(executor: FakeExecutor, *units: Unit):
+    done: Counter[str] = Counter()
+    rejected: dict[str, Reason] = {}
+
+    def reject(u: Unit, error: ImageError) -> Receipt:
+        assert len(u.sources) == 1
+        rejected[u.sources[0].uri[-1]] = error.reason
+        return Receipt(u.unit_id, u.partition, 1, 0, 1)
+
+    def arrived(u: Unit, receipt: Receipt) -> None:
+        done.update(s.uri[-1] for s in u.sources)
+
+    outcome = score(executor, units, MARK, done=arrived, reject=reject)
+    return done, rejected, outcome
+
+
+def test_one_poisonous_image_costs_itself_only():
+    """Seven neighbours are scored, the poison becomes one rejection, each image ends exactly once."""
+    executor = FakeExecutor(lambda u, _: "lost" if any(s.uri.endswith("d") for s in u.sources) else None)
+    done, rejected, outcome = drive(executor, unit(*"abcdefgh"), unit("x"), unit("y"), unit("z"))
+    assert done == Counter("abcdefghxyz")
+    assert rejected == {"d": Reason.MODEL_CRASHED}
+    assert outcome.open == []
+
+
+def test_a_poisonous_image_ends_after_few_tries():
+    """Alone in a unit of 8: once whole, once isolated, three halvings, and one more try alone."""
+    executor = FakeExecutor(lambda u, _: "lost" if any(s.uri.endswith("d") for s in u.sources) else None)
+    drive(executor, unit(*"abcdefgh"), unit("x"), unit("y"), unit("z"))
+    assert executor.tries["d"] == 6
+
+
+def test_a_unit_lost_once_is_scored_in_isolation():
+    """An innocent unit that was in flight in a dying process comes back whole."""
+    executor = FakeExecutor(lambda u, tries: "lost" if tries == 1 and "a" in u.sources[0].uri[-1] else None)
+    done, rejected, _ = drive(executor, unit("a", "b"), unit("c"), unit("d"))
+    assert (done, rejected) == (Counter("abcd"), {})
+    assert executor.passes == [3, 1]
+
+
+def test_a_storage_fault_leaves_the_unit_open_after_bounded_retries():
+    """Infrastructure never becomes a row: the unit is simply not done."""
+    executor = FakeExecutor(lambda u, _: ("storage.unavailable", "503") if u.sources[0].uri.endswith("a") else None)
+    done, rejected, outcome = drive(executor, unit("a"), unit("b"), unit("c"))
+    assert done == Counter("bc")
+    assert rejected == {}
+    assert [u.sources[0].uri[-1] for u in outcome.open] == ["a"]
+    assert outcome.failures == {"storage.unavailable": "503"}
+    assert executor.tries["a"] == 3
+
+
+def test_an_image_that_the_model_fails_on_is_rejected_alone():
+    """A failing session.run is narrowed down by halving."""
+    executor = FakeExecutor(
+        lambda u, _: ("session.failed", "bad shape") if any(s.uri.endswith("b") for s in u.sources) else None
+    )
+    done, rejected, _ = drive(executor, unit("a", "b", "c", "d"), unit("e"), unit("f"), unit("g"))
+    assert done == Counter("abcdefg")
+    assert rejected == {"b": Reason.MODEL_FAILED}
+
+
+def test_a_missing_provider_stops_the_run_at_once():
+    """What no retry can mend is raised as the error it is, with its exit code."""
+    executor = FakeExecutor(lambda u, _: ("session.provider_missing", "no CUDA here"))
+    with pytest.raises(ProviderMissing, match="no CUDA here"):
+        drive(executor, unit("a"), unit("b"))
+
+
+@pytest.mark.parametrize("verdict", ["lost", ("unexpected", "TypeError: oops")])
+def test_when_most_units_fail_no_image_is_blamed(verdict):
+    """A fault of the machinery must not turn an archive into rejections."""
+    executor = FakeExecutor(lambda u, _: verdict)
+    with pytest.raises(UnetBatchError, match="not in their images"):
+        drive(executor, *(unit(n) for n in "abcdef"))
+
+
+def test_a_unit_that_ran_twice_counts_once():
+    """Ray may run a task twice; the second receipt changes nothing."""
+
+    class Twice(FakeExecutor):
+        def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
+            for receipt in super().run(units):
+                yield receipt
+                yield receipt
+
+    done, _, _ = drive(Twice(lambda u, _: None), unit("a", "b"))
+    assert done == Counter("ab")
+
+
+def test_a_unit_that_decodes_to_too_much_is_halved_without_suspicion():
+    """Large pictures are no poison: halves are not isolated and nobody is rejected."""
+    executor = FakeExecutor(lambda u, _: ("unit.too_large", "") if len(u.sources) > 1 else None)
+    done, rejected, _ = drive(executor, unit("a", "b", "c"))
+    assert (done, rejected) == (Counter("abc"), {})

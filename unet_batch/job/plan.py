@@ -1,0 +1,184 @@
+"""What is to be done, as pure functions: fingerprint, open sources, units, placement.
+
+Knows nothing of stores, Ray or pixels, and is small enough to print. Work is skipped by image key and version, never by the
+name of a part, so slices may shift between two runs without an image being scored twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from unet_batch.errors import JobError
+from unet_batch.model.contract import Model
+from unet_batch.records import Source, Unit, inventory_digest, unit_id
+from unet_batch.spec import JobSpec, ResourcesSpec
+from unet_batch.table.publish import Published, generation
+from unet_batch.table.rows import SCHEMA_VERSION, SCORING_REVISION
+
+State = Literal["published", "stale", "partial", "missing"]
+Select = Literal["missing", "all"]
+
+UNIT_IMAGES = 32
+UNIT_ENCODED_BYTES = 8 << 20
+"""A plan knows encoded sizes only; JPEGs inflate about tenfold, so a unit stays near 100 MiB decoded."""
+SMALLEST_UNIT_IMAGES = 4
+
+
+def fingerprint(job: JobSpec, model: Model) -> str:
+    """64 hex digits over all that changes a result. Never resources, batch sizes, unit sizes, stores or worker counts.
+
+    Providers stay outside (CUDA and CPU differ in the last bits only); precision is inside.
+    """
+    parts = {
+        "model": model.sha256,
+        "engine": job.model.engine,
+        "contract": model.contract.model_dump(mode="json"),
+        "precision": job.session.precision,
+        "tiling": job.tiling.model_dump(mode="json"),
+        "masks": sorted(job.output.masks),
+        "confidence": job.output.confidence,
+        "max_image_pixels": job.limits.max_image_pixels,
+        "max_image_bytes": job.limits.max_image_bytes,
+        "scoring_revision": SCORING_REVISION,
+        "schema_version": SCHEMA_VERSION,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionPlan:
+    """One partition: what it should hold, what is there, and what is left to score."""
+
+    partition: str
+    sources: tuple[Source, ...]
+    """The inventory."""
+    published: Published | None
+    state: State
+    scored: int
+    """Sources that already have rows, published under this fingerprint or staged."""
+    open: tuple[Source, ...]
+    """Sources without a row."""
+    parts: tuple[str, ...]
+    """Staged parts of this fingerprint."""
+
+    @property
+    def up_to_date(self) -> bool:
+        return self.state == "published"
+
+
+def plan_partition(
+    partition: str,
+    sources: Sequence[Source],
+    *,
+    mark: str,
+    published: Published | None,
+    done: Mapping[str, str],
+    parts: Sequence[str],
+) -> PartitionPlan:
+    """Compare an inventory with what is there.
+
+    mark: the job's fingerprint. done: version by source key, of all rows published under it or staged.
+    """
+    remaining = tuple(s for s in sources if done.get(s.key) != s.version)
+    if published is not None and published.commit.generation == generation(mark, inventory_digest(sources)):
+        return PartitionPlan(partition, tuple(sources), published, "published", len(sources), (), tuple(parts))
+    state: State = "stale" if published is not None else "partial" if len(remaining) < len(sources) else "missing"
+    return PartitionPlan(
+        partition, tuple(sources), published, state, len(sources) - len(remaining), remaining, tuple(parts)
+    )
+
+
+def selected(plans: Iterable[PartitionPlan], select: Select) -> list[PartitionPlan]:
+    """The partitions that a run works on: `missing` has no published rows, `all` is whatever is not up to date."""
+    return [p for p in plans if not p.up_to_date and (select == "all" or p.published is None)]
+
+
+def units(plan: PartitionPlan, job: JobSpec, mark: str, *, workers: int) -> list[Unit]:
+    """The open sources of a partition in slices of one shard or of its loose files, largest first."""
+    cap = job.limits.unit_images or UNIT_IMAGES
+    found = []
+    for shard in _by_shard(plan.open, job):
+        for piece in _slices(shard, cap=cap, workers=workers):
+            found.append(Unit(unit_id(mark, piece), plan.partition, job.input.format, tuple(piece)))
+    return sorted(found, key=lambda unit: -len(unit.sources))
+
+
+def halves(unit: Unit, mark: str) -> list[Unit]:
+    """The unit again in two, each to be decoded in isolation; a unit of one image is returned whole."""
+    middle = (len(unit.sources) + 1) // 2
+    pieces = [p for p in (unit.sources[:middle], unit.sources[middle:]) if p]
+    return [Unit(unit_id(mark, piece), unit.partition, unit.format, piece, isolate=True) for piece in pieces]
+
+
+def _by_shard(sources: Sequence[Source], job: JobSpec) -> Iterator[list[Source]]:
+    """Loose files together, each container by itself."""
+    loose = [s for s in sources if s.member is None]
+    if loose:
+        yield loose
+    containers: dict[str, list[Source]] = {}
+    for source in sources:
+        if source.member is not None:
+            containers.setdefault(source.uri, []).append(source)
+    yield from containers.values()
+
+
+def _slices(sources: Sequence[Source], *, cap: int, workers: int) -> Iterator[Sequence[Source]]:
+    """Slices that shrink towards the end (guided self-scheduling), so that no actor works long after the others are done."""
+    begin = 0
+    while begin < len(sources):
+        left = len(sources) - begin
+        count = max(1, min(cap, max(SMALLEST_UNIT_IMAGES, left // (4 * workers))))
+        end, size = begin, 0
+        while end < min(begin + count, len(sources)):
+            size += sources[end].size_bytes
+            if end > begin and size > UNIT_ENCODED_BYTES:
+                break
+            end += 1
+        yield sources[begin:end]
+        begin = end
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which actors a run asks for. CPU shares are accounting for the scheduler; threads are what a session really uses."""
+
+    load_actors: int
+    load_cpus: float
+    infer_actors: int
+    infer_cpus: float
+    infer_gpus: float
+    threads: int
+
+
+def place(cpus: float, gpus: float, resources: ResourcesSpec, *, cuda: bool, gpu_share: float) -> Placement:
+    """Actors that fit a cluster all at once, so that no stage waits for a CPU that another holds.
+
+    On CPUs: a session actor per core with one thread each (two threads per actor on two cores were 33 % slower), and as
+    many Load actors; both are runnable at once and the operating system shares the cores by demand, so either stage may
+    be the slow one. On GPUs: a session actor per GPU share, and Load on all other cores.
+    Raises JobError when the cluster cannot hold one actor of each kind.
+    """
+    if cpus < 1:
+        raise JobError(f"the cluster offers {cpus:g} CPUs; one is the least that a run needs")
+    if cuda:
+        if gpus < gpu_share:
+            raise JobError(
+                f"session.providers asks for cuda, and the cluster offers {gpus:g} GPUs: add a GPU node, or set session.providers=[cpu]"
+            )
+        infer = resources.infer_actors or int(gpus / gpu_share)
+        infer_cpus = min(1.0, cpus / (2 * infer))
+        left = cpus - infer * infer_cpus
+        load = resources.load_actors or max(1, int(left - 1 if left > 4 else left))
+        return Placement(load, min(1.0, left / load), infer, infer_cpus, gpu_share, 1)
+    infer = resources.infer_actors or max(1, int(cpus))
+    load = resources.load_actors or max(1, int(cpus))
+    share = cpus / (infer + load)
+    return Placement(load, _floor(min(1.0, share)), infer, _floor(min(1.0, share)), 0.0, max(1, int(cpus / infer)))
+
+
+def _floor(share: float) -> float:
+    return int(share * 1000) / 1000  # Ray counts CPUs in ten-thousandths; never ask for more than there is

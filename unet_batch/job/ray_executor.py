@@ -1,0 +1,273 @@
+"""The stages as Ray actors. The only module that knows Ray.
+
+One Ray row is one unit and `batch_size` is 1, because blocks are no unit of commit: image rows in blocks were mixed
+between units in half of the calls. Ray's own success proves nothing (it drops blocks), so this module only promises
+receipts for what was really done; the caller compares them with its plan. Actors always come back (`max_restarts=-1`: a
+bounded pool can be emptied and hangs, ray#62746), tasks do not (`max_task_retries=1`), so a poisonous unit ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import queue
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from unet_batch.errors import JobError, SessionBroken, UnetBatchError
+from unet_batch.job.plan import Placement, place
+from unet_batch.job.worker import Settings, build_infer, build_load
+from unet_batch.model.session import Device
+from unet_batch.records import Receipt, Unit
+
+log = logging.getLogger(__name__)
+
+SILENCE_S = 1200.0
+"""Without a receipt for this long beyond a unit's own limit, a pass is given up and its open units are planned again."""
+OBJECT_STORE_BYTES = 1 << 30
+"""Embedded Ray: room for some tens of loaded units; the default would take a third of the machine."""
+ACTOR_STARTS = 3
+INFER_THREADS = 2
+"""Units in one session actor at once: while one is in session.run, the other is cut, encoded or put."""
+
+
+class _Deadlines:
+    """Ends this process when a stage works on one unit for too long.
+
+    faulthandler's timer lives in C, so it fires even when a decoder hangs with the GIL held. There is one timer per process:
+    it is always set to the earliest deadline of the units that are being worked on.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._ends: list[float] = []
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        end = time.monotonic() + self._timeout_s
+        self._change(add=end)
+        try:
+            yield
+        finally:
+            self._change(remove=end)
+
+    def _change(self, *, add: float | None = None, remove: float | None = None) -> None:
+        with self._lock:
+            if add is not None:
+                self._ends.append(add)
+            if remove is not None:
+                self._ends.remove(remove)
+            if self._ends:
+                left_s = max(min(self._ends) - time.monotonic(), 0.001)
+                faulthandler.dump_traceback_later(left_s, exit=True, file=sys.__stderr__)
+            else:
+                faulthandler.cancel_dump_traceback_later()
+
+
+class LoadActor:
+    """Load in a Ray actor: a unit in, its pixels out, as one row."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._load = build_load(settings)
+        self._deadline = _Deadlines(settings.job.limits.unit_timeout_s)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        from unet_batch.job.stages import to_arrow
+
+        with self._deadline():
+            return to_arrow(self._load(Unit.from_json(table.column("unit")[0].as_py())))
+
+
+class InferActor:
+    """Infer in a Ray actor: a loaded unit in, its receipt out, as one row."""
+
+    def __init__(self, settings: Settings, threads: int, gpu_share: float) -> None:
+        self._deadline = _Deadlines(settings.job.limits.unit_timeout_s)
+        self._failure: tuple[str, str] | None = None
+        try:
+            self._infer = build_infer(settings, Device(threads=threads, gpu_share=gpu_share or None))
+        except UnetBatchError as error:  # told by every receipt: an actor whose start fails is retried by Ray without an end
+            self._failure = (error.code, str(error))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        from unet_batch.job.stages import from_arrow
+
+        if self._failure is not None:
+            unit = Unit.from_json(table.column("unit")[0].as_py())
+            return _receipt_row(Receipt(unit.unit_id, unit.partition, 0, 0, 0, failure=self._failure))
+        try:
+            with self._deadline():
+                return _receipt_row(self._infer(from_arrow(table)))
+        except SessionBroken:
+            log.exception("the session is broken: this process leaves, and a fresh one takes its place")
+            os._exit(1)  # an exception would keep the broken process; ray.actor.exit_actor() is not restarted
+
+
+class RayExecutor:
+    """Scores units with one Ray Data pipeline per pass, on an embedded Ray or on a cluster."""
+
+    name = "ray"
+
+    def __init__(self, settings: Settings, *, address: str | None = None) -> None:
+        import ray
+
+        self._settings = settings
+        started = time.perf_counter()
+        if address is None:
+            _start_embedded()
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level="error")
+        self.start_s = time.perf_counter() - started
+        have = ray.cluster_resources()
+        job = settings.job
+        self.placement: Placement = place(
+            have.get("CPU", 0.0),
+            have.get("GPU", 0.0),
+            job.resources,
+            cuda=job.session.providers[0] == "cuda",
+            gpu_share=job.session.gpu_share,
+        )
+        self.workers = self.placement.infer_actors
+        _quiet_ray_data()
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
+        """Receipts as they arrive, in any order; units of processes that died have none."""
+        receipts: queue.Queue[Receipt | BaseException | None] = queue.Queue()
+        stopping = threading.Event()
+        feeder = threading.Thread(target=self._consume, args=(units, receipts, stopping), daemon=True)
+        feeder.start()
+        patience_s = SILENCE_S + self._settings.job.limits.unit_timeout_s
+        try:
+            while True:
+                try:
+                    found = receipts.get(timeout=patience_s)
+                except queue.Empty:
+                    log.error("no unit was finished for %.0f s; this pass is given up and its open units are planned again", patience_s)
+                    return
+                if found is None:
+                    return
+                if isinstance(found, BaseException):
+                    raise found
+                yield found
+        finally:
+            stopping.set()
+
+    def close(self) -> None:
+        """Leave the cluster; an embedded one ends."""
+        import ray
+
+        ray.shutdown()
+
+    def _consume(
+        self, units: Sequence[Unit], receipts: queue.Queue[Receipt | BaseException | None], stopping: threading.Event
+    ) -> None:
+        try:
+            for batch in self._pipeline(units).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+                for text in batch.column("receipt").to_pylist():
+                    receipts.put(Receipt.from_json(text))
+                if stopping.is_set():
+                    return
+            receipts.put(None)
+        except Exception as error:  # noqa: BLE001 - whatever Ray raises ends the pass in the caller's thread
+            receipts.put(_explained(error))
+
+    def _pipeline(self, units: Sequence[Unit]) -> Any:
+        """from_items has no read tasks, which would wait for CPUs that the actors hold (measured: no progress in 100 s on 2 CPUs)."""
+        import ray
+        from ray.data import ActorPoolStrategy
+
+        where = self.placement
+        rows = [{"unit": unit.to_json()} for unit in units]
+        return (
+            ray.data.from_items(rows, override_num_blocks=len(rows))
+            .map_batches(
+                LoadActor,
+                fn_constructor_args=(self._settings,),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(size=min(where.load_actors, len(rows)), max_tasks_in_flight_per_actor=2),
+                num_cpus=where.load_cpus,
+                max_restarts=-1,
+                max_task_retries=1,
+            )
+            .map_batches(
+                InferActor,
+                fn_constructor_args=(self._settings, where.threads, where.infer_gpus),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ActorPoolStrategy(
+                    size=min(where.infer_actors, len(rows)),
+                    max_tasks_in_flight_per_actor=4,
+                    max_concurrent_calls_per_actor=INFER_THREADS,
+                    enable_true_multi_threading=True,
+                ),
+                num_cpus=where.infer_cpus,
+                num_gpus=where.infer_gpus or None,
+                max_restarts=-1,
+                max_task_retries=1,
+            )
+        )
+
+
+def _start_embedded() -> None:
+    """An own Ray in this machine's cores, silent: its log files keep what it has to say."""
+    import ray
+
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with _native_stderr_closed():
+        ray.init(
+            address="local",  # a bare init joins whatever cluster happens to run on the machine
+            num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            object_store_memory=OBJECT_STORE_BYTES,
+        )
+
+
+@contextlib.contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Ray's C++ part announces its own log level on file descriptor 2; failures to start still raise."""
+    saved = os.dup(2)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _receipt_row(receipt: Receipt) -> pa.Table:
+    return pa.table({"receipt": pa.array([receipt.to_json()], pa.large_binary())})
+
+
+def _quiet_ray_data() -> None:
+    """Bounded errors are ours to count (the caller reconciles), progress is drawn from receipts, and a queue for GPUs may last the night."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.max_errored_blocks = -1
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = -1
+    context.actor_init_retry_on_errors = True
+    context.actor_init_max_retries = ACTOR_STARTS
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")  # max_restarts has no named parameter in Ray 2.60
+
+
+def _explained(error: BaseException) -> BaseException:
+    if isinstance(error, UnetBatchError):
+        return error
+    return JobError(f"Ray could not run the pipeline: {' '.join(str(error).split())[:2000]}") if isinstance(error, ValueError) else error

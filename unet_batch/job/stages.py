@@ -1,0 +1,354 @@
+"""The two stages of a unit: Load reads, decodes and fits; Infer cuts, scores, reduces and stages the part.
+
+Both are plain callables, run by a loop or by Ray actors alike; neither knows Ray. Between them a unit is one row: its
+sources and geometry as JSON, and all fitted pixels in one buffer in their source dtype.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from unet_batch.archive.decode import Page, decode, encode_png
+from unet_batch.archive.isolate import IsolatedDecoder
+from unet_batch.archive.shards import read_unit
+from unet_batch.archive.storage import Storage
+from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken, UnetBatchError
+from unet_batch.imaging.postprocess import reduce
+from unet_batch.imaging.preprocess import Geometry, fit, normalize
+from unet_batch.imaging.tiling import Canvas, cut, grid
+from unet_batch.model.batching import Batcher, Tile
+from unet_batch.model.contract import Model
+from unet_batch.records import Receipt, Unit
+from unet_batch.spec import JobSpec
+from unet_batch.table.layout import Layout
+from unet_batch.table.parts import write_part
+from unet_batch.table.rows import Provenance, prediction_row, rejection_row
+
+log = logging.getLogger(__name__)
+
+ALIGNMENT = 64
+"""Every image starts at a multiple of this, so that its bytes can be viewed as any dtype."""
+MAX_UNIT_PIXEL_BYTES = 1 << 30
+"""A unit that decodes to more is handed back to be halved: a plan sees encoded sizes only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One page of a loaded unit: where its pixels lie, or why there are none."""
+
+    source: int
+    """Position in the unit."""
+    page: int
+    pages: int
+    height: int
+    width: int
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    offset: int = 0
+    geometry: Geometry | None = None
+    reason: str | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A unit between the stages."""
+
+    unit: Unit
+    entries: tuple[Entry, ...]
+    pixels: np.ndarray
+    """uint8, all fitted pictures one after the other."""
+    read_bytes: int = 0
+    read_s: float = 0.0
+    decode_s: float = 0.0
+    failure: tuple[str, str] | None = None
+    """Code and message where the unit could not be read at all."""
+
+
+class Load:
+    """Reads, decodes and fits the images of a unit."""
+
+    def __init__(self, job: JobSpec, model: Model) -> None:
+        self._job = job
+        self._model = model
+        self._storage = Storage(job.input.options, threads=job.resources.fetch_threads)
+
+    def __call__(self, unit: Unit) -> Loaded:
+        """The unit with its pixels; a fault of the machinery comes back as `failure`, never as a row."""
+        try:
+            return self._load(unit)
+        except UnetBatchError as error:
+            return Loaded(unit, (), np.empty(0, np.uint8), failure=(error.code, str(error)))
+        except Exception as error:  # noqa: BLE001 - the stage boundary: one image's surprise must not look like a dead process
+            log.exception("Load failed on unit %s", unit.unit_id)
+            return Loaded(unit, (), np.empty(0, np.uint8), failure=("unexpected", f"{type(error).__name__}: {error}"))
+
+    def _load(self, unit: Unit) -> Loaded:
+        pack = _Pack()
+        entries: list[Entry] = []
+        read_bytes, read_s, decode_s = 0, 0.0, 0.0
+        isolated = IsolatedDecoder(self._model.contract.input, self._job.limits) if unit.isolate else None
+        try:
+            clock = time.perf_counter()
+            for position, (_, found) in enumerate(read_unit(self._storage, self._job.input, unit, self._job.limits)):
+                read_s += time.perf_counter() - clock
+                clock = time.perf_counter()
+                if isinstance(found, ImageError):
+                    entries.append(_rejected(position, found))
+                else:
+                    read_bytes += len(found)
+                    entries += [self._entry(position, page, pack) for page in self._pages(found, isolated)]
+                decode_s += time.perf_counter() - clock
+                clock = time.perf_counter()
+                if pack.size > MAX_UNIT_PIXEL_BYTES and len(unit.sources) > 1:
+                    message = f"its pictures decode to more than {MAX_UNIT_PIXEL_BYTES} bytes"
+                    return Loaded(unit, (), np.empty(0, np.uint8), failure=("unit.too_large", message))
+        finally:
+            if isolated is not None:
+                isolated.close()
+        return Loaded(unit, tuple(entries), pack.joined(), read_bytes, read_s, decode_s)
+
+    def _pages(self, data: bytes, isolated: IsolatedDecoder | None) -> Iterator[Page]:
+        if isolated is not None:
+            yield from isolated.decode(data)
+        else:
+            yield from decode(data, self._model.contract.input, self._job.limits)
+
+    def _entry(self, position: int, page: Page, pack: _Pack) -> Entry:
+        if isinstance(page.content, ImageError):
+            return replace(_rejected(position, page.content), page=page.page, pages=page.pages, height=page.height, width=page.width)
+        try:
+            fitted, geometry = fit(
+                page.content, self._model.contract.input, tile_hw=self._model.tile_hw, source_hw=(page.height, page.width)
+            )
+        except ImageError as error:
+            return replace(_rejected(position, error), page=page.page, pages=page.pages, height=page.height, width=page.width)
+        offset = pack.add(fitted)
+        return Entry(
+            position, page.page, page.pages, page.height, page.width, fitted.dtype.str, fitted.shape, offset, geometry
+        )
+
+
+class Infer:
+    """Scores a loaded unit and leaves its part."""
+
+    def __init__(self, job: JobSpec, batcher: Batcher, provenance: Provenance) -> None:
+        self._job = job
+        self._batcher = batcher
+        self._model = batcher.session.model
+        self._provenance = provenance
+        self._storage = Storage(job.output.options)
+        self._layout = Layout(job.output.uri)
+
+    def __call__(self, loaded: Loaded) -> Receipt:
+        """The receipt of the unit's part; a fault of the machinery comes back as `failure`. SessionBroken escapes: replace the process."""
+        if loaded.failure is not None:
+            return _failed(loaded.unit, loaded.failure)
+        try:
+            return self._score(loaded)
+        except SessionBroken:
+            raise
+        except UnetBatchError as error:
+            return _failed(loaded.unit, (error.code, str(error)))
+        except Exception as error:  # noqa: BLE001 - as above
+            log.exception("Infer failed on unit %s", loaded.unit.unit_id)
+            return _failed(loaded.unit, ("unexpected", f"{type(error).__name__}: {error}"))
+
+    def _score(self, loaded: Loaded) -> Receipt:
+        start = time.perf_counter()
+        before = self._batcher.counters()
+        rows: list[dict[str, Any] | None] = [None] * len(loaded.entries)
+        images: dict[int, _Image] = {}
+        for tile, result in self._batcher.run(self._tiles(loaded, images, rows)):
+            image = images[tile.image]
+            if isinstance(result, OutOfMemory):
+                image.error = ImageError(Reason.MODEL_OUT_OF_MEMORY, "one tile alone does not fit into memory")
+            elif image.error is None:
+                image.canvas.add(tile.box, result)
+            image.waiting -= 1
+            if not image.waiting:
+                rows[tile.image] = self._row(loaded, tile.image, image)
+                del images[tile.image]
+        done = [row for row in rows if row is not None]
+        write_part(
+            self._storage, self._layout, loaded.unit, done, self._provenance, compression=self._job.output.compression
+        )
+        used = self._batcher.counters() - before
+        rejected = Counter(row["reason"] for row in done if row["status"] == "rejected")
+        return Receipt(
+            unit_id=loaded.unit.unit_id,
+            partition=loaded.unit.partition,
+            rows=len(done),
+            ok=len(done) - rejected.total(),
+            rejected=rejected.total(),
+            images_read_bytes=loaded.read_bytes,
+            provider=self._batcher.session.provider,
+            read_s=loaded.read_s,
+            decode_s=loaded.decode_s,
+            session_s=used.session_s,
+            encode_s=max(0.0, time.perf_counter() - start - used.session_s),
+            batches=tuple(sorted(used.batches.items())),
+            out_of_memory=used.out_of_memory,
+            reasons=tuple(sorted(rejected.items())),
+            pid=os.getpid(),
+            peak_rss_bytes=_peak_rss_bytes(),
+        )
+
+    def _tiles(
+        self, loaded: Loaded, images: dict[int, _Image], rows: list[dict[str, Any] | None]
+    ) -> Iterator[Tile]:
+        """Every tile of every picture, lazily; rejections become rows on the way."""
+        for index, entry in enumerate(loaded.entries):
+            if entry.geometry is None:
+                rows[index] = self._rejection(loaded, index, ImageError(Reason(entry.reason), entry.message))
+                continue
+            try:
+                picture = normalize(_pixels(loaded, entry), entry.geometry, self._model.contract.input)
+            except ImageError as error:
+                rows[index] = self._rejection(loaded, index, error)
+                continue
+            tile_hw = self._model.tile_hw or entry.geometry.fitted_hw
+            boxes = grid(entry.geometry.fitted_hw, tile_hw, self._job.tiling.overlap)
+            images[index] = _Image(Canvas(entry.geometry.fitted_hw, tile_hw, self._job.tiling), len(boxes))
+            for box in boxes:
+                yield Tile(index, box, cut(picture, box))
+
+    def _row(self, loaded: Loaded, index: int, image: _Image) -> dict[str, Any]:
+        entry = loaded.entries[index]
+        if image.error is not None:
+            return self._rejection(loaded, index, image.error)
+        assert entry.geometry is not None
+        output = self._job.output
+        try:
+            prediction = reduce(
+                image.canvas.finished(),
+                entry.geometry,
+                self._model.contract.output,
+                rle="rle" in output.masks,
+                confidence=output.confidence,
+            )
+        except ImageError as error:
+            return self._rejection(loaded, index, error)
+        png = None
+        if "png" in output.masks and prediction.labels_hw is not None:
+            png = encode_png(prediction.labels_hw)
+        return prediction_row(loaded.unit.sources[entry.source], entry.page, entry.pages, prediction, png)
+
+    def _rejection(self, loaded: Loaded, index: int, error: ImageError) -> dict[str, Any]:
+        entry = loaded.entries[index]
+        source = loaded.unit.sources[entry.source]
+        return rejection_row(source, entry.page, entry.pages, error, height=entry.height, width=entry.width)
+
+
+def reject_unit(job: JobSpec, unit: Unit, error: ImageError, provenance: Provenance) -> Receipt:
+    """The part of a unit whose one image no process survived, written without scoring."""
+    rows = [rejection_row(source, 0, 1, error) for source in unit.sources]
+    write_part(Storage(job.output.options), Layout(job.output.uri), unit, rows, provenance, compression=job.output.compression)
+    reasons = ((str(error.reason), len(rows)),)
+    return Receipt(unit.unit_id, unit.partition, len(rows), 0, len(rows), reasons=reasons)
+
+
+def to_arrow(loaded: Loaded) -> pa.Table:
+    """The loaded unit as one row whose pixels are one buffer: nothing is copied, and no Ray tensor type is involved."""
+    header = {
+        "entries": [asdict(e) for e in loaded.entries],
+        "read_bytes": loaded.read_bytes,
+        "read_s": loaded.read_s,
+        "decode_s": loaded.decode_s,
+        "failure": loaded.failure,
+    }
+    offsets = np.array([0, loaded.pixels.nbytes], np.int64)
+    pixels = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(loaded.pixels)]
+    )
+    return pa.table(
+        {
+            "unit": pa.array([loaded.unit.to_json()], pa.large_binary()),
+            "header": pa.array([json.dumps(header).encode()], pa.large_binary()),
+            "pixels": pixels,
+        }
+    )
+
+
+def from_arrow(table: pa.Table) -> Loaded:
+    """The loaded unit of a one-row table; its pixels are a read-only view into Arrow's buffer."""
+    header = json.loads(table.column("header")[0].as_py())
+    for entry in header["entries"]:
+        entry["shape"] = tuple(entry["shape"])
+        if entry["geometry"] is not None:
+            fields = entry["geometry"]
+            entry["geometry"] = Geometry(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    column = table.column("pixels").chunk(0)
+    _, offsets, values = column.buffers()
+    begin, end = np.frombuffer(offsets, np.int64)[column.offset : column.offset + 2]
+    pixels = np.frombuffer(values, np.uint8)[begin:end] if values is not None else np.empty(0, np.uint8)
+    return Loaded(
+        unit=Unit.from_json(table.column("unit")[0].as_py()),
+        entries=tuple(Entry(**e) for e in header["entries"]),
+        pixels=pixels,
+        read_bytes=header["read_bytes"],
+        read_s=header["read_s"],
+        decode_s=header["decode_s"],
+        failure=tuple(header["failure"]) if header["failure"] else None,
+    )
+
+
+@dataclass(slots=True)
+class _Image:
+    """A picture whose tiles are under way."""
+
+    canvas: Canvas
+    waiting: int
+    error: ImageError | None = None
+
+
+class _Pack:
+    """Pictures of one unit, joined into one aligned buffer at the end."""
+
+    def __init__(self) -> None:
+        self._pictures: list[tuple[int, np.ndarray]] = []
+        self.size = 0
+
+    def add(self, picture: np.ndarray) -> int:
+        offset = self.size
+        self._pictures.append((offset, picture))
+        self.size = -(-(offset + picture.nbytes) // ALIGNMENT) * ALIGNMENT
+        return offset
+
+    def joined(self) -> np.ndarray:
+        buffer = np.empty(self.size, np.uint8)
+        for offset, picture in self._pictures:
+            buffer[offset : offset + picture.nbytes] = np.ascontiguousarray(picture).view(np.uint8).ravel()
+        return buffer
+
+
+def _pixels(loaded: Loaded, entry: Entry) -> np.ndarray:
+    dtype = np.dtype(entry.dtype)
+    count = int(np.prod(entry.shape)) * dtype.itemsize
+    return loaded.pixels[entry.offset : entry.offset + count].view(dtype).reshape(entry.shape)
+
+
+def _rejected(position: int, error: ImageError) -> Entry:
+    return Entry(position, 0, 1, 0, 0, reason=str(error.reason), message=error.message)
+
+
+def _failed(unit: Unit, failure: tuple[str, str]) -> Receipt:
+    return Receipt(unit.unit_id, unit.partition, 0, 0, 0, failure=failure)
+
+
+def _peak_rss_bytes() -> int:
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,99 @@
+"""What the archive holds and what the output already has: the two sides that a plan compares."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+
+import pyarrow as pa
+
+from unet_batch.archive.discovery import Window, discover, parse_window
+from unet_batch.archive.shards import StoredIndex, inventory
+from unet_batch.errors import StorageError
+from unet_batch.job.plan import PartitionPlan, plan_partition
+from unet_batch.job.prepare import Prepared
+from unet_batch.records import Source
+from unet_batch.table.parts import read_parts
+from unet_batch.table.publish import Published, published_keys, read_commit
+
+log = logging.getLogger(__name__)
+
+
+def window_of(text: str) -> Window:
+    """A window as people write it; `today` and `yesterday` are UTC."""
+    return parse_window(text, datetime.now(UTC).date())
+
+
+def archive_partitions(prepared: Prepared, window: Window) -> dict[str, list[Source]]:
+    """The inventory of every partition of the window, sorted; lists only the window's prefixes."""
+    objects = discover(prepared.archive, prepared.job.input, window)
+    cache = StoredIndex(prepared.output, prepared.layout.index)
+    found: dict[str, list[Source]] = {}
+    for partition, shards in objects.items():
+        for name, sources in inventory(
+            prepared.archive, prepared.job.input, shards, partition=partition, window=window, cache=cache
+        ).items():
+            for bucket, members in _buckets(name, sources, prepared.job.output.buckets):
+                found[bucket] = sorted(members, key=lambda s: (s.uri, s.member or "", s.ordinal))
+    return dict(sorted(found.items()))
+
+
+def survey(prepared: Prepared, window: Window, *, repair: bool) -> list[PartitionPlan]:
+    """Every partition of the window compared with the output. repair: whether damaged parts are deleted (a run) or only left out (a plan)."""
+    return [
+        survey_partition(prepared, partition, sources, repair=repair)
+        for partition, sources in archive_partitions(prepared, window).items()
+    ]
+
+
+def survey_partition(
+    prepared: Prepared, partition: str, sources: Sequence[Source], *, repair: bool
+) -> PartitionPlan:
+    """One partition compared with what is published and staged under this job's fingerprint."""
+    mark = prepared.fingerprint
+    published = read_commit(prepared.output, prepared.layout, partition)
+    plan = plan_partition(partition, sources, mark=mark, published=published, done={}, parts=())
+    if plan.up_to_date:
+        return plan
+    done = _published_versions(prepared, partition, published)
+    folder = prepared.layout.parts(mark, partition)
+    uris = sorted(o.uri for o in prepared.output.list(folder) if o.uri.endswith(".part"))
+    sound = []
+    for uri, keys in read_parts(prepared.output, uris, mark, repair=repair):
+        sound.append(uri)
+        done.update({key.source_key: key.version for key in keys if done.get(key.source_key) != key.version})
+    return plan_partition(partition, sources, mark=mark, published=published, done=done, parts=sound)
+
+
+def published_partitions(prepared: Prepared) -> Iterator[str]:
+    """Names of all partitions that readers see."""
+    root = prepared.layout.predictions + "/"
+    for found in prepared.output.list(prepared.layout.predictions):
+        if found.uri.startswith(root) and found.uri.endswith("/data.parquet"):
+            yield found.uri.removeprefix(root).removesuffix("/data.parquet")
+
+
+def _published_versions(prepared: Prepared, partition: str, published: Published | None) -> dict[str, str]:
+    if published is None or published.commit.fingerprint != prepared.fingerprint:
+        return {}
+    try:
+        keys = published_keys(prepared.output, prepared.layout, partition)
+    except (pa.ArrowException, OSError, ValueError, StorageError) as error:
+        log.warning("%s is published but cannot be read (%s): its images are scored again", partition, error)
+        return {}
+    return {key.source_key: key.version for key in keys}
+
+
+def _buckets(partition: str, sources: Sequence[Source], count: int) -> Iterator[tuple[str, list[Source]]]:
+    """The partition as it is, or split by a hash of the key that never changes for an image."""
+    if count == 1:
+        yield partition, list(sources)
+        return
+    split: list[list[Source]] = [[] for _ in range(count)]
+    for source in sources:
+        split[int.from_bytes(hashlib.sha256(source.key.encode()).digest()[:8], "big") % count].append(source)
+    width = len(str(count - 1))
+    for number, members in enumerate(split):
+        yield f"{partition}/bucket={number:0{width}}", members
