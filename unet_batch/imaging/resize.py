@@ -82,7 +82,7 @@ def axis(length: int, step: float, *, origin: float = 0.0, first: int, last: int
 
 def sample(logits_khw: NDArray[Any], rows: Axis, columns: Axis) -> NDArray[np.float32]:
     """Logits at the crossings of two axes, float32 (K, rows, columns); a view where both axes are slices of float32."""
-    # Columns first, always: gathering along a row is the slow part, and mostly fewer rows come in than go out. One fixed
+    # Columns first, always: gathering along a row is slow, and mostly fewer rows come in than go out. One fixed
     # order also gives each output value the same operations, whatever rows stand beside it.
     first, last = int(rows.low[0]), int(rows.high[-1]) + 1
     wide_khw = _interpolate(logits_khw[:, first:last], columns, 2)
