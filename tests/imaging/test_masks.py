@@ -76,8 +76,15 @@ def test_a_small_mask_by_hand():
 
 @pytest.mark.parametrize(
     ("counts", "fault"),
-    [("", "not a COCO RLE"), ("1 2", "not a COCO RLE"), ("1é", "not a COCO RLE"), ("12P", "not a COCO RLE")]
-    + [("P" * 9 + "1", "10 characters"), ("1211", "has 7 pixels"), ("O7", "has 6 pixels"), ("124", "has 7 pixels")],
+    [
+        ("", "not a COCO RLE"),
+        ("1 2", "not a COCO RLE"),
+        ("1é", "not a COCO RLE"),
+        ("12P", "not a COCO RLE"),
+        ("P" * 9 + "1", "10 characters"),
+        ("124", "has 7 pixels"),
+        ("O7", "has 6 pixels"),
+    ],
 )
 def test_text_that_is_no_mask_of_this_size_is_refused(counts, fault):
     """Bad characters, an unfinished or endless count, a wrong total, a negative count."""

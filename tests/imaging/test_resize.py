@@ -101,7 +101,7 @@ def test_nearest_takes_the_floor():
 
 
 def test_bilinear_uses_half_pixel_centres_and_no_antialias():
-    """Golden: pixel centres at -0.25, 0.25, 0.75, 1.25 of a two-pixel row; halving four pixels averages the middle two."""
+    """Golden: two pixels read at -0.25, 0.25, 0.75 and 1.25; four pixels read at 0.5 and 2.5, nothing in between."""
     image = np.array([[[0.0], [10.0]]], np.float32)
     four = np.array([[[0.0], [10.0], [20.0], [100.0]]], np.float32)
 

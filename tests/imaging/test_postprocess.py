@@ -1,0 +1,362 @@
+"""From logits to a prediction: the right place, the right class, the right numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as coco
+
+from unet_batch.contract import ModelInput, ModelOutput
+from unet_batch.errors import ContractError, ImageError, Reason, ShapeMismatch
+from unet_batch.imaging import postprocess
+from unet_batch.imaging.postprocess import ClassArea, Prediction, reduce
+from unet_batch.imaging.preprocess import Geometry, fit
+from unet_batch.imaging.resize import resize_logits
+
+MODES = ["stretch", "letterbox", "pad", "tile", "none"]
+
+
+def whole(height: int, width: int) -> Geometry:
+    return Geometry((height, width), (height, width), 0, 0, (height, width))
+
+
+def classes(count: int, **fields: Any) -> ModelOutput:
+    return ModelOutput(classes=("background", "nucleus", "stroma", "fat", "bone")[:count], **fields)
+
+
+def one_class(**fields: Any) -> ModelOutput:
+    return ModelOutput(classes=("nucleus",), **fields)
+
+
+def smooth(classes: int, height: int, width: int) -> np.ndarray:
+    coarse = np.random.default_rng(2).normal(size=(classes, 6, 7)).astype(np.float32) * 4
+    return resize_logits(coarse, (height, width))
+
+
+def predict(logits: Any, output: ModelOutput, geometry: Geometry | None = None) -> Prediction:
+    logits_khw = np.asarray(logits, np.float32)
+    return reduce(logits_khw, geometry or whole(*logits_khw.shape[1:]), output, rle=True, confidence=True)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits.astype(np.float64) - logits.max(axis=0))
+    return weights / weights.sum(axis=0)
+
+
+def sigmoid(logits: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
+def test_a_two_class_picture_by_hand():
+    """Golden: logits of 0 against 2, 0 or -2: probabilities 0.8808, 0.5 and 0.1192; a tie is background."""
+    logits = [[[0, 0, 0], [0, 0, 0]], [[2, 0, -2], [2, 0, 2]]]
+
+    prediction = predict(logits, classes(2))
+
+    assert prediction.labels_hw.tolist() == [[1, 0, 0], [1, 0, 1]]
+    assert prediction.labels_hw.dtype == np.uint8
+    assert (prediction.height, prediction.width, prediction.label) == (2, 3, "nucleus")
+    assert prediction.score == pytest.approx(0.8808, abs=1e-4)
+    assert prediction.confidence == pytest.approx((4 * 0.8808 + 2 * 0.5) / 6, abs=1e-4)
+    assert prediction.entropy == pytest.approx((4 * 0.5271 + 2) / 6, abs=1e-4)
+    assert prediction.classes == (ClassArea(1, "nucleus", 3, 0.5, prediction.score, (0, 0, 3, 2), "023O"),)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_labels_and_certainty_equal_a_float64_softmax(count):
+    """Argmax of the logits, and mean probability, confidence and entropy within 1e-6."""
+    logits = smooth(count, 40, 31)
+
+    prediction = predict(logits, classes(count))
+
+    p, labels = softmax(logits), logits.argmax(axis=0)
+    np.testing.assert_array_equal(prediction.labels_hw, labels)
+    assert prediction.confidence == pytest.approx(p.max(axis=0).mean(), abs=1e-6)
+    assert prediction.entropy == pytest.approx(-(p * np.log(p)).sum(axis=0).mean() / np.log(count), abs=1e-6)
+    assert [c.id for c in prediction.classes] == [k for k in range(1, count) if (labels == k).any()]
+    for area in prediction.classes:
+        assert area.mean_probability == pytest.approx(p[area.id][labels == area.id].mean(), abs=1e-6)
+        assert (area.area_px, area.fraction) == ((labels == area.id).sum(), (labels == area.id).mean())
+
+
+def test_softmax_outputs_give_what_their_logits_give():
+    """Probabilities are taken as they are, not sent through a second softmax."""
+    logits = smooth(3, 24, 24)
+
+    of_logits = predict(logits, classes(3))
+    of_probabilities = predict(softmax(logits), classes(3, activation="softmax"))
+
+    np.testing.assert_array_equal(of_probabilities.labels_hw, of_logits.labels_hw)
+    assert of_probabilities.confidence == pytest.approx(of_logits.confidence, abs=1e-6)
+    assert of_probabilities.entropy == pytest.approx(of_logits.entropy, abs=1e-6)
+    assert of_probabilities.score == pytest.approx(of_logits.score, abs=1e-6)
+
+
+@given(st.integers(2, 5), st.data())
+@settings(max_examples=40, deadline=None)
+def test_the_first_of_equal_channels_wins(count, data):
+    """As np.argmax; small integers make many ties."""
+    values = data.draw(st.lists(st.integers(0, 2), min_size=count * 12, max_size=count * 12))
+    logits = np.array(values, np.float32).reshape(count, 3, 4)
+
+    np.testing.assert_array_equal(predict(logits, classes(count)).labels_hw, logits.argmax(axis=0))
+
+
+def test_every_class_has_the_box_and_text_of_its_mask():
+    """pycocotools decodes the text to the mask of the label map."""
+    prediction = predict(smooth(4, 50, 41), classes(4))
+
+    for area in prediction.classes:
+        text = {"size": [prediction.height, prediction.width], "counts": area.rle.encode()}
+        np.testing.assert_array_equal(coco.decode(text), prediction.labels_hw == area.id)
+        assert area.bbox == tuple(coco.toBbox(text))
+
+
+def test_the_largest_class_is_the_label_and_background_never():
+    """Background covers most of this picture."""
+    logits = np.zeros((3, 1, 6), np.float32)
+    logits[0, 0, :3], logits[1, 0, 3], logits[2, 0, 4:] = 9, 9, 9
+
+    prediction = predict(logits, classes(3))
+
+    assert prediction.label == "stroma"
+    assert [(c.id, c.area_px) for c in prediction.classes] == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(("background", "ids"), [(0, [1, 2]), (2, [0, 1]), (None, [0, 1, 2])])
+def test_only_the_background_class_has_no_entry(background, ids):
+    """It may be any channel, or none; label values are channel numbers all the same."""
+    prediction = predict(np.eye(3, dtype=np.float32)[:, None], classes(3, background=background))
+
+    assert [c.id for c in prediction.classes] == ids
+    assert prediction.labels_hw.tolist() == [[0, 1, 2]]
+
+
+def test_an_empty_mask_is_an_answer():
+    """No classes, no label, no score; but a confidence."""
+    prediction = predict([[[3.0, 3.0]], [[0.0, 0.0]]], classes(2))
+
+    assert (prediction.classes, prediction.label, prediction.score) == ((), None, None)
+    assert prediction.confidence == pytest.approx(sigmoid(np.array(3.0)), abs=1e-6)
+
+
+def test_without_confidence_no_probability_is_made_up():
+    """None, never 0; labels and areas are the same."""
+    logits = smooth(3, 20, 20)
+
+    bare = reduce(logits, whole(20, 20), classes(3), rle=False, confidence=False)
+
+    assert (bare.confidence, bare.entropy, bare.score) == (None, None, None)
+    assert {(c.mean_probability, c.rle) for c in bare.classes} == {(None, None)}
+    np.testing.assert_array_equal(bare.labels_hw, predict(logits, classes(3)).labels_hw)
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.3, 0.9])
+def test_one_channel_of_logits_is_cut_at_the_logit_of_its_threshold(threshold):
+    """Id 1, label value 1, and the statistics of a sigmoid."""
+    logits = smooth(1, 30, 30)
+
+    prediction = predict(logits, one_class(threshold=threshold))
+
+    p = sigmoid(logits[0])
+    mask, other = p > threshold, 1 - p
+    np.testing.assert_array_equal(prediction.labels_hw, mask)
+    (area,) = prediction.classes
+    assert (area.id, area.name, area.area_px) == (1, "nucleus", mask.sum())
+    assert area.mean_probability == pytest.approx(p[mask].mean(), abs=1e-6)
+    assert prediction.confidence == pytest.approx(np.maximum(p, other).mean(), abs=1e-6)
+    entropy = -(p * np.log(p) + other * np.log(other)).mean() / np.log(2)
+    assert prediction.entropy == pytest.approx(entropy, abs=1e-6)
+
+
+def test_one_channel_of_probabilities_is_cut_above_its_threshold():
+    """p > t: a pixel at the threshold itself is nothing; certain pixels have no entropy."""
+    prediction = predict([[[0.0, 0.5, 0.75, 1.0]]], one_class(activation="sigmoid"))
+
+    assert prediction.labels_hw.tolist() == [[0, 0, 1, 1]]
+    assert prediction.score == 0.875
+    assert prediction.confidence == pytest.approx((1 + 0.5 + 0.75 + 1) / 4)
+    assert prediction.entropy == pytest.approx((1 + 0.8113) / 4, abs=1e-4)
+
+
+def test_sigmoid_classes_may_overlap_and_the_map_keeps_the_most_probable():
+    """Golden: ids are channels, the map holds id + 1, and 0 where no class is above the threshold."""
+    probabilities = [[[0.9, 0.6, 0.1, 0.2]], [[0.8, 0.7, 0.4, 0.9]]]
+
+    prediction = predict(probabilities, ModelOutput(classes=("cell", "nucleus"), activation="sigmoid"))
+
+    assert prediction.labels_hw.tolist() == [[1, 2, 0, 2]]
+    assert [(c.id, c.name, c.area_px, c.bbox) for c in prediction.classes] == [
+        (0, "cell", 2, (0, 0, 2, 1)),
+        (1, "nucleus", 3, (0, 0, 4, 1)),
+    ]
+    assert [c.mean_probability for c in prediction.classes] == [pytest.approx(0.75), pytest.approx(0.8)]
+    assert prediction.confidence == pytest.approx((0.9 + 0.6 + 0.9 + 0.8 + 0.8 + 0.7 + 0.6 + 0.9) / 8)
+
+
+def test_finished_labels_are_cropped_and_taken_as_they_are():
+    """No probabilities: None."""
+    found = np.zeros((1, 6, 8), np.int64)
+    found[0, 1:5, 2:6], found[0, 2, 3] = 2, 1
+    found[0, 0] = 1  # lies in the padding
+
+    geometry, output = Geometry((4, 4), (4, 4), 1, 2, (6, 8)), classes(3, activation="labels")
+    prediction = reduce(found, geometry, output, rle=True, confidence=True)
+
+    assert prediction.labels_hw.tolist() == [[2, 2, 2, 2], [2, 1, 2, 2], [2, 2, 2, 2], [2, 2, 2, 2]]
+    assert [(c.id, c.area_px, c.mean_probability) for c in prediction.classes] == [(1, 1, None), (2, 15, None)]
+    assert prediction.label == "stroma"
+    assert (prediction.score, prediction.confidence, prediction.entropy) == (None, None, None)
+
+
+def test_finished_labels_are_enlarged_without_new_values():
+    """The nearest pixel by half-pixel centres: no label 1 between 0 and 2."""
+    geometry = Geometry((2, 6), (1, 2), 0, 0, (1, 2))
+
+    prediction = reduce(np.array([[[0, 2]]]), geometry, classes(3, activation="labels"), rle=False, confidence=False)
+
+    assert prediction.labels_hw.tolist() == [[0, 0, 0, 2, 2, 2]] * 2
+
+
+@pytest.mark.parametrize("found", [[[[0, 3]]], [[[-1, 0]]], [[[0.5, 1.0]]]])
+def test_labels_that_name_no_class_are_an_error(found):
+    """Too high, negative, or no whole number: the contract tells an untruth."""
+    with pytest.raises(ShapeMismatch, match="not 0 to 2"):
+        predict(found, classes(3, activation="labels"))
+
+
+def test_more_than_256_labels_need_16_bits():
+    """Label 299 does not wrap."""
+    output = ModelOutput(classes=tuple(f"c{k}" for k in range(300)))
+    logits = np.zeros((300, 1, 2), np.float32)
+    logits[299, 0, 1] = 1
+
+    prediction = predict(logits, output)
+
+    assert prediction.labels_hw.dtype == np.uint16
+    assert prediction.labels_hw.tolist() == [[0, 299]]
+
+
+@pytest.mark.parametrize("size_hw", [(64, 64), (51, 90), (33, 20)])
+def test_labels_are_decided_at_source_size(size_hw):
+    """Logits are enlarged first and decided last, as the whole frame at once would be."""
+    logits = smooth(3, 32, 32)
+
+    prediction = predict(logits, classes(3), Geometry(size_hw, (32, 32), 0, 0, (32, 32)))
+
+    np.testing.assert_array_equal(prediction.labels_hw, resize_logits(logits, size_hw).argmax(axis=0))
+
+
+def test_padding_has_no_say_not_even_at_the_edge():
+    """The content is cropped before it is enlarged: extreme logits beside it change nothing."""
+    content, padded = smooth(3, 12, 16), np.full((3, 32, 32), -1e4, np.float32)
+    padded[2] = 1e4
+    padded[:, 10:22, 8:24] = content
+
+    prediction = predict(padded, classes(3), Geometry((30, 41), (12, 16), 10, 8, (32, 32)))
+
+    alone = predict(content, classes(3), Geometry((30, 41), (12, 16), 0, 0, (12, 16)))
+    np.testing.assert_array_equal(prediction.labels_hw, alone.labels_hw)
+    assert prediction.classes == alone.classes
+
+
+@pytest.mark.parametrize("output", [classes(3), ModelOutput(classes=("a", "b", "c"), activation="sigmoid")])
+@pytest.mark.parametrize("size_hw", [(40, 40), (67, 45)])
+def test_strips_give_what_the_full_frame_gives(monkeypatch, output, size_hw):
+    """One row at a time or all at once: the same labels and text, certainty within 1e-6."""
+    logits = sigmoid(smooth(3, 40, 40)).astype(np.float32)
+    geometry = Geometry(size_hw, (40, 40), 0, 0, (40, 40))
+    monkeypatch.setattr(postprocess, "STRIP_BYTES", 1 << 30)
+    full = predict(logits, output, geometry)
+
+    monkeypatch.setattr(postprocess, "STRIP_BYTES", 1)
+    strips = predict(logits, output, geometry)
+
+    np.testing.assert_array_equal(strips.labels_hw, full.labels_hw)
+    assert [c.rle for c in strips.classes] == [c.rle for c in full.classes]
+    assert strips.confidence == pytest.approx(full.confidence, abs=1e-6)
+    assert strips.entropy == pytest.approx(full.entropy, abs=1e-6)
+
+
+def fitted_by(mode: str, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
+    size_hw = image.shape[0], image.shape[1]
+    multiple = 1 if mode == "none" else 16
+    contract = ModelInput(color="gray", channels=1, fit=mode, height=96, width=112, multiple=multiple)
+    tile_hw = (96, 112) if mode in ("stretch", "letterbox") else None
+    return fit(image, contract, tile_hw=tile_hw, source_hw=size_hw)
+
+
+@pytest.mark.parametrize("resolution", [1, 2])
+@pytest.mark.parametrize("mode", MODES)
+@given(st.integers(70, 150), st.integers(70, 150), st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_box_comes_back_where_it_was(mode, resolution, height, width, data):
+    """Within one pixel of the mask's resolution for every fit, at full and half resolution."""
+    top, left = data.draw(st.integers(0, height - 24)), data.draw(st.integers(0, width - 24))
+    bottom, right = data.draw(st.integers(top + 24, height)), data.draw(st.integers(left + 24, width))
+    image = np.zeros((height, width, 1), np.uint8)
+    image[top:bottom, left:right] = 255
+    fitted, geometry = fitted_by(mode, image)
+    height_out, width_out = (-(-n // resolution) for n in geometry.fitted_hw)
+
+    logits = resize_logits(fitted.transpose(2, 0, 1) - np.float32(127.5), (height_out, width_out))
+    (area,) = predict(logits, one_class(), geometry).classes
+
+    x, y, w, h = area.bbox
+    np.testing.assert_allclose((y, x, y + h, x + w), (top, left, bottom, right), atol=resolution)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@given(st.integers(1, 150), st.integers(1, 150), st.integers(0, 2), st.integers(1, 2))
+@settings(max_examples=25, deadline=None)
+def test_one_label_everywhere_fills_the_source_for_every_fit(mode, height, width, label, resolution):
+    """Whatever was padded or resized: the source's size, and nothing but that label."""
+    _, geometry = fitted_by(mode, np.zeros((height, width, 1), np.uint8))
+    logits = np.zeros((3, *(-(-n // resolution) for n in geometry.fitted_hw)), np.float32)
+    logits[label] = 5
+
+    prediction = predict(logits, classes(3, background=None), geometry)
+
+    assert prediction.labels_hw.shape == (height, width)
+    assert [(c.id, c.area_px) for c in prediction.classes] == [(label, height * width)]
+
+
+@pytest.mark.parametrize("output", [classes(2), classes(2, activation="sigmoid"), classes(2, activation="softmax")])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_one_value_that_is_not_finite_rejects_the_image(value, output):
+    """Even in the padding: argmax would call it class 0."""
+    logits = np.zeros((2, 8, 8), np.float32)
+    logits[1, 7, 7] = value
+
+    with pytest.raises(ImageError) as error:
+        predict(logits, output, Geometry((4, 4), (4, 4), 0, 0, (8, 8)))
+
+    assert error.value.reason == Reason.MODEL_NON_FINITE_OUTPUT
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4), (1, 3, 4, 4)])
+def test_channels_that_are_not_the_classes_are_an_error(shape):
+    """A wrong contract is no image's fault."""
+    with pytest.raises(ShapeMismatch, match=r"not 3 channel\(s\)"):
+        reduce(np.zeros(shape, np.float32), whole(4, 4), classes(3), rle=False, confidence=False)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_logits_declared_as_probabilities_are_an_error(activation):
+    """Values outside [0, 1] are no probabilities; float16's rounding is let through."""
+    with pytest.raises(ContractError, match="they may be logits"):
+        predict([[[0.0]], [[3.2]]], classes(2, activation=activation))
+
+    assert predict([[[-0.001]], [[1.001]]], classes(2, activation=activation)).confidence <= 1
+
+
+def test_half_precision_logits_are_reduced_in_float32():
+    """A sum over many pixels would overflow float16."""
+    prediction = reduce(np.full((2, 300, 300), 2, np.float16), whole(300, 300), classes(2), rle=False, confidence=True)
+
+    assert prediction.confidence == pytest.approx(0.5)
+    assert prediction.entropy == pytest.approx(1.0)

@@ -1,0 +1,215 @@
+"""Tiles: MONAI's places and weights, every pixel covered, one picture put together again."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unet_batch.errors import ShapeMismatch
+from unet_batch.imaging.tiling import Box, Canvas, grid, starts
+from unet_batch.spec import TilingSpec
+
+
+def logits_at(size_hw: tuple[int, int], classes: int = 2) -> np.ndarray:
+    return np.random.default_rng(11).normal(size=(classes, *size_hw)).astype(np.float32)
+
+
+def put_together(logits: np.ndarray, tile_hw: tuple[int, int], tiling: TilingSpec) -> np.ndarray:
+    canvas = Canvas(logits.shape[1:], tile_hw, tiling)
+    for box in grid(logits.shape[1:], tile_hw, tiling.overlap):
+        canvas.add(box, logits[:, *box.slices])
+    return canvas.finished()
+
+
+@pytest.mark.parametrize(
+    ("length", "side", "overlap", "wanted"),
+    [
+        (600, 256, 0.5, [0, 128, 256, 344]),
+        (1000, 256, 0.5, [0, 128, 256, 384, 512, 640, 744]),
+        (256, 256, 0.25, [0]),
+        (257, 256, 0.0, [0, 1]),
+        (12, 10, 0.8, [0, 1, 2]),
+        (11, 10, 0.9, [0, 1]),
+        (6, 5, 0.8, [0, 1]),
+    ],
+)
+def test_tiles_start_where_monai_starts_them(length, side, overlap, wanted):
+    """The last tile is pulled back, and the stride is computed in floating point (10 · (1 - 0.8) gives 1)."""
+    assert starts(length, side, overlap) == wanted
+
+
+def test_a_grid_goes_row_by_row():
+    """Golden: 5 x 6 pixels in tiles of 4 x 4 without overlap."""
+    assert grid((5, 6), (4, 4), 0.0) == [Box(0, 0, 4, 4), Box(0, 2, 4, 4), Box(1, 0, 4, 4), Box(1, 2, 4, 4)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.floats(0, 0.95))
+def test_every_pixel_is_in_a_tile_and_every_tile_in_the_picture(height, width, down, across, overlap):
+    """Right and bottom edges included; no tile twice."""
+    tile_hw = min(down, height), min(across, width)
+
+    boxes = grid((height, width), tile_hw, overlap)
+
+    covered = np.zeros((height, width), int)
+    for box in boxes:
+        assert 0 <= box.top <= height - box.height
+        assert 0 <= box.left <= width - box.width
+        covered[box.slices] += 1
+    assert covered.min() >= 1
+    assert len(set(boxes)) == len(boxes)
+
+
+def test_a_picture_smaller_than_its_tile_has_no_grid():
+    """Padding is the business of fit."""
+    with pytest.raises(ShapeMismatch, match="smaller than its tile"):
+        grid((5, 3), (4, 4), 0.0)
+
+
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
+def test_tiles_that_agree_come_back_as_the_map_they_were_cut_from(blend, overlap):
+    """Blending is a mean: where all tiles say the same, so does the map."""
+    logits = logits_at((37, 50))
+
+    finished = put_together(logits, (16, 20), TilingSpec(overlap=overlap, blend=blend))
+
+    assert finished.dtype == np.float32
+    np.testing.assert_allclose(finished, logits, atol=1e-5)
+
+
+def test_constant_blending_is_the_plain_mean():
+    """Golden: two tiles of three pixels over four; the middle two pixels are covered twice."""
+    canvas = Canvas((1, 4), (1, 3), TilingSpec(overlap=0.5, blend="constant"))
+
+    canvas.add(Box(0, 0, 1, 3), np.array([[[1, 1, 1]]], np.float32))
+    canvas.add(Box(0, 1, 1, 3), np.array([[[3, 3, 3]]], np.float32))
+
+    assert canvas.finished().tolist() == [[[1, 2, 2, 3]]]
+
+
+def test_gaussian_blending_weighs_the_middle_of_a_tile_more():
+    """Golden: weights exp(-1/2σ²R²) = exp(-1/4.5) beside a middle of 1, for sides of 3 and sigma 0.5."""
+    canvas = Canvas((1, 4), (1, 3), TilingSpec(overlap=0.5, blend="gaussian", sigma=0.5))
+    edge = np.exp(-1 / (2 * 1.5**2))
+
+    canvas.add(Box(0, 0, 1, 3), np.zeros((1, 1, 3), np.float32))
+    canvas.add(Box(0, 1, 1, 3), np.ones((1, 1, 3), np.float32))
+
+    np.testing.assert_allclose(canvas.finished()[0, 0], [0, edge / (1 + edge), 1 / (1 + edge), 1], atol=1e-6)
+
+
+def test_more_than_255_tiles_over_one_pixel_are_all_counted():
+    """No counter of one byte wraps: 300 tiles of equal say average out."""
+    tiling = TilingSpec(overlap=0.999, blend="constant")
+
+    finished = put_together(np.full((1, 1, 599), 2.5, np.float32), (1, 300), tiling)
+
+    np.testing.assert_allclose(finished, 2.5, rtol=1e-5)
+
+
+def test_a_picture_of_one_tile_keeps_its_logits_as_they_are():
+    """No weights, no copy, and a half-size mask stays half-size."""
+    canvas = Canvas((32, 32), (32, 32), TilingSpec())
+    logits = logits_at((16, 16))
+
+    canvas.add(Box(0, 0, 32, 32), logits)
+
+    assert canvas.finished() is logits
+
+
+def test_half_size_tiles_are_resized_to_their_boxes():
+    """A network that halves the resolution still fills the picture."""
+    canvas = Canvas((32, 48), (32, 32), TilingSpec(overlap=0.5))
+
+    canvas.add(Box(0, 0, 32, 32), np.full((3, 16, 16), 4, np.float16))
+    canvas.add(Box(0, 16, 32, 32), np.full((3, 16, 16), 4, np.float16))
+
+    finished = canvas.finished()
+    assert finished.shape == (3, 32, 48)
+    np.testing.assert_allclose(finished, 4, rtol=1e-6)
+
+
+def test_tiles_may_come_in_any_order():
+    """Batches of several pictures interleave their tiles."""
+    logits, tiling = logits_at((20, 20)), TilingSpec(overlap=0.3)
+    canvas = Canvas((20, 20), (9, 9), tiling)
+
+    for box in reversed(grid((20, 20), (9, 9), 0.3)):
+        canvas.add(box, logits[:, *box.slices])
+
+    np.testing.assert_allclose(canvas.finished(), logits, atol=1e-5)
+
+
+def test_a_missing_tile_is_an_error():
+    """A pixel without logits is never guessed."""
+    canvas = Canvas((4, 6), (4, 4), TilingSpec(overlap=0.5))
+    canvas.add(Box(0, 0, 4, 4), logits_at((4, 4)))
+
+    with pytest.raises(ShapeMismatch, match=r"1 tile\(s\) were never added"):
+        canvas.finished()
+
+
+def test_a_canvas_is_finished_once():
+    """Its sums are handed over, not copied."""
+    canvas = Canvas((4, 4), (4, 4), TilingSpec())
+    canvas.add(Box(0, 0, 4, 4), logits_at((4, 4)))
+    canvas.finished()
+
+    with pytest.raises(ShapeMismatch, match="finished before"):
+        canvas.finished()
+
+
+@pytest.mark.parametrize("box", [Box(0, 0, 4, 4), Box(0, 1, 4, 4)])
+def test_a_tile_added_twice_or_of_another_grid_is_an_error(box):
+    """It would count double, or in the wrong place."""
+    canvas = Canvas((4, 6), (4, 4), TilingSpec(overlap=0.5))
+    canvas.add(Box(0, 0, 4, 4), logits_at((4, 4)))
+
+    with pytest.raises(ShapeMismatch, match="no tile of this picture"):
+        canvas.add(box, logits_at((4, 4)))
+
+
+def test_tiles_with_different_classes_are_an_error():
+    """One picture has one number of channels."""
+    canvas = Canvas((4, 6), (4, 4), TilingSpec(overlap=0.5))
+    canvas.add(Box(0, 0, 4, 4), logits_at((4, 4), 2))
+
+    with pytest.raises(ShapeMismatch, match="3 classes"):
+        canvas.add(Box(0, 2, 4, 4), logits_at((4, 4), 3))
+
+
+SIZES = [(64, 64), (65, 90), (100, 70), (128, 33)]
+TILES = [(32, 32), (33, 24)]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("sigma", [0.125, 0.3])
+@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+@pytest.mark.parametrize(("size_hw", "tile_hw", "overlap"), list(product(SIZES, TILES, [0.0, 0.25, 0.5, 0.8])))
+def test_a_stitched_map_equals_monai(size_hw, tile_hw, overlap, blend, sigma):
+    """Within 1e-5 of sliding_window_inference, for a network whose answer depends on the place in the tile."""
+    torch = pytest.importorskip("torch")
+    inferers = pytest.importorskip("monai.inferers")
+    picture, ramp = logits_at(size_hw, 1), np.linspace(-1, 1, tile_hw[0] * tile_hw[1], dtype=np.float32)
+    ramp = ramp.reshape(tile_hw)
+    canvas = Canvas(size_hw, tile_hw, TilingSpec(overlap=overlap, blend=blend, sigma=sigma))
+
+    for box in grid(size_hw, tile_hw, overlap):
+        tile = picture[:, *box.slices]
+        canvas.add(box, np.concatenate([tile * ramp, tile + ramp]))
+
+    monai = inferers.sliding_window_inference(
+        torch.from_numpy(picture)[None],
+        tile_hw,
+        4,
+        lambda tiles: torch.cat([tiles * torch.from_numpy(ramp), tiles + torch.from_numpy(ramp)], dim=1),
+        overlap=overlap,
+        mode=blend,
+        sigma_scale=sigma,
+    )
+    np.testing.assert_allclose(canvas.finished(), monai[0].numpy(), atol=1e-5)
