@@ -1,0 +1,271 @@
+"""Storage: the contract on three stores, and what only one of them does."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+from contracts.store_suite import StoreSuite
+
+from unet_batch.archive.objects import join
+from unet_batch.archive.storage import Storage
+from unet_batch.errors import Changed, Denied, JobError, NotFound, StorageError, TooLarge
+from unet_batch.spec import EnvRef
+
+
+class TestLocalStore(StoreSuite):
+    """Files on disk."""
+
+    @pytest.fixture
+    def storage(self) -> Storage:
+        return Storage(threads=4)
+
+    @pytest.fixture
+    def root(self, tmp_path: Path) -> str:
+        return f"file://{tmp_path}/store"
+
+
+class TestMemoryStore(StoreSuite):
+    """fsspec's memory store."""
+
+    @pytest.fixture
+    def storage(self) -> Storage:
+        return Storage(threads=4)
+
+    @pytest.fixture
+    def root(self) -> str:
+        return f"memory://{os.urandom(6).hex()}"
+
+
+@pytest.mark.s3
+class TestS3Store(StoreSuite):
+    """A server that speaks S3."""
+
+    @pytest.fixture
+    def storage(self, s3_options: dict) -> Storage:
+        return Storage(s3_options, threads=4, first_wait_s=0.01)
+
+    @pytest.fixture
+    def root(self, new_bucket: Callable[[], str]) -> str:
+        return f"{new_bucket()}/prefix"
+
+    def test_the_version_is_the_etag(self, storage: Storage, root: str) -> None:
+        """Versions are comparable with what other tools show: an unquoted ETag (MD5 of a single put)."""
+        assert storage.put(f"{root}/a", b"abc") == "etag:900150983cd24fb0d6963f7d28e17f72"
+
+    def test_a_bucket_itself_can_be_the_folder(self, storage: Storage, new_bucket: Callable[[], str]) -> None:
+        """A prefix is not required."""
+        bucket = new_bucket()
+        storage.put(f"{bucket}/a/b", b"x")
+        assert [o.uri for o in storage.list(bucket)] == [f"{bucket}/a/b"]
+        assert storage.folders(f"{bucket}/") == ["a"]
+
+    def test_a_missing_bucket_is_an_error(self, storage: Storage) -> None:
+        """A typing error in the bucket's name must not look like an empty archive."""
+        with pytest.raises(NotFound):
+            list(storage.list("s3://no-such-bucket-here/a"))
+
+    def test_a_listing_goes_on_after_its_first_page(self, storage: Storage, root: str, s3_endpoint: str) -> None:
+        """S3 lists at most 1,000 keys at once."""
+        import boto3
+
+        client = boto3.client("s3", endpoint_url=s3_endpoint)
+        bucket = root.split("/")[2]
+        for i in range(1003):
+            client.put_object(Bucket=bucket, Key=f"prefix/{i:04}", Body=b"")
+        assert [o.uri[-4:] for o in storage.list(root)] == [f"{i:04}" for i in range(1003)]
+
+    def test_a_pinned_read_is_one_request(self, storage: Storage, root: str) -> None:
+        """The answer carries the ETag of its own bytes, so nothing else is asked."""
+        version = storage.put(f"{root}/a", b"abc")
+        fs = storage._store(root).fs
+        calls = []
+        inner = fs._call_s3
+        fs._call_s3 = lambda method, **k: (calls.append(method), inner(method, **k))[1]
+        storage.read(f"{root}/a", version=version)
+        assert calls == ["get_object"]
+
+    def test_other_credentials_are_our_error(self, storage: Storage, root: str, s3_endpoint: str) -> None:
+        """Keys named in the job file come from the environment, on first use."""
+        other = Storage({"endpoint_url": s3_endpoint, "key": EnvRef(env="UNSET_KEY_OF_A_TEST")})
+        with pytest.raises(JobError, match="UNSET_KEY_OF_A_TEST"):
+            other.head(f"{root}/a")
+
+
+# Local files ------------------------------------------------------------------------------------------------------
+
+
+def test_a_link_inside_the_archive_is_followed(tmp_path: Path) -> None:
+    """A link to a file below the listed folder is that file under another name."""
+    (tmp_path / "a.png").write_bytes(b"abc")
+    (tmp_path / "b.png").symlink_to("a.png")
+    found = {o.uri[-5:]: (o.size_bytes, o.problem) for o in Storage().list(f"file://{tmp_path}")}
+    assert found == {"a.png": (3, None), "b.png": (3, None)}
+
+
+def test_a_link_out_of_the_archive_is_a_problem_not_a_file(tmp_path: Path) -> None:
+    """Links out, links to folders, dead links and pipes are reported and never opened."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    top = tmp_path / "archive"
+    (top / "sub").mkdir(parents=True)
+    (top / "out").symlink_to(tmp_path / "secret")
+    (top / "dead").symlink_to(top / "nothing")
+    (top / "loop").symlink_to(top)
+    os.mkfifo(top / "pipe")
+    found = {Path(o.uri).name: o.problem and str(o.problem[0]) for o in Storage().list(f"file://{top}")}
+    assert found == {"out": "read.denied", "dead": "read.not_found", "loop": "read.denied", "pipe": "read.denied"}
+
+
+def test_a_name_that_is_not_utf8_is_a_problem(tmp_path: Path) -> None:
+    """Tables hold text: such a file is reported under a readable name."""
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).write_bytes(b"x")
+    (found,) = Storage().list(f"file://{tmp_path}")
+    assert found.uri.endswith("/\\xff.png")
+    assert found.problem is not None
+
+
+def test_a_pipe_does_not_block_a_read(tmp_path: Path) -> None:
+    """A read of something that is no file ends at once."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NotFound):
+        Storage().read(f"file://{tmp_path}/pipe")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_permission_is_denied(tmp_path: Path) -> None:
+    """EACCES is a fact about the object."""
+    (tmp_path / "a").write_bytes(b"x")
+    (tmp_path / "a").chmod(0)
+    with pytest.raises(Denied):
+        Storage().read(f"file://{tmp_path}/a")
+
+
+def test_a_put_leaves_no_temporary_file_and_no_lock_in_a_listing(tmp_path: Path) -> None:
+    """Readers and listings see objects only."""
+    storage, uri = Storage(), f"file://{tmp_path}/data.parquet"
+    version = storage.create(uri, b"1")
+    storage.replace(uri, b"2", version=version)
+    assert [o.uri for o in storage.list(f"file://{tmp_path}")] == [uri]
+    assert [name for name in os.listdir(tmp_path) if not name.endswith(".lock")] == ["data.parquet"]
+
+
+def test_a_failed_put_leaves_the_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk costs the new bytes only."""
+    storage, uri = Storage(first_wait_s=0), f"file://{tmp_path}/a"
+    storage.put(uri, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        storage.put(uri, b"new")
+    assert storage.read(uri) == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_two_puts_within_one_clock_tick_are_two_versions(tmp_path: Path) -> None:
+    """Size and modification time must tell a replacement from what it replaced."""
+    storage, uri = Storage(), f"file://{tmp_path}/a"
+    first = storage.create(uri, b"1")
+    far = os.stat(tmp_path / "a").st_mtime_ns + 10**12
+    os.utime(tmp_path / "a", ns=(far, far))
+    head = storage.head(uri)
+    assert head is not None
+    assert head.version != first
+    assert storage.replace(uri, b"2", version=head.version) not in (first, head.version)
+
+
+def test_a_file_that_grows_while_it_is_read_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers that do not rename are noticed."""
+    path = tmp_path / "a"
+    path.write_bytes(b"abc")
+    inner = os.pread
+
+    def slow(descriptor: int, size: int, start: int) -> bytes:
+        body = inner(descriptor, size, start)
+        path.write_bytes(b"abcdef")
+        return body
+
+    monkeypatch.setattr(os, "pread", slow)
+    with pytest.raises(Changed):
+        Storage().read(f"file://{path}")
+
+
+def test_published_files_are_readable_by_others(tmp_path: Path) -> None:
+    """Puts honour the umask like any other program, so other users can read what is published."""
+    old = os.umask(0o022)
+    try:
+        Storage().create(f"file://{tmp_path}/a", b"x")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(os.stat(tmp_path / "a").st_mode) == 0o644
+
+
+def test_ten_thousand_small_files_cost_little_each(tmp_path: Path) -> None:
+    """The fast path: well below 100 µs for one small local file (the limit here is ten times that, for busy machines)."""
+    (tmp_path / "a").write_bytes(b"x" * 1000)
+    storage, uri = Storage(), f"file://{tmp_path}/a"
+    version = storage.head(uri).version
+    start = time.perf_counter()
+    for _ in range(1000):
+        storage.read(uri, version=version)
+    assert (time.perf_counter() - start) / 1000 < 1e-3
+
+
+# One object, many rules --------------------------------------------------------------------------------------------
+
+
+def test_a_storage_is_not_pickled() -> None:
+    """A pickle would carry credentials to wherever it goes."""
+    with pytest.raises(TypeError):
+        pickle.dumps(Storage())
+
+
+def test_an_unknown_scheme_is_refused() -> None:
+    """fsspec knows 56 protocols; jobs get seven."""
+    with pytest.raises(JobError, match="http"):
+        Storage().read("http://host/a.png")
+
+
+def test_a_missing_package_is_said_with_its_extra() -> None:
+    """No store falls back to another."""
+    if "gcsfs" in fsspec.available_protocols() and __import__("importlib").util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed")
+    with pytest.raises(JobError, match=r"unet-batch\[gcs\]"):
+        Storage().read("gs://bucket/a.png")
+
+
+def test_a_store_without_conditional_puts_is_named_by_the_probe() -> None:
+    """Such a store needs `single_writer: true`."""
+    sentence = Storage().probe("gs://bucket/_work/probe")
+    assert sentence is not None
+    assert "single_writer" in sentence
+
+
+def test_reading_ahead_is_bounded(tmp_path: Path) -> None:
+    """At most `threads` objects are fetched before the first is taken."""
+    uris = [f"file://{tmp_path}/{i:03}" for i in range(100)]
+    storage = Storage(threads=4)
+    [storage.put(uri, b"x") for uri in uris]
+    fetched = []
+    calls = [lambda uri=uri: (fetched.append(uri), storage.read(uri))[1] for uri in uris]
+    answers = storage.ahead(calls)
+    next(answers)
+    assert len(fetched) <= 5
+    answers.close()
+    assert len(fetched) <= 5
+
+
+def test_a_limit_holds_for_many_reads(tmp_path: Path) -> None:
+    """TooLarge is a fact about one object."""
+    storage = Storage()
+    storage.put(f"file://{tmp_path}/a", b"123")
+    assert [type(a) for a in storage.read_many([(join(f"file://{tmp_path}", "a"), None)], max_bytes=2)] == [TooLarge]
