@@ -20,8 +20,9 @@ from unet_batch.imaging.masks import Bbox, Runs, runs_by_label
 from unet_batch.imaging.preprocess import Geometry
 from unet_batch.imaging.resize import Axis, axis, sample
 
-STRIP_BYTES = 1 << 20
-"""Logits reduced at once, at source size: a strip and its temporaries stay near the second-level cache."""
+STRIP_BYTES = 1 << 18
+"""Logits reduced at once, at source size: a strip and its temporaries stay in the second-level cache, and are small
+enough for the allocator to use again (at 1 MiB a fresh process spent half of its time on page faults)."""
 PROBABILITY_SLACK = 0.01
 """How far outside [0, 1] a probability may lie: rounding of float16 models, never a logit."""
 SMALLEST = np.float32(1e-30)
@@ -239,13 +240,12 @@ def _one_class(
 def _nearest_labels(found_hw: NDArray[Any], rows: Axis, columns: Axis, output: ModelOutput) -> NDArray[Any]:
     """The label map at source size: a weight of ½ and more takes the higher neighbour."""
     highest = 1 if len(output.classes) == 1 else len(output.classes) - 1
-    down, across = (np.where(along.weight >= 0.5, along.high, along.low) for along in (rows, columns))
-    labels_hw = found_hw[down[:, None], across]
-    lowest, largest = labels_hw.min(), labels_hw.max()
-    if lowest < 0 or largest > highest or (labels_hw.dtype.kind == "f" and (labels_hw % 1).any()):
+    lowest, largest = found_hw.min(), found_hw.max()
+    if lowest < 0 or largest > highest or (found_hw.dtype.kind == "f" and (found_hw % 1).any()):
         found = f"{lowest} to {largest}"
         raise ShapeMismatch(f"the model returned labels {found}, not 0 to {highest}: correct output.classes")
-    return labels_hw.astype(_label_dtype(highest + 1))
+    down, across = (np.where(along.weight >= 0.5, along.high, along.low) for along in (rows, columns))
+    return found_hw.astype(_label_dtype(highest + 1))[down[:, None], across]
 
 
 def _described(labels_hw: NDArray[Any], certainty: _Certainty | None, output: ModelOutput, *, rle: bool) -> Prediction:
