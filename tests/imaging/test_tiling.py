@@ -103,6 +103,16 @@ def test_gaussian_blending_weighs_the_middle_of_a_tile_more():
     np.testing.assert_allclose(canvas.finished()[0, 0], [0, edge / (1 + edge), 1 / (1 + edge), 1], atol=1e-6)
 
 
+def test_a_gaussian_weight_is_never_below_a_thousandth():
+    """Golden: exp(-1/2σ²R²) = 2e-10 beside a middle of 1 counts as 0.001, for sides of 3 and sigma 0.05."""
+    canvas = Canvas((1, 4), (1, 3), TilingSpec(overlap=0.5, blend="gaussian", sigma=0.05))
+
+    canvas.add(Box(0, 0, 1, 3), np.zeros((1, 1, 3), np.float32))
+    canvas.add(Box(0, 1, 1, 3), np.ones((1, 1, 3), np.float32))
+
+    np.testing.assert_allclose(canvas.finished()[0, 0], [0, 0.001 / 1.001, 1 / 1.001, 1], atol=1e-7)
+
+
 def test_more_than_255_tiles_over_one_pixel_are_all_counted():
     """No counter of one byte wraps: 300 tiles of equal say average out."""
     tiling = TilingSpec(overlap=0.999, blend="constant")
