@@ -1,4 +1,4 @@
-"""What every store must do, whatever it is: subclass, give the fixtures `storage` and `root`, and all tests must pass."""
+"""What every store must do: subclass, give the fixtures `storage` and `root`, and all tests must pass."""
 
 from __future__ import annotations
 
@@ -44,10 +44,9 @@ class StoreSuite:
         """Folders are walked; a sibling whose name only begins alike is not below."""
         for name in ("day/a.png", "day/b/c.png", "day-2/d.png", "e.png"):
             storage.put(join(root, name), b"x")
-        assert sorted(o.uri for o in storage.list(join(root, "day"))) == [join(root, "day/a.png"), join(root, "day/b/c.png")]
-        assert sorted(o.uri for o in storage.list(join(root, "day") + "/")) == sorted(
-            o.uri for o in storage.list(join(root, "day"))
-        )
+        below = [join(root, "day/a.png"), join(root, "day/b/c.png")]
+        assert sorted(o.uri for o in storage.list(join(root, "day"))) == below
+        assert sorted(o.uri for o in storage.list(join(root, "day/"))) == below
 
     def test_a_listing_tells_the_versions_that_reads_accept(self, storage: Storage, root: str) -> None:
         """What the inventory pins is what a read checks."""
@@ -79,7 +78,9 @@ class StoreSuite:
         assert storage.folders(join(root, "2026")) == ["11", "12"]
         assert storage.is_folder(join(root, "2026")) is True
 
-    @pytest.mark.parametrize("name", ["with space.png", "100%25.png", "a#b.png", "ü/漢字.png", "plus+and&.png", "a=b,c;d.png"])
+    @pytest.mark.parametrize(
+        "name", ["with space.png", "100%25.png", "a#b.png", "ü/漢字.png", "plus+&.png", "a=b,c"]
+    )
     def test_a_name_is_kept_verbatim(self, storage: Storage, root: str, name: str) -> None:
         """No percent decoding, no fragments: what a listing tells can be read."""
         storage.put(join(root, name), b"x")
@@ -118,8 +119,8 @@ class StoreSuite:
         with storage.open(uri) as stream:
             assert stream.read(2) == b"aa"
             storage.put(uri, b"b" * 200_000)
+            stream.seek(199_000)
             with pytest.raises(Changed):
-                stream.seek(199_000)
                 stream.read(2)
 
     def test_a_range_is_exact(self, storage: Storage, root: str) -> None:
