@@ -281,7 +281,7 @@ def _sizes(
             problems.append(f"tiling.size {size} is not a multiple of {spec.multiple} (input.multiple)")
         if not resized:
             return (height, width), (size, size)
-        if (height, width) != (size, size):
+        if height and width and (height, width) != (size, size):
             problems.append(f"tiling.size is {size}, but fit {spec.fit} makes {height}x{width}: leave tiling.size out")
     if height and width:
         return (height, width), (height, width)

@@ -209,6 +209,6 @@ def _remembered(tree: Any, key: LadderKey) -> Remembered:
     seconds = {int(size): float(value) for size, value in tree["seconds"].items()}
     if not all(math.isfinite(value) and value > 0 for value in seconds.values()):
         raise ValueError("it holds impossible seconds")
-    if limit is not None and not (isinstance(limit, int) and limit >= 1):
+    if limit is not None and (type(limit) is not int or limit < 1):
         raise ValueError(f"it holds the impossible limit {limit!r}")
     return Remembered(seconds, limit)

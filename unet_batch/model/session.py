@@ -42,21 +42,10 @@ EXECUTION_PROVIDERS: dict[Provider, str] = {"cpu": "CPUExecutionProvider", "cuda
 
 # Operators that cost time per pixel. Shape arithmetic (Shape, Gather, Concat) belongs on the CPU and is not listed.
 HEAVY = frozenset(
-    (
-        *(
-            "Conv",
-            "ConvTranspose",
-            "FusedConv",
-            "ConvInteger",
-            "QLinearConv",
-            "MatMul",
-            "Gemm",
-            "MaxPool",
-            "AveragePool",
-        ),
-        *("Resize", "Upsample", "DepthToSpace", "Relu", "Sigmoid", "Softmax", "ArgMax"),
-        *("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization"),
-    )
+    """
+    Conv ConvTranspose FusedConv ConvInteger QLinearConv MatMul Gemm MaxPool AveragePool Resize Upsample DepthToSpace
+    BatchNormalization InstanceNormalization GroupNormalization LayerNormalization Relu Sigmoid Softmax ArgMax
+    """.split()  # noqa: SIM905 - a column of 19 quoted names reads worse
 )
 
 
@@ -154,10 +143,10 @@ def check_installation(folder: Path | None = None) -> None:
         and any(file.parts[:2] == ("onnxruntime", "capi") for file in dist.files or ())
     )
     if len(owners) != 1:
-        installed = " and ".join(owners) or "no distribution"
+        names = " ".join(owners) or "onnxruntime onnxruntime-gpu"
         raise ProviderMissing(
-            f"{installed} owns the folder {folder / 'onnxruntime'}, and exactly one must: run "
-            f"`pip uninstall -y {' '.join(owners) or 'onnxruntime onnxruntime-gpu'}`, then install unet-batch again"
+            f"exactly one distribution must own {folder / 'onnxruntime'}, but {len(owners)} do ({', '.join(owners)}): "
+            f"run `pip uninstall -y {names}`, then install unet-batch again"
         )
 
 
@@ -192,33 +181,36 @@ class _OrtSession:
     def __init__(self, data: bytes, model: Model, spec: SessionSpec, *, device: Device, provider: Provider) -> None:
         self.model = model
         self.provider: str = provider
-        self._shrink = False  # set by an out-of-memory error, cleared by the next run that works
         self._ort = _open(data, spec, device, provider=provider)
         self.device_name = _cuda_device_name() if provider == "cuda" else _cpu_name()
 
     def run(self, tiles: Array) -> Array:
+        check_tiles(self.model, tiles)
+        try:
+            return self._attempt(tiles)
+        except OutOfMemory as error:
+            log.info("trying once more with an emptied arena: %s", error)
+        # The arena keeps what a failed run took, and a run that shrinks it gives that back even when it raises too:
+        # without a second attempt, smaller batches would fail for the memory that this one holds.
+        return self._attempt(tiles, shrink=True)
+
+    def _attempt(self, tiles: Array, *, shrink: bool = False) -> Array:
         import onnxruntime as ort
 
-        check_tiles(self.model, tiles)
         options = ort.RunOptions()
-        if self._shrink:
-            # The arena keeps what a failed run took; this gives it back even when the run raises, and costs a quarter
-            # of a run's speed: never set it in steady state.
+        if shrink:  # costs a quarter of a run's speed, so never in steady state
             where = "gpu:0" if self.provider == "cuda" else "cpu:0"
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", where)
         try:
             pixels = tiles if self.model.contract.input.layout == "nhwc" else tiles.transpose(0, 3, 1, 2)
             feed = {self.model.input_name: np.ascontiguousarray(pixels)}
             output = self._ort.run([self.model.output_name], feed, options)[0]
-            logits_nkhw = _as_nkhw(self.model, output, len(tiles))
+            return _as_nkhw(self.model, output, len(tiles))
         except UnetBatchError:
             raise
         except Exception as error:  # ONNX Runtime's errors share no class below Exception
-            raised = cannot_run(error, f"batch of {len(tiles)} tiles of {tiles.shape[1]}x{tiles.shape[2]}")
-            self._shrink = self._shrink or isinstance(raised, OutOfMemory)
-            raise raised from error
-        self._shrink = False
-        return logits_nkhw
+            what = f"batch of {len(tiles)} tiles of {tiles.shape[1]}x{tiles.shape[2]}"
+            raise cannot_run(error, what) from error
 
 
 def _open(data: bytes, spec: SessionSpec, device: Device, *, provider: Provider) -> Any:
