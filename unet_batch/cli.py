@@ -54,7 +54,7 @@ def main() -> NoReturn:
     except UnetBatchError as error:
         print(f"error [{error.code}]: {error}", file=sys.stderr)  # noqa: T201
         code = error.exit_code
-    except Exception:  # noqa: BLE001 - the edge of the program
+    except Exception:
         log.exception("unexpected error; this is a bug in unet-batch")
     sys.stdout.flush()
     sys.stderr.flush()
@@ -89,7 +89,11 @@ def _job_command(window: str | None) -> Callable[[Callable[..., None]], click.Co
 def _runner(command: Callable[..., None]) -> Callable[..., None]:
     """The options of commands that score."""
     executor = click.option(
-        "--executor", type=click.Choice(["ray", "local"]), default="ray", show_default=True, help="Ray, or a plain loop."
+        "--executor",
+        type=click.Choice(["ray", "local"]),
+        default="ray",
+        show_default=True,
+        help="Ray, or a plain loop.",
     )
     address = click.option("--address", metavar="HOST:PORT", help="Ray cluster to join; without it Ray is embedded.")
     quiet = click.option("--quiet", is_flag=True, help="No progress.")
@@ -219,7 +223,7 @@ def _run(job: JobSpec, window: str, select: str, *, executor: str, address: str 
     _finish(asdict(summary), exit_code=summary.exit_code)
 
 
-class _Exit(Exception):  # noqa: N818 - not an error
+class _Exit(Exception):
     def __init__(self, code: int) -> None:
         super().__init__(code)
         self.code = code
@@ -243,6 +247,6 @@ def _partition_table(title: str, columns: list[str], rows: list[list[Any]]) -> N
     Console(stderr=True).print(table)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _stop(_number: int, _frame: FrameType | None) -> None:
     """A polite kill ends a run as Ctrl-C does: records are written, and staged parts stay."""
     raise KeyboardInterrupt

@@ -1,7 +1,7 @@
 """What a model expects and returns: the words of a contract, and nothing that reads one.
 
-A contract lies in a YAML file beside the model (`nuclei.onnx` → `nuclei.yaml`) or in the model's own metadata. Everything in
-it changes pixels or labels, so all of it enters the fingerprint.
+A contract lies in a YAML file beside the model (`nuclei.onnx` → `nuclei.yaml`) or in the model's own metadata.
+Everything in it changes pixels or labels, so all of it enters the fingerprint.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class ModelInput(Section):
     multiple: int = Field(default=1, ge=1)
     """Rows and columns must be a multiple of this (2^levels of the U-Net), where they are not fixed."""
     fit: Literal["tile", "stretch", "letterbox", "pad", "none"] = "tile"
-    """How a picture meets the model's size: cut into tiles (small ones padded), resized, resized with its shape kept, padded, or refused."""
+    """How a picture meets the model's size: cut into tiles (small ones padded), resized,
+    resized with its shape kept, padded, or refused."""
     kernel: Kernel = "pil_bilinear_u8"
     """Resize kernel of `stretch` and `letterbox`."""
     pad_value: float = 0.0
@@ -134,11 +135,15 @@ class ModelInput(Section):
     def _agrees(self) -> ModelInput:
         wanted = {"gray": 1, "rgb": 3, "bgr": 3}.get(self.color)
         if wanted is not None and self.channels != wanted:
-            raise ValueError(f"color {self.color} has {wanted} channel(s), not {self.channels}: change channels, or use color: bands")
+            raise ValueError(
+                f"color {self.color} has {wanted} channel(s), not {self.channels}: change channels, or use color: bands"
+            )
         if isinstance(self.normalize, MeanStd):
             for name, values in (("mean", self.normalize.mean), ("std", self.normalize.std)):
                 if len(values) not in (1, self.channels):
-                    raise ValueError(f"normalize.{name} has {len(values)} values for {self.channels} channels: write one per channel")
+                    raise ValueError(
+                        f"normalize.{name} has {len(values)} values for {self.channels} channels: write one per channel"
+                    )
             if any(v == 0 for v in self.normalize.std):
                 raise ValueError("normalize.std contains 0: write the standard deviation of the training data")
         if isinstance(self.normalize, Percentile) and self.normalize.lower >= self.normalize.upper:
@@ -160,7 +165,8 @@ class ModelOutput(Section):
     classes: tuple[str, ...] = Field(default=("background", "foreground"), strict=False)
     """Names by channel; one name alone is a binary model (one channel)."""
     background: int | None = 0
-    """Which class is nothing and gets no entry in `classes`; null where every class counts (always so for one channel and sigmoid)."""
+    """Which class is nothing and gets no entry in `classes`; null where every
+    class counts (always so for one channel and sigmoid)."""
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """Probability above which a pixel belongs to a class: one-channel and sigmoid models."""
 
@@ -175,7 +181,7 @@ class ModelOutput(Section):
     @property
     def multi_label(self) -> bool:
         """Whether every class is decided by its own threshold, so that classes may overlap."""
-        return self.activation == "sigmoid" or len(self.classes) == 1 and self.activation != "labels"
+        return self.activation == "sigmoid" or (len(self.classes) == 1 and self.activation != "labels")
 
 
 class Contract(Section):

@@ -15,6 +15,7 @@
     │   └── PutUnknown      a put whose outcome nobody knows: settle it by reading back
     ├── ImageError          one image cannot be scored: becomes a rejection, never escapes a unit
     ├── ShapeMismatch       arrays that do not fit each other: a bug or a wrong contract
+    ├── ModelFailed     the model itself raised on a batch
     ├── OutOfMemory         a batch did not fit into memory: retried with a smaller one
     ├── SessionBroken       the process's device context is lost: the process must be replaced
     ├── Incomplete          the run ended, but a partition could not be published        exit 3
@@ -115,6 +116,12 @@ class ShapeMismatch(UnetBatchError):
     """Arrays that do not fit each other: a bug, or a contract that tells an untruth about its model."""
 
     code = "model.shape_mismatch"
+
+
+class ModelFailed(UnetBatchError):
+    """The model itself raised on a batch: its unit is halved until the image that it fails on is alone."""
+
+    code = "model.failed"
 
 
 class OutOfMemory(UnetBatchError):

@@ -95,4 +95,10 @@ def _default(field: FieldInfo) -> str:
 
 def _arrow_name(kind: Any) -> str:
     text = str(kind)
-    return "string" if text.startswith("dictionary") else text if len(text) < 40 else text.split("<")[0] + " of structs"
+    return (
+        "string"
+        if text.startswith("dictionary")
+        else text
+        if len(text) < 40
+        else text.split("<", maxsplit=1)[0] + " of structs"
+    )

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -26,6 +26,9 @@ MAX_JOB_FILE_BYTES = 1 << 20
 SECRET_NAME = re.compile(r"secret|token|password|passwd|credential|(^|_)(api|account|access)?_?key$|sas", re.IGNORECASE)
 
 
+LEFT_FIRST = Field(union_mode="left_to_right")  # a mapping with the one key `env` is a reference, not a mapping
+
+
 class EnvRef(Section):
     """A value that lives in an environment variable: `{env: NAME}`."""
 
@@ -33,7 +36,8 @@ class EnvRef(Section):
     """Name of the variable; its value is read where it is used and never printed."""
 
 
-Options = dict[str, str | int | float | bool | EnvRef | dict[str, str | int | float | bool | EnvRef]]
+Option = str | bool | int | float | EnvRef
+Options = dict[str, Annotated[Option | dict[str, Annotated[Option, LEFT_FIRST]], LEFT_FIRST]]
 """Options of the fsspec file system, e.g. `endpoint_url`, `anon`, `key: {env: NAME}`."""
 
 
@@ -61,7 +65,9 @@ class InputSpec(Section):
     """Loose images, tars, Parquet files with an image column, or lists of URIs (CSV, JSONL, Parquet)."""
     pattern: str = "**"
     """Glob below `uri`: which objects count, e.g. `**/*.png`. Names that start with a dot never do."""
-    members: tuple[str, ...] = Field(default=("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.webp", "*.bmp", "*.gif", "*.npy"), strict=False)
+    members: tuple[str, ...] = Field(
+        default=("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.webp", "*.bmp", "*.gif", "*.npy"), strict=False
+    )
     """Globs of the tar members that are images; the others are counted, not scored."""
     column: str | None = None
     """Column with the image bytes (Parquet; default `image`) or the URI (manifest; default `uri`)."""
@@ -85,7 +91,8 @@ class OutputSpec(Section):
     compression: Literal["zstd", "snappy", "none"] = "zstd"
     """Codec of the Parquet files."""
     buckets: int = Field(default=1, ge=1, le=4096)
-    """Objects per partition: above 2 GiB of rows split each day by a hash of the image key (each bucket is then replaced by itself)."""
+    """Objects per partition: above 2 GiB of rows split each day by a hash of the image key (each bucket is then
+    replaced by itself)."""
     single_writer: bool = False
     """You promise that no two runs ever write here: allows stores that ignore conditional writes."""
     options: Options = {}
@@ -149,7 +156,7 @@ class LimitsSpec(Section):
     unit_timeout_s: float = Field(default=900.0, gt=0)
     """Longest a unit may take in one stage before its process is given up."""
     unit_images: int | None = Field(default=None, ge=1)
-    """Most images of a unit; left out: by their encoded size, at most 64."""
+    """Most images of a unit; left out: by their encoded size, at most 32."""
     decode_memory_bytes: int = Field(default=4 << 30, ge=1 << 28)
     """Address space of an isolated decode."""
 
@@ -157,7 +164,7 @@ class LimitsSpec(Section):
     @classmethod
     def _is_a_number(cls, value: object) -> object:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError("must be a share (0.01) or a count (25)")
+            raise ValueError("must be a share (0.01) or a count (25)")  # noqa: TRY004 - pydantic's word for it
         if isinstance(value, float) and value > 1:
             raise ValueError("a share is at most 1.0; write a count without a decimal point")
         return value
@@ -256,7 +263,8 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int | float | bool) and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is written twice", key_node.start_mark)
+                message = f"the key {key!r} is written twice"
+                raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
             if isinstance(key, str | int | float | bool):
                 seen.add(key)
         return super().construct_mapping(node, deep=deep)
@@ -318,6 +326,6 @@ def _refuse_literal_secrets(where: str, options: Mapping[str, Any]) -> None:
         if isinstance(value, dict):
             _refuse_literal_secrets(f"{where}.options.{key}", value)
         elif SECRET_NAME.search(key) and isinstance(value, str):
-            raise ValueError(f"{where}.options.{key} looks like a secret: write {key}: {{env: NAME}} and set the variable")
-
-
+            raise ValueError(
+                f"{where}.options.{key} looks like a secret: write {key}: {{env: NAME}} and set the variable"
+            )

@@ -100,7 +100,7 @@ def test_a_storage_fault_leaves_the_unit_open_after_bounded_retries():
 def test_an_image_that_the_model_fails_on_is_rejected_alone():
     """A failing session.run is narrowed down by halving."""
     executor = FakeExecutor(
-        lambda u, _: ("session.failed", "bad shape") if any(s.uri.endswith("b") for s in u.sources) else None
+        lambda u, _: ("model.failed", "bad shape") if any(s.uri.endswith("b") for s in u.sources) else None
     )
     done, rejected, _ = drive(executor, unit("a", "b", "c", "d"), unit("e"), unit("f"), unit("g"))
     assert done == Counter("abcdefg")

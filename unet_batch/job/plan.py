@@ -1,7 +1,7 @@
 """What is to be done, as pure functions: fingerprint, open sources, units, placement.
 
-Knows nothing of stores, Ray or pixels, and is small enough to print. Work is skipped by image key and version, never by the
-name of a part, so slices may shift between two runs without an image being scored twice.
+Knows nothing of stores, Ray or pixels, and is small enough to print. Work is skipped by image key
+and version, never by the name of a part, so slices may shift between two runs without an image being scored twice.
 """
 
 from __future__ import annotations
@@ -100,10 +100,11 @@ def selected(plans: Iterable[PartitionPlan], select: Select) -> list[PartitionPl
 def units(plan: PartitionPlan, job: JobSpec, mark: str, *, workers: int) -> list[Unit]:
     """The open sources of a partition in slices of one shard or of its loose files, largest first."""
     cap = job.limits.unit_images or UNIT_IMAGES
-    found = []
-    for shard in _by_shard(plan.open, job):
-        for piece in _slices(shard, cap=cap, workers=workers):
-            found.append(Unit(unit_id(mark, piece), plan.partition, job.input.format, tuple(piece)))
+    found = [
+        Unit(unit_id(mark, piece), plan.partition, job.input.format, tuple(piece))
+        for shard in _by_shard(plan.open)
+        for piece in _slices(shard, cap=cap, workers=workers)
+    ]
     return sorted(found, key=lambda unit: -len(unit.sources))
 
 
@@ -114,7 +115,7 @@ def halves(unit: Unit, mark: str) -> list[Unit]:
     return [Unit(unit_id(mark, piece), unit.partition, unit.format, piece, isolate=True) for piece in pieces]
 
 
-def _by_shard(sources: Sequence[Source], job: JobSpec) -> Iterator[list[Source]]:
+def _by_shard(sources: Sequence[Source]) -> Iterator[list[Source]]:
     """Loose files together, each container by itself."""
     loose = [s for s in sources if s.member is None]
     if loose:
@@ -127,7 +128,7 @@ def _by_shard(sources: Sequence[Source], job: JobSpec) -> Iterator[list[Source]]
 
 
 def _slices(sources: Sequence[Source], *, cap: int, workers: int) -> Iterator[Sequence[Source]]:
-    """Slices that shrink towards the end (guided self-scheduling), so that no actor works long after the others are done."""
+    """Slices that shrink towards the end (guided self-scheduling), so that no actor works long after the others."""
     begin = 0
     while begin < len(sources):
         left = len(sources) - begin
@@ -144,7 +145,7 @@ def _slices(sources: Sequence[Source], *, cap: int, workers: int) -> Iterator[Se
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which actors a run asks for. CPU shares are accounting for the scheduler; threads are what a session really uses."""
+    """Which actors a run asks for. CPU shares are the scheduler's accounting; threads are what a session uses."""
 
     load_actors: int
     load_cpus: float
@@ -167,7 +168,8 @@ def place(cpus: float, gpus: float, resources: ResourcesSpec, *, cuda: bool, gpu
     if cuda:
         if gpus < gpu_share:
             raise JobError(
-                f"session.providers asks for cuda, and the cluster offers {gpus:g} GPUs: add a GPU node, or set session.providers=[cpu]"
+                f"session.providers asks for cuda, and the cluster offers {gpus:g} GPUs: add a GPU node, "
+                "or set session.providers=[cpu]"
             )
         infer = resources.infer_actors or int(gpus / gpu_share)
         infer_cpus = min(1.0, cpus / (2 * infer))

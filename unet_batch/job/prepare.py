@@ -1,4 +1,4 @@
-"""From a job file to everything a run needs to know before it touches the archive: model, contract, stores, fingerprint."""
+"""From a job file to all a run must know before it touches the archive: model, contract, stores, fingerprint."""
 
 from __future__ import annotations
 

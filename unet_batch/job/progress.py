@@ -40,7 +40,9 @@ class ProgressDisplay:
             self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
 
@@ -59,7 +61,8 @@ class ProgressDisplay:
             self._last_line = now
             eta_s = (self._total - self._done) / max(speed, 1e-9)
             print(  # noqa: T201 - people read stderr
-                f"{self._done} of {self._total} images, {speed:.1f} images/s, {self._rejected} rejected, ETA {eta_s:.0f} s",
+                f"{self._done} of {self._total} images, {speed:.1f} images/s, {self._rejected} rejected, "
+                f"ETA {eta_s:.0f} s",
                 file=sys.stderr,
                 flush=True,
             )

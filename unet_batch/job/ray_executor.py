@@ -31,7 +31,7 @@ from unet_batch.records import Receipt, Unit
 log = logging.getLogger(__name__)
 
 SILENCE_S = 1200.0
-"""Without a receipt for this long beyond a unit's own limit, a pass is given up and its open units are planned again."""
+"""Without a receipt for this long beyond a unit's own limit, a pass is given up and its units are planned again."""
 OBJECT_STORE_BYTES = 1 << 30
 """Embedded Ray: room for some tens of loaded units; the default would take a third of the machine."""
 ACTOR_STARTS = 3
@@ -42,8 +42,8 @@ INFER_THREADS = 2
 class _Deadlines:
     """Ends this process when a stage works on one unit for too long.
 
-    faulthandler's timer lives in C, so it fires even when a decoder hangs with the GIL held. There is one timer per process:
-    it is always set to the earliest deadline of the units that are being worked on.
+    faulthandler's timer lives in C, so it fires even when a decoder hangs with the GIL held. There is one timer per
+    process: it is always set to the earliest deadline of the units that are being worked on.
     """
 
     def __init__(self, timeout_s: float) -> None:
@@ -81,7 +81,7 @@ class LoadActor:
         self._deadline = _Deadlines(settings.job.limits.unit_timeout_s)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        from unet_batch.job.stages import to_arrow
+        from unet_batch.job.loaded import to_arrow
 
         with self._deadline():
             return to_arrow(self._load(Unit.from_json(table.column("unit")[0].as_py())))
@@ -95,11 +95,13 @@ class InferActor:
         self._failure: tuple[str, str] | None = None
         try:
             self._infer = build_infer(settings, Device(threads=threads, gpu_share=gpu_share or None))
-        except UnetBatchError as error:  # told by every receipt: an actor whose start fails is retried by Ray without an end
+        except (
+            UnetBatchError
+        ) as error:  # told by every receipt: an actor whose start fails is retried by Ray without an end
             self._failure = (error.code, str(error))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        from unet_batch.job.stages import from_arrow
+        from unet_batch.job.loaded import from_arrow
 
         if self._failure is not None:
             unit = Unit.from_json(table.column("unit")[0].as_py())
@@ -151,7 +153,10 @@ class RayExecutor:
                 try:
                     found = receipts.get(timeout=patience_s)
                 except queue.Empty:
-                    log.error("no unit was finished for %.0f s; this pass is given up and its open units are planned again", patience_s)
+                    log.error(
+                        "no unit was finished for %.0f s; this pass is given up and its open units are planned again",
+                        patience_s,
+                    )
                     return
                 if found is None:
                     return
@@ -171,7 +176,9 @@ class RayExecutor:
         self, units: Sequence[Unit], receipts: queue.Queue[Receipt | BaseException | None], stopping: threading.Event
     ) -> None:
         try:
-            for batch in self._pipeline(units).iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for batch in self._pipeline(units).iter_batches(
+                batch_size=None, batch_format="pyarrow", prefetch_batches=0
+            ):
                 for text in batch.column("receipt").to_pylist():
                     receipts.put(Receipt.from_json(text))
                 if stopping.is_set():
@@ -181,7 +188,7 @@ class RayExecutor:
             receipts.put(_explained(error))
 
     def _pipeline(self, units: Sequence[Unit]) -> Any:
-        """from_items has no read tasks, which would wait for CPUs that the actors hold (measured: no progress in 100 s on 2 CPUs)."""
+        """from_items has no read tasks, which would wait for CPUs that the actors hold (no progress in 100 s on 2 CPUs)."""
         import ray
         from ray.data import ActorPoolStrategy
 
@@ -252,7 +259,7 @@ def _receipt_row(receipt: Receipt) -> pa.Table:
 
 
 def _quiet_ray_data() -> None:
-    """Bounded errors are ours to count (the caller reconciles), progress is drawn from receipts, and a queue for GPUs may last the night."""
+    """Errors are ours to count (the caller reconciles), progress is ours to draw, and GPUs may be waited for all night."""
     from ray.data import DataContext
 
     context = DataContext.get_current()
@@ -270,4 +277,8 @@ def _quiet_ray_data() -> None:
 def _explained(error: BaseException) -> BaseException:
     if isinstance(error, UnetBatchError):
         return error
-    return JobError(f"Ray could not run the pipeline: {' '.join(str(error).split())[:2000]}") if isinstance(error, ValueError) else error
+    return (
+        JobError(f"Ray could not run the pipeline: {' '.join(str(error).split())[:2000]}")
+        if isinstance(error, ValueError)
+        else error
+    )

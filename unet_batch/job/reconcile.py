@@ -18,10 +18,12 @@ from unet_batch.records import Receipt, Unit
 
 log = logging.getLogger(__name__)
 
+SYSTEMATIC = 4
+"""Fewer failing units than this prove nothing about the machinery."""
 RETRIES = 2
 """How often a unit goes round again after a fault of the machinery."""
 FATAL = {cls.code: cls for cls in (ProviderMissing, ContractError, JobError)}
-HALVED = ("session.failed", "model.shape_mismatch", "unexpected")
+HALVED = ("model.failed", "model.shape_mismatch", "unexpected")
 """Failures that one image can cause: its unit is halved until that image is alone."""
 
 
@@ -56,103 +58,92 @@ def score(
     """Run the units until each has a receipt or no more chances.
 
     done: called once for every unit with a part. reject: writes the part of a unit whose one image no process survives.
-    Raises ProviderMissing, ContractError or JobError at the first receipt that tells of one.
+    Raises ProviderMissing, ContractError or JobError at the first receipt that tells of one, and UnetBatchError when
+    most units fail alike.
     """
-    outcome = Outcome()
-    tries: dict[str, int] = {}
+    reconciliation = _Reconciliation(executor, mark, done, reject)
     waiting = list(units)
     while waiting:
         alone = [u for u in waiting if u.isolate and len(u.sources) == 1]
         together = [u for u in waiting if not (u.isolate and len(u.sources) == 1)]
-        waiting = []
-        if together:
-            waiting += _pass(executor, together, mark, done, outcome, tries, reject)
-        for unit in alone:  # one at a time: nobody else's crash may be counted against a single image
-            waiting += _pass(executor, [unit], mark, done, outcome, tries, reject)
+        # A single suspect runs by itself: nobody else's crash may be counted against it.
+        passes = ([together] if together else []) + [[unit] for unit in alone]
+        waiting = [unit for some in passes for unit in reconciliation.run(some)]
         if waiting:
             log.warning("%d unit(s) did not come back and go round again", len(waiting))
-    return outcome
+    return reconciliation.outcome
 
 
-def _pass(
-    executor: Executor,
-    units: Sequence[Unit],
-    mark: str,
-    done: Callable[[Unit, Receipt], None],
-    outcome: Outcome,
-    tries: dict[str, int],
-    reject: Callable[[Unit, ImageError], Receipt],
-) -> list[Unit]:
-    """Run the units once; the units to run next."""
-    missing = {unit.unit_id: unit for unit in units}
-    again: list[Unit] = []
-    suspicious = 0
-    for receipt in executor.run(units):
-        unit = missing.pop(receipt.unit_id, None)
-        if unit is None:
-            continue  # a task that Ray ran twice; its part is the same part
-        if receipt.failure is None:
-            done(unit, receipt)
-        else:
+class _Reconciliation:
+    """Compares receipts with what was asked for, pass by pass."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        mark: str,
+        done: Callable[[Unit, Receipt], None],
+        reject: Callable[[Unit, ImageError], Receipt],
+    ) -> None:
+        self.outcome = Outcome()
+        self._executor = executor
+        self._mark = mark
+        self._done = done
+        self._reject = reject
+        self._tries: dict[str, int] = {}
+
+    def run(self, units: Sequence[Unit]) -> list[Unit]:
+        """Run the units once; the units to run next."""
+        missing = {unit.unit_id: unit for unit in units}
+        again: list[Unit] = []
+        suspicious = 0
+        for receipt in self._executor.run(units):
+            unit = missing.pop(receipt.unit_id, None)
+            if unit is None:
+                continue  # a task that Ray ran twice; its part is the same part
+            if receipt.failure is None:
+                self._done(unit, receipt)
+                continue
             suspicious += receipt.failure[0] in HALVED
             _refuse_systematic(suspicious, len(units), receipt.failure[1])
-            again += _after_failure(unit, receipt.failure, mark, outcome, tries, done, reject)
-    _refuse_systematic(len(missing), len(units), "their processes died or ran out of time")
-    for unit in missing.values():
-        again += _after_loss(unit, mark, tries, done, reject)
-    return again
+            again += self._after_failure(unit, *receipt.failure)
+        _refuse_systematic(len(missing), len(units), "their processes died or ran out of time")
+        return again + [next_unit for unit in missing.values() for next_unit in self._after_loss(unit)]
+
+    def _after_failure(self, unit: Unit, code: str, message: str) -> list[Unit]:
+        if code in FATAL:
+            raise FATAL[code](message)
+        if code == "unit.too_large" or (code in HALVED and len(unit.sources) > 1):
+            return [replace(half, isolate=unit.isolate) for half in halves(unit, self._mark)]
+        if code in HALVED:
+            return self._rejected(unit, Reason.MODEL_FAILED, message)
+        if self._tried(unit) <= RETRIES:
+            return [unit]
+        log.error("unit %s of %s is left open: %s", unit.unit_id, unit.partition, message)
+        self.outcome.open.append(unit)
+        self.outcome.failures[code] = message
+        return []
+
+    def _after_loss(self, unit: Unit) -> list[Unit]:
+        if not unit.isolate:
+            return [replace(unit, isolate=True)]
+        if len(unit.sources) > 1:
+            return halves(unit, self._mark)
+        if self._tried(unit) == 1:
+            return [unit]
+        return self._rejected(
+            unit, Reason.MODEL_CRASHED, "its process died or ran out of time twice while it was alone"
+        )
+
+    def _tried(self, unit: Unit) -> int:
+        self._tries[unit.unit_id] = self._tries.get(unit.unit_id, 0) + 1
+        return self._tries[unit.unit_id]
+
+    def _rejected(self, unit: Unit, reason: Reason, message: str) -> list[Unit]:
+        self._done(unit, self._reject(unit, ImageError(reason, message)))
+        return []
 
 
 def _refuse_systematic(count: int, units: int, what: str) -> None:
     """When most units fail it is not their images: stop, rather than reject an archive image by image."""
-    if count >= 4 and count > units / 2:
+    if count >= SYSTEMATIC and count > units / 2:
         raise UnetBatchError(f"{count} of {units} units failed alike, so the fault is not in their images: {what}")
-
-
-def _after_failure(
-    unit: Unit,
-    failure: tuple[str, str],
-    mark: str,
-    outcome: Outcome,
-    tries: dict[str, int],
-    done: Callable[[Unit, Receipt], None],
-    reject: Callable[[Unit, ImageError], Receipt],
-) -> list[Unit]:
-    code, message = failure
-    if code in FATAL:
-        raise FATAL[code](message)
-    if code == "unit.too_large":
-        return [replace(half, isolate=unit.isolate) for half in halves(unit, mark)]
-    if code in HALVED:
-        if len(unit.sources) > 1:
-            return [replace(half, isolate=unit.isolate) for half in halves(unit, mark)]
-        done(unit, reject(unit, ImageError(Reason.MODEL_FAILED, message)))
-        return []
-    tries[unit.unit_id] = tries.get(unit.unit_id, 0) + 1
-    if tries[unit.unit_id] <= RETRIES:
-        return [unit]
-    log.error("unit %s of %s is left open: %s", unit.unit_id, unit.partition, message)
-    outcome.open.append(unit)
-    outcome.failures[code] = message
-    return []
-
-
-def _after_loss(
-    unit: Unit,
-    mark: str,
-    tries: dict[str, int],
-    done: Callable[[Unit, Receipt], None],
-    reject: Callable[[Unit, ImageError], Receipt],
-) -> list[Unit]:
-    if not unit.isolate:
-        return [replace(unit, isolate=True)]
-    if len(unit.sources) > 1:
-        return halves(unit, mark)
-    tries[unit.unit_id] = tries.get(unit.unit_id, 0) + 1
-    if tries[unit.unit_id] == 1:
-        return [unit]
-    message = "its process died or ran out of time twice while it was alone"
-    done(unit, reject(unit, ImageError(Reason.MODEL_CRASHED, message)))
-    return []
-
-

@@ -72,7 +72,7 @@ class Summary:
 def run(
     prepared: Prepared, window: Window, make_executor: MakeExecutor, *, select: Select = "all", quiet: bool = False
 ) -> Summary:
-    """Score what the window still needs and publish it. Problems of single partitions are in the summary, with the exit code."""
+    """Score what the window still needs and publish it. Problems of single partitions end in the summary."""
     summary = Summary(run=new_run_id(prepared.job), fingerprint=prepared.fingerprint)
     work = selected(survey(prepared, window, repair=True), select)
     if not work:
@@ -81,7 +81,8 @@ def run(
     refused = None if prepared.job.output.single_writer else prepared.output.probe(prepared.layout.scratch)
     if refused is not None:
         raise JobError(
-            f"{prepared.job.output.uri} cannot publish safely: {refused}; use another store, or set output.single_writer: true "
+            f"{prepared.job.output.uri} cannot publish safely: {refused}; use another store, or set "
+            "output.single_writer: true "
             "if no two runs ever write there"
         )
     record = _start_record(prepared, work, select, summary)
@@ -106,9 +107,7 @@ def _score_and_publish(
     if summary.remaining:
         started = time.perf_counter()
         executor = make_executor(
-            Settings(
-                prepared.job.model_dump_json(), prepared.model.to_json(), prepared.fingerprint, summary.run
-            )
+            Settings(prepared.job.model_dump_json(), prepared.model.to_json(), prepared.fingerprint, summary.run)
         )
         summary.executor, summary.start_s = executor.name, time.perf_counter() - started
         clock = time.perf_counter()
@@ -131,7 +130,9 @@ def _score(
     progress: ProgressDisplay,
 ) -> None:
     open_units = [u for p in work for u in units(p, prepared.job, prepared.fingerprint, workers=executor.workers)]
-    nobody = Provenance(prepared.model.sha256, prepared.fingerprint, summary.run, "none", prepared.job.session.precision)
+    nobody = Provenance(
+        prepared.model.sha256, prepared.fingerprint, summary.run, "none", prepared.job.session.precision
+    )
 
     def done(unit: Unit, receipt: Receipt) -> None:
         _count(summary, unit, receipt)

@@ -6,17 +6,15 @@ sources and geometry as JSON, and all fitted pixels in one buffer in their sourc
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from unet_batch.archive.decode import Page, decode, encode_png
 from unet_batch.archive.isolate import IsolatedDecoder
@@ -25,9 +23,11 @@ from unet_batch.archive.storage import Storage
 from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken, UnetBatchError
 from unet_batch.imaging.postprocess import reduce
 from unet_batch.imaging.preprocess import Geometry, fit, normalize
-from unet_batch.imaging.tiling import Canvas, cut, grid
-from unet_batch.model.batching import Batcher, Tile
+from unet_batch.imaging.tiling import Canvas, grid
+from unet_batch.job.loaded import Entry, Loaded, Pack, pixels_of
+from unet_batch.model.batching import Batcher, BatchStats, Tile
 from unet_batch.model.contract import Model
+from unet_batch.model.session import Session
 from unet_batch.records import Receipt, Unit
 from unet_batch.spec import JobSpec
 from unet_batch.table.layout import Layout
@@ -36,43 +36,8 @@ from unet_batch.table.rows import Provenance, prediction_row, rejection_row
 
 log = logging.getLogger(__name__)
 
-ALIGNMENT = 64
-"""Every image starts at a multiple of this, so that its bytes can be viewed as any dtype."""
 MAX_UNIT_PIXEL_BYTES = 1 << 30
 """A unit that decodes to more is handed back to be halved: a plan sees encoded sizes only."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One page of a loaded unit: where its pixels lie, or why there are none."""
-
-    source: int
-    """Position in the unit."""
-    page: int
-    pages: int
-    height: int
-    width: int
-    dtype: str = ""
-    shape: tuple[int, ...] = ()
-    offset: int = 0
-    geometry: Geometry | None = None
-    reason: str | None = None
-    message: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A unit between the stages."""
-
-    unit: Unit
-    entries: tuple[Entry, ...]
-    pixels: np.ndarray
-    """uint8, all fitted pictures one after the other."""
-    read_bytes: int = 0
-    read_s: float = 0.0
-    decode_s: float = 0.0
-    failure: tuple[str, str] | None = None
-    """Code and message where the unit could not be read at all."""
 
 
 class Load:
@@ -89,12 +54,12 @@ class Load:
             return self._load(unit)
         except UnetBatchError as error:
             return Loaded(unit, (), np.empty(0, np.uint8), failure=(error.code, str(error)))
-        except Exception as error:  # noqa: BLE001 - the stage boundary: one image's surprise must not look like a dead process
+        except Exception as error:  # the stage boundary: one image's surprise must not look like a dead process
             log.exception("Load failed on unit %s", unit.unit_id)
             return Loaded(unit, (), np.empty(0, np.uint8), failure=("unexpected", f"{type(error).__name__}: {error}"))
 
     def _load(self, unit: Unit) -> Loaded:
-        pack = _Pack()
+        pack = Pack()
         entries: list[Entry] = []
         read_bytes, read_s, decode_s = 0, 0.0, 0.0
         isolated = IsolatedDecoder(self._model.contract.input, self._job.limits) if unit.isolate else None
@@ -124,15 +89,26 @@ class Load:
         else:
             yield from decode(data, self._model.contract.input, self._job.limits)
 
-    def _entry(self, position: int, page: Page, pack: _Pack) -> Entry:
+    def _entry(self, position: int, page: Page, pack: Pack) -> Entry:
         if isinstance(page.content, ImageError):
-            return replace(_rejected(position, page.content), page=page.page, pages=page.pages, height=page.height, width=page.width)
+            return replace(
+                _rejected(position, page.content),
+                page=page.page,
+                pages=page.pages,
+                height=page.height,
+                width=page.width,
+            )
         try:
             fitted, geometry = fit(
-                page.content, self._model.contract.input, tile_hw=self._model.tile_hw, source_hw=(page.height, page.width)
+                page.content,
+                self._model.contract.input,
+                tile_hw=self._model.tile_hw,
+                source_hw=(page.height, page.width),
             )
         except ImageError as error:
-            return replace(_rejected(position, error), page=page.page, pages=page.pages, height=page.height, width=page.width)
+            return replace(
+                _rejected(position, error), page=page.page, pages=page.pages, height=page.height, width=page.width
+            )
         offset = pack.add(fitted)
         return Entry(
             position, page.page, page.pages, page.height, page.width, fitted.dtype.str, fitted.shape, offset, geometry
@@ -142,16 +118,20 @@ class Load:
 class Infer:
     """Scores a loaded unit and leaves its part."""
 
-    def __init__(self, job: JobSpec, batcher: Batcher, provenance: Provenance) -> None:
+    def __init__(self, job: JobSpec, session: Session, batcher: Batcher, provenance: Provenance) -> None:
         self._job = job
         self._batcher = batcher
-        self._model = batcher.session.model
+        self._model = session.model
+        self._provider = session.provider
         self._provenance = provenance
         self._storage = Storage(job.output.options)
         self._layout = Layout(job.output.uri)
 
     def __call__(self, loaded: Loaded) -> Receipt:
-        """The receipt of the unit's part; a fault of the machinery comes back as `failure`. SessionBroken escapes: replace the process."""
+        """The receipt of the unit's part; a fault of the machinery comes back as `failure`.
+
+        Raises SessionBroken: the process must be replaced.
+        """
         if loaded.failure is not None:
             return _failed(loaded.unit, loaded.failure)
         try:
@@ -160,16 +140,16 @@ class Infer:
             raise
         except UnetBatchError as error:
             return _failed(loaded.unit, (error.code, str(error)))
-        except Exception as error:  # noqa: BLE001 - as above
+        except Exception as error:
             log.exception("Infer failed on unit %s", loaded.unit.unit_id)
             return _failed(loaded.unit, ("unexpected", f"{type(error).__name__}: {error}"))
 
     def _score(self, loaded: Loaded) -> Receipt:
         start = time.perf_counter()
-        before = self._batcher.counters()
+        used = BatchStats()
         rows: list[dict[str, Any] | None] = [None] * len(loaded.entries)
         images: dict[int, _Image] = {}
-        for tile, result in self._batcher.run(self._tiles(loaded, images, rows)):
+        for tile, result in self._batcher.run(self._tiles(loaded, images, rows), stats=used):
             image = images[tile.image]
             if isinstance(result, OutOfMemory):
                 image.error = ImageError(Reason.MODEL_OUT_OF_MEMORY, "one tile alone does not fit into memory")
@@ -183,7 +163,6 @@ class Infer:
         write_part(
             self._storage, self._layout, loaded.unit, done, self._provenance, compression=self._job.output.compression
         )
-        used = self._batcher.counters() - before
         rejected = Counter(row["reason"] for row in done if row["status"] == "rejected")
         return Receipt(
             unit_id=loaded.unit.unit_id,
@@ -192,7 +171,7 @@ class Infer:
             ok=len(done) - rejected.total(),
             rejected=rejected.total(),
             images_read_bytes=loaded.read_bytes,
-            provider=self._batcher.session.provider,
+            provider=self._provider,
             read_s=loaded.read_s,
             decode_s=loaded.decode_s,
             session_s=used.session_s,
@@ -204,35 +183,34 @@ class Infer:
             peak_rss_bytes=_peak_rss_bytes(),
         )
 
-    def _tiles(
-        self, loaded: Loaded, images: dict[int, _Image], rows: list[dict[str, Any] | None]
-    ) -> Iterator[Tile]:
+    def _tiles(self, loaded: Loaded, images: dict[int, _Image], rows: list[dict[str, Any] | None]) -> Iterator[Tile]:
         """Every tile of every picture, lazily; rejections become rows on the way."""
         for index, entry in enumerate(loaded.entries):
             if entry.geometry is None:
                 rows[index] = self._rejection(loaded, index, ImageError(Reason(entry.reason), entry.message))
                 continue
             try:
-                picture = normalize(_pixels(loaded, entry), entry.geometry, self._model.contract.input)
+                picture = normalize(pixels_of(loaded, entry), entry.geometry, self._model.contract.input)
             except ImageError as error:
                 rows[index] = self._rejection(loaded, index, error)
                 continue
             tile_hw = self._model.tile_hw or entry.geometry.fitted_hw
             boxes = grid(entry.geometry.fitted_hw, tile_hw, self._job.tiling.overlap)
-            images[index] = _Image(Canvas(entry.geometry.fitted_hw, tile_hw, self._job.tiling), len(boxes))
+            images[index] = _Image(
+                Canvas(entry.geometry.fitted_hw, tile_hw, self._job.tiling), entry.geometry, len(boxes)
+            )
             for box in boxes:
-                yield Tile(index, box, cut(picture, box))
+                yield Tile(index, box, picture[box.slices])
 
     def _row(self, loaded: Loaded, index: int, image: _Image) -> dict[str, Any]:
         entry = loaded.entries[index]
         if image.error is not None:
             return self._rejection(loaded, index, image.error)
-        assert entry.geometry is not None
         output = self._job.output
         try:
             prediction = reduce(
                 image.canvas.finished(),
-                entry.geometry,
+                image.geometry,
                 self._model.contract.output,
                 rle="rle" in output.masks,
                 confidence=output.confidence,
@@ -253,54 +231,11 @@ class Infer:
 def reject_unit(job: JobSpec, unit: Unit, error: ImageError, provenance: Provenance) -> Receipt:
     """The part of a unit whose one image no process survived, written without scoring."""
     rows = [rejection_row(source, 0, 1, error) for source in unit.sources]
-    write_part(Storage(job.output.options), Layout(job.output.uri), unit, rows, provenance, compression=job.output.compression)
+    write_part(
+        Storage(job.output.options), Layout(job.output.uri), unit, rows, provenance, compression=job.output.compression
+    )
     reasons = ((str(error.reason), len(rows)),)
     return Receipt(unit.unit_id, unit.partition, len(rows), 0, len(rows), reasons=reasons)
-
-
-def to_arrow(loaded: Loaded) -> pa.Table:
-    """The loaded unit as one row whose pixels are one buffer: nothing is copied, and no Ray tensor type is involved."""
-    header = {
-        "entries": [asdict(e) for e in loaded.entries],
-        "read_bytes": loaded.read_bytes,
-        "read_s": loaded.read_s,
-        "decode_s": loaded.decode_s,
-        "failure": loaded.failure,
-    }
-    offsets = np.array([0, loaded.pixels.nbytes], np.int64)
-    pixels = pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(loaded.pixels)]
-    )
-    return pa.table(
-        {
-            "unit": pa.array([loaded.unit.to_json()], pa.large_binary()),
-            "header": pa.array([json.dumps(header).encode()], pa.large_binary()),
-            "pixels": pixels,
-        }
-    )
-
-
-def from_arrow(table: pa.Table) -> Loaded:
-    """The loaded unit of a one-row table; its pixels are a read-only view into Arrow's buffer."""
-    header = json.loads(table.column("header")[0].as_py())
-    for entry in header["entries"]:
-        entry["shape"] = tuple(entry["shape"])
-        if entry["geometry"] is not None:
-            fields = entry["geometry"]
-            entry["geometry"] = Geometry(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-    column = table.column("pixels").chunk(0)
-    _, offsets, values = column.buffers()
-    begin, end = np.frombuffer(offsets, np.int64)[column.offset : column.offset + 2]
-    pixels = np.frombuffer(values, np.uint8)[begin:end] if values is not None else np.empty(0, np.uint8)
-    return Loaded(
-        unit=Unit.from_json(table.column("unit")[0].as_py()),
-        entries=tuple(Entry(**e) for e in header["entries"]),
-        pixels=pixels,
-        read_bytes=header["read_bytes"],
-        read_s=header["read_s"],
-        decode_s=header["decode_s"],
-        failure=tuple(header["failure"]) if header["failure"] else None,
-    )
 
 
 @dataclass(slots=True)
@@ -308,34 +243,9 @@ class _Image:
     """A picture whose tiles are under way."""
 
     canvas: Canvas
+    geometry: Geometry
     waiting: int
     error: ImageError | None = None
-
-
-class _Pack:
-    """Pictures of one unit, joined into one aligned buffer at the end."""
-
-    def __init__(self) -> None:
-        self._pictures: list[tuple[int, np.ndarray]] = []
-        self.size = 0
-
-    def add(self, picture: np.ndarray) -> int:
-        offset = self.size
-        self._pictures.append((offset, picture))
-        self.size = -(-(offset + picture.nbytes) // ALIGNMENT) * ALIGNMENT
-        return offset
-
-    def joined(self) -> np.ndarray:
-        buffer = np.empty(self.size, np.uint8)
-        for offset, picture in self._pictures:
-            buffer[offset : offset + picture.nbytes] = np.ascontiguousarray(picture).view(np.uint8).ravel()
-        return buffer
-
-
-def _pixels(loaded: Loaded, entry: Entry) -> np.ndarray:
-    dtype = np.dtype(entry.dtype)
-    count = int(np.prod(entry.shape)) * dtype.itemsize
-    return loaded.pixels[entry.offset : entry.offset + count].view(dtype).reshape(entry.shape)
 
 
 def _rejected(position: int, error: ImageError) -> Entry:

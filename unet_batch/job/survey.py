@@ -41,16 +41,17 @@ def archive_partitions(prepared: Prepared, window: Window) -> dict[str, list[Sou
 
 
 def survey(prepared: Prepared, window: Window, *, repair: bool) -> list[PartitionPlan]:
-    """Every partition of the window compared with the output. repair: whether damaged parts are deleted (a run) or only left out (a plan)."""
+    """Every partition of the window compared with the output.
+
+    repair: whether damaged parts are deleted (a run) or only left out (a plan).
+    """
     return [
         survey_partition(prepared, partition, sources, repair=repair)
         for partition, sources in archive_partitions(prepared, window).items()
     ]
 
 
-def survey_partition(
-    prepared: Prepared, partition: str, sources: Sequence[Source], *, repair: bool
-) -> PartitionPlan:
+def survey_partition(prepared: Prepared, partition: str, sources: Sequence[Source], *, repair: bool) -> PartitionPlan:
     """One partition compared with what is published and staged under this job's fingerprint."""
     mark = prepared.fingerprint
     published = read_commit(prepared.output, prepared.layout, partition)

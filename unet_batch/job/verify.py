@@ -1,7 +1,7 @@
 """Status and proof: published rows held against the inventory as it is listed now.
 
-`verify` trusts nothing that a run wrote about itself except the rows: every key, version, page and fingerprint is read back,
-page checksums included, and compared with a fresh listing of the archive.
+`verify` trusts nothing that a run wrote about itself except the rows: every key, version, page and fingerprint is read
+back, page checksums included, and compared with a fresh listing of the archive.
 """
 
 from __future__ import annotations
@@ -51,16 +51,22 @@ class Finding:
     example: str
 
     def __str__(self) -> str:
-        return f"{self.partition}: {self.count} {self.kind}, e.g. {self.example}" if self.example else f"{self.partition}: {self.kind}"
+        return (
+            f"{self.partition}: {self.count} {self.kind}, e.g. {self.example}"
+            if self.example
+            else f"{self.partition}: {self.kind}"
+        )
 
 
 def status(prepared: Prepared, window: Window) -> list[PartitionStatus]:
     """Every partition of the window, and what is published inside it without being in the archive."""
     archive = archive_partitions(prepared, window)
     found = [_status(prepared, name, sources) for name, sources in archive.items()]
-    for name in published_partitions(prepared):
-        if name not in archive and window.holds(name):
-            found.append(_status(prepared, name, None))
+    found += [
+        _status(prepared, name, None)
+        for name in published_partitions(prepared)
+        if name not in archive and window.holds(name)
+    ]
     return sorted(found, key=lambda s: s.partition)
 
 
@@ -78,7 +84,13 @@ def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None
             published = read_commit(prepared.output, prepared.layout, partition)
             commit = published.commit if published else None
             return PartitionStatus(
-                partition, "orphaned", 0, commit.rows if commit else 0, commit.rejected if commit else 0, 0, commit and commit.run_id
+                partition,
+                "orphaned",
+                0,
+                commit.rows if commit else 0,
+                commit.rejected if commit else 0,
+                0,
+                commit and commit.run_id,
             )
         plan: PartitionPlan = survey_partition(prepared, partition, sources, repair=False)
     except StorageError:
@@ -112,7 +124,9 @@ def _compare(prepared: Prepared, partition: str, sources: Sequence[Source] | Non
         keys = row_keys(file)
         published = read_commit(prepared.output, prepared.layout, partition)
     except (pa.ArrowException, OSError, ValueError, KeyError, StorageError) as error:
-        yield Finding(partition, f"the published object is truncated or damaged ({' '.join(str(error).split())[:200]})", 1, "")
+        yield Finding(
+            partition, f"the published object is truncated or damaged ({' '.join(str(error).split())[:200]})", 1, ""
+        )
         return
     yield from _against_inventory(partition, keys, sources)
     marks = set(table.column("fingerprint").to_pylist())
@@ -122,7 +136,10 @@ def _compare(prepared: Prepared, partition: str, sources: Sequence[Source] | Non
         commit = published.commit
         if commit.rows != len(keys) or commit.rejected != sum(k.reason is not None for k in keys):
             yield Finding(
-                partition, f"the commit record counts {commit.rows} rows ({commit.rejected} rejected), not what is there", 1, ""
+                partition,
+                f"the commit record counts {commit.rows} rows ({commit.rejected} rejected), not what is there",
+                1,
+                "",
             )
         wanted = generation(commit.fingerprint, inventory_digest(sources))
         if commit.generation != wanted and not marks - {prepared.fingerprint}:
@@ -142,7 +159,9 @@ def _against_inventory(partition: str, keys: Sequence[RowKey], sources: Sequence
     yield from _finding(partition, "rows of images that are not in the archive", sorted(pages.keys() - versions.keys()))
     yield from _finding(partition, "images with more than one row", sorted(k for (k, _), n in rows.items() if n > 1))
     yield from _finding(
-        partition, "files with missing pages", sorted(k for k, found in pages.items() if found != set(range(declared[k])))
+        partition,
+        "files with missing pages",
+        sorted(k for k, found in pages.items() if found != set(range(declared[k]))),
     )
     stale = {k.source_key for k in keys if versions.get(k.source_key, k.version) != k.version}
     yield from _finding(partition, "stale rows: the image changed after it was scored", sorted(stale))
@@ -166,4 +185,6 @@ def _strangers(prepared: Prepared, names: set[str]) -> Iterator[Finding]:
     for found in prepared.output.list(prepared.layout.predictions):
         folder = found.uri.rpartition("/")[0].removeprefix(prepared.layout.predictions + "/")
         if found.uri.endswith(".parquet") and found.uri not in ours and folder in names:
-            yield Finding(folder, "a Parquet file that no run published; readers' globs would count its rows", 1, found.uri)
+            yield Finding(
+                folder, "a Parquet file that no run published; readers' globs would count its rows", 1, found.uri
+            )

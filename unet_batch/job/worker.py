@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from unet_batch.archive.storage import Storage
@@ -9,8 +10,8 @@ from unet_batch.errors import ContractError
 from unet_batch.job.stages import Infer, Load
 from unet_batch.model.batching import Batcher
 from unet_batch.model.contract import Model
-from unet_batch.model.ladder import LocalLadders
-from unet_batch.model.session import Device, open_session, sha256_of
+from unet_batch.model.ladder import LadderMemory
+from unet_batch.model.session import Device, open_session, warm
 from unet_batch.spec import JobSpec
 from unet_batch.table.rows import Provenance
 
@@ -20,7 +21,7 @@ class Settings:
     """What travels to a process: small text, never a model, a session, a file system or a secret."""
 
     job_json: str
-    model_json: str
+    model_json: bytes
     fingerprint: str
     run_id: str
 
@@ -42,10 +43,12 @@ def build_infer(settings: Settings, device: Device, model_bytes: bytes | None = 
     """The Infer stage of this process, with its session open. Raises ProviderMissing, ContractError, StorageError."""
     job, model = settings.job, settings.model
     data = model_bytes if model_bytes is not None else Storage(job.model.options).read(job.model.path)
-    if sha256_of(data) != model.sha256:
+    if hashlib.sha256(data).hexdigest() != model.sha256:
         raise ContractError(f"{job.model.path} changed since the run was planned; run the same command again")
     session = open_session(data, model, job.session, device)
-    batcher = Batcher(session, batch_max=job.session.batch_max, memory=LocalLadders())
+    if model.tile_hw is not None:
+        warm(session, model.tile_hw, [model.batch or 1])  # a session that cannot run says so before the first image
+    batcher = Batcher(session, batch_max=job.session.batch_max, memory=LadderMemory(job.session.precision))
     provenance = Provenance(
         model_digest=model.sha256,
         fingerprint=settings.fingerprint,
@@ -53,4 +56,4 @@ def build_infer(settings: Settings, device: Device, model_bytes: bytes | None = 
         provider=session.provider,
         precision=job.session.precision,
     )
-    return Infer(job, batcher, provenance)
+    return Infer(job, session, batcher, provenance)

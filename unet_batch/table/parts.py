@@ -1,7 +1,7 @@
 """Staged parts: one whole object per unit, written once, named by what it holds.
 
-A part holds exactly one row per image of its unit, so its existence is the proof that the unit is done. Written twice it is
-the same part; "already there" is success. Only facts about bytes enter a part, never a fault of the machinery.
+A part holds exactly one row per image of its unit, so its existence is the proof that the unit is done. Written twice
+it is the same part; "already there" is success. Only facts about bytes enter a part, never a fault of the machinery.
 """
 
 from __future__ import annotations
@@ -63,12 +63,19 @@ def write_part(
     *,
     compression: str,
 ) -> str:
-    """The URI of the unit's part, put whole and create-only. Rows must cover every source of the unit, each page once."""
+    """The URI of the unit's part, put whole and create-only. Rows must cover every source, each page once."""
     table = to_table(rows, unit.partition, provenance)
     problem = _coverage_problem(unit, table)
     if problem is not None:
-        raise UnetBatchError(f"unit {unit.unit_id} of {unit.partition} would leave a wrong part: {problem}; this is a bug")
-    metadata = {"unit": unit.unit_id, "fingerprint": provenance.fingerprint, "rows": len(rows), "schema": SCHEMA_VERSION}
+        raise UnetBatchError(
+            f"unit {unit.unit_id} of {unit.partition} would leave a wrong part: {problem}; this is a bug"
+        )
+    metadata = {
+        "unit": unit.unit_id,
+        "fingerprint": provenance.fingerprint,
+        "rows": len(rows),
+        "schema": SCHEMA_VERSION,
+    }
     sink = pa.BufferOutputStream()
     with parquet_writer(sink, table.schema, compression=compression) as writer:
         writer.write_table(table)
@@ -95,7 +102,7 @@ def parquet_writer(sink: Any, wanted: pa.Schema, *, compression: str) -> pq.Parq
 
 
 def open_rows(text: bytes) -> pq.ParquetFile:
-    """A part or published object from its bytes, with page checksums verified. Raises ArrowInvalid or OSError when damaged."""
+    """A part or published object from its bytes, page checksums verified. Raises ArrowInvalid or OSError."""
     return pq.ParquetFile(pa.BufferReader(text), page_checksum_verification=True)
 
 
@@ -143,7 +150,10 @@ def _coverage_problem(unit: Unit, table: pa.Table) -> str | None:
     """Why these rows are not exactly one per page of each source; None when they are."""
     pages: dict[str, list[tuple[int, int]]] = {}
     for key, page, count in zip(
-        table.column("image_key").to_pylist(), table.column("page").to_pylist(), table.column("pages").to_pylist(), strict=True
+        table.column("image_key").to_pylist(),
+        table.column("page").to_pylist(),
+        table.column("pages").to_pylist(),
+        strict=True,
     ):
         pages.setdefault(source_key_of(key, page), []).append((page, count))
     wanted = {source.key for source in unit.sources}

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,7 +105,7 @@ def generation(fingerprint: str, inventory: str) -> str:
 
 
 def read_commit(store: Store, layout: Layout, partition: str) -> Published | None:
-    """What is published for a partition, from its footer alone; None where nothing is. Raises StorageError when damaged."""
+    """What is published for a partition, from its footer alone; None for nothing. Raises StorageError when damaged."""
     uri = layout.published(partition)
     found = store.head(uri)
     if found is None:
@@ -117,16 +117,21 @@ def read_commit(store: Store, layout: Layout, partition: str) -> Published | Non
     except NotFound:
         return None
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        raise StorageError(f"{uri} is no object of ours or damaged ({error}); move it away and run the job again") from error
+        raise StorageError(
+            f"{uri} is no object of ours or damaged ({error}); move it away and run the job again"
+        ) from error
 
 
 def published_keys(store: Store, layout: Layout, partition: str) -> list[RowKey]:
-    """Every published row's identity and verdict, page checksums verified. Raises ArrowException or OSError when damaged."""
+    """Every published row's identity and verdict, page checksums verified. Raises ArrowException or OSError."""
     return row_keys(open_rows(store.read(layout.published(partition))))
 
 
 def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpec) -> Published:
-    """Make the partition's rows visible, or raise: Incomplete when rows are missing or too many are rejected, Held when another run won."""
+    """Make the partition's rows visible.
+
+    Raises Incomplete when rows are missing or too many are rejected, Held when another run won.
+    """
     digest = inventory_digest(wanted.sources)
     target = generation(wanted.fingerprint, digest)
     rows, containers = _choose_rows(store, layout, wanted)
@@ -150,10 +155,8 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
         return _swap(store, layout, wanted, commit, path)
 
 
-def _choose_rows(
-    store: Store, layout: Layout, wanted: Publication
-) -> tuple[list[tuple[int, RowKey]], list[str]]:
-    """(container, row) of every image in key order: each source's pages from the first container that holds them all."""
+def _choose_rows(store: Store, layout: Layout, wanted: Publication) -> tuple[list[tuple[int, RowKey]], list[str]]:
+    """(container, row) of every image in key order: a source's pages come from the first container with all."""
     versions = {source.key: source.version for source in wanted.sources}
     containers: list[str] = []
     chosen: dict[str, tuple[int, list[RowKey]]] = {}
@@ -191,15 +194,15 @@ def _check_limits(partition: str, rows: int, rejected: Sequence[str], limits: Li
     broken = [reason for reason in rejected if Reason(reason).shard_level]
     if broken and limits.broken_shards == "refuse":
         raise Incomplete(
-            f"{partition}: {len(broken)} shard(s) are cut or corrupt ({', '.join(sorted(set(broken)))}), so images are lost that "
-            "nobody can count; nothing was published: repair the shard, or set limits.broken_shards: publish"
+            f"{partition}: {len(broken)} shard(s) are cut or corrupt ({', '.join(sorted(set(broken)))}), so images are "
+            "lost that nobody can count; nothing was published: repair the shard, or set limits.broken_shards: publish"
         )
     share = isinstance(limits.max_rejected, float)
     allowed = limits.max_rejected * rows if share else limits.max_rejected
     if len(rejected) > allowed:
-        counts = {reason: list(rejected).count(reason) for reason in sorted(set(rejected))}
+        described = ", ".join(f"{n} × {reason}" for reason, n in sorted(Counter(rejected).items()))
         raise Incomplete(
-            f"{partition}: {len(rejected)} of {rows} images were rejected ({', '.join(f'{n} × {r}' for r, n in counts.items())}); "
+            f"{partition}: {len(rejected)} of {rows} images were rejected ({described}); "
             f"limits.max_rejected allows {limits.max_rejected}{' of them' if share else ''}; nothing was published: "
             "look at the reasons, repair the archive or raise the limit"
         )
@@ -217,8 +220,8 @@ def _write(
     size = path.stat().st_size
     if size > MAX_OBJECT_BYTES:
         raise Incomplete(
-            f"{wanted.partition} has {size} bytes of rows; one object holds at most {MAX_OBJECT_BYTES}: set output.buckets to "
-            f"{-(-size // (MAX_OBJECT_BYTES // 2))} or more and run again (staged rows are kept)"
+            f"{wanted.partition} has {size} bytes of rows; one object holds at most {MAX_OBJECT_BYTES}: "
+            f"set output.buckets to {-(-size // (MAX_OBJECT_BYTES // 2))} or more and run again (staged rows are kept)"
         )
 
 
@@ -235,7 +238,9 @@ def _swap(store: Store, layout: Layout, wanted: Publication, commit: Commit, pat
             log.info("%s already holds this generation, put by run %s", uri, now.commit.run_id)
             return now
         if isinstance(error, PutUnknown) and (now.version if now else None) == wanted.base:
-            raise Incomplete(f"{uri}: the store did not answer and nothing changed ({error}); run the same command again") from error
+            raise Incomplete(
+                f"{uri}: the store did not answer and nothing changed ({error}); run the same command again"
+            ) from error
         winner = f"run {now.commit.run_id}" if now else "somebody who removed it"
         raise Held(
             f"{wanted.partition} was changed by {winner} while this run was scoring it; its rows stay. "

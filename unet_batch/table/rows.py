@@ -41,7 +41,11 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("page", pa.int32(), "page of a multi-page file, from 0"),
     ("pages", pa.int32(), "pages of that file"),
     ("source_version", pa.string(), "ETag of the object that was scored, else size and modification time"),
-    ("date", _TEXT_OFTEN_REPEATED, "partition, where the archive has dates (a column of the partition's own name for others)"),
+    (
+        "date",
+        _TEXT_OFTEN_REPEATED,
+        "partition, where the archive has dates (a column of the partition's own name for others)",
+    ),
     ("height", pa.int32(), "rows of the source image, after EXIF orientation"),
     ("width", pa.int32(), "columns of the source image, after EXIF orientation"),
     ("status", _TEXT_OFTEN_REPEATED, "ok or rejected"),
@@ -49,8 +53,16 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("message", pa.string(), "a sentence about the rejection"),
     ("label", _TEXT_OFTEN_REPEATED, "name of the class with the largest area; null for an empty mask"),
     ("score", pa.float32(), "mean probability of that class where it was predicted"),
-    ("classes", pa.list_(CLASS_TYPE), "predicted classes with their COCO RLE (size is [height, width]); empty for an empty mask"),
-    ("mask", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), "PNG of the label map, where the job asks for it"),
+    (
+        "classes",
+        pa.list_(CLASS_TYPE),
+        "predicted classes with their COCO RLE (size is [height, width]); empty for an empty mask",
+    ),
+    (
+        "mask",
+        pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        "PNG of the label map, where the job asks for it",
+    ),
     ("confidence", pa.float32(), "mean over pixels of the largest probability"),
     ("entropy", pa.float32(), "mean over pixels of the normalised entropy, 0 to 1"),
     ("model_digest", _TEXT_OFTEN_REPEATED, "SHA-256 of the ONNX file"),
@@ -88,7 +100,9 @@ def partition_values(partition: str) -> dict[str, str]:
     return {key: value for key, equals, value in pairs if equals and key != "bucket"}
 
 
-def prediction_row(source: Source, page: int, pages: int, prediction: Prediction, mask_png: bytes | None) -> dict[str, Any]:
+def prediction_row(
+    source: Source, page: int, pages: int, prediction: Prediction, mask_png: bytes | None
+) -> dict[str, Any]:
     """The columns of a scored image, without provenance and partition."""
     return {
         **_identity(source, page, pages),

@@ -1,0 +1,102 @@
+"""The house: imports go down only, each foreign library has its owners, and ARCHITECTURE.md says what is there."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "unet_batch"
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
+
+LAYERS = [
+    ["errors", "records", "contract", "spec"],
+    ["imaging"],
+    ["archive", "model", "table"],
+    ["job"],
+    ["reference"],
+    ["cli"],
+]
+"""Bottom first; a module may import from its own layer's folder and from every layer below."""
+
+OWNERS = {
+    "ray": {"job/ray_executor.py"},
+    "onnxruntime": {"model/session.py"},
+    "fsspec": {"archive/fsspec_store.py", "archive/storage.py"},
+    "s3fs": set(),
+    "PIL": {"archive/decode.py", "imaging/resize.py"},
+    "tifffile": {"archive/pages.py"},
+    "imagecodecs": {"archive/pages.py", "archive/decode.py"},
+    "tenacity": {"archive/faults.py"},
+    "click": {"cli.py"},
+    "yaml": {"spec.py", "model/contract.py"},
+}
+"""Foreign libraries and the only modules that import them."""
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of everything a module imports, inside functions too, type-checking blocks aside."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def layer(name: str) -> int:
+    first = name.split(".")[1] if name.startswith("unet_batch.") else name
+    return next(i for i, names in enumerate(LAYERS) if first in names)
+
+
+def module_name(path: Path) -> str:
+    return "unet_batch." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_down_only(path):
+    """A module imports from below, or from its own folder."""
+    own = module_name(path)
+    for name in imports(path):
+        if name.startswith("unet_batch."):
+            same_folder = name.split(".")[1] == own.split(".")[1]
+            words = layer(own) == 0 and layer(name) == 0
+            assert same_folder or words or layer(name) < layer(own), f"{own} imports {name}"
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_a_foreign_library_is_imported_by_its_owners_only(library):
+    """One place to look when a library changes."""
+    users = {str(p.relative_to(PACKAGE)) for p in MODULES if any(n.split(".")[0] == library for n in imports(p))}
+    assert users <= OWNERS[library]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_is_short_and_says_what_it_is(path):
+    """350 lines is a wall, and the first statement is a docstring."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= 350
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_importing_the_package_loads_no_engine():
+    """`import unet_batch` and the command line's help are cheap."""
+    code = (
+        "import sys, unet_batch, unet_batch.cli, unet_batch.spec, unet_batch.job.run;"
+        "sys.exit(bool({'ray', 'onnxruntime', 's3fs', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_architecture_page_names_every_module():
+    """No module is missing from the page, and the page names none that does not exist."""
+    page = (PACKAGE / "ARCHITECTURE.md").read_text()
+    house = page.partition("## The house")[2]
+    for path in MODULES:
+        assert f"{path.stem}" in house, f"{path.stem} is not in ARCHITECTURE.md"
+    named = {line.split("`")[1] for line in house.splitlines() if line.startswith("| `")}
+    assert {n for n in named if not (PACKAGE / n).exists()} == set()
