@@ -48,7 +48,8 @@ _EXIF_ORIENTATION = 274
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_SAMPLE_FORMAT = 258, 262, 277, 339
 _TURNED_BACK = {6: 8, 8: 6}  # the other orientations undo themselves
 _SHORT = re.compile(
-    r"truncat|not enough|unexpected end|premature|too small|requires a buffer|failed to read|end of (file|data)", re.I
+    r"truncat|not enough|unexpected end|premature|too small|requires a buffer|failed to read|end of (file|data)|\bEOF\b",
+    re.I,
 )
 """What Pillow, struct, imagecodecs and tifffile say when bytes are missing."""
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|0x[0-9a-fA-F]{6,}")
@@ -250,16 +251,17 @@ def _tag(image: Image.Image, number: int, default: int) -> int:
 
 def _count(image: Image.Image) -> int:
     """How many pages a TIFF holds; where the chain of pages is broken, the break counts as the last page."""
-    try:
-        return int(getattr(image, "n_frames", 1))
-    except Exception:  # noqa: BLE001 - the chain leads to bytes that are no page
-        pages = 1
+    pages = 1
+    while True:
         try:
-            while True:
-                image.seek(pages)
-                pages += 1
-        except Exception:  # noqa: BLE001 - the break itself; reading that page gives its reason
+            image.seek(pages)
+        except EOFError:
+            return pages
+        except SyntaxError:  # "unknown pixel mode": a page all the same
+            pass
+        except Exception:  # noqa: BLE001 - the chain leads to bytes that are no page: reading it gives its reason
             return pages + 1
+        pages += 1
 
 
 # Pillow ------------------------------------------------------------------------------------------------------------
