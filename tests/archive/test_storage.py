@@ -208,7 +208,7 @@ def test_published_files_are_readable_by_others(tmp_path: Path) -> None:
 
 
 def test_ten_thousand_small_files_cost_little_each(tmp_path: Path) -> None:
-    """The fast path: well below 100 µs for one small local file (the limit here is ten times that, for busy machines)."""
+    """The fast path: well below 100 µs for one small local file (the limit here is ten times that)."""
     (tmp_path / "a").write_bytes(b"x" * 1000)
     storage, uri = Storage(), f"file://{tmp_path}/a"
     version = storage.head(uri).version

@@ -1,0 +1,229 @@
+"""Windows, dates in paths, patterns: which objects make which partition."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from unet_batch.archive.discovery import Window, discover, matches, parse_window
+from unet_batch.archive.storage import Storage
+from unet_batch.errors import JobError
+from unet_batch.spec import InputSpec
+
+TODAY = date(2026, 11, 21)
+ALL = Window(None, None, "all")
+LAST = Window(None, None, "last")
+
+
+@pytest.fixture
+def folder() -> str:
+    return f"memory://{os.urandom(6).hex()}"
+
+
+@pytest.fixture
+def archive(folder: str) -> Callable[..., dict[str, list[str]]]:
+    """Fills the folder with empty objects and returns what is discovered, as names."""
+
+    def found(names: list[str], uri: str, window: Window = ALL, **fields: object) -> dict[str, list[str]]:
+        storage = Storage(threads=2)
+        for name in names:
+            storage.put(f"{folder}/{name}", b"")
+        spec = InputSpec(uri=f"{folder}/{uri}", **fields)
+        answer = discover(storage, spec, window)
+        return {k: [o.uri.removeprefix(folder + "/") for o in v] for k, v in answer.items()}
+
+    return found
+
+
+def span(first: str, last: str) -> Window:
+    return Window(date.fromisoformat(first), date.fromisoformat(last), "range")
+
+
+@pytest.mark.parametrize(
+    ("text", "window"),
+    [
+        ("2026-11-01..2026-11-21", span("2026-11-01", "2026-11-21")),
+        ("2026-11-21", span("2026-11-21", "2026-11-21")),
+        (" 2026-11-01 .. today ", span("2026-11-01", "2026-11-21")),
+        ("today", span("2026-11-21", "2026-11-21")),
+        ("yesterday", span("2026-11-20", "2026-11-20")),
+        ("all", ALL),
+        ("last", LAST),
+    ],
+)
+def test_a_window_is_read_as_people_write_it(text: str, window: Window) -> None:
+    """Both ends are included."""
+    assert parse_window(text, TODAY) == window
+
+
+@pytest.mark.parametrize(
+    "text", ["2026-11-21..2026-11-01", "2026-13-01", "20261121", "2026-11-21..", "..", "", "lastt", "2026-11-1", "a..b"]
+)
+def test_a_malformed_window_is_an_error_of_the_job(text: str) -> None:
+    """A reversed or misspelt window must not run on something else."""
+    with pytest.raises(JobError):
+        parse_window(text, TODAY)
+
+
+def test_a_date_in_folders_makes_one_partition_per_day(archive: Callable) -> None:
+    """Year, month and day may be levels of their own, with folders behind them."""
+    names = ["2026/11/20/raw/b.png", "2026/11/21/raw/a.png", "2026/11/21/raw/sub/c.png", "2026/11/21/other/x.png"]
+    assert archive(names, "{date:%Y/%m/%d}/raw") == {
+        "date=2026-11-20": ["2026/11/20/raw/b.png"],
+        "date=2026-11-21": ["2026/11/21/raw/a.png", "2026/11/21/raw/sub/c.png"],
+    }
+
+
+def test_a_range_takes_its_days_and_no_other(archive: Callable) -> None:
+    """Missing days are absent, not empty; days outside are not listed."""
+    names = [f"d=2026-11-{day:02}/a.png" for day in (18, 20, 21, 22)]
+    assert archive(names, "d={date:%Y-%m-%d}/", span("2026-11-19", "2026-11-21")) == {
+        "date=2026-11-20": ["d=2026-11-20/a.png"],
+        "date=2026-11-21": ["d=2026-11-21/a.png"],
+    }
+
+
+@pytest.mark.parametrize("form", ["%Y/%m/%d", "%Y-%m-%d", "%d-%m-%Y", "%m/%d/%Y", "y=%Y/m=%m/d=%d", "cam_%Y%m%d_raw"])
+def test_last_is_the_newest_day_that_holds_anything(archive: Callable, form: str) -> None:
+    """Whatever the order of the parts; days with nothing that counts are passed over."""
+    days = [date(2025, 12, 31), date(2026, 2, 28), date(2026, 11, 3), date(2026, 11, 21)]
+    names = [f"{day.strftime(form)}/a.png" for day in days[:3]] + [f"{days[3].strftime(form)}/a.txt"]
+    newest = f"{days[2].strftime(form)}/a.png"
+    assert archive(names, f"{{date:{form}}}/", LAST, pattern="*.png") == {"date=2026-11-03": [newest]}
+    assert list(archive([], f"{{date:{form}}}/", ALL, pattern="*.png")) == [f"date={day}" for day in days[:3]]
+
+
+def test_last_lists_only_the_newest_folders(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A nightly run over years of days looks at one year, one month and one day."""
+    storage = Storage()
+    for name in ("2024/01/01/a", "2025/06/07/a", "2026/10/30/a", "2026/11/21/a"):
+        storage.put(f"{folder}/{name}", b"")
+    looked = []
+    inner = Storage.folders
+    monkeypatch.setattr(Storage, "folders", lambda self, uri: (looked.append(uri), inner(self, uri))[1])
+    discover(storage, InputSpec(uri=folder + "/{date:%Y/%m/%d}"), LAST)
+    assert looked == [folder, f"{folder}/2026", f"{folder}/2026/11"]
+
+
+def test_a_day_can_be_one_object(archive: Callable) -> None:
+    """`20261121.tar` is the whole partition of its day."""
+    names = ["20261120.tar", "20261121.tar", "notes.txt"]
+    expected = {"date=2026-11-20": ["20261120.tar"], "date=2026-11-21": ["20261121.tar"]}
+    assert archive(names, "{date:%Y%m%d}.tar", format="webdataset") == expected
+    assert archive([], "{date:%Y%m%d}.tar", span("2026-11-20", "2026-11-21"), format="webdataset") == expected
+
+
+def test_what_only_looks_like_a_date_is_no_partition(archive: Callable) -> None:
+    """The 31st of February is a folder, not a day."""
+    assert list(archive(["2026-02-31/a", "2026-02-28/a", "latest/a", "2026-2-1/a"], "{date:%Y-%m-%d}")) == [
+        "date=2026-02-28"
+    ]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["{date:%Y-%m}", "{date:%Y-%m-%d}/{date:%d}", "{day}/a", "{date:%Y-%m-%d", "{date:%Y%m%d%H}", "{date:%Y%m%d}}"],
+)
+def test_a_malformed_date_field_is_an_error_of_the_job(archive: Callable, uri: str) -> None:
+    """One field, with year, month and day."""
+    with pytest.raises(JobError):
+        archive([], uri)
+
+
+def test_an_archive_without_dates_is_one_partition(archive: Callable) -> None:
+    """Sorted by URI; `last` and `all` are the same then."""
+    assert archive(["x/b.png", "x/a.png"], "x") == {"all": ["x/a.png", "x/b.png"]}
+    assert archive([], "x", LAST) == {"all": ["x/a.png", "x/b.png"]}
+
+
+def test_a_range_needs_dates(archive: Callable) -> None:
+    """Days of an archive that has none would silently be everything or nothing."""
+    with pytest.raises(JobError, match="date"):
+        archive(["x/a.png"], "x", span("2026-11-21", "2026-11-21"))
+
+
+def test_one_object_can_be_the_archive(archive: Callable) -> None:
+    """A tar, a Parquet file or a manifest may be named directly."""
+    assert archive(["x/train.tar", "x/train.tar.bak"], "x/train.tar", format="webdataset") == {"all": ["x/train.tar"]}
+
+
+def test_nothing_at_all_is_an_error_that_says_where(archive: Callable, folder: str) -> None:
+    """A misspelt URI must not end as an empty, successful run."""
+    with pytest.raises(JobError, match=f"{folder}/misspelt"):
+        archive(["x/a.png"], "misspelt")
+
+
+def test_an_empty_folder_is_an_empty_archive(tmp_path: Path) -> None:
+    """The folder is there: nothing was misspelt."""
+    assert discover(Storage(), InputSpec(uri=str(tmp_path)), ALL) == {"all": []}
+
+
+def test_loose_images_leave_nothing_out(archive: Callable) -> None:
+    """A text file among images becomes a rejection later, so it counts; hidden names never do."""
+    names = ["x/a.png", "x/readme.txt", "x/.hidden.png", "x/.git/b.png", "x/_SUCCESS", "x/sub/c"]
+    assert archive(names, "x") == {"all": ["x/_SUCCESS", "x/a.png", "x/readme.txt", "x/sub/c"]}
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("webdataset", ["a.tar", "s/b.TAR.GZ", "s/c.tgz"]),
+        ("parquet", ["d.parquet"]),
+        ("manifest", ["d.parquet", "e.csv", "f.jsonl"]),
+    ],
+)
+def test_shards_are_told_by_their_suffix(archive: Callable, form: str, expected: list[str]) -> None:
+    """Where no pattern is given."""
+    names = ["a.tar", "s/b.TAR.GZ", "s/c.tgz", "d.parquet", "e.csv", "f.jsonl", "_SUCCESS", "g.json"]
+    assert archive(names, "", format=form) == {"all": expected}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "fits"),
+    [
+        ("*.png", "a.png", True),
+        ("*.png", "s/a.png", False),
+        ("**/*.png", "a.png", True),
+        ("**/*.png", "s/t/a.png", True),
+        ("s/**", "s/t/a.png", True),
+        ("s/**/a.png", "s/a.png", True),
+        ("s/**/a.png", "sx/a.png", False),
+        ("cam?/*", "cam1/a.png", True),
+        ("cam?/*", "cam12/a.png", False),
+        ("[ab]*.png", "b1.png", True),
+        ("[!ab]*.png", "b1.png", False),
+        ("a+(b).png", "a+(b).png", True),
+        ("a.png", "axpng", False),
+        ("[", "[", True),
+        ("*.png", "a\nb.png", True),
+    ],
+)
+def test_a_pattern_is_a_glob(pattern: str, name: str, fits: bool) -> None:
+    """`*` stays in its folder, `**` crosses folders, everything else is itself."""
+    assert matches(pattern, name) is fits
+
+
+def test_a_broken_pattern_is_an_error_of_the_job() -> None:
+    """A reversed character range fits nothing, and must say so."""
+    with pytest.raises(JobError, match="z-a"):
+        matches("[z-a]*", "x")
+
+
+def test_a_pattern_starts_below_the_day(archive: Callable) -> None:
+    """The fixed part of the URI, its date included, is not part of the pattern."""
+    names = ["2026-11-21/cam1/a.png", "2026-11-21/cam2/b.png", "2026-11-21/c.png"]
+    assert archive(names, "{date:%Y-%m-%d}", pattern="cam1/*.png") == {"date=2026-11-21": ["2026-11-21/cam1/a.png"]}
+
+
+def test_dates_in_local_folders(tmp_path: Path) -> None:
+    """Plain paths take dates too."""
+    (tmp_path / "2026/11/21").mkdir(parents=True)
+    (tmp_path / "2026/11/21/a.png").write_bytes(b"x")
+    found = discover(Storage(), InputSpec(uri=f"{tmp_path}/{{date:%Y/%m/%d}}"), LAST)
+    assert {k: [o.uri for o in v] for k, v in found.items()} == {
+        "date=2026-11-21": [f"file://{tmp_path}/2026/11/21/a.png"]
+    }
