@@ -230,7 +230,7 @@ def test_pillows_own_limit_stays_in_place() -> None:
     data = data[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + data[33:]
     before = Image.MAX_IMAGE_PIXELS
     assert reason(data, RGB, SMALL) == Reason.DECODE_TOO_MANY_PIXELS
-    assert before == Image.MAX_IMAGE_PIXELS
+    assert before - Image.MAX_IMAGE_PIXELS == 0
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 

@@ -48,8 +48,9 @@ _EXIF_ORIENTATION = 274
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_SAMPLE_FORMAT = 258, 262, 277, 339
 _TURNED_BACK = {6: 8, 8: 6}  # the other orientations undo themselves
 _SHORT = re.compile(
-    r"truncat|not enough|unexpected end|premature|too small|requires a buffer|failed to read|end of (file|data)|\bEOF\b",
-    re.I,
+    r"truncat|not enough|unexpected end|premature|too small|requires a buffer|failed to read|\bEOF\b"
+    r"|end of (file|data)",
+    re.IGNORECASE,
 )
 """What Pillow, struct, imagecodecs and tifffile say when bytes are missing."""
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|0x[0-9a-fA-F]{6,}")

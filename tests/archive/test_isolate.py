@@ -1,0 +1,212 @@
+"""A decoder in a child process: the same pages as in this one, and a reason for every way to die."""
+
+from __future__ import annotations
+
+import ctypes
+import io
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unet_batch.archive.decode import decode
+from unet_batch.archive.isolate import IsolatedDecoder
+from unet_batch.archive.pages import Page
+from unet_batch.contract import ModelInput
+from unet_batch.errors import ImageError, Reason, UnetBatchError
+from unet_batch.spec import LimitsSpec
+
+SPEC = ModelInput()
+LIMITS = LimitsSpec()
+HASTY = LimitsSpec(image_timeout_s=0.5)
+LEAN = LimitsSpec(decode_memory_bytes=1 << 28)
+
+
+def obey(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
+    """A decoder that does what its bytes say; the child imports it by name."""
+    if data == b"second page crashes":
+        yield Page(0, 3, np.full((1, 1, 3), 7, np.uint8), 1, 1)
+        os.abort()
+    elif data == b"crash":
+        ctypes.string_at(0)
+    elif data == b"exit":
+        os._exit(3)
+    elif data == b"hang":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        ctypes.CDLL(None).pause()  # C code that never comes back to the interpreter
+    elif data == b"eat":
+        yield Page(0, 1, np.ones((1 << 29,), np.uint8), 1, 1)
+    elif data == b"print":
+        os.write(1, b"a library says hello")
+        print("hello", flush=True)
+        yield Page(0, 1, np.zeros((1, 1, 3), np.uint8), 1, 1)
+    elif data == b"nonsense":
+        answers = 4  # the duplicate of standard output, made after that of standard input
+        os.write(answers, b"\xff" * 64)
+        time.sleep(60)
+    else:
+        yield from decode(data, spec, limits)
+
+
+def jpeg(mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (12, 8), "gray").save(file, "JPEG")
+    return file.getvalue()
+
+
+def multipage() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (3, 2), "red").save(file, "TIFF", save_all=True, append_images=[Image.new("RGB", (5, 4), "blue")])
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[IsolatedDecoder]:
+    with IsolatedDecoder(SPEC, LIMITS) as decoder:
+        yield decoder
+
+
+@pytest.fixture(scope="module")
+def obedient() -> Iterator[IsolatedDecoder]:
+    with IsolatedDecoder(SPEC, HASTY, decoder="test_isolate:obey") as decoder:
+        yield decoder
+
+
+def reasons(pages: list[Page]) -> list[Reason | None]:
+    return [page.content.reason if isinstance(page.content, ImageError) else None for page in pages]
+
+
+@pytest.mark.parametrize("data", [jpeg(), jpeg("L"), multipage(), b"", b"no image", jpeg()[:300]])
+def test_the_child_sees_what_this_process_sees(plain: IsolatedDecoder, data: bytes) -> None:
+    """Pages, pixels, sizes, reasons and messages are equal."""
+    isolated, here = plain.decode(data), list(decode(data, SPEC, LIMITS))
+    assert [(p.page, p.pages, p.height, p.width) for p in isolated] == [
+        (p.page, p.pages, p.height, p.width) for p in here
+    ]
+    for there, expected in zip(isolated, here, strict=True):
+        if isinstance(expected.content, ImageError):
+            assert str(there.content) == str(expected.content)
+        else:
+            assert there.content.dtype == expected.content.dtype
+            assert np.array_equal(there.content, expected.content)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_every_depth_survives_the_pipe(plain: IsolatedDecoder, dtype: str) -> None:
+    """Samples come back in their own type."""
+    values = (np.arange(24).reshape(2, 4, 3) * 2700).astype(dtype)
+    file = io.BytesIO()
+    np.save(file, values)
+    (page,) = plain.decode(file.getvalue())
+    assert page.content.dtype == np.dtype(dtype)
+    assert np.array_equal(page.content, values)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected", "words"),
+    [
+        (b"crash", Reason.DECODE_CRASHED, "SIGSEGV"),
+        (b"exit", Reason.DECODE_CRASHED, "exit status 3"),
+        (b"nonsense", Reason.DECODE_CRASHED, "nonsense"),
+        (b"hang", Reason.DECODE_TIMEOUT, "image_timeout_s: 0.5"),
+    ],
+)
+def test_a_death_is_a_reason_and_the_next_image_is_decoded(
+    obedient: IsolatedDecoder, command: bytes, expected: Reason, words: str
+) -> None:
+    """A segmentation fault, an exit, garbage and a hang inside C cost one image each."""
+    (page,) = obedient.decode(command)
+    assert reasons([page]) == [expected]
+    assert words in page.content.message
+    assert (page.page, page.pages) == (0, 1)
+    assert reasons(obedient.decode(jpeg())) == [None]
+
+
+def test_eating_memory_is_a_reason() -> None:
+    """512 MiB do not fit into 256 MiB: out of memory, not a dead node."""
+    with IsolatedDecoder(SPEC, LEAN, decoder="test_isolate:obey") as decoder:
+        assert reasons(decoder.decode(b"eat")) == [Reason.DECODE_OUT_OF_MEMORY]
+        assert reasons(decoder.decode(jpeg())) == [None]
+
+
+def test_a_real_picture_that_needs_too_much_memory_is_rejected_by_the_child() -> None:
+    """12,000² RGB need 432 MB; the pixel limit of this job would allow them."""
+    file = io.BytesIO()
+    Image.new("1", (12_000, 12_000)).save(file, "PNG")
+    limits = LimitsSpec(decode_memory_bytes=1 << 28, max_image_pixels=200_000_000)
+    with IsolatedDecoder(SPEC, limits) as decoder:
+        assert reasons(decoder.decode(file.getvalue())) == [Reason.DECODE_OUT_OF_MEMORY]
+        assert reasons(decoder.decode(jpeg())) == [None]
+
+
+def test_pages_before_a_crash_are_kept_and_the_rest_are_rejected(obedient: IsolatedDecoder) -> None:
+    """Of three pages one came: the other two get the reason, so that no image is missing."""
+    pages = obedient.decode(b"second page crashes")
+    assert reasons(pages) == [None, Reason.DECODE_CRASHED, Reason.DECODE_CRASHED]
+    assert [(p.page, p.pages) for p in pages] == [(0, 3), (1, 3), (2, 3)]
+
+
+def test_what_a_library_prints_is_no_answer(obedient: IsolatedDecoder) -> None:
+    """Standard output of the child does not reach the frames."""
+    (page,) = obedient.decode(b"print")
+    assert page.content.tolist() == [[[0, 0, 0]]]
+
+
+def test_a_child_that_was_killed_between_images_is_replaced(plain: IsolatedDecoder) -> None:
+    """Its death is nobody's fault, so the next image is not blamed."""
+    plain.decode(jpeg())
+    child = plain._child
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert reasons(plain.decode(jpeg())) == [None]
+    assert plain._child.pid != child.pid
+
+
+def test_one_child_serves_many_images(plain: IsolatedDecoder) -> None:
+    """A child is started once, not per image."""
+    plain.decode(jpeg())
+    pid = plain._child.pid
+    plain.decode(b"no image")
+    plain.decode(jpeg())
+    assert plain._child.pid == pid
+
+
+def test_close_ends_the_child() -> None:
+    """No process outlives its decoder."""
+    decoder = IsolatedDecoder(SPEC, LIMITS)
+    decoder.decode(jpeg())
+    child = decoder._child
+    decoder.close()
+    assert child.returncode is not None
+    decoder.close()
+
+
+def test_a_child_ends_when_its_parent_is_gone(plain: IsolatedDecoder) -> None:
+    """A killed worker leaves no orphan: the closed pipe is the end."""
+    plain.decode(jpeg())
+    child = plain._child
+    child.stdin.close()
+    assert child.wait(timeout=10) == 0
+    assert reasons(plain.decode(jpeg())) == [None]
+
+
+def test_threads_take_turns(plain: IsolatedDecoder) -> None:
+    """Answers never mix."""
+    outcomes: list[list[Reason | None]] = []
+    work = [lambda: outcomes.append(reasons(plain.decode(jpeg())))] * 4
+    threads = [threading.Thread(target=w) for w in work]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert outcomes == [[None]] * 4
+
+
+def test_a_decoder_that_cannot_start_is_an_error_and_no_rejection() -> None:
+    """A broken installation says nothing about an image."""
+    decoder = IsolatedDecoder(SPEC, LIMITS, decoder="test_isolate:missing")
+    with pytest.raises(UnetBatchError, match="did not start"):
+        decoder.decode(jpeg())
