@@ -3,6 +3,7 @@
 import itertools
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -226,7 +227,12 @@ def test_figures_add_up() -> None:
 
 def test_two_threads_share_a_batcher() -> None:
     """Every tile of both comes back to the thread that sent it, and the session sees one batch at a time."""
-    session = FakeSession(memory_tiles=10, seconds=lambda size: 4.0 + size)
+
+    def dawdle(size: int) -> float:
+        time.sleep(0.0005)  # long enough for the other thread to come in, if nothing kept it out
+        return 4.0 + size
+
+    session = FakeSession(memory_tiles=10, seconds=dawdle)
     work = batcher(session)
     with ThreadPoolExecutor(2) as pool:
         halves = list(pool.map(lambda start: list(work.run(tiles(400, start=start))), (0, 1000)))
