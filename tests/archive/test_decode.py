@@ -372,6 +372,13 @@ def test_a_16_bit_rgb_tiff_is_turned_as_pillow_turns(orientation: int) -> None:
     assert (page.height, page.width) == page.content.shape[:2]
 
 
+def test_exif_in_the_text_of_a_png_turns_too() -> None:
+    """ImageMagick writes EXIF as hexadecimal text under "Raw profile type exif"."""
+    body = b"Exif\0\0" + exif(6).tobytes().removeprefix(b"Exif\0\0")
+    text = b"Raw profile type exif\0\nexif\n%8d\n" % len(body) + body.hex().encode()
+    assert np.array_equal(pixels(deep_png(DEEP_RGB, 2, (b"tEXt", text)), RGB), np.rot90(DEEP_RGB, -1))
+
+
 def test_damaged_exif_does_not_cost_the_picture() -> None:
     """Metadata that cannot be read counts as none."""
     page = only(saved(Image.new("RGB", (4, 2)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), RGB)

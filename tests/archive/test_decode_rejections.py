@@ -238,7 +238,7 @@ def test_a_limit_above_pillows_raises_pillows(monkeypatch: pytest.MonkeyPatch) -
     """Otherwise Pillow would refuse what the job allows."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
     assert not isinstance(only(saved(Image.new("L", (20, 10)), "PNG"), GRAY).content, ImageError)
-    assert Image.MAX_IMAGE_PIXELS == LIMITS.max_image_pixels
+    assert LIMITS.max_image_pixels == Image.MAX_IMAGE_PIXELS
 
 
 def test_nothing_is_warned_or_printed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -311,11 +311,15 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:
-    """EXIF orientation from the header, 1..8; 1 where there is none or the EXIF cannot be read, as in browsers."""
+    """EXIF orientation, 1..8, without decoding a pixel; 1 where there is none or it cannot be read, as in browsers.
+
+    Of a PNG, an eXIf chunk counts wherever it lies, EXIF or XMP in text chunks only before the pixels.
+    """
     try:
-        if image.format == "PNG" and "exif" not in image.info:
-            exif = Image.Exif()  # Pillow would decode the whole picture to look behind it
-            exif.load(_png_exif(data))
+        if image.format == "PNG":
+            if "exif" not in image.info and (chunk := _png_exif(data)):
+                image.info["exif"] = b"Exif\0\0" + chunk
+            exif = Image.Image.getexif(image)  # PngImageFile's own would decode the picture to look behind it
         else:
             exif = image.getexif()
         value = exif.get(_EXIF_ORIENTATION, 1)
