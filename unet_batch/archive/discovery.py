@@ -60,13 +60,21 @@ def parse_window(text: str, today: date) -> Window:
         return Window(None, None, "all" if text == "all" else "last")
     named = {"today": today, "yesterday": today - timedelta(days=1)}
     begin, dots, end = text.partition("..")
-    days = [named.get(part.strip()) or _day(part.strip()) for part in ((begin, end) if dots else (begin,))]
+    days = [named.get(part.strip()) or parse_day(part.strip()) for part in ((begin, end) if dots else (begin,))]
     if None in days:
         raise JobError(f"the window {text!r} is not A..B, A (days as 2026-11-21), all, last, today or yesterday")
     first, last = days[0], days[-1]
     if first is not None and last is not None and first > last:
         raise JobError(f"the window {text!r} ends before it begins; write {last}..{first}")
     return Window(first, last, "range")
+
+
+def parse_day(text: str) -> date | None:
+    """The day that an ISO text such as `2026-11-21` names; None where it names none."""
+    try:
+        return date.fromisoformat(text) if _DAY.fullmatch(text) else None
+    except ValueError:
+        return None
 
 
 def discover(storage: Storage, spec: InputSpec, window: Window) -> dict[str, list[Object]]:
@@ -186,15 +194,8 @@ def _days(window: Window) -> Iterator[date]:
         yield window.first + timedelta(days=number)
 
 
-def _day(text: str) -> date | None:
-    try:
-        return date.fromisoformat(text) if _DAY.fullmatch(text) else None
-    except ValueError:
-        return None
-
-
 def _date(values: dict[str, str]) -> date | None:
-    return _day(f"{values['Y']}-{values['m']}-{values['d']}")
+    return parse_day(f"{values['Y']}-{values['m']}-{values['d']}")
 
 
 @cache
