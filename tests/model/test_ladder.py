@@ -142,6 +142,14 @@ def test_a_size_that_worked_and_now_fails_is_dropped_too() -> None:
     assert set(ladder.snapshot().seconds) == {1, 2, 4}
 
 
+def test_a_late_failure_of_a_larger_size_does_not_raise_the_limit() -> None:
+    """Another thread's batch may still be on its way when the limit falls."""
+    ladder = Ladder(sizes_up_to(64))
+    ladder.out_of_memory(8)
+    ladder.out_of_memory(64)
+    assert ladder.allowed == (1, 2, 4)
+
+
 def test_below_one_there_is_nothing_smaller() -> None:
     """The caller then gives up the tile, and the ladder keeps its smallest size."""
     ladder = Ladder((1, 2))

@@ -1,6 +1,7 @@
 """Sessions: the real one on the CPU and the fake pass one suite; what cannot run says so."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,9 @@ QUIRKS = {
 def test_odd_files_give_the_same_labels(tiny: TinyModel) -> None:
     """Layout, names, symbols and activation of a file do not change what is class 1."""
     tiles = tiles_of(11, 2)
-    np.testing.assert_array_equal(opened(tiny).run(tiles).argmax(axis=1), tiles.mean(axis=3) > 0.5)
+    logits = opened(tiny).run(tiles)
+    np.testing.assert_array_equal(logits.argmax(axis=1), tiles.mean(axis=3) > 0.5)
+    assert logits.flags.c_contiguous
 
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
@@ -155,9 +158,38 @@ def test_cuda_options_follow_the_job_and_the_actors_share() -> None:
     assert (fast["use_tf32"], fast["cudnn_conv_algo_search"], "gpu_mem_limit" in fast) == ("1", "EXHAUSTIVE", False)
 
 
+FAKE_DRIVER = """
+#include <stddef.h>
+#include <string.h>
+int cuInit(unsigned flags) { return (int)flags; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal + 7; return 0; }
+int cuDeviceGetName(char *name, int length, int device) { strncpy(name, "Fake 9", length); return device != 7; }
+int cuDriverGetVersion(int *version) { *version = 13010; return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)80 << 30; return device != 7; }
+"""
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler for the stand-in driver")
+def test_the_driver_says_name_and_memory_of_the_gpu(tmp_path: Path) -> None:
+    """Through the CUDA driver's own calls, here against a stand-in that was compiled for the test."""
+    source, library = tmp_path / "cuda.c", tmp_path / "libcuda.so"
+    source.write_text(FAKE_DRIVER)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    gpu = owner._ask_driver(str(library))
+    assert (gpu.name, gpu.memory_bytes) == ("Fake 9 (CUDA 13010)", 80 << 30)
+
+
 def test_a_gpu_without_a_driver_still_has_a_name() -> None:
-    """The ladder's memory needs a name, never an exception."""
-    assert owner._cuda_device_name("libthere-is-none.so") == "CUDA device"
+    """The ladder's memory needs a name, never an exception; a limit needs a known size, and is left out."""
+    gpu = owner._ask_driver("libthere-is-none.so")
+    assert (gpu.name, gpu.memory_bytes) == ("CUDA device", None)
+
+
+def test_a_share_of_the_gpu_limits_the_arena(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a GPU of 1000 bytes, and 80 % of that for the arena."""
+    monkeypatch.setattr(owner, "_ask_driver", lambda: owner._Gpu("Fake 9", 1000))
+    options = owner._cuda_options(SessionSpec(gpu_memory_share=0.8), Device(threads=1, gpu_share=0.5))
+    assert options["gpu_mem_limit"] == "400"
 
 
 def test_bytes_that_are_no_model_are_a_contract_error() -> None:

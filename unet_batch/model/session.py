@@ -56,7 +56,9 @@ class Device:
     threads: int
     """Threads of a session on the CPU, at least 1."""
     gpu_memory_bytes: int | None = None
-    """This actor's share of the GPU's memory; None on the CPU, and where the arena may grow without a limit."""
+    """This actor's part of the GPU's memory; None on the CPU, and where only the share is known."""
+    gpu_share: float | None = None
+    """This actor's share of the GPU, for actors that do not know its memory: the driver is asked. None: no limit."""
 
 
 class Session(Protocol):
@@ -182,7 +184,7 @@ class _OrtSession:
         self.model = model
         self.provider: str = provider
         self._ort = _open(data, spec, device, provider=provider)
-        self.device_name = _cuda_device_name() if provider == "cuda" else _cpu_name()
+        self.device_name = _ask_driver().name if provider == "cuda" else _cpu_name()
 
     def run(self, tiles: Array) -> Array:
         check_tiles(self.model, tiles)
@@ -276,8 +278,12 @@ def _cuda_options(spec: SessionSpec, device: Device) -> dict[str, str]:
         "enable_cuda_graph": 0,  # needs fixed addresses and one thread
     }
     chosen = {name: str(value) for name, value in options.items()}
-    if device.gpu_memory_bytes is not None:
-        chosen["gpu_mem_limit"] = str(int(spec.gpu_memory_share * device.gpu_memory_bytes))
+    memory = device.gpu_memory_bytes
+    if memory is None and device.gpu_share is not None:
+        total = _ask_driver().memory_bytes
+        memory = int(device.gpu_share * total) if total else None
+    if memory is not None:
+        chosen["gpu_mem_limit"] = str(int(spec.gpu_memory_share * memory))
     return chosen
 
 
@@ -303,9 +309,15 @@ def _preload() -> str:
     return printed.getvalue()
 
 
-def _cuda_device_name(library: str = "libcuda.so.1") -> str:
-    """Name and driver of the first visible GPU, from the driver itself; `CUDA device` where it does not answer."""
-    name, ordinal, version = ctypes.create_string_buffer(128), ctypes.c_int(), ctypes.c_int()
+@dataclass(frozen=True, slots=True)
+class _Gpu:
+    name: str = "CUDA device"
+    memory_bytes: int | None = None
+
+
+def _ask_driver(library: str = "libcuda.so.1") -> _Gpu:
+    """The first visible GPU, as the driver knows it (CUDA Driver API); a GPU of no known size where it is silent."""
+    name, ordinal, version, total = ctypes.create_string_buffer(128), ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
     try:
         driver = ctypes.CDLL(library)
         failed = (
@@ -313,10 +325,11 @@ def _cuda_device_name(library: str = "libcuda.so.1") -> str:
             or driver.cuDeviceGet(ctypes.byref(ordinal), 0)
             or driver.cuDeviceGetName(name, 128, ordinal)
             or driver.cuDriverGetVersion(ctypes.byref(version))
+            or driver.cuDeviceTotalMem_v2(ctypes.byref(total), ordinal)
         )
     except (OSError, AttributeError):
-        return "CUDA device"
-    return "CUDA device" if failed else f"{name.value.decode(errors='replace')} (CUDA {version.value})"
+        return _Gpu()
+    return _Gpu() if failed else _Gpu(f"{name.value.decode(errors='replace')} (CUDA {version.value})", total.value)
 
 
 def _cpu_name() -> str:
