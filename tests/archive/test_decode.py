@@ -379,6 +379,15 @@ def test_exif_in_the_text_of_a_png_turns_too() -> None:
     assert np.array_equal(pixels(deep_png(DEEP_RGB, 2, (b"tEXt", text)), RGB), np.rot90(DEEP_RGB, -1))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_gray_picture_is_contiguous(orientation: int) -> None:
+    """A turned view is copied: `pixels` asserts that memory follows the rows."""
+    picture = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3))
+    data = saved(picture, "PNG", exif=exif(orientation))
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    assert np.array_equal(pixels(data, GRAY)[..., 0], expected)
+
+
 def test_damaged_exif_does_not_cost_the_picture() -> None:
     """Metadata that cannot be read counts as none."""
     page = only(saved(Image.new("RGB", (4, 2)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), RGB)
