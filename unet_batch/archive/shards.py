@@ -15,7 +15,7 @@ from functools import partial
 from itertools import chain, groupby
 from typing import Protocol
 
-from unet_batch.archive.discovery import UNDATED, Window, parse_day
+from unet_batch.archive.discovery import SUFFIXES, UNDATED, Window, parse_day
 from unet_batch.archive.manifest import BrokenManifestError, Entry, read_entries, sources_of
 from unet_batch.archive.parquet import count_rows, read_cells
 from unet_batch.archive.storage import FACTS, Object, Storage, join
@@ -96,7 +96,7 @@ def inventory(
     window: Window | None = None,
     cache: IndexCache | None = None,
 ) -> dict[str, list[Source]]:
-    """The sources of a partition's objects, sorted by URI, place in the shard (rows by number), name and ordinal.
+    """The sources of a partition's objects (a tar among loose images is a shard), sorted by URI, place in the shard (rows by number), name and ordinal.
 
     One partition, except for manifests with `spec.partition_column`: then `column=value` for each of its values that
     lies in the window (days as ISO text; other values only in the window `all`). A cut or corrupt shard gives one more
@@ -104,7 +104,10 @@ def inventory(
     or of the wrong type, and every StorageError about a shard itself: it was listed a moment ago.
     """
     if spec.format == "images":
-        return {partition: sorted(map(_loose, objects), key=_place)}
+        loose = [found for found in objects if not _is_tar(found.uri)]
+        calls = [partial(_tar_sources, storage, spec, found, cache) for found in objects if _is_tar(found.uri)]
+        sources = chain(map(_loose, loose), chain.from_iterable(storage.ahead(calls)))
+        return {partition: sorted(sources, key=_place)}
     for found in objects:
         if found.problem is not None:
             raise Denied(f"{found.uri}: {found.problem[1]}")
@@ -121,6 +124,10 @@ def _place(source: Source) -> tuple[str, bool, int, str, int]:
     member = source.member or ""
     row = int(member) if member.isdecimal() and member.isascii() and len(member) < 19 else -1
     return source.uri, source.member is None, row, member, source.ordinal
+
+
+def _is_tar(uri: str) -> bool:
+    return uri.lower().endswith(SUFFIXES["webdataset"])
 
 
 def _loose(found: Object) -> Source:

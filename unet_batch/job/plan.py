@@ -14,7 +14,7 @@ from typing import Literal
 
 from unet_batch.errors import JobError
 from unet_batch.model.contract import Model
-from unet_batch.records import Source, Unit, inventory_digest, unit_id
+from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, unit_id
 from unet_batch.spec import JobSpec, ResourcesSpec
 from unet_batch.table.publish import Published, generation
 from unet_batch.table.rows import SCHEMA_VERSION, SCORING_REVISION
@@ -26,6 +26,7 @@ UNIT_IMAGES = 32
 UNIT_ENCODED_BYTES = 8 << 20
 """A plan knows encoded sizes only; JPEGs inflate about tenfold, so a unit stays near 100 MiB decoded."""
 SMALLEST_UNIT_IMAGES = 4
+GZIP_STRETCH = 8
 
 
 def fingerprint(job: JobSpec, model: Model) -> str:
@@ -101,11 +102,21 @@ def units(plan: PartitionPlan, job: JobSpec, mark: str, *, workers: int) -> list
     """The open sources of a partition in slices of one shard or of its loose files, largest first."""
     cap = job.limits.unit_images or UNIT_IMAGES
     found = [
-        Unit(unit_id(mark, piece), plan.partition, job.input.format, tuple(piece))
+        Unit(unit_id(mark, piece), plan.partition, _format(piece[0], job), tuple(piece))
         for shard in _by_shard(plan.open)
-        for piece in _slices(shard, cap=cap, workers=workers)
+        for piece in _slices(shard, cap=cap * _stretch(shard[0], job), workers=workers)
     ]
     return sorted(found, key=lambda unit: -len(unit.sources))
+
+
+def _format(source: Source, job: JobSpec) -> ShardFormat:
+    """How a unit is read: a tar among loose images is a shard of its own."""
+    return "webdataset" if job.input.format == "images" and source.member is not None else job.input.format
+
+
+def _stretch(source: Source, job: JobSpec) -> int:
+    """A gzipped tar is read from its start for every unit, so its units are larger."""
+    return GZIP_STRETCH if _format(source, job) == "webdataset" and source.offset is None else 1
 
 
 def halves(unit: Unit, mark: str) -> list[Unit]:

@@ -10,8 +10,7 @@ from pathlib import PurePosixPath
 from unet_batch.archive.storage import Storage, canonical
 from unet_batch.errors import ContractError, JobError, NotFound, StorageError
 from unet_batch.job.plan import fingerprint
-from unet_batch.model.contract import Model, ModelFile, find_contract, resolve
-from unet_batch.model.session import read_model
+from unet_batch.model.contract import Model, ModelFile, find_contract, read_model, resolve
 from unet_batch.spec import JobSpec
 from unet_batch.table.layout import Layout
 

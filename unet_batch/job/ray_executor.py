@@ -188,7 +188,7 @@ class RayExecutor:
             receipts.put(_explained(error))
 
     def _pipeline(self, units: Sequence[Unit]) -> Any:
-        """from_items has no read tasks, which would wait for CPUs that the actors hold (no progress in 100 s on 2 CPUs)."""
+        """from_items has no read tasks: they would wait for CPUs that the actors hold (measured on 2 CPUs)."""
         import ray
         from ray.data import ActorPoolStrategy
 
@@ -259,7 +259,7 @@ def _receipt_row(receipt: Receipt) -> pa.Table:
 
 
 def _quiet_ray_data() -> None:
-    """Errors are ours to count (the caller reconciles), progress is ours to draw, and GPUs may be waited for all night."""
+    """Errors are ours to count (the caller reconciles), progress ours to draw; GPUs may be waited for."""
     from ray.data import DataContext
 
     context = DataContext.get_current()

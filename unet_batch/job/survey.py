@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import pyarrow as pa
 
@@ -17,6 +17,7 @@ from unet_batch.job.prepare import Prepared
 from unet_batch.records import Source
 from unet_batch.table.parts import read_parts
 from unet_batch.table.publish import Published, published_keys, read_commit
+from unet_batch.table.rows import partition_values
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +27,38 @@ def window_of(text: str) -> Window:
     return parse_window(text, datetime.now(UTC).date())
 
 
-def archive_partitions(prepared: Prepared, window: Window) -> dict[str, list[Source]]:
-    """The inventory of every partition of the window, sorted; lists only the window's prefixes."""
+def inside(window: Window, partition: str) -> bool:
+    """Whether a partition belongs to a window; those without a date belong to every window that is no range."""
+    day = partition_values(partition).get("date")
+    if window.kind != "range":
+        return True
+    try:
+        return day is not None and window.holds(date.fromisoformat(day))
+    except ValueError:
+        return False
+
+
+class _ReadOnlyIndex(StoredIndex):
+    """Uses what runs have indexed and keeps nothing: for commands that promise to change nothing."""
+
+    def put(self, uri: str, version: str, index: bytes) -> None:
+        """Keep nothing."""
+
+
+def archive_partitions(prepared: Prepared, window: Window, *, keep: bool) -> dict[str, list[Source]]:
+    """The inventory of every partition of the window; lists only the window's prefixes.
+
+    keep: whether the member lists of tars are kept in the output, so that a tar is walked once.
+    """
     objects = discover(prepared.archive, prepared.job.input, window)
-    cache = StoredIndex(prepared.output, prepared.layout.index)
+    cache = (StoredIndex if keep else _ReadOnlyIndex)(prepared.output, prepared.layout.index)
     found: dict[str, list[Source]] = {}
     for partition, shards in objects.items():
         for name, sources in inventory(
             prepared.archive, prepared.job.input, shards, partition=partition, window=window, cache=cache
         ).items():
             for bucket, members in _buckets(name, sources, prepared.job.output.buckets):
-                found[bucket] = sorted(members, key=lambda s: (s.uri, s.member or "", s.ordinal))
+                found[bucket] = members
     return dict(sorted(found.items()))
 
 
@@ -47,7 +69,7 @@ def survey(prepared: Prepared, window: Window, *, repair: bool) -> list[Partitio
     """
     return [
         survey_partition(prepared, partition, sources, repair=repair)
-        for partition, sources in archive_partitions(prepared, window).items()
+        for partition, sources in archive_partitions(prepared, window, keep=repair).items()
     ]
 
 

@@ -16,7 +16,7 @@ from unet_batch.archive.discovery import Window
 from unet_batch.errors import NotFound, StorageError
 from unet_batch.job.plan import PartitionPlan
 from unet_batch.job.prepare import Prepared
-from unet_batch.job.survey import archive_partitions, published_partitions, survey_partition
+from unet_batch.job.survey import archive_partitions, inside, published_partitions, survey_partition
 from unet_batch.records import Source, inventory_digest
 from unet_batch.table.parts import RowKey, open_rows, read_parts, row_keys
 from unet_batch.table.publish import generation, read_commit
@@ -60,20 +60,20 @@ class Finding:
 
 def status(prepared: Prepared, window: Window) -> list[PartitionStatus]:
     """Every partition of the window, and what is published inside it without being in the archive."""
-    archive = archive_partitions(prepared, window)
+    archive = archive_partitions(prepared, window, keep=False)
     found = [_status(prepared, name, sources) for name, sources in archive.items()]
     found += [
         _status(prepared, name, None)
         for name in published_partitions(prepared)
-        if name not in archive and window.holds(name)
+        if name not in archive and inside(window, name)
     ]
     return sorted(found, key=lambda s: s.partition)
 
 
 def verify(prepared: Prepared, window: Window) -> tuple[int, list[Finding]]:
     """How many partitions were compared, and every disagreement."""
-    archive = archive_partitions(prepared, window)
-    names = set(archive) | {name for name in published_partitions(prepared) if window.holds(name)}
+    archive = archive_partitions(prepared, window, keep=False)
+    names = set(archive) | {name for name in published_partitions(prepared) if inside(window, name)}
     findings = [f for name in sorted(names) for f in _compare(prepared, name, archive.get(name))]
     return len(names), findings + list(_strangers(prepared, names))
 

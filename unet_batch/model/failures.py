@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import re
 
-from unet_batch.errors import ContractError, OutOfMemory, ProviderMissing, SessionBroken, ShapeMismatch, UnetBatchError
+from unet_batch.errors import (
+    ContractError,
+    ModelFailed,
+    OutOfMemory,
+    ProviderMissing,
+    SessionBroken,
+    ShapeMismatch,
+    UnetBatchError,
+)
 
 _BROKEN = re.compile(
     r"CUDA failure (?:700|716|719|999)\b|illegal memory access|unspecified launch failure|misaligned address"
@@ -49,4 +57,4 @@ def cannot_run(error: Exception, what: str) -> UnetBatchError:
         return OutOfMemory(f"does not fit into memory: {text}")
     if _MISFIT.search(text):
         return ShapeMismatch(f"the model refuses these tiles; check input.multiple and the contract's sizes: {text}")
-    return UnetBatchError(f"the model failed: {text}")
+    return ModelFailed(f"the model failed: {text}")

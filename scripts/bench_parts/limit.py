@@ -1,0 +1,97 @@
+"""The limit: decode, fit, session and encode in a plain loop, one process per core, no Ray, nothing written.
+
+Uses the package's own functions, so that what is between this and the job is the job: planning, actors, the object store,
+parts and publication. As a program: limit.py PHOTOS MODEL OUT IMAGES prints one JSON line; imports and opening the session
+are not timed (which flatters the limit).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+from rival import first_photos
+
+from unet_batch.archive.decode import decode
+from unet_batch.imaging.postprocess import reduce
+from unet_batch.imaging.preprocess import fit, normalize
+from unet_batch.imaging.tiling import Box
+from unet_batch.job.prepare import prepare
+from unet_batch.model.batching import Batcher, Tile
+from unet_batch.model.session import Device, open_session
+from unet_batch.spec import InputSpec, JobSpec, ModelSpec, OutputSpec
+from unet_batch.table.rows import Provenance, prediction_row, to_table
+from unet_batch.records import Source
+
+BATCH_IMAGES = 32
+
+
+def bench_job(photos: Path, model: Path, out: Path) -> JobSpec:
+    """The job that both the limit and ours run."""
+    return JobSpec(
+        name="bench",
+        model=ModelSpec(path=str(model)),
+        input=InputSpec(uri=str(photos)),
+        output=OutputSpec(uri=str(out)),
+    )
+
+
+def work(photos: list[str], job: JobSpec, ready: Barrier) -> None:
+    """Score photographs in slices of BATCH_IMAGES until there are none left."""
+    prepared = prepare(job)
+    model = prepared.model
+    session = open_session(prepared.model_bytes, model, job.session, Device(threads=1))
+    batcher = Batcher(session, batch_max=job.session.batch_max)
+    provenance = Provenance(model.sha256, prepared.fingerprint, "bench", session.provider, "fp32")
+    ready.wait()
+    for begin in range(0, len(photos), BATCH_IMAGES):
+        names = photos[begin : begin + BATCH_IMAGES]
+        geometries, tiles = [], []
+        for index, name in enumerate(names):
+            [page] = decode(Path(name).read_bytes(), model.contract.input, job.limits)
+            fitted, geometry = fit(
+                page.content, model.contract.input, tile_hw=model.tile_hw, source_hw=(page.height, page.width)
+            )
+            geometries.append(geometry)
+            box = Box(0, 0, *geometry.fitted_hw)
+            tiles.append(Tile(index, box, normalize(fitted, geometry, model.contract.input)))
+        rows = []
+        for tile, logits_khw in batcher.run(tiles):
+            prediction = reduce(
+                logits_khw, geometries[tile.image], model.contract.output, rle=True, confidence=job.output.confidence
+            )
+            rows.append(prediction_row(Source(names[tile.image], "v"), 0, 1, prediction, None))
+        to_table(rows, "all", provenance)
+
+
+def run(photos: Path, model: Path, out: Path, images: int) -> dict[str, Any]:
+    """Seconds of the slowest process, from the moment all are ready."""
+    names = first_photos(photos, images)
+    cores = len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(cores + 1)
+    job = bench_job(photos, model, out)
+    workers = [context.Process(target=work, args=(names[i::cores], job, ready)) for i in range(cores)]
+    started = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    ready.wait()
+    begun = time.perf_counter()
+    for worker in workers:
+        worker.join()
+    seconds = time.perf_counter() - begun
+    if any(worker.exitcode for worker in workers):
+        sys.exit("a process of the limit failed")
+    return {"variant": "limit", "seconds": seconds, "images": len(names), "start_s": begun - started}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 5:
+        sys.exit("usage: limit.py PHOTOS MODEL OUT IMAGES")
+    print(json.dumps(run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))), flush=True)
