@@ -66,3 +66,19 @@ def new_bucket(s3_endpoint: str, s3_options: dict[str, object]) -> Callable[[], 
         return f"s3://{name}"
 
     return make
+
+
+@pytest.fixture
+def ranges_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the byte ranges that are asked from any storage, in bytes."""
+    from unet_batch.archive.storage import Storage
+
+    asked: list[int] = []
+    inner = Storage.read_range
+
+    def watched(self: Storage, uri: str, start: int, stop: int, *, version: str | None = None) -> bytes:
+        asked.append(stop - start)
+        return inner(self, uri, start, stop, version=version)
+
+    monkeypatch.setattr(Storage, "read_range", watched)
+    return asked

@@ -17,6 +17,9 @@ from unet_batch.errors import ImageError, JobError, Reason
 FOREIGN = (pa.ArrowException, OSError, ValueError)
 """What Arrow raises on damaged files."""
 
+MAX_ROWS = 10_000_000
+"""More rows than any file of images has: a footer may claim any number."""
+
 _BATCH_ROWS = 16
 _BUFFER_BYTES = 1 << 20
 
@@ -34,6 +37,8 @@ def count_rows(stream: BinaryIO, column: str, *, uri: str) -> tuple[int, tuple[s
     _path(file, column, uri=uri)
     metadata = file.metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    if sum(group.num_rows for group in groups) != metadata.num_rows or metadata.num_rows > MAX_ROWS:
+        return 0, (Reason.SHARD_CORRUPT, f"its footer claims {metadata.num_rows} rows, which cannot be")
     inflated = sum(
         group.column(i).total_uncompressed_size
         for group in groups
@@ -41,10 +46,7 @@ def count_rows(stream: BinaryIO, column: str, *, uri: str) -> tuple[int, tuple[s
         if group.column(i).path_in_schema.partition(".")[0] == column
     )
     if inflated > (limit := inflated_limit(size_bytes)):
-        return 0, (
-            Reason.SHARD_CORRUPT,
-            f"its column {column} inflates to {inflated} bytes, above the limit of {limit}",
-        )
+        return 0, (Reason.SHARD_CORRUPT, f"its column {column} inflates to {inflated} bytes, above {limit}")
     return metadata.num_rows, None
 
 

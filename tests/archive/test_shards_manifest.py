@@ -1,0 +1,271 @@
+"""Manifests: untrusted lists of URIs, and what they may and may not name."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from unet_batch.archive.discovery import Window
+from unet_batch.archive.shards import inventory, read_unit
+from unet_batch.archive.storage import Object, Storage, join
+from unet_batch.errors import ImageError, JobError
+from unet_batch.records import Source, Unit
+from unet_batch.spec import InputSpec, LimitsSpec
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage(threads=2)
+
+
+@pytest.fixture
+def folder() -> str:
+    return f"memory://{os.urandom(6).hex()}"
+
+
+@pytest.fixture
+def put(storage: Storage, folder: str) -> Callable[..., Object]:
+    """Puts images a.png and b.png, and a manifest of this text."""
+
+    def put(text: str | bytes, name: str = "list.csv") -> Object:
+        storage.put(join(folder, "a.png"), b"A")
+        storage.put(join(folder, "sub/b.png"), b"B")
+        storage.put(join(folder, name), text.encode() if isinstance(text, str) else text)
+        found = storage.head(join(folder, name))
+        assert found is not None
+        return found
+
+    return put
+
+
+def spec_of(**fields: object) -> InputSpec:
+    return InputSpec(uri="memory://unused", format="manifest", **fields)
+
+
+def sources(storage: Storage, manifest: Object, **fields: object) -> list[Source]:
+    return inventory(storage, spec_of(**fields), [manifest])["all"]
+
+
+def read(storage: Storage, found: list[Source]) -> list[bytes | str]:
+    unit = Unit("0", "all", "manifest", tuple(found))
+    answers = [content for _, content in read_unit(storage, spec_of(), unit, LimitsSpec())]
+    return [str(content.reason) if isinstance(content, ImageError) else content for content in answers]
+
+
+def parquet_of(**columns: object) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", "uri,label\na.png,1\nsub/b.png,2\n"),
+        ("list.csv", "\ufeffuri\r\na.png\r\n./sub/b.png\r\n"),
+        ("list.csv", 'label,uri\n"multi\nline",a.png\n2,"sub/b.png"'),
+        ("list.jsonl", '{"uri": "a.png"}\n\n{"uri": "sub/b.png", "label": 2}'),
+        ("list.parquet", parquet_of(uri=["a.png", "sub/b.png"])),
+    ],
+)
+def test_rows_name_objects_relative_to_the_manifest(
+    storage: Storage, folder: str, put: Callable, name: str, text: str | bytes
+) -> None:
+    """In CSV, JSON lines and Parquet; versions and sizes are those of now."""
+    found = sources(storage, put(text, name))
+    assert [s.uri for s in found] == [join(folder, "a.png"), join(folder, "sub/b.png")]
+    assert [s.size_bytes for s in found] == [1, 1]
+    assert found[0].version == storage.head(found[0].uri).version
+    assert read(storage, found) == [b"A", b"B"]
+
+
+def test_absolute_uris_below_the_roots_are_read(storage: Storage, folder: str, put: Callable) -> None:
+    """`input.roots` opens other places."""
+    other = f"memory://{os.urandom(6).hex()}"
+    storage.put(f"{other}/in/c.png", b"C")
+    storage.put(f"{other}/out/d.png", b"D")
+    manifest = put(f"uri\n{folder}/a.png\n{other}/in/c.png\n{other}/out/d.png\n")
+    found = {s.uri: s for s in sources(storage, manifest, roots=(f"{other}/in/",))}
+    assert found[f"{folder}/a.png"].problem is None
+    assert found[f"{other}/in/c.png"].problem is None
+    assert found[f"{other}/out/d.png"].problem[0] == "read.denied"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/etc/passwd",
+        "file:///etc/passwd",
+        "simplecache::file:///etc/passwd",
+        "filecache::s3://bucket/x",
+        "../other/a.png",
+        "sub/../../other/a.png",
+        "http://169.254.169.254/latest/meta-data",
+        "https://host/a.png",
+        "reference://x",
+        "s3://user:hunter2@bucket/a.png",
+        "s3://bucket/a.png?X-Amz-Signature=hunter2",
+        "s3://elsewhere/a.png",
+        "memory://other/a.png",
+        "pipe:cat /etc/passwd",
+        "data:image/png;base64,AAAA",
+        "a\0b.png",
+    ],
+)
+def test_what_a_manifest_must_not_name_is_denied(storage: Storage, put: Callable, uri: str) -> None:
+    """One rejection each; nothing is opened, and no secret is repeated."""
+    manifest = put(parquet_of(uri=[uri, "a.png"]), "list.parquet")
+    found = sources(storage, manifest)
+    denied = [s for s in found if s.problem is not None]
+    assert [s.problem[0] for s in denied] == ["read.denied"]
+    assert "hunter2" not in str(denied)
+    assert len(found) == 2
+    assert sorted(read(storage, found), key=str) == sorted([b"A", "read.denied"], key=str)
+
+
+def test_a_root_is_a_folder_not_a_prefix_of_letters(storage: Storage, put: Callable, folder: str) -> None:
+    """`…/day` does not open `…/day-secret`."""
+    storage.put(f"{folder}-secret/a.png", b"S")
+    (found,) = sources(storage, put(f"uri\n{folder}-secret/a.png\n"))
+    assert found.problem[0] == "read.denied"
+
+
+def test_a_local_link_that_leads_out_is_denied(storage: Storage, tmp_path: Path) -> None:
+    """Local files are read below the manifest's folder only, links resolved."""
+    (tmp_path / "secret").write_bytes(b"S")
+    top = tmp_path / "archive"
+    top.mkdir()
+    (top / "a.png").write_bytes(b"A")
+    (top / "in.png").symlink_to(top / "a.png")
+    (top / "out.png").symlink_to(tmp_path / "secret")
+    (top / "list.csv").write_text("uri\na.png\nin.png\nout.png\n")
+    found = sources(storage, storage.head(f"file://{top}/list.csv"))
+    assert read(storage, found) == [b"A", b"A", "read.denied"]
+
+
+def test_a_missing_object_is_a_source_with_a_problem(storage: Storage, put: Callable) -> None:
+    """It keeps its row, and gets another version when it appears."""
+    (found,) = sources(storage, put("uri\ngone.png\n"))
+    assert (found.version, found.problem[0]) == ("missing", "read.not_found")
+    assert read(storage, [found]) == ["read.not_found"]
+
+
+def test_the_same_object_twice_is_one_source(storage: Storage, folder: str, put: Callable) -> None:
+    """One image, one row; also across two manifests of a partition."""
+    first = put(f"uri\na.png\n./a.png\n{folder}/a.png\n", "one.csv")
+    second = put("uri\na.png\nsub/b.png\n", "two.csv")
+    found = inventory(storage, spec_of(), [first, second])["all"]
+    assert [s.uri for s in found] == [join(folder, "a.png"), join(folder, "sub/b.png")]
+
+
+def test_a_promised_digest_is_checked(storage: Storage, put: Callable) -> None:
+    """Bytes with another SHA-256 are not scored."""
+    good, bad = hashlib.sha256(b"A").hexdigest().upper(), hashlib.sha256(b"X").hexdigest()
+    found = sources(storage, put(f"uri,sha256\na.png,{good}\nsub/b.png,{bad}\n"))
+    assert read(storage, found) == [b"A", "read.checksum_mismatch"]
+
+
+def test_an_empty_digest_promises_nothing(storage: Storage, put: Callable) -> None:
+    """The column may be filled for some rows only."""
+    assert read(storage, sources(storage, put("uri,sha256\na.png,\n"))) == [b"A"]
+
+
+def test_an_object_replaced_after_the_inventory_is_changed(storage: Storage, folder: str, put: Callable) -> None:
+    """Versions are pinned from the inventory on."""
+    found = sources(storage, put("uri\na.png\n"))
+    storage.put(join(folder, "a.png"), b"Z")
+    assert read(storage, found) == ["read.changed"]
+
+
+def test_rows_without_a_uri_keep_their_row(storage: Storage, put: Callable) -> None:
+    """Null, empty and foreign values are rejections, told apart by the row's number."""
+    manifest = put('{"uri": null}\n{"uri": ""}\n{"uri": 5}\n{"uri": "a.png"}\n{}\n', "list.jsonl")
+    found = {s.member: s.problem and s.problem[0] for s in sources(storage, manifest)}
+    assert found == {
+        None: None,
+        "row 0": "cell.null",
+        "row 1": "cell.empty",
+        "row 2": "cell.type",
+        "row 4": "cell.null",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.jsonl", '{"uri": "a.png"}\n{"uri": "sub/b'),
+        ("list.jsonl", '{"uri": "a.png"}\n["sub/b.png"]\n'),
+        ("list.jsonl", '{"uri": "a.png"}\n' + "[" * 100_000),
+        ("list.csv", 'uri\na.png\n"sub/b.png'),
+    ],
+)
+def test_a_cut_manifest_is_a_problem_beside_its_rows(storage: Storage, put: Callable, name: str, text: str) -> None:
+    """How many rows are missing nobody knows."""
+    found = sources(storage, put(text, name))
+    assert [s.problem and s.problem[0] for s in found] == [None, "shard.corrupt"]
+
+
+@pytest.mark.parametrize(("name", "body"), [("list.csv", b"uri\n\xff\xfe\n"), ("list.parquet", b"PAR1junkPAR1")])
+def test_a_manifest_that_cannot_be_read_is_one_problem(storage: Storage, put: Callable, name: str, body: bytes) -> None:
+    """Junk costs a row with a reason."""
+    (found,) = sources(storage, put(body, name))
+    assert found.problem[0] == "shard.corrupt"
+
+
+@pytest.mark.parametrize(("name", "text"), [("l.csv", "path\na.png\n"), ("l.parquet", parquet_of(path=["a.png"]))])
+def test_a_missing_column_is_an_error_of_the_job(storage: Storage, put: Callable, name: str, text: str) -> None:
+    """The columns there are named."""
+    with pytest.raises(JobError, match="it has path"):
+        sources(storage, put(text, name))
+    assert len(sources(storage, put(text, name), column="path")) == 1
+
+
+ROWS = "uri,day\na.png,2026-11-20\nsub/b.png,2026-11-21\nc.png,2026-11-20\n"
+
+
+def partitions(storage: Storage, manifest: Object, window: Window | None) -> dict[str, list[str]]:
+    found = inventory(storage, spec_of(partition_column="day"), [manifest], window=window)
+    return {name: [s.uri.rpartition("/")[2] for s in members] for name, members in found.items()}
+
+
+def test_a_column_can_be_the_partition(storage: Storage, put: Callable) -> None:
+    """Each value is one partition."""
+    expected = {"day=2026-11-20": ["a.png", "c.png"], "day=2026-11-21": ["b.png"]}
+    assert partitions(storage, put(ROWS), None) == expected
+    assert partitions(storage, put(ROWS), Window(None, None, "all")) == expected
+
+
+def test_a_window_picks_days_of_the_column(storage: Storage, put: Callable) -> None:
+    """Ranges, and the newest day; values that are no days only count in `all`."""
+    manifest = put(ROWS + "d.png,night\n")
+    day = Window(date(2026, 11, 19), date(2026, 11, 20), "range")
+    assert partitions(storage, manifest, day) == {"day=2026-11-20": ["a.png", "c.png"]}
+    assert partitions(storage, manifest, Window(None, None, "last")) == {"day=2026-11-21": ["b.png"]}
+    assert "day=night" in partitions(storage, manifest, Window(None, None, "all"))
+
+
+def test_days_of_a_parquet_manifest_are_days(storage: Storage, put: Callable) -> None:
+    """Typed dates read like ISO text."""
+    manifest = put(parquet_of(uri=["a.png"], day=pa.array([date(2026, 11, 21)])), "list.parquet")
+    assert partitions(storage, manifest, Window(None, None, "last")) == {"day=2026-11-21": ["a.png"]}
+
+
+@pytest.mark.parametrize("value", ["", "../up", "a/b", ".hidden", "ü"])
+def test_a_value_that_is_no_folder_name_is_an_error_of_the_job(storage: Storage, put: Callable, value: str) -> None:
+    """Partitions become folders of the output."""
+    with pytest.raises(JobError, match="row 0"):
+        partitions(storage, put(f"uri,day\na.png,{value}\n"), None)
+
+
+def test_a_broken_manifest_of_many_partitions_stops_the_job(storage: Storage, put: Callable) -> None:
+    """Nobody can say which partition misses rows."""
+    with pytest.raises(JobError, match="repair"):
+        partitions(storage, put('{"uri": "a.png", "day": "2026-11-20"}\n{"uri', "list.jsonl"), None)

@@ -1,0 +1,220 @@
+"""Parquet shards: one source per row from the footer alone, cells read from the row groups that hold them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from unet_batch.archive.shards import inventory, read_unit
+from unet_batch.archive.storage import Object, Storage, join
+from unet_batch.errors import ImageError, JobError
+from unet_batch.records import Source, Unit
+from unet_batch.spec import InputSpec, LimitsSpec
+
+SPEC = InputSpec(uri="memory://unused", format="parquet")
+
+
+def parquet_of(column: pa.Array, *, name: str = "image", rows: int = 4) -> bytes:
+    """A file with an image column beside another, `rows` to a row group."""
+    out = io.BytesIO()
+    table = pa.table({"id": range(len(column)), name: column})
+    pq.write_table(table, out, row_group_size=rows, write_page_checksum=True, compression="none")
+    return out.getvalue()
+
+
+def binary(*cells: bytes | None) -> pa.Array:
+    return pa.array(cells, pa.binary())
+
+
+@pytest.fixture
+def storage() -> Storage:
+    return Storage(threads=2)
+
+
+@pytest.fixture
+def put(storage: Storage) -> Callable[[bytes], Object]:
+    folder = f"memory://{os.urandom(6).hex()}"
+
+    def put(body: bytes) -> Object:
+        storage.put(join(folder, "shard.parquet"), body)
+        found = storage.head(join(folder, "shard.parquet"))
+        assert found is not None
+        return found
+
+    return put
+
+
+def sources(storage: Storage, shard: Object, spec: InputSpec = SPEC) -> list[Source]:
+    return inventory(storage, spec, [shard])["all"]
+
+
+def read(storage: Storage, found: list[Source], spec: InputSpec = SPEC, **limits: int) -> list[bytes | str]:
+    unit = Unit("0", "all", "parquet", tuple(found))
+    answers = list(read_unit(storage, spec, unit, LimitsSpec(**limits)))
+    assert [source for source, _ in answers] == found
+    return [str(content.reason) if isinstance(content, ImageError) else content for _, content in answers]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        binary(*(b"%d" % i for i in range(11))),
+        pa.array([b"%d" % i for i in range(11)], pa.large_binary()),
+        pa.array([{"bytes": b"%d" % i, "path": "x.png"} for i in range(11)]),
+        binary(*(b"%d" % i for i in range(11))).dictionary_encode(),
+    ],
+    ids=["binary", "large_binary", "struct", "dictionary"],
+)
+def test_every_row_is_one_source_with_its_bytes(storage: Storage, put: Callable, column: pa.Array) -> None:
+    """Rows are numbered through the row groups and sorted as numbers."""
+    found = sources(storage, put(parquet_of(column)))
+    assert [s.member for s in found] == [str(i) for i in range(11)]
+    assert read(storage, found) == [b"%d" % i for i in range(11)]
+
+
+def test_files_of_the_datasets_package_are_read(storage: Storage, put: Callable) -> None:
+    """Hugging Face writes images as a struct of bytes and path."""
+    datasets = pytest.importorskip("datasets")
+    out = io.BytesIO()
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    rows = {"image": [{"bytes": b"one", "path": None}, {"bytes": b"two", "path": "b.png"}]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(out)
+    assert read(storage, sources(storage, put(out.getvalue()))) == [b"one", b"two"]
+
+
+def test_rows_are_given_in_the_units_order(storage: Storage, put: Callable) -> None:
+    """A unit may hold any rows in any order."""
+    found = sources(storage, put(parquet_of(binary(*(b"%d" % i for i in range(40))))))
+    picked = [found[i] for i in (37, 2, 10, 3, 0)]
+    assert read(storage, picked) == [b"37", b"2", b"10", b"3", b"0"]
+
+
+def test_null_and_empty_cells_are_errors_of_their_row(storage: Storage, put: Callable) -> None:
+    """The neighbours are read."""
+    found = sources(storage, put(parquet_of(binary(b"a", None, b"", b"b"))))
+    assert read(storage, found) == [b"a", "cell.null", "cell.empty", b"b"]
+
+
+def test_null_structs_and_paths_without_bytes_are_null(storage: Storage, put: Callable) -> None:
+    """A path in a cell is never opened."""
+    column = pa.array(
+        [None, {"bytes": None, "path": "/etc/passwd"}, {"bytes": b"", "path": None}, {"bytes": b"x", "path": ""}]
+    )
+    found = sources(storage, put(parquet_of(column)))
+    assert read(storage, found) == ["cell.null", "cell.null", "cell.empty", b"x"]
+
+
+def test_a_cell_above_the_limit_is_too_large(storage: Storage, put: Callable) -> None:
+    """The footer does not know cell sizes, so the limit is checked when the cell is there."""
+    found = sources(storage, put(parquet_of(binary(b"a" * 11, b"b" * 10))))
+    assert read(storage, found, max_image_bytes=10) == ["read.too_large", b"b" * 10]
+
+
+def test_only_the_footer_is_read_for_the_inventory(storage: Storage, put: Callable, ranges_asked: list[int]) -> None:
+    """A shard of gigabytes costs kilobytes to list."""
+    shard = put(parquet_of(binary(*(os.urandom(100_000) for _ in range(20)))))
+    ranges_asked.clear()
+    sources(storage, shard)
+    assert sum(ranges_asked) < 200_000
+
+
+def test_only_the_row_groups_needed_are_read(storage: Storage, put: Callable, ranges_asked: list[int]) -> None:
+    """One row of ten groups of 800 kB costs about one of them."""
+    found = sources(storage, put(parquet_of(binary(*(os.urandom(200_000) for _ in range(40))))))
+    ranges_asked.clear()
+    read(storage, [found[21]])
+    assert sum(ranges_asked) < 3_000_000
+
+
+def test_another_column_can_be_named(storage: Storage, put: Callable) -> None:
+    """`input.column`."""
+    spec = SPEC.model_copy(update={"column": "jpg"})
+    found = sources(storage, put(parquet_of(binary(b"a"), name="jpg")), spec)
+    assert read(storage, found, spec) == [b"a"]
+
+
+def test_a_missing_column_is_an_error_of_the_job_that_names_those_there(storage: Storage, put: Callable) -> None:
+    """The whole run would be rejections otherwise."""
+    with pytest.raises(JobError, match="it has id, jpg"):
+        sources(storage, put(parquet_of(binary(b"a"), name="jpg")))
+
+
+@pytest.mark.parametrize("column", [pa.array(["a.png"]), pa.array([1]), pa.array([{"path": "a"}]), pa.array([[b"a"]])])
+def test_a_column_without_bytes_is_an_error_of_the_job(storage: Storage, put: Callable, column: pa.Array) -> None:
+    """Paths, numbers and lists are no encoded images."""
+    with pytest.raises(JobError, match="id: int64"):
+        sources(storage, put(parquet_of(column)))
+
+
+WHOLE = parquet_of(binary(*(os.urandom(300) for _ in range(12))))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 4, 8, 100, len(WHOLE) // 2, len(WHOLE) - 9, len(WHOLE) - 4, len(WHOLE) - 1])
+def test_a_cut_file_is_one_problem(storage: Storage, put: Callable, cut: int) -> None:
+    """Its rows cannot be counted, so the partition is not published by default."""
+    found = sources(storage, put(WHOLE[:cut]))
+    assert [(s.member, s.problem[0]) for s in found] == [(None, "shard.corrupt")]
+
+
+@pytest.mark.parametrize("place", [-5, -8, -20, -60, -200, -500])
+def test_a_damaged_footer_is_never_rows_out_of_nothing(storage: Storage, put: Callable, place: int) -> None:
+    """A problem, an error of the job about columns, or the same twelve rows; never another number of them."""
+    body = bytearray(WHOLE)
+    body[place] ^= 0xFF
+    try:
+        found = sources(storage, put(bytes(body)))
+    except JobError:
+        return
+    assert found[0].problem is not None or len(found) == 12
+
+
+def test_a_flipped_bit_in_a_page_is_noticed_where_checksums_are(storage: Storage, put: Callable) -> None:
+    """Rows of the damaged group get a reason; the other groups are read."""
+    body = bytearray(parquet_of(binary(*(b"%d" % i * 100 for i in range(8)))))
+    found = sources(storage, put(bytes(body)))
+    at = bytes(body).index(b"6" * 50)
+    body[at] ^= 1
+    damaged = put(bytes(body))
+    again = [Source(s.uri, damaged.version, s.member) for s in found]
+    assert read(storage, again) == [b"%d" % i * 100 for i in range(4)] + ["decode.corrupt"] * 4
+
+
+def test_a_replaced_file_is_changed_not_read(storage: Storage, put: Callable) -> None:
+    """Row numbers of one version say nothing about another."""
+    found = sources(storage, put(parquet_of(binary(b"a", b"b"))))
+    put(parquet_of(binary(b"x", b"y")))
+    assert read(storage, found) == ["read.changed", "read.changed"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_changed(storage: Storage, put: Callable, monkeypatch) -> None:
+    """A fact that comes up inside Arrow's reader comes out as ours, for the rows not read yet."""
+    found = sources(storage, put(parquet_of(binary(*(os.urandom(100_000) for _ in range(8))))))
+    unit = Unit("0", "all", "parquet", tuple(found))
+    answers = read_unit(storage, SPEC, unit, LimitsSpec())
+    first = next(answers)[1]
+    put(parquet_of(binary(b"x", b"y")))
+    rest = [content for _, content in answers]
+    assert isinstance(first, bytes)
+    assert isinstance(rest[-1], ImageError)
+    assert rest[-1].reason == "read.changed"
+
+
+def test_an_empty_file_of_rows_is_no_image(storage: Storage, put: Callable) -> None:
+    """Zero rows are zero images, without a problem."""
+    assert sources(storage, put(parquet_of(binary()))) == []
+
+
+def test_a_bomb_is_refused_from_its_footer(storage: Storage, put: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the column inflates to is limited by the size of the file."""
+    monkeypatch.setattr("unet_batch.archive.tar.RATIO_FROM_BYTES", 1000)
+    monkeypatch.setattr("unet_batch.archive.tar.MAX_INFLATED_RATIO", 10)
+    out = io.BytesIO()
+    table = pa.table({"image": binary(bytes(1 << 20))})
+    pq.write_table(table, out, compression="zstd", use_dictionary=False)
+    (found,) = sources(storage, put(out.getvalue()))
+    assert found.problem[0] == "shard.corrupt"
