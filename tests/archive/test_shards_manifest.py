@@ -151,6 +151,13 @@ def test_a_local_link_that_leads_out_is_denied(storage: Storage, tmp_path: Path)
     assert read(storage, found) == [b"A", b"A", "read.denied"]
 
 
+def test_a_way_up_is_denied_even_where_it_comes_back(storage: Storage, tmp_path: Path) -> None:
+    """`sub/../a.png` is `a.png` in text, but not on a disk where `sub` is a link."""
+    (tmp_path / "a.png").write_bytes(b"A")
+    (tmp_path / "list.csv").write_text("uri\nsub/../a.png\n")
+    assert read(storage, sources(storage, storage.head(f"file://{tmp_path}/list.csv"))) == ["read.denied"]
+
+
 def test_a_missing_object_is_a_source_with_a_problem(storage: Storage, put: Callable) -> None:
     """It keeps its row, and gets another version when it appears."""
     (found,) = sources(storage, put("uri\ngone.png\n"))

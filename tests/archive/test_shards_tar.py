@@ -335,12 +335,23 @@ def test_a_gzip_bomb_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert index.problem[0] == "shard.corrupt"
 
 
+class Watched(io.BytesIO):
+    """Remembers the largest read that was asked for."""
+
+    largest = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        self.largest = max(self.largest, 1 << 62 if size is None or size < 0 else size)
+        return super().read(size)
+
+
 def test_a_header_that_claims_gigabytes_is_refused() -> None:
-    """An extended header is taken into memory by tarfile; its size is untrusted."""
+    """An extended header is taken into memory by tarfile; its size is untrusted, so it is never asked for."""
     header = tarfile.TarInfo("././@LongLink")
     header.type, header.size = tarfile.GNUTYPE_LONGNAME, 60 << 30
-    index = index_of(header.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
-    assert index.problem is not None
+    stream = Watched(header.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
+    assert index_tar(stream).problem is not None
+    assert stream.largest <= 16 << 20
 
 
 def test_a_negative_size_does_not_loop() -> None:
@@ -397,3 +408,16 @@ def test_an_unavailable_store_is_no_fact_about_an_image(storage: Storage, put: C
     monkeypatch.setattr(Storage, "read_range", down)
     with pytest.raises(Unavailable):
         read(storage, found)
+
+
+@pytest.mark.s3
+def test_a_tar_in_s3_is_indexed_and_read(s3_options: dict, new_bucket: Callable[[], str]) -> None:
+    """Headers and members by range requests, pinned by the ETag."""
+    storage = Storage(s3_options, threads=4)
+    uri = f"{new_bucket()}/day/shard.tar"
+    members = [(f"{i:03}.png", os.urandom(3000)) for i in range(200)]
+    storage.put(uri, tar_of(members))
+    found = sources(storage, storage.head(uri))
+    assert read(storage, found) == [body for _, body in members]
+    storage.put(uri, tar_of(members[::-1]))
+    assert set(read(storage, found)) == {"read.changed"}

@@ -8,6 +8,7 @@ import pickle
 import stat
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fsspec
@@ -16,7 +17,7 @@ from contracts.store_suite import StoreSuite
 
 from unet_batch.archive.objects import join
 from unet_batch.archive.storage import Storage
-from unet_batch.errors import Changed, Denied, JobError, NotFound, StorageError, TooLarge
+from unet_batch.errors import Changed, Conflict, Denied, JobError, NotFound, StorageError, TooLarge
 from unet_batch.spec import EnvRef
 
 
@@ -169,16 +170,38 @@ def test_a_failed_put_leaves_the_old_object(tmp_path: Path, monkeypatch: pytest.
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_two_puts_within_one_clock_tick_are_two_versions(tmp_path: Path) -> None:
-    """Size and modification time must tell a replacement from what it replaced."""
-    storage, uri = Storage(), f"file://{tmp_path}/a"
-    first = storage.create(uri, b"1")
-    far = os.stat(tmp_path / "a").st_mtime_ns + 10**12
-    os.utime(tmp_path / "a", ns=(far, far))
-    head = storage.head(uri)
-    assert head is not None
-    assert head.version != first
-    assert storage.replace(uri, b"2", version=head.version) not in (first, head.version)
+def test_a_replacement_is_always_younger_than_what_it_replaced(tmp_path: Path) -> None:
+    """Two puts within a tick of a coarse or wrong clock are two versions: size and time must tell them apart."""
+    storage, path = Storage(), tmp_path / "a"
+    path.write_bytes(b"1")
+    ahead = time.time_ns() + 10**15
+    os.utime(path, ns=(ahead, ahead))
+    found = storage.head(f"file://{path}")
+    assert found is not None
+    storage.replace(f"file://{path}", b"2", version=found.version)
+    assert os.stat(path).st_mtime_ns > ahead
+
+
+def test_comparing_and_renaming_are_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long a rename takes, nobody else compares before it is done."""
+    storage, uri, inner = Storage(), f"file://{tmp_path}/a", os.replace
+    base = storage.create(uri, b"base")
+
+    def slow(source: str, target: str) -> None:
+        time.sleep(0.1)
+        inner(source, target)
+
+    monkeypatch.setattr(os, "replace", slow)
+
+    def replaces(number: int) -> bool:
+        try:
+            storage.replace(uri, str(number).encode(), version=base)
+        except Conflict:
+            return False
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(replaces, range(4))) == 1
 
 
 def test_a_file_that_grows_while_it_is_read_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
