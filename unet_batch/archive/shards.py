@@ -96,9 +96,9 @@ def inventory(
     window: Window | None = None,
     cache: IndexCache | None = None,
 ) -> dict[str, list[Source]]:
-    """The sources of a partition's objects (a tar among loose images is a shard), sorted by URI, place in the shard (rows by number), name and ordinal.
+    """The sources of a partition's objects, sorted by URI, place in the shard (rows by number), name and ordinal.
 
-    One partition, except for manifests with `spec.partition_column`: then `column=value` for each of its values that
+    A tar among loose images is a shard too. One partition, except for manifests with `spec.partition_column`: then `column=value` for each of its values that
     lies in the window (days as ISO text; other values only in the window `all`). A cut or corrupt shard gives one more
     source, with a problem and no member, beside the images that are intact. Raises JobError where a column is missing
     or of the wrong type, and every StorageError about a shard itself: it was listed a moment ago.
