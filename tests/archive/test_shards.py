@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -93,12 +95,24 @@ def test_a_link_out_of_a_local_archive_costs_that_image(storage: Storage, tmp_pa
     assert read(storage, inventory(storage, SPEC, objects)["all"]) == [b"A", "read.denied"]
 
 
-def test_a_shard_behind_a_link_out_of_the_archive_stops_the_job(storage: Storage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["webdataset", "images"])
+def test_a_shard_behind_a_link_out_of_the_archive_stops_the_job(storage: Storage, tmp_path: Path, form: str) -> None:
     """How many images it holds nobody may look up."""
     (tmp_path / "secret.tar").write_bytes(b"S")
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive/a.tar").symlink_to("../secret.tar")
-    spec = InputSpec(uri=str(tmp_path / "archive"), format="webdataset")
+    spec = InputSpec(uri=str(tmp_path / "archive"), format=form)
     objects = discover(storage, spec, Window(None, None, "all"))["all"]
     with pytest.raises(Denied):
         inventory(storage, spec, objects)
+
+
+def test_a_tar_among_loose_images_is_a_shard(storage: Storage, folder: str) -> None:
+    """Its members are sources beside the files; how a unit of them is read is the plan's decision."""
+    body = io.BytesIO()
+    with tarfile.open(fileobj=body, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("in.png"))
+    storage.put(join(folder, "b.tar"), body.getvalue())
+    storage.put(join(folder, "a.png"), b"A")
+    found = inventory(storage, SPEC, list(storage.list(folder)))["all"]
+    assert [(s.uri.removeprefix(folder), s.member) for s in found] == [("/a.png", None), ("/b.tar", "in.png")]

@@ -98,26 +98,24 @@ def inventory(
 ) -> dict[str, list[Source]]:
     """The sources of a partition's objects, sorted by URI, place in the shard (rows by number), name and ordinal.
 
-    A tar among loose images is a shard too. One partition, except for manifests with `spec.partition_column`: then `column=value` for each of its values that
-    lies in the window (days as ISO text; other values only in the window `all`). A cut or corrupt shard gives one more
-    source, with a problem and no member, beside the images that are intact. Raises JobError where a column is missing
-    or of the wrong type, and every StorageError about a shard itself: it was listed a moment ago.
+    A tar among loose images is a shard too. One partition, except for manifests with `spec.partition_column`: then
+    `column=value` for each of its values that lies in the window (days as ISO text; other values only in the window
+    `all`). A cut or corrupt shard gives one more source, with a problem and no member, beside the images that are
+    intact. Raises JobError where a column is missing or of the wrong type, and every StorageError about a shard itself:
+    it was listed a moment ago.
     """
-    if spec.format == "images":
-        loose = [found for found in objects if not _is_tar(found.uri)]
-        calls = [partial(_tar_sources, storage, spec, found, cache) for found in objects if _is_tar(found.uri)]
-        sources = chain(map(_loose, loose), chain.from_iterable(storage.ahead(calls)))
-        return {partition: sorted(sources, key=_place)}
-    for found in objects:
+    shards = [found for found in objects if spec.format != "images" or _is_tar(found.uri)]
+    for found in shards:
         if found.problem is not None:
             raise Denied(f"{found.uri}: {found.problem[1]}")
     if spec.format == "manifest":
-        return _listed(storage, spec, objects, partition=partition, window=window)
-    if spec.format == "webdataset":
-        calls = [partial(_tar_sources, storage, spec, found, cache) for found in objects]
+        return _listed(storage, spec, shards, partition=partition, window=window)
+    if spec.format == "parquet":
+        calls = [partial(_parquet_sources, storage, spec, found) for found in shards]
     else:
-        calls = [partial(_parquet_sources, storage, spec, found) for found in objects]
-    return {partition: sorted(chain.from_iterable(storage.ahead(calls)), key=_place)}
+        calls = [partial(_tar_sources, storage, spec, found, cache) for found in shards]
+    loose = (_loose(found) for found in objects if spec.format == "images" and not _is_tar(found.uri))
+    return {partition: sorted(chain(loose, chain.from_iterable(storage.ahead(calls))), key=_place)}
 
 
 def _place(source: Source) -> tuple[str, bool, int, str, int]:
