@@ -1,4 +1,4 @@
-"""A small job on disk: an archive that can be written image by image, a model whose masks are known, and its job file."""
+"""A small job on disk: an archive that is written image by image, a model whose masks are known, and a job file."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ class Project:
         return prepare(self.job(*overrides))
 
     def run(self, *overrides: str, window: str = "all", select: str = "all", executor=None) -> Summary:
-        return run(
-            self.prepared(*overrides), window_of(window), executor or LocalExecutor, select=select, quiet=True
-        )
+        return run(self.prepared(*overrides), window_of(window), executor or LocalExecutor, select=select, quiet=True)
 
     def status(self, *overrides: str, window: str = "all") -> list[PartitionStatus]:
         return status(self.prepared(*overrides), window_of(window))

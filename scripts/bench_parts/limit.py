@@ -1,8 +1,8 @@
 """The limit: decode, fit, session and encode in a plain loop, one process per core, no Ray, nothing written.
 
-Uses the package's own functions, so that what is between this and the job is the job: planning, actors, the object store,
-parts and publication. As a program: limit.py PHOTOS MODEL OUT IMAGES prints one JSON line; imports and opening the session
-are not timed (which flatters the limit).
+Uses the package's own functions, so that what is between this and the job is the job: planning, actors, the object
+store, parts and publication. As a program: limit.py PHOTOS MODEL OUT IMAGES prints one JSON line; imports and opening
+the session are not timed (which flatters the limit).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from unet_batch.imaging.tiling import Box
 from unet_batch.job.prepare import prepare
 from unet_batch.model.batching import Batcher, Tile
 from unet_batch.model.session import Device, open_session
+from unet_batch.records import Source
 from unet_batch.spec import InputSpec, JobSpec, ModelSpec, OutputSpec
 from unet_batch.table.rows import Provenance, prediction_row, to_table
-from unet_batch.records import Source
 
 BATCH_IMAGES = 32
 

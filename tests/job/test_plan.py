@@ -41,8 +41,8 @@ def sources(count: int, *, shard: str | None = None, size_bytes: int = 1000) -> 
     return [Source(shard, "etag:1", f"{i:05}.png", size_bytes=size_bytes) for i in range(count)]
 
 
-def planned(found: list[Source], done: dict[str, str] | None = None):
-    return plan_partition("all", found, mark="f" * 64, published=None, done=done or {}, parts=())
+def planned(found: list[Source], done: frozenset[tuple[str, str]] = frozenset()):
+    return plan_partition("all", found, mark="f" * 64, published=None, done=done, parts=())
 
 
 def published(found: list[Source], mark: str) -> Published:
@@ -101,7 +101,7 @@ def test_a_unit_is_named_by_its_content():
 def test_a_source_with_a_row_of_its_version_is_not_open():
     """Work is skipped by key and version: a changed image is scored again."""
     found = sources(4)
-    plan = planned(found, {found[0].key: found[0].version, found[1].key: "etag:old"})
+    plan = planned(found, frozenset({(found[0].key, found[0].version), (found[1].key, "etag:old")}))
     assert [s.key for s in plan.open] == [s.key for s in found[1:]]
     assert plan.state == "partial"
 
@@ -117,7 +117,7 @@ def test_halving_ends_in_single_isolated_images():
 def test_the_same_inventory_under_the_same_fingerprint_is_up_to_date():
     """Equal generations mean equal rows, so nothing is open."""
     found = sources(3)
-    plan = plan_partition("all", found, mark="f" * 64, published=published(found, "f" * 64), done={}, parts=())
+    plan = plan_partition("all", found, mark="f" * 64, published=published(found, "f" * 64), done=frozenset(), parts=())
     assert plan.state == "published"
     assert plan.open == ()
 
@@ -127,7 +127,7 @@ def test_another_inventory_or_fingerprint_is_stale(mark):
     """A late image or a new model makes a published partition stale, which `missing` leaves alone and `all` takes."""
     found = sources(3)
     was = found[:2] if mark == "f" * 64 else found
-    plan = plan_partition("all", found, mark="f" * 64, published=published(was, mark), done={}, parts=())
+    plan = plan_partition("all", found, mark="f" * 64, published=published(was, mark), done=frozenset(), parts=())
     assert plan.state == "stale"
     assert selected([plan], "missing") == []
     assert selected([plan], "all") == [plan]

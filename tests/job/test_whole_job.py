@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from project_fixture import SIZE, last_json, png
 from PIL import Image
+from project_fixture import SIZE, last_json, png
 
 from unet_batch.errors import JobError
 from unet_batch.job.local_executor import LocalExecutor
@@ -202,7 +201,12 @@ def test_a_parquet_archive_gives_a_row_for_every_cell(project):
     summary = project.run(f"input.uri={project.folder}/images.parquet", "input.format=parquet")
     assert (summary.ok, summary.rejected, summary.partitions) == (2, 2, ["all"])
     rows = pq.ParquetFile(project.folder / "out/predictions/all/data.parquet").read().to_pylist()
-    assert [(r["member"], r["reason"]) for r in rows] == [("0", None), ("1", "cell.null"), ("2", "cell.empty"), ("3", None)]
+    assert [(r["member"], r["reason"]) for r in rows] == [
+        ("0", None),
+        ("1", "cell.null"),
+        ("2", "cell.empty"),
+        ("3", None),
+    ]
     assert "date" not in rows[0]
 
 
@@ -227,7 +231,11 @@ def test_a_partition_in_buckets_is_several_objects(project):
     project.fill(DAY, 12)
     summary = project.run("output.buckets=3")
     assert summary.published == 3
-    rows = [r for p in project.folder.glob("out/predictions/date=*/bucket=*/data.parquet") for r in pq.ParquetFile(p).read().to_pylist()]
+    rows = [
+        r
+        for p in project.folder.glob("out/predictions/date=*/bucket=*/data.parquet")
+        for r in pq.ParquetFile(p).read().to_pylist()
+    ]
     assert len({r["image_key"] for r in rows}) == len(rows) == 12
     assert {r["date"] for r in rows} == {NAME}
 
@@ -303,7 +311,11 @@ def test_verify_fails_on_stale_rows(project):
     project.run()
     project.put(f"{DAY}/001.png", png(1, bright_rows=20))
     (project.folder / "archive" / DAY / "002.png").unlink()
-    assert [k.split(":")[0] for k in kinds(project)] == ["rows of images that are not in the archive", "stale rows", "stale"]
+    assert [k.split(":")[0] for k in kinds(project)] == [
+        "rows of images that are not in the archive",
+        "stale rows",
+        "stale",
+    ]
 
 
 def test_verify_fails_on_rows_of_another_model(project):
@@ -367,7 +379,11 @@ def test_the_command_line_from_plan_to_verify(project):
     """The last line of stdout is one JSON object; people read stderr."""
     project.fill(DAY, 3)
     plan = project.command("plan", "job.yaml")
-    assert {k: last_json(plan)[k] for k in ("images", "units", "partitions")} == {"images": 3, "units": 1, "partitions": 1}
+    assert {k: last_json(plan)[k] for k in ("images", "units", "partitions")} == {
+        "images": 3,
+        "units": 1,
+        "partitions": 1,
+    }
     assert last_json(plan)["bytes"] == sum(p.stat().st_size for p in (project.folder / "archive" / DAY).iterdir())
     assert not (project.folder / "out").exists()
     run = project.command("run", "job.yaml", "--executor", "local")
@@ -402,12 +418,3 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(project, arguments, sentence)
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
     assert not (project.folder / "out" / "predictions").exists()
-
-
-def test_an_image_that_killed_the_process_is_isolated_by_the_next_run(project):
-    """The local loop leaves a marker at each unit's start; the next run decodes that unit in a child process."""
-    project.fill(DAY, 2)
-    marker = project.folder / "out" / "_work" / "attempts"
-    first = project.run()
-    assert os.listdir(marker) == []
-    assert first.ok == 2

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from unet_batch.errors import ImageError, Reason
 from unet_batch.imaging.preprocess import Geometry
 from unet_batch.records import Unit
 
@@ -35,6 +37,11 @@ class Entry:
     geometry: Geometry | None = None
     reason: str | None = None
     message: str = ""
+
+    @property
+    def error(self) -> ImageError | None:
+        """The rejection of a page that has no pixels."""
+        return None if self.reason is None else ImageError(Reason(self.reason), self.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +107,9 @@ def from_arrow(table: pa.Table) -> Loaded:
     for entry in header["entries"]:
         entry["shape"] = tuple(entry["shape"])
         if entry["geometry"] is not None:
-            fields = entry["geometry"]
-            entry["geometry"] = Geometry(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+            fields: dict[str, Any] = entry["geometry"]
+            pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            entry["geometry"] = Geometry(**pairs)
     column = table.column("pixels").chunk(0)
     _, offsets, values = column.buffers()
     begin, end = np.frombuffer(offsets, np.int64)[column.offset : column.offset + 2]

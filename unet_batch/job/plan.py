@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -77,14 +77,14 @@ def plan_partition(
     *,
     mark: str,
     published: Published | None,
-    done: Mapping[str, str],
+    done: Set[tuple[str, str]],
     parts: Sequence[str],
 ) -> PartitionPlan:
     """Compare an inventory with what is there.
 
-    mark: the job's fingerprint. done: version by source key, of all rows published under it or staged.
+    mark: the job's fingerprint. done: (source key, version) of all rows published under it or staged.
     """
-    remaining = tuple(s for s in sources if done.get(s.key) != s.version)
+    remaining = tuple(s for s in sources if (s.key, s.version) not in done)
     if published is not None and published.commit.generation == generation(mark, inventory_digest(sources)):
         return PartitionPlan(partition, tuple(sources), published, "published", len(sources), (), tuple(parts))
     state: State = "stale" if published is not None else "partial" if len(remaining) < len(sources) else "missing"

@@ -13,7 +13,6 @@ import faulthandler
 import logging
 import os
 import queue
-import sys
 import threading
 import time
 import warnings
@@ -35,8 +34,9 @@ SILENCE_S = 1200.0
 OBJECT_STORE_BYTES = 1 << 30
 """Embedded Ray: room for some tens of loaded units; the default would take a third of the machine."""
 ACTOR_STARTS = 3
-INFER_THREADS = 2
-"""Units in one session actor at once: while one is in session.run, the other is cut, encoded or put."""
+UNITS_PER_GPU_ACTOR = 2
+"""Units in one session actor at once: while the GPU runs one, a core cuts, encodes or puts the other. An actor on a CPU
+has nothing to overlap: its session wants the very core that the other unit would take."""
 
 
 class _Deadlines:
@@ -68,7 +68,7 @@ class _Deadlines:
                 self._ends.remove(remove)
             if self._ends:
                 left_s = max(min(self._ends) - time.monotonic(), 0.001)
-                faulthandler.dump_traceback_later(left_s, exit=True, file=sys.__stderr__)
+                faulthandler.dump_traceback_later(left_s, exit=True)
             else:
                 faulthandler.cancel_dump_traceback_later()
 
@@ -127,9 +127,9 @@ class RayExecutor:
         if address is None:
             _start_embedded()
         else:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         self.start_s = time.perf_counter() - started
-        have = ray.cluster_resources()
+        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         job = settings.job
         self.placement: Placement = place(
             have.get("CPU", 0.0),
@@ -193,6 +193,7 @@ class RayExecutor:
         from ray.data import ActorPoolStrategy
 
         where = self.placement
+        at_once = UNITS_PER_GPU_ACTOR if where.infer_gpus else 1
         rows = [{"unit": unit.to_json()} for unit in units]
         return (
             ray.data.from_items(rows, override_num_blocks=len(rows))
@@ -214,8 +215,8 @@ class RayExecutor:
                 compute=ActorPoolStrategy(
                     size=min(where.infer_actors, len(rows)),
                     max_tasks_in_flight_per_actor=4,
-                    max_concurrent_calls_per_actor=INFER_THREADS,
-                    enable_true_multi_threading=True,
+                    max_concurrent_calls_per_actor=at_once,
+                    enable_true_multi_threading=at_once > 1,
                 ),
                 num_cpus=where.infer_cpus,
                 num_gpus=where.infer_gpus or None,
@@ -236,7 +237,7 @@ def _start_embedded() -> None:
             num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
         )
 

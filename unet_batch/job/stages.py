@@ -6,18 +6,19 @@ sources and geometry as JSON, and all fitted pixels in one buffer in their sourc
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from unet_batch.archive.decode import Page, decode, encode_png
-from unet_batch.archive.isolate import IsolatedDecoder
+from unet_batch.archive.decode import Page, encode_png
+from unet_batch.archive.isolate import DECODER, Decoder, IsolatedDecoder
 from unet_batch.archive.shards import read_unit
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken, UnetBatchError
@@ -43,9 +44,13 @@ MAX_UNIT_PIXEL_BYTES = 1 << 30
 class Load:
     """Reads, decodes and fits the images of a unit."""
 
-    def __init__(self, job: JobSpec, model: Model) -> None:
+    def __init__(self, job: JobSpec, model: Model, *, decoder: str = DECODER) -> None:
+        """decoder: `module:function` with decode's signature, also run in isolation; tests name one that crashes."""
         self._job = job
         self._model = model
+        self._decoder = decoder
+        module, _, name = decoder.partition(":")
+        self._decode: Decoder = getattr(importlib.import_module(module), name)
         self._storage = Storage(job.input.options, threads=job.resources.fetch_threads)
 
     def __call__(self, unit: Unit) -> Loaded:
@@ -62,7 +67,7 @@ class Load:
         pack = Pack()
         entries: list[Entry] = []
         read_bytes, read_s, decode_s = 0, 0.0, 0.0
-        isolated = IsolatedDecoder(self._model.contract.input, self._job.limits) if unit.isolate else None
+        isolated = self._isolated() if unit.isolate else None
         try:
             clock = time.perf_counter()
             for position, (_, found) in enumerate(read_unit(self._storage, self._job.input, unit, self._job.limits)):
@@ -87,7 +92,10 @@ class Load:
         if isolated is not None:
             yield from isolated.decode(data)
         else:
-            yield from decode(data, self._model.contract.input, self._job.limits)
+            yield from self._decode(data, self._model.contract.input, self._job.limits)
+
+    def _isolated(self) -> IsolatedDecoder:
+        return IsolatedDecoder(self._model.contract.input, self._job.limits, decoder=self._decoder)
 
     def _entry(self, position: int, page: Page, pack: Pack) -> Entry:
         if isinstance(page.content, ImageError):
@@ -186,19 +194,18 @@ class Infer:
     def _tiles(self, loaded: Loaded, images: dict[int, _Image], rows: list[dict[str, Any] | None]) -> Iterator[Tile]:
         """Every tile of every picture, lazily; rejections become rows on the way."""
         for index, entry in enumerate(loaded.entries):
-            if entry.geometry is None:
-                rows[index] = self._rejection(loaded, index, ImageError(Reason(entry.reason), entry.message))
+            if entry.error is not None:
+                rows[index] = self._rejection(loaded, index, entry.error)
                 continue
+            geometry = cast(Geometry, entry.geometry)  # an entry has one or the other
             try:
-                picture = normalize(pixels_of(loaded, entry), entry.geometry, self._model.contract.input)
+                picture = normalize(pixels_of(loaded, entry), geometry, self._model.contract.input)
             except ImageError as error:
                 rows[index] = self._rejection(loaded, index, error)
                 continue
-            tile_hw = self._model.tile_hw or entry.geometry.fitted_hw
-            boxes = grid(entry.geometry.fitted_hw, tile_hw, self._job.tiling.overlap)
-            images[index] = _Image(
-                Canvas(entry.geometry.fitted_hw, tile_hw, self._job.tiling), entry.geometry, len(boxes)
-            )
+            tile_hw = self._model.tile_hw or geometry.fitted_hw
+            boxes = grid(geometry.fitted_hw, tile_hw, self._job.tiling.overlap)
+            images[index] = _Image(Canvas(geometry.fitted_hw, tile_hw, self._job.tiling), geometry, len(boxes))
             for box in boxes:
                 yield Tile(index, box, picture[box.slices])
 

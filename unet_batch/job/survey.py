@@ -57,8 +57,7 @@ def archive_partitions(prepared: Prepared, window: Window, *, keep: bool) -> dic
         for name, sources in inventory(
             prepared.archive, prepared.job.input, shards, partition=partition, window=window, cache=cache
         ).items():
-            for bucket, members in _buckets(name, sources, prepared.job.output.buckets):
-                found[bucket] = members
+            found |= _buckets(name, sources, prepared.job.output.buckets)
     return dict(sorted(found.items()))
 
 
@@ -77,7 +76,7 @@ def survey_partition(prepared: Prepared, partition: str, sources: Sequence[Sourc
     """One partition compared with what is published and staged under this job's fingerprint."""
     mark = prepared.fingerprint
     published = read_commit(prepared.output, prepared.layout, partition)
-    plan = plan_partition(partition, sources, mark=mark, published=published, done={}, parts=())
+    plan = plan_partition(partition, sources, mark=mark, published=published, done=set(), parts=())
     if plan.up_to_date:
         return plan
     done = _published_versions(prepared, partition, published)
@@ -86,7 +85,7 @@ def survey_partition(prepared: Prepared, partition: str, sources: Sequence[Sourc
     sound = []
     for uri, keys in read_parts(prepared.output, uris, mark, repair=repair):
         sound.append(uri)
-        done.update({key.source_key: key.version for key in keys if done.get(key.source_key) != key.version})
+        done |= {(key.source_key, key.version) for key in keys}
     return plan_partition(partition, sources, mark=mark, published=published, done=done, parts=sound)
 
 
@@ -98,25 +97,24 @@ def published_partitions(prepared: Prepared) -> Iterator[str]:
             yield found.uri.removeprefix(root).removesuffix("/data.parquet")
 
 
-def _published_versions(prepared: Prepared, partition: str, published: Published | None) -> dict[str, str]:
+def _published_versions(prepared: Prepared, partition: str, published: Published | None) -> set[tuple[str, str]]:
     if published is None or published.commit.fingerprint != prepared.fingerprint:
-        return {}
+        return set()
     try:
         keys = published_keys(prepared.output, prepared.layout, partition)
     except (pa.ArrowException, OSError, ValueError, StorageError) as error:
         log.warning("%s is published but cannot be read (%s): its images are scored again", partition, error)
-        return {}
-    return {key.source_key: key.version for key in keys}
+        return set()
+    return {(key.source_key, key.version) for key in keys}
 
 
-def _buckets(partition: str, sources: Sequence[Source], count: int) -> Iterator[tuple[str, list[Source]]]:
+def _buckets(partition: str, sources: Sequence[Source], count: int) -> dict[str, list[Source]]:
     """The partition as it is, or split by a hash of the key that never changes for an image."""
     if count == 1:
-        yield partition, list(sources)
-        return
-    split: list[list[Source]] = [[] for _ in range(count)]
-    for source in sources:
-        split[int.from_bytes(hashlib.sha256(source.key.encode()).digest()[:8], "big") % count].append(source)
+        return {partition: list(sources)}
     width = len(str(count - 1))
-    for number, members in enumerate(split):
-        yield f"{partition}/bucket={number:0{width}}", members
+    split: dict[str, list[Source]] = {f"{partition}/bucket={number:0{width}}": [] for number in range(count)}
+    for source in sources:
+        number = int.from_bytes(hashlib.sha256(source.key.encode()).digest()[:8], "big") % count
+        split[f"{partition}/bucket={number:0{width}}"].append(source)
+    return split

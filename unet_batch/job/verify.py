@@ -84,13 +84,13 @@ def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None
             published = read_commit(prepared.output, prepared.layout, partition)
             commit = published.commit if published else None
             return PartitionStatus(
-                partition,
-                "orphaned",
-                0,
-                commit.rows if commit else 0,
-                commit.rejected if commit else 0,
-                0,
-                commit and commit.run_id,
+                partition=partition,
+                state="orphaned",
+                images=0,
+                rows=commit.rows if commit else 0,
+                rejected=commit.rejected if commit else 0,
+                staged=0,
+                run=commit.run_id if commit else None,
             )
         plan: PartitionPlan = survey_partition(prepared, partition, sources, repair=False)
     except StorageError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from unet_batch.archive.isolate import DECODER
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import ContractError
 from unet_batch.job.stages import Infer, Load
@@ -24,6 +25,7 @@ class Settings:
     model_json: bytes
     fingerprint: str
     run_id: str
+    decoder: str = DECODER
 
     @property
     def job(self) -> JobSpec:
@@ -36,7 +38,7 @@ class Settings:
 
 def build_load(settings: Settings) -> Load:
     """The Load stage of this process."""
-    return Load(settings.job, settings.model)
+    return Load(settings.job, settings.model, decoder=settings.decoder)
 
 
 def build_infer(settings: Settings, device: Device, model_bytes: bytes | None = None) -> Infer:

@@ -1,0 +1,98 @@
+"""Kill anything, lose nothing: after kill -9 the same command finishes, and scores again only what was in flight."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import poison
+import pytest
+from project_fixture import png
+
+DAY = "2026/11/21"
+NAME = "2026-11-21"
+IMAGES = 60
+UNIT = 4
+
+
+def start(project, executor: str, *, delay_s: float) -> subprocess.Popen[bytes]:
+    tests = Path(__file__).parents[1]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tests),
+        poison.LOG_VARIABLE: str(project.folder / "decoded.txt"),
+        poison.DELAY_VARIABLE: str(delay_s),
+    }
+    command = [sys.executable, str(tests / "job" / "score_slowly.py"), executor, str(project.folder / "job.yaml")]
+    return subprocess.Popen([*command, f"limits.unit_images={UNIT}"], env=environment, start_new_session=True)
+
+
+def decoded(project) -> Counter[str]:
+    log = project.folder / "decoded.txt"
+    return Counter(log.read_text().split()) if log.exists() else Counter()
+
+
+def wait_for_parts(project, driver: subprocess.Popen[bytes], count: int) -> None:
+    deadline = time.monotonic() + 90
+    while len(project.parts()) < count:
+        assert driver.poll() is None, "the driver ended before it could be killed"
+        assert time.monotonic() < deadline, "no parts appeared"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("executor", "in_flight"),
+    [
+        pytest.param("local", UNIT, id="local"),
+        # two Load actors with two units each, and what was decoded and waits for two session actors
+        pytest.param("ray", 16 * UNIT, id="ray", marks=pytest.mark.ray),
+    ],
+)
+def test_a_driver_killed_mid_run_and_a_rerun_end_in_a_complete_partition(project, executor, in_flight):
+    """No image is decoded twice beyond the units in flight, and verify agrees."""
+    project.fill(DAY, IMAGES)
+    driver = start(project, executor, delay_s=0.05)
+    wait_for_parts(project, driver, 3)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert not project.data(NAME).exists()
+    time.sleep(3 if executor == "ray" else 0)  # workers notice that their driver is gone
+    staged = len(project.parts())
+    before = decoded(project)
+
+    assert start(project, executor, delay_s=0).wait(timeout=120) == 0
+    again = decoded(project) - before
+    assert sum(again.values()) <= IMAGES - staged * 1  # nothing staged in a whole unit is read again
+    assert sum(decoded(project).values()) <= IMAGES + in_flight
+    assert len(project.rows(NAME)) == IMAGES
+    assert project.verify() == []
+
+
+def test_an_image_that_killed_the_process_is_isolated_by_the_next_run(project):
+    """The local loop leaves a marker at a unit's start; the next run decodes that unit in a child process."""
+    project.fill(DAY, 5)
+    project.put(f"{DAY}/003.png", png(3) + poison.CRASH)
+    assert start(project, "local", delay_s=0).wait(timeout=60) == 1
+    assert start(project, "local", delay_s=0).wait(timeout=60) == 0
+    reasons = [r["reason"] for r in project.rows(NAME)]
+    assert reasons == [None, None, None, "decode.crashed", None]
+    assert project.verify() == []
+
+
+def test_ctrl_c_ends_cleanly_and_the_next_run_resumes(project):
+    """The run record is finished, exit code 3, and staged parts are used."""
+    project.fill(DAY, IMAGES)
+    driver = start(project, "local", delay_s=0.05)
+    wait_for_parts(project, driver, 3)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=30) == 3
+    before = sum(decoded(project).values())
+    assert start(project, "local", delay_s=0).wait(timeout=60) == 0
+    assert sum(decoded(project).values()) <= IMAGES + UNIT
+    assert before < IMAGES
+    assert project.verify() == []

@@ -1,0 +1,122 @@
+"""The same stages as Ray actors: equal rows, and one poisonous image costs itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import poison
+import pytest
+from project_fixture import png
+
+from unet_batch.errors import ProviderMissing
+from unet_batch.job.loaded import Entry, Loaded, Pack, from_arrow, pixels_of, to_arrow
+from unet_batch.job.ray_executor import RayExecutor
+from unet_batch.records import Source, Unit
+
+DAY = "2026/11/21"
+NAME = "2026-11-21"
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """A RayExecutor whose workers decode with the crashing decoder."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(poison.__file__).parent))
+    return lambda settings: RayExecutor(replace(settings, decoder=poison.NAME))
+
+
+def test_a_loaded_unit_crosses_as_one_row_and_its_pixels_come_back_as_a_view():
+    """8- and 16-bit pictures in one buffer, aligned, and never copied on the way out."""
+    pack = Pack()
+    pictures = [np.arange(15, dtype=np.uint8).reshape(5, 3, 1), np.arange(6, dtype=np.uint16).reshape(1, 2, 3)]
+    entries = tuple(
+        Entry(i, 0, 1, p.shape[0], p.shape[1], p.dtype.str, p.shape, pack.add(p)) for i, p in enumerate(pictures)
+    )
+    unit = Unit("u", "all", "images", (Source("memory://a", "v"), Source("memory://b", "v")))
+    buffer = pack.joined()
+    table = to_arrow(Loaded(unit, entries, buffer))
+    back = from_arrow(table)
+    assert table.num_rows == 1
+    assert (back.unit, back.entries) == (unit, entries)
+    for entry, picture in zip(back.entries, pictures, strict=True):
+        found = pixels_of(back, entry)
+        assert np.shares_memory(found, buffer)
+        np.testing.assert_array_equal(found, picture)
+
+
+@pytest.mark.ray
+def test_ray_and_the_plain_loop_give_equal_rows(project):
+    """Row by row, but for the run that scored them."""
+    project.fill(DAY, 40)
+    project.put(f"{DAY}/bad.png", b"no image")
+    project.run("limits.unit_images=4")
+    plain = project.rows(NAME)
+    project.data(NAME).unlink()
+    for part in project.parts():
+        part.unlink()
+    summary = project.run("limits.unit_images=4", executor=RayExecutor)
+    assert (summary.ok, summary.rejected, summary.published, summary.executor) == (40, 1, 1, "ray")
+    rows = project.rows(NAME)
+    assert [{**r, "run_id": None} for r in rows] == [{**r, "run_id": None} for r in plain]
+    assert project.verify() == []
+
+
+@pytest.mark.ray
+def test_a_crash_a_hang_and_a_surprise_cost_one_row_each(project, poisoned):
+    """Neighbours in their units, and units in flight in the same processes, are all scored."""
+    project.fill(DAY, 24)
+    project.put(f"{DAY}/005.png", png(5) + poison.CRASH)
+    project.put(f"{DAY}/013.png", png(13) + poison.HANG)
+    project.put(f"{DAY}/020.png", png(20) + poison.RAISE)
+    summary = project.run(
+        "limits.unit_images=4", "limits.unit_timeout_s=6", "limits.image_timeout_s=2", executor=poisoned
+    )
+    reasons = {r["uri"][-7:-4]: r["reason"] for r in project.rows(NAME) if r["status"] != "ok"}
+    assert reasons == {"005": "decode.crashed", "013": "decode.timeout", "020": "model.failed"}
+    assert (summary.ok, summary.rejected, summary.remaining) == (21, 3, 0)
+    assert project.verify() == []
+
+
+@pytest.mark.ray
+def test_a_missing_provider_ends_the_run_with_its_own_error(project):
+    """An actor that cannot start says why, and Ray does not try for ever."""
+    project.fill(DAY, 2)
+    with pytest.raises(ProviderMissing, match="CUDA"):
+        project.run("session.providers=[cuda]", executor=_cpu_placed)
+
+
+def _cpu_placed(settings):
+    """An executor that was placed on CPUs, whose sessions still must be CUDA's."""
+    cpu = settings.job.model_copy(update={"session": settings.job.session.model_copy(update={"providers": ("cpu",)})})
+    executor = RayExecutor(replace(settings, job_json=cpu.model_dump_json()))
+    executor._settings = settings
+    return executor
+
+
+@pytest.mark.ray
+def test_an_embedded_run_does_not_join_a_cluster_that_happens_to_run(project):
+    """Only --address joins; RAY_ADDRESS and a running head are not touched."""
+    project.fill(DAY, 2)
+    result = project.command("run", "job.yaml", env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"})
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.ray
+def test_the_command_line_on_ray_prints_one_json_line_and_no_noise(project):
+    """stdout is for machines; stderr for people, without Ray's own messages."""
+    project.fill(DAY, 6)
+    result = subprocess.run(
+        [sys.executable, "-m", "unet_batch", "run", "job.yaml"],
+        cwd=project.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert result.returncode == 0
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr.splitlines() == [f"published date={NAME}"]
