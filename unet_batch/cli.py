@@ -37,6 +37,7 @@ def main() -> NoReturn:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("unet_batch").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _stop)
+    sys.stdout = sys.stderr  # Ray prints what its workers died of; stdout is for the result alone
     code = 1
     try:
         cli.main(standalone_mode=False)
@@ -56,7 +57,8 @@ def main() -> NoReturn:
         code = error.exit_code
     except Exception:
         log.exception("unexpected error; this is a bug in unet-batch")
-    sys.stdout.flush()
+    if sys.__stdout__ is not None:
+        sys.__stdout__.flush()
     sys.stderr.flush()
     os._exit(code)
 
@@ -190,7 +192,7 @@ def schema(as_json: bool) -> None:
     """Print the reference of the job file and the contract."""
     from unet_batch.reference import json_schema, markdown
 
-    click.echo(json.dumps(json_schema(), indent=1) if as_json else markdown())
+    click.echo(json.dumps(json_schema(), indent=1) if as_json else markdown(), file=sys.__stdout__)
 
 
 def _run(job: JobSpec, window: str, select: str, *, executor: str, address: str | None, quiet: bool) -> None:
@@ -231,7 +233,7 @@ class _Exit(Exception):
 
 def _finish(result: dict[str, Any], *, exit_code: int = 0) -> NoReturn:
     sys.stderr.flush()
-    click.echo(json.dumps(result, default=str))
+    click.echo(json.dumps(result, default=str), file=sys.__stdout__)
     raise _Exit(exit_code)
 
 
