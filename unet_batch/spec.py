@@ -83,7 +83,7 @@ class OutputSpec(Section):
     """Where rows go and what they hold."""
 
     uri: str
-    """Folder or prefix that receives `predictions/`, `_work/` and `reports/`."""
+    """Folder or prefix that receives `predictions/` (what people read) and `_work/`."""
     masks: tuple[Literal["rle", "png"], ...] = Field(default=("rle",), strict=False)
     """How masks are stored: COCO RLE per class, and a PNG of the label map."""
     confidence: bool = True

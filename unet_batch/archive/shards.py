@@ -144,7 +144,7 @@ def _tar_sources(storage: Storage, spec: InputSpec, shard: Object, cache: IndexC
     images = [m for m in index.members if any(fnmatch.fnmatchcase(m.name.lower(), glob) for glob in globs)]
     others = len(index.members) - len(images) + index.others
     if others:
-        log.info("%s: %d members are no images", shard.uri, others)
+        log.debug("%s: %d members are no images", shard.uri, others)
     sources = [Source(shard.uri, shard.version, m.name, m.ordinal, m.size_bytes, m.offset) for m in images]
     if index.problem is not None:
         sources.append(Source(shard.uri, shard.version, problem=index.problem))

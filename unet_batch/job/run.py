@@ -76,7 +76,6 @@ def run(
     summary = Summary(run=new_run_id(prepared.job), fingerprint=prepared.fingerprint)
     work = selected(survey(prepared, window, repair=True), select)
     if not work:
-        log.info("nothing to do: every partition of the window is published")
         return summary
     refused = None if prepared.job.output.single_writer else prepared.output.probe(prepared.layout.scratch)
     if refused is not None:
