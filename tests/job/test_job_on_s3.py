@@ -1,0 +1,276 @@
+"""Whole jobs whose archive and output lie in S3: conditions, late images, a rival, figures of a resume, and secrets."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from project_fixture import Project, png
+
+from unet_batch.archive.s3 import S3Store
+from unet_batch.archive.storage import Storage
+from unet_batch.errors import JobError, StorageError
+from unet_batch.job.local_executor import LocalExecutor
+from unet_batch.job.run import Summary
+
+pytestmark = pytest.mark.s3
+
+DAY = "2026/11/21"
+NAME = "2026-11-21"
+RESUME_READS_AT_MOST = 0.015
+"""Of the archive's bytes, when 2 of 202 images are new."""
+
+
+@dataclass
+class Remote:
+    """A project with its archive and output in a fresh bucket."""
+
+    project: Project
+    bucket: str
+    store: Storage
+    overrides: tuple[str, ...]
+
+    def put(self, name: str, data: bytes) -> None:
+        self.store.put(f"{self.bucket}/archive/{name}", data)
+
+    def fill(self, count: int) -> None:
+        for i in range(count):
+            self.put(f"{DAY}/{i:03}.png", png(i))
+
+    def run(self, *overrides: str, executor: type[LocalExecutor] | None = None) -> Summary:
+        return self.project.run(*self.overrides, *overrides, executor=executor)
+
+    def findings(self) -> list[str]:
+        return [finding.kind for finding in self.project.verify(*self.overrides)]
+
+    @property
+    def published(self) -> str:
+        return f"{self.bucket}/out/predictions/date={NAME}/data.parquet"
+
+    def rows(self) -> list[dict]:
+        return pq.ParquetFile(io.BytesIO(self.store.read(self.published))).read().to_pylist()
+
+    def objects(self, below: str) -> dict[str, bytes]:
+        return {found.uri: self.store.read(found.uri) for found in self.store.list(f"{self.bucket}/{below}")}
+
+
+@pytest.fixture
+def remote(project: Project, s3_options: dict[str, object], new_bucket: Callable[[], str]) -> Remote:
+    bucket, options = new_bucket(), f"{{endpoint_url: '{s3_options['endpoint_url']}'}}"
+    overrides = (
+        f"input.uri={bucket}/archive/{{date:%Y/%m/%d}}/",
+        f"output.uri={bucket}/out",
+        f"input.options={options}",
+        f"output.options={options}",
+    )
+    return Remote(project, bucket, Storage(s3_options), overrides)
+
+
+@pytest.fixture
+def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of all bodies that this process gets from the archive, counted where they arrive."""
+    sizes: list[int] = []
+    inner = S3Store.read
+
+    def watched(self: S3Store, uri: str, **how) -> bytes:
+        body = inner(self, uri, **how)
+        if "/archive/" in uri:
+            sizes.append(len(body))
+        return body
+
+    monkeypatch.setattr(S3Store, "read", watched)
+    return sizes
+
+
+def meanwhile(act: Callable[[], object]) -> type[LocalExecutor]:
+    """An executor during whose run, after the survey and before publication, something else happens."""
+
+    class Overtaken(LocalExecutor):
+        def run(self, units) -> Iterator:
+            act()
+            yield from super().run(units)
+
+    return Overtaken
+
+
+def test_a_day_is_scored_published_and_verified(remote):
+    """Run, run again, verify: as on disk, with conditional writes that the store was seen to honour."""
+    remote.fill(3)
+    remote.put(f"{DAY}/bad.png", b"no image")
+    summary = remote.run()
+    assert (summary.ok, summary.rejected, summary.published, summary.exit_code) == (3, 1, 1, 0)
+    assert remote.rows()[0]["uri"] == f"{remote.bucket}/archive/{DAY}/000.png"
+    assert (
+        b'"conditional_writes": "honoured"'
+        in remote.objects("out/_work/runs")[f"{remote.bucket}/out/_work/runs/{summary.run}.json"]
+    )
+    before = remote.objects("out")
+    again = remote.run()
+    assert (again.planned, again.published, again.exit_code) == (0, 0, 0)
+    assert remote.objects("out") == before
+    assert remote.findings() == []
+    assert [(s.state, s.rows, s.rejected) for s in remote.project.status(*remote.overrides)] == [("published", 4, 1)]
+
+
+def test_a_late_and_a_changed_image_are_scored_alone(remote):
+    """Versions are ETags: the same bytes put again are the same version."""
+    remote.fill(5)
+    remote.run()
+    remote.fill(2)
+    assert remote.run().planned == 0
+    remote.put(f"{DAY}/late.png", png(7))
+    remote.put(f"{DAY}/001.png", png(1, bright_rows=16))
+    summary = remote.run()
+    assert (summary.planned, summary.published) == (2, 1)
+    assert sorted(row["classes"][0]["area_px"] for row in remote.rows()) == [256] * 5 + [512]
+    assert remote.findings() == []
+
+
+def test_an_object_replaced_while_scoring_is_not_overwritten(remote):
+    """Exit code 4, and the other's rows stay; running again takes them into account."""
+    remote.fill(3)
+    other = remote.run("tiling.overlap=0.5")
+    theirs = remote.store.read(remote.published)
+    remote.put(f"{DAY}/late.png", png(9))
+    remote.run("tiling.overlap=0.5")
+    newer = remote.store.read(remote.published)
+    assert newer != theirs
+    remote.store.put(remote.published, theirs)
+    held = remote.run(executor=meanwhile(partial(remote.store.put, remote.published, newer)))
+    assert (held.exit_code, held.published, held.ok) == (4, 0, 4)
+    assert "its rows stay" in held.problems[0]
+    assert remote.store.read(remote.published) == newer
+    assert {row["fingerprint"] for row in remote.rows()} == {other.fingerprint}
+    again = remote.run()
+    assert (again.planned, again.published, again.exit_code) == (0, 1, 0)
+    assert remote.findings() == []
+
+
+def test_a_first_publication_does_not_overwrite_a_rivals(remote):
+    """Create-only: nothing was there when the run began."""
+    remote.fill(2)
+    remote.run("tiling.overlap=0.5")
+    theirs = remote.store.read(remote.published)
+    remote.store.delete(remote.published)
+    held = remote.run(executor=meanwhile(partial(remote.store.put, remote.published, theirs)))
+    assert (held.exit_code, held.published) == (4, 0)
+    assert remote.store.read(remote.published) == theirs
+
+
+def test_two_runs_of_the_same_work_end_alike(remote):
+    """The rival published the very same generation: there is nothing to hold against it."""
+    remote.fill(3)
+    late = remote.run(executor=meanwhile(remote.run))
+    assert (late.exit_code, late.problems) == (0, [])
+    assert len(remote.rows()) == 3
+    assert remote.findings() == []
+
+
+def test_resuming_a_nearly_finished_day_reads_next_to_nothing(remote, fetched):
+    """200 images are published, 2 arrive: their bytes are read and no others'."""
+    noise = np.random.default_rng(1)
+    pictures = [noise.integers(0, 255, (32, 32), np.uint8) for _ in range(202)]
+    files = []
+    for picture in pictures:
+        out = io.BytesIO()
+        Image.fromarray(picture).save(out, "BMP")
+        files.append(out.getvalue())
+    assert len({len(data) for data in files}) == 1
+    for i, data in enumerate(files[:200]):
+        remote.put(f"{DAY}/{i:03}.bmp", data)
+    first = remote.run()
+    assert (first.ok, first.read_bytes, sum(fetched)) == (200, sum(map(len, files[:200])), first.read_bytes)
+    fetched.clear()
+    for i, data in enumerate(files[200:]):
+        remote.put(f"{DAY}/{i:03}-late.bmp", data)
+    second = remote.run()
+    assert (second.ok, second.published) == (2, 1)
+    assert second.read_bytes == sum(fetched)
+    assert 0 < sum(fetched) <= RESUME_READS_AT_MOST * sum(map(len, files))
+    assert len(remote.rows()) == 202
+    assert remote.findings() == []
+
+
+def test_a_resumed_run_after_a_stop_scores_only_what_left_no_part(remote, fetched):
+    """Counted where the archive is read, not where the run counts."""
+    remote.fill(100)
+
+    class Stops(LocalExecutor):
+        def run(self, units) -> Iterator:
+            for count, receipt in enumerate(super().run(units), start=1):
+                yield receipt
+                if count == 99:
+                    raise KeyboardInterrupt
+
+    first = remote.run("limits.unit_images=1", executor=Stops)
+    assert (first.exit_code, first.ok, first.remaining, first.published) == (3, 99, 1, 0)
+    fetched.clear()
+    second = remote.run()
+    assert (second.ok, second.published) == (1, 1)
+    assert len(fetched) == 1
+    assert remote.findings() == []
+
+
+def test_verify_sees_a_cut_part_and_a_run_replaces_it(remote):
+    """A part that is not whole is no part."""
+    remote.fill(3)
+    remote.run()
+    [part] = [uri for uri in remote.objects("out/_work/parts") if uri.endswith(".part")]
+    remote.store.put(part, remote.store.read(part)[:-20])
+    assert remote.findings() == ["staged parts that are truncated or damaged"]
+    remote.store.delete(remote.published)
+    summary = remote.run()
+    assert (summary.planned, summary.published) == (3, 1)
+    assert remote.findings() == []
+
+
+def in_the_clear(body: bytes) -> str:
+    """An object's text; a Parquet object's rows and metadata too, which compression would hide."""
+    text = body.decode("latin-1")
+    if body.startswith(b"PAR1") and body.endswith(b"PAR1"):
+        file = pq.ParquetFile(io.BytesIO(body))
+        text += repr(file.read().to_pylist()) + repr(file.metadata.metadata)
+    return text
+
+
+def test_no_secret_leaves_the_environment(remote, s3_options, monkeypatch, caplog, capfd):
+    """A canary in the store's options is in no object, record, log, message or repr; not even where a run fails."""
+    canary = "canary-5b1d9c0f7e"
+    monkeypatch.setenv("CANARY_SECRET", canary)
+    options = f"{{endpoint_url: '{s3_options['endpoint_url']}', key: {{env: CANARY_SECRET}}, "
+    options += "secret: {env: CANARY_SECRET}}"
+    secret = (f"input.options={options}", f"output.options={options}")
+    caplog.set_level(logging.DEBUG, logger="unet_batch")
+    remote.fill(3)
+    remote.put(f"{DAY}/bad.png", b"no image")
+    done = remote.run(*secret)
+    assert (done.ok, done.published) == (3, 1)
+    remote.put(f"{DAY}/late.png", png(8))
+    rival = b"no Parquet"
+    failed = remote.run(*secret, executor=meanwhile(partial(remote.store.put, remote.published, rival)))
+    assert failed.exit_code != 0
+    prepared = remote.project.prepared(*remote.overrides, *secret)
+    arguments = [word for override in (*remote.overrides, *secret) for word in ("--set", override)]
+    command = remote.project.command("status", "job.yaml", *arguments)
+    assert "damaged" in command.stdout
+    written = {uri: in_the_clear(body) for uri, body in remote.objects("out").items()}
+    assert any("/_work/runs/" in uri for uri in written)
+    said = [repr(done), repr(failed), repr(prepared.job), repr(prepared.output), prepared.job.model_dump_json()]
+    said += [caplog.text, *capfd.readouterr(), command.stdout, command.stderr]
+    assert [uri for uri, body in written.items() if canary in body or canary in uri] == []
+    assert [text for text in said if canary in text] == []
+    assert any("CANARY_SECRET" in body for body in written.values())  # the reference is recorded, so the test sees
+
+
+def test_a_bucket_that_is_not_there_is_said_in_a_sentence(remote):
+    """The output's store is asked before anything is scored."""
+    remote.fill(1)
+    with pytest.raises((JobError, StorageError), match="no-such-bucket"):
+        remote.run("output.uri=s3://no-such-bucket-5b1d9c/out")
