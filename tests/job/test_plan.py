@@ -148,7 +148,7 @@ def test_the_fingerprint_changes_with_what_changes_a_result_only():
 )
 def test_all_actors_fit_a_cpu_cluster_at_once(cpus, infer, load):
     """Nothing waits for a CPU that another actor holds: the sum of all requests is at most what there is."""
-    where = place(cpus, 0, ResourcesSpec(infer_actors=infer, load_actors=load), cuda=False, gpu_share=1.0)
+    where = place(cpus, 0, ResourcesSpec(infer_actors=infer, load_actors=load), providers=["cpu"], gpu_share=1.0)
     assert where.infer_actors * where.infer_cpus + where.load_actors * where.load_cpus <= cpus + 1e-6
     assert where.infer_actors * where.threads <= max(cpus, where.infer_actors)
 
@@ -156,18 +156,24 @@ def test_all_actors_fit_a_cpu_cluster_at_once(cpus, infer, load):
 @given(cpus=st.integers(2, 256), gpus=st.integers(1, 8), share=st.sampled_from([0.25, 0.5, 1.0]))
 def test_all_actors_fit_a_gpu_cluster_at_once(cpus, gpus, share):
     """A session actor per GPU share, Load on the rest, and never more than there is."""
-    where = place(cpus, gpus, ResourcesSpec(), cuda=True, gpu_share=share)
+    where = place(cpus, gpus, ResourcesSpec(), providers=["cuda"], gpu_share=share)
     assert where.infer_actors * where.infer_gpus <= gpus
     assert where.infer_actors * where.infer_cpus + where.load_actors * where.load_cpus <= cpus + 1e-9
 
 
 def test_a_16_core_node_with_one_gpu_decodes_on_all_other_cores():
     """One session actor, and Load on what is left."""
-    where = place(16, 1, ResourcesSpec(), cuda=True, gpu_share=1.0)
+    where = place(16, 1, ResourcesSpec(), providers=["cuda"], gpu_share=1.0)
     assert (where.infer_actors, where.infer_gpus, where.load_actors) == (1, 1.0, 14)
 
 
 def test_cuda_without_a_gpu_is_refused_with_a_sentence():
     """No silent fallback: the sentence says what to do."""
     with pytest.raises(JobError, match="add a GPU node"):
-        place(16, 0, ResourcesSpec(), cuda=True, gpu_share=1.0)
+        place(16, 0, ResourcesSpec(), providers=["cuda"], gpu_share=1.0)
+
+
+def test_without_a_gpu_a_job_that_allows_the_cpu_is_placed_on_cpus():
+    """[cuda, cpu] is permission, given in the job file."""
+    where = place(4, 0, ResourcesSpec(), providers=["cuda", "cpu"], gpu_share=1.0)
+    assert (where.infer_actors, where.infer_gpus) == (4, 0.0)

@@ -166,17 +166,20 @@ class Placement:
     threads: int
 
 
-def place(cpus: float, gpus: float, resources: ResourcesSpec, *, cuda: bool, gpu_share: float) -> Placement:
+def place(
+    cpus: float, gpus: float, resources: ResourcesSpec, *, providers: Sequence[str], gpu_share: float
+) -> Placement:
     """Actors that fit a cluster all at once, so that no stage waits for a CPU that another holds.
 
     On CPUs: a session actor per core with one thread each (two threads per actor on two cores were 33 % slower), and as
     many Load actors; both are runnable at once and the operating system shares the cores by demand, so either stage may
     be the slow one. On GPUs: a session actor per GPU share, and Load on all other cores.
+    providers: in order of preference; GPUs are used where cuda comes first and there are any.
     Raises JobError when the cluster cannot hold one actor of each kind.
     """
     if cpus < 1:
         raise JobError(f"the cluster offers {cpus:g} CPUs; one is the least that a run needs")
-    if cuda:
+    if providers[0] == "cuda" and (gpus >= gpu_share or "cpu" not in providers):
         if gpus < gpu_share:
             raise JobError(
                 f"session.providers asks for cuda, and the cluster offers {gpus:g} GPUs: add a GPU node, "

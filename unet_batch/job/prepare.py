@@ -13,6 +13,7 @@ from unet_batch.job.plan import fingerprint
 from unet_batch.model.contract import Model, ModelFile, find_contract, read_model, resolve
 from unet_batch.spec import JobSpec
 from unet_batch.table.layout import Layout
+from unet_batch.table.rows import COLUMNS
 
 MAX_MODEL_BYTES = 2 << 30
 """protobuf's own limit for one message."""
@@ -34,6 +35,7 @@ class Prepared:
 def prepare(job: JobSpec) -> Prepared:
     """Read and check everything but the archive. Raises JobError, ContractError or StorageError."""
     job = _with_canonical_uris(job)
+    _check_partition_column(job)
     file = read_model_file(job)
     contract, where = _contract_text(job)
     model = resolve(find_contract(file, contract, where), file, job.tiling)
@@ -61,6 +63,15 @@ def read_model_file(job: JobSpec) -> ModelFile:
 def new_run_id(job: JobSpec) -> str:
     """Sortable and unique: time of start, name and process."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{job.name}-{os.getpid():x}{os.urandom(2).hex()}"
+
+
+def _check_partition_column(job: JobSpec) -> None:
+    taken = {name for name, _, _ in COLUMNS} - {"date"} | {"bucket"}
+    if job.input.partition_column in taken:
+        raise JobError(
+            f"input.partition_column: {job.input.partition_column} is a column of the output already; rename it in the "
+            "manifest, e.g. to site or date"
+        )
 
 
 def _with_canonical_uris(job: JobSpec) -> JobSpec:

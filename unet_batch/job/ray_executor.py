@@ -135,7 +135,7 @@ class RayExecutor:
             have.get("CPU", 0.0),
             have.get("GPU", 0.0),
             job.resources,
-            cuda=job.session.providers[0] == "cuda",
+            providers=job.session.providers,
             gpu_share=job.session.gpu_share,
         )
         self.workers = self.placement.infer_actors

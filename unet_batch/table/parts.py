@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -104,6 +104,11 @@ def parquet_writer(sink: Any, wanted: pa.Schema, *, compression: str) -> pq.Parq
 def open_rows(text: bytes) -> pq.ParquetFile:
     """A part or published object from its bytes, page checksums verified. Raises ArrowInvalid or OSError."""
     return pq.ParquetFile(pa.BufferReader(text), page_checksum_verification=True)
+
+
+def open_stream(stream: BinaryIO) -> pq.ParquetFile:
+    """The same from an open object, of which only what is asked for is read."""
+    return pq.ParquetFile(stream, page_checksum_verification=True)
 
 
 def row_keys(file: pq.ParquetFile) -> list[RowKey]:

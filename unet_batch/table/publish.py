@@ -12,10 +12,10 @@ import json
 import logging
 import tempfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,10 +24,13 @@ from unet_batch.errors import Conflict, Held, Incomplete, NotFound, PutUnknown, 
 from unet_batch.records import Source, inventory_digest
 from unet_batch.spec import LimitsSpec
 from unet_batch.table.layout import Layout
-from unet_batch.table.parts import Objects, RowKey, open_rows, parquet_writer, read_parts, row_keys
+from unet_batch.table.parts import Objects, RowKey, open_stream, parquet_writer, read_parts, row_keys
 from unet_batch.table.rows import SCHEMA_VERSION, schema
 
 log = logging.getLogger(__name__)
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 COMMIT_METADATA = b"unet_batch.commit"
 ROWS_PER_GROUP = 4096
@@ -124,7 +127,7 @@ def read_commit(store: Store, layout: Layout, partition: str) -> Published | Non
 
 def published_keys(store: Store, layout: Layout, partition: str) -> list[RowKey]:
     """Every published row's identity and verdict, page checksums verified. Raises ArrowException or OSError."""
-    return row_keys(open_rows(store.read(layout.published(partition))))
+    return row_keys(open_stream(store.open(layout.published(partition))))
 
 
 def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpec) -> Published:
@@ -249,41 +252,51 @@ def _swap(store: Store, layout: Layout, wanted: Publication, commit: Commit, pat
 
 
 class _Containers:
-    """Rows out of many Parquet objects, with only a few of them open."""
+    """Rows out of many Parquet objects, with few row groups in memory at a time."""
 
     def __init__(self, store: Store, uris: Sequence[str]) -> None:
         self._store = store
         self._uris = uris
-        self._open: OrderedDict[int, pa.Table] = OrderedDict()
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
 
     def take(self, rows: Sequence[tuple[int, RowKey]], wanted: pa.Schema) -> pa.Table:
         """The rows as one table, in the given order."""
-        by_container: dict[int, list[int]] = {}
-        for position, (container, _) in enumerate(rows):
-            by_container.setdefault(container, []).append(position)
+        places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for position, (container, key) in enumerate(rows):
+            group, row = self._place(container, key.row)
+            places.setdefault((container, group), []).append((position, row))
         pieces, order = [], []
-        for container, positions in by_container.items():
-            pieces.append(self._table(container).take(pa.array([rows[p][1].row for p in positions])))
-            order += positions
+        for place, found in places.items():
+            pieces.append(self._group(place).take(pa.array([row for _, row in found])))
+            order += [position for position, _ in found]
         table = pa.concat_tables(pieces).unify_dictionaries().cast(wanted)
         inverse = sorted(range(len(order)), key=order.__getitem__)
         return table if inverse == list(range(len(order))) else table.take(pa.array(inverse))
 
-    def _table(self, container: int) -> pa.Table:
-        if container in self._open:
-            self._open.move_to_end(container)
-            return self._open[container]
-        table = open_rows(self._store.read(self._uris[container])).read()
-        self._open[container] = table
-        if len(self._open) > OPEN_CONTAINERS:
-            self._open.popitem(last=False)
-        return table
+    def _place(self, container: int, row: int) -> tuple[int, int]:
+        """Row group of a row, and its number in it."""
+        metadata = self._file(container).metadata
+        for group in range(metadata.num_row_groups):
+            count = metadata.row_group(group).num_rows
+            if row < count:
+                return group, row
+            row -= count
+        raise StorageError(f"{self._uris[container]} has fewer rows than a moment ago; run the same command again")
+
+    def _group(self, place: tuple[int, int]) -> pa.Table:
+        return _recent(self._groups, place, lambda: self._file(place[0]).read_row_group(place[1]))
+
+    def _file(self, container: int) -> pq.ParquetFile:
+        return _recent(self._files, container, lambda: open_stream(self._store.open(self._uris[container])))
 
 
-def rejections(keys: Sequence[RowKey]) -> Mapping[str, int]:
-    """How many rows have which reason."""
-    counts: dict[str, int] = {}
-    for key in keys:
-        if key.reason is not None:
-            counts[key.reason] = counts.get(key.reason, 0) + 1
-    return counts
+def _recent(kept: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
+    """The value of a key, made where it is not among the last OPEN_CONTAINERS."""
+    if key in kept:
+        kept.move_to_end(key)
+        return kept[key]
+    kept[key] = value = make()
+    if len(kept) > OPEN_CONTAINERS:
+        kept.popitem(last=False)
+    return value
