@@ -28,7 +28,7 @@ OWNERS = {
     "onnxruntime": {"model/session.py"},
     "fsspec": {"archive/storage.py"},
     "s3fs": set(),
-    "PIL": {"archive/decode.py", "imaging/resize.py"},
+    "PIL": {"archive/decode.py", "archive/exif.py", "imaging/resize.py"},
     "tifffile": {"archive/pages.py"},
     "imagecodecs": {"archive/pages.py", "archive/decode.py"},
     "tenacity": {"archive/faults.py"},

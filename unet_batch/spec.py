@@ -86,6 +86,9 @@ class OutputSpec(Section):
     """Folder or prefix that receives `predictions/` (what people read) and `_work/`."""
     masks: tuple[Literal["rle", "png"], ...] = Field(default=("rle",), strict=False)
     """How masks are stored: COCO RLE per class, and a PNG of the label map."""
+    geometry: Literal["source", "model"] = "source"
+    """Masks, areas and boxes in the source image's pixels, or in those of the resized picture that the model saw
+    (faster where `fit` resizes; `rle.size` says which)."""
     confidence: bool = True
     """Mean confidence and entropy per image, and mean probability per class (costs an exponential per pixel)."""
     compression: Literal["zstd", "snappy", "none"] = "zstd"

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import sys
 import time
+from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def bench_job(photos: Path, model: Path, out: Path) -> JobSpec:
         name="bench",
         model=ModelSpec(path=str(model)),
         input=InputSpec(uri=str(photos)),
-        output=OutputSpec(uri=str(out)),
+        output=OutputSpec(uri=str(out), geometry="model", confidence=False),  # what the rivals write, and no more
     )
 
 
@@ -58,7 +59,7 @@ def work(photos: list[str], job: JobSpec, ready: Barrier) -> None:
             fitted, geometry = fit(
                 page.content, model.contract.input, tile_hw=model.tile_hw, source_hw=(page.height, page.width)
             )
-            geometries.append(geometry)
+            geometries.append(replace(geometry, source_hw=geometry.resized_hw))  # as output.geometry: model
             box = Box(0, 0, *geometry.fitted_hw)
             tiles.append(Tile(index, box, normalize(fitted, geometry, model.contract.input)))
         rows = []

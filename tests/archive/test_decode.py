@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 from unet_batch.archive.decode import Page, decode, encode_png
 from unet_batch.contract import ModelInput
 from unet_batch.errors import ImageError, ShapeMismatch
+from unet_batch.imaging.preprocess import fit
 from unet_batch.spec import LimitsSpec
 
 RGB = ModelInput()
@@ -411,7 +412,7 @@ def test_damaged_exif_does_not_cost_the_picture() -> None:
 def test_a_jpeg_is_reduced_no_further_than_its_fit(fit: str, orientation: int, decoded: tuple[int, int]) -> None:
     """1/2, 1/4 or 1/8, at least the fitted size; the page still says the whole picture's size."""
     data = saved(Image.new("RGB", (800, 400), (9, 99, 199)), "JPEG", exif=exif(orientation))
-    page = only(data, ModelInput(reduced_jpeg=True, fit=fit, height=100, width=100))
+    page = only(data, ModelInput(reduced_jpeg=True, fit=fit, height=100, width=100, kernel="triangle_f32"))
     assert page.content.shape[:2] == decoded
     assert (page.height, page.width) == ((800, 400) if orientation == 6 else (400, 800))
 
@@ -419,7 +420,8 @@ def test_a_jpeg_is_reduced_no_further_than_its_fit(fit: str, orientation: int, d
 def test_a_jpeg_is_decoded_whole_unless_the_contract_says_otherwise() -> None:
     """Reduced decoding changes pixels, so it is asked for."""
     data = saved(Image.new("RGB", (800, 400)), "JPEG")
-    assert pixels(data, ModelInput(fit="stretch", height=100, width=100)).shape == (400, 800, 3)
+    spec = ModelInput(fit="stretch", height=100, width=100, kernel="triangle_f32")
+    assert pixels(data, spec).shape == (400, 800, 3)
 
 
 # NumPy -------------------------------------------------------------------------------------------------------------
@@ -471,3 +473,21 @@ def test_other_arrays_are_no_label_maps(labels: np.ndarray) -> None:
     """A wrong dtype or rank is a bug of ours, said clearly."""
     with pytest.raises(ShapeMismatch, match="label map"):
         encode_png(labels)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
+@pytest.mark.parametrize("color", ["gray", "rgb", "bgr"])
+def test_a_picture_stretched_while_it_is_decoded_equals_one_stretched_afterwards(mode, color):
+    """The short cut for the most common contract changes no bit."""
+    levels = np.random.default_rng(7).integers(0, 256, (37, 53, 3), np.uint8)
+    image = Image.fromarray(levels).convert(mode)
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    channels = 1 if color == "gray" else 3
+    late = ModelInput(color=color, channels=channels, fit="none")
+    early = ModelInput(color=color, channels=channels, fit="stretch", height=16, width=24)
+    [whole], [small] = decode(data.getvalue(), late, LIMITS), decode(data.getvalue(), early, LIMITS)
+    expected, _ = fit(whole.content, early, tile_hw=None, source_hw=(37, 53))
+    found, geometry = fit(small.content, early, tile_hw=None, source_hw=(small.height, small.width))
+    np.testing.assert_array_equal(found, expected)
+    assert geometry.source_hw == (37, 53)

@@ -10,13 +10,13 @@ import io
 import logging
 import math
 import re
-import struct
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from unet_batch.archive.exif import orientation_of
 from unet_batch.archive.pages import NpyReader, Page, Pixels, Reader, TiffReader, oriented, to_channels
 from unet_batch.contract import ModelInput
 from unet_batch.errors import ImageError, Reason, ShapeMismatch
@@ -175,7 +175,7 @@ class _PillowReader:
     def __init__(self, data: bytes, spec: ModelInput, *, name: str) -> None:
         self._spec, self._data = spec, data
         self._image = Image.open(io.BytesIO(data), formats=(name,))
-        self._orientation = _orientation(self._image, data) if spec.exif == "apply" else 1
+        self._orientation = orientation_of(self._image, data) if spec.exif == "apply" else 1
         # Pillow keeps the high byte alone of 16-bit PNGs that have more than one channel
         self._deep = name == "PNG" and data[24:25] == b"\x10"
 
@@ -290,7 +290,10 @@ def _pixels(image: Image.Image, spec: ModelInput, orientation: int) -> Pixels:
             mode, alpha = "RGB", False
         if mode == "RGB" and spec.color == "gray" and image.mode in ("RGB", "RGBA", "P"):
             mode, colors = "L", 1
-    array = np.asarray(_converted(image, mode))
+    converted = _converted(image, mode)
+    if orientation == 1 and (mode == "L" or (mode == "RGB" and spec.color != "gray")):
+        converted = _stretched(converted, spec)
+    array = np.asarray(converted)
     if array.dtype.itemsize > 1:
         array = array.astype(np.uint16 if array.dtype.kind == "u" else np.float32, copy=False)  # native byte order
     return Pixels(oriented(array if array.ndim == 3 else array[..., None], orientation), colors, alpha)
@@ -310,32 +313,11 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _orientation(image: Image.Image, data: bytes) -> int:
-    """EXIF orientation, 1..8, without decoding a pixel; 1 where there is none or it cannot be read, as in browsers.
-
-    Of a PNG, an eXIf chunk counts wherever it lies, EXIF or XMP in text chunks only before the pixels.
-    """
-    try:
-        if image.format == "PNG":
-            if "exif" not in image.info and (chunk := _png_exif(data)):
-                image.info["exif"] = b"Exif\0\0" + chunk
-            exif = Image.Image.getexif(image)  # PngImageFile's own would decode the picture to look behind it
-        else:
-            exif = image.getexif()
-        value = exif.get(_EXIF_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 - damaged metadata is no damage to the picture
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _png_exif(data: bytes) -> bytes:
-    place = 8
-    while place + 8 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, place)
-        if kind == b"eXIf":
-            return data[place + 8 : place + 8 + length]
-        place += 12 + length
-    return b""
+def _stretched(image: Image.Image, spec: ModelInput) -> Image.Image:
+    """What `fit` would make of these 8-bit samples, bit for bit, before they are copied twice at their full size."""
+    if spec.fit != "stretch" or spec.kernel != "pil_bilinear_u8" or spec.height is None or spec.width is None:
+        return image
+    return image.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
 
 
 def _draft_size(size: tuple[int, int], spec: ModelInput, *, turned: bool) -> tuple[int, int] | None:

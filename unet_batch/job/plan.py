@@ -42,6 +42,7 @@ def fingerprint(job: JobSpec, model: Model) -> str:
         "tiling": job.tiling.model_dump(mode="json"),
         "masks": sorted(job.output.masks),
         "confidence": job.output.confidence,
+        "geometry": job.output.geometry,
         "max_image_pixels": job.limits.max_image_pixels,
         "max_image_bytes": job.limits.max_image_bytes,
         "scoring_revision": SCORING_REVISION,

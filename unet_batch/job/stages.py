@@ -205,6 +205,8 @@ class Infer:
                 continue
             tile_hw = self._model.tile_hw or geometry.fitted_hw
             boxes = grid(geometry.fitted_hw, tile_hw, self._job.tiling.overlap)
+            if self._job.output.geometry == "model":
+                geometry = replace(geometry, source_hw=geometry.resized_hw)
             images[index] = _Image(Canvas(geometry.fitted_hw, tile_hw, self._job.tiling), geometry, len(boxes))
             for box in boxes:
                 yield Tile(index, box, picture[box.slices])
@@ -227,7 +229,8 @@ class Infer:
         png = None
         if "png" in output.masks and prediction.labels_hw is not None:
             png = encode_png(prediction.labels_hw)
-        return prediction_row(loaded.unit.sources[entry.source], entry.page, entry.pages, prediction, png)
+        row = prediction_row(loaded.unit.sources[entry.source], entry.page, entry.pages, prediction, png)
+        return {**row, "height": entry.height, "width": entry.width}
 
     def _rejection(self, loaded: Loaded, index: int, error: ImageError) -> dict[str, Any]:
         entry = loaded.entries[index]
