@@ -22,7 +22,7 @@ from unet_batch.table.rows import SCHEMA_VERSION, SCORING_REVISION
 State = Literal["published", "stale", "partial", "missing"]
 Select = Literal["missing", "all"]
 
-UNIT_IMAGES = 32
+UNIT_IMAGES = 128
 UNIT_ENCODED_BYTES = 8 << 20
 """A plan knows encoded sizes only; JPEGs inflate about tenfold, so a unit stays near 100 MiB decoded."""
 SMALLEST_UNIT_IMAGES = 4
