@@ -5,28 +5,37 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import poison
 import pytest
-from project_fixture import png
+from project_fixture import last_json, png
 
-from unet_batch.errors import ProviderMissing
 from unet_batch.job.loaded import Entry, Loaded, Pack, from_arrow, pixels_of, to_arrow
-from unet_batch.job.ray_executor import RayExecutor
 from unet_batch.records import Source, Unit
 
 DAY = "2026/11/21"
 NAME = "2026-11-21"
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """A RayExecutor whose workers decode with the crashing decoder."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(poison.__file__).parent))
-    return lambda settings: RayExecutor(replace(settings, decoder=poison.NAME))
+def score(project, executor: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """Run the job with the noting decoder in a process of its own; the last line of stdout is the summary."""
+    tests = Path(__file__).parents[1]
+    return subprocess.run(
+        [
+            sys.executable,
+            str(tests / "job" / "score_slowly.py"),
+            executor,
+            str(project.folder / "job.yaml"),
+            *overrides,
+        ],
+        env={**os.environ, "PYTHONPATH": str(tests)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
 
 
 def test_a_loaded_unit_crosses_as_one_row_and_its_pixels_come_back_as_a_view():
@@ -58,28 +67,27 @@ def test_ray_and_the_plain_loop_give_equal_rows(project):
     project.data(NAME).unlink()
     for part in project.parts():
         part.unlink()
-    summary = project.run("limits.unit_images=4", executor=RayExecutor)
-    assert (summary.ok, summary.rejected, summary.published, summary.executor) == (40, 1, 1, "ray")
+    summary = last_json(score(project, "ray", "limits.unit_images=4"))
+    assert [summary[k] for k in ("ok", "rejected", "published", "executor")] == [40, 1, 1, "ray"]
     rows = project.rows(NAME)
     assert [{**r, "run_id": None} for r in rows] == [{**r, "run_id": None} for r in plain]
     assert project.verify() == []
 
 
 @pytest.mark.ray
-def test_a_crash_a_hang_and_a_surprise_cost_one_row_each(project, poisoned):
+def test_a_crash_a_hang_and_a_surprise_cost_one_row_each(project):
     """Neighbours in their units, and units in flight in the same processes, are all scored."""
     project.fill(DAY, 24)
     project.put(f"{DAY}/005.png", png(5) + poison.CRASH)
     project.put(f"{DAY}/013.png", png(13) + poison.HANG)
     project.put(f"{DAY}/020.png", png(20) + poison.RAISE)
-    summary = project.run(
-        "limits.unit_images=4", "limits.unit_timeout_s=6", "limits.image_timeout_s=2", executor=poisoned
-    )
+    limits = ("limits.unit_images=4", "limits.unit_timeout_s=6", "limits.image_timeout_s=2")
+    summary = last_json(score(project, "ray", *limits))
     reasons = {r["uri"][-7:-4]: r["reason"] for r in project.rows(NAME) if r["status"] != "ok"}
     # The surprise raises in its own process, or in the isolated one when a neighbour's crash took its unit along.
     assert reasons.pop("020") in {"model.failed", "decode.crashed"}
     assert reasons == {"005": "decode.crashed", "013": "decode.timeout"}
-    assert (summary.ok, summary.rejected, summary.remaining) == (21, 3, 0)
+    assert [summary[k] for k in ("ok", "rejected", "remaining")] == [21, 3, 0]
     assert project.verify() == []
 
 
@@ -87,16 +95,10 @@ def test_a_crash_a_hang_and_a_surprise_cost_one_row_each(project, poisoned):
 def test_a_missing_provider_ends_the_run_with_its_own_error(project):
     """An actor that cannot start says why, and Ray does not try for ever."""
     project.fill(DAY, 2)
-    with pytest.raises(ProviderMissing, match="CUDA"):
-        project.run("session.providers=[cuda]", executor=_cpu_placed)
-
-
-def _cpu_placed(settings):
-    """An executor that was placed on CPUs, whose sessions still must be CUDA's."""
-    cpu = settings.job.model_copy(update={"session": settings.job.session.model_copy(update={"providers": ("cpu",)})})
-    executor = RayExecutor(replace(settings, job_json=cpu.model_dump_json()))
-    executor._settings = settings
-    return executor
+    result = score(project, "ray-on-cpus", "session.providers=[cuda]")
+    assert result.returncode == 2
+    assert "session.provider_missing" in result.stderr
+    assert "CUDA" in result.stderr
 
 
 @pytest.mark.ray

@@ -36,6 +36,8 @@ OBJECT_STORE_BYTES = 1 << 30
 KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(64 << 20)}
 """glibc's malloc(3): keep the pages of freed pictures for the next ones; handing them back cost a fifth of decoding."""
 ACTOR_STARTS = 3
+STOP_S = 10.0
+"""How long a pass that is left early may take to end by itself: about the time of a unit."""
 UNITS_PER_GPU_ACTOR = 2
 """Units in one session actor at once: while the GPU runs one, a core cuts, encodes or puts the other. An actor on a CPU
 has nothing to overlap: its session wants the very core that the other unit would take."""
@@ -167,6 +169,7 @@ class RayExecutor:
                 yield found
         finally:
             stopping.set()
+            feeder.join(STOP_S)  # a pipeline that outlives its cluster asks a dead one for news
 
     def close(self) -> None:
         """Leave the cluster; an embedded one ends."""
@@ -230,6 +233,7 @@ class RayExecutor:
 
 def _connect(address: str | None) -> None:
     """Join a cluster, or start an own Ray on this machine's cores, silent: its log files keep what it has to say."""
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a late call after shutdown must not start or join a cluster by itself
     import ray
 
     if address is not None:
