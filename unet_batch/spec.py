@@ -159,7 +159,7 @@ class LimitsSpec(Section):
     unit_timeout_s: float = Field(default=900.0, gt=0)
     """Longest a unit may take in one stage before its process is given up."""
     unit_images: int | None = Field(default=None, ge=1)
-    """Most images of a unit; left out: at most 128 of 8 MiB together, as encoded."""
+    """Most images of a unit; left out: at most 64 of 8 MiB together, as encoded."""
     decode_memory_bytes: int = Field(default=4 << 30, ge=1 << 28)
     """Address space of an isolated decode."""
 

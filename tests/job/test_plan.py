@@ -79,7 +79,7 @@ def test_units_shrink_towards_the_end():
     """The last units are small, so that no worker is alone for long."""
     sizes = [len(u.sources) for u in units(planned(sources(1000)), job(), "f" * 64, workers=2)]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == 1000 // 8
+    assert sizes[0] == 64
     assert sizes[-1] <= 4
 
 

@@ -22,7 +22,8 @@ from unet_batch.table.rows import SCHEMA_VERSION, SCORING_REVISION
 State = Literal["published", "stale", "partial", "missing"]
 Select = Literal["missing", "all"]
 
-UNIT_IMAGES = 128
+UNIT_IMAGES = 64
+"""A unit costs the driver about 18 ms; a larger one is lost whole, and reported late, when its model is slow."""
 UNIT_ENCODED_BYTES = 8 << 20
 """A plan knows encoded sizes only; JPEGs inflate about tenfold, so a unit stays near 100 MiB decoded."""
 SMALLEST_UNIT_IMAGES = 4
