@@ -11,7 +11,12 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
+
+# A shared machine may pause any example; how long one takes is no property of the code.
+hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("shared")
 
 pytest.register_assert_rewrite("contracts.store_suite")
 
