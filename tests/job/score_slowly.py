@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict, replace
 
@@ -34,6 +35,7 @@ def on_cpus(settings: Settings) -> RayExecutor:
 EXECUTORS = {"local": LocalExecutor, "ray": RayExecutor, "ray-on-cpus": on_cpus}
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell begin with Ctrl-C ignored
     make, sys.stdout = EXECUTORS[sys.argv[1]], sys.stderr  # Ray prints what its workers died of
     try:
         summary = run(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from unet_batch.errors import ContractError, OutOfMemory, ProviderMissing, SessionBroken, ShapeMismatch, UnetBatchError
+from unet_batch.errors import ContractError, ModelFailed, OutOfMemory, ProviderMissing, SessionBroken, ShapeMismatch
 from unet_batch.model.failures import cannot_open, cannot_run
 
 NO_MEMORY = [
@@ -54,7 +54,7 @@ def test_refused_dimensions_are_a_shape_mismatch() -> None:
 
 def test_any_other_failure_is_ours_and_nothing_more() -> None:
     """An unknown text is no out-of-memory error: nothing is guessed."""
-    assert type(cannot_run(RuntimeError("Non-zero status code returned"), "batch of 2")) is UnetBatchError
+    assert type(cannot_run(RuntimeError("Non-zero status code returned"), "batch of 2")) is ModelFailed
 
 
 def test_a_failed_opening_depends_on_the_provider() -> None:
