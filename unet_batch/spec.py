@@ -136,7 +136,8 @@ class ResourcesSpec(Section):
     """How much of the cluster a run takes; left out: planned from what the cluster has."""
 
     load_actors: int | None = Field(default=None, ge=1)
-    """Most actors that read and decode."""
+    """Most actors that read and decode; left out: the cores that session actors on GPUs leave over, and none on CPUs,
+    where each session actor loads its own units."""
     infer_actors: int | None = Field(default=None, ge=1)
     """Actors that hold a session."""
     fetch_threads: int = Field(default=16, ge=1, le=256)

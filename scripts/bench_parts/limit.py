@@ -15,6 +15,7 @@ import time
 from dataclasses import replace
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from threading import BrokenBarrierError
 from typing import Any
 
 from rival import first_photos
@@ -45,9 +46,13 @@ def bench_job(photos: Path, model: Path, out: Path) -> JobSpec:
 
 def work(photos: list[str], job: JobSpec, ready: Barrier) -> None:
     """Score photographs in slices of BATCH_IMAGES until there are none left."""
-    prepared = prepare(job)
-    model = prepared.model
-    session = open_session(prepared.model_bytes, model, job.session, Device(threads=1))
+    try:
+        prepared = prepare(job)
+        model = prepared.model
+        session = open_session(prepared.model_bytes, model, job.session, Device(threads=1))
+    except BaseException:
+        ready.abort()  # nobody waits for a process that cannot start
+        raise
     batcher = Batcher(session, batch_max=job.session.batch_max)
     provenance = Provenance(model.sha256, prepared.fingerprint, "bench", session.provider, "fp32")
     ready.wait()
@@ -82,7 +87,10 @@ def run(photos: Path, model: Path, out: Path, images: int) -> dict[str, Any]:
     started = time.perf_counter()
     for worker in workers:
         worker.start()
-    ready.wait()
+    try:
+        ready.wait()
+    except BrokenBarrierError:
+        sys.exit("a process of the limit could not start")
     begun = time.perf_counter()
     for worker in workers:
         worker.join()

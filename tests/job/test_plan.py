@@ -153,6 +153,14 @@ def test_all_actors_fit_a_cpu_cluster_at_once(cpus, infer, load):
     assert where.infer_actors * where.threads <= max(cpus, where.infer_actors)
 
 
+def test_on_cpus_every_core_loads_and_scores_its_own_units():
+    """Pixels need no way through the object store to the core that decoded them; a job file may ask for both kinds."""
+    alone = place(4, 0, ResourcesSpec(), providers=["cpu"], gpu_share=1.0)
+    assert (alone.load_actors, alone.infer_actors, alone.infer_cpus, alone.threads) == (0, 4, 1.0, 1)
+    both = place(4, 0, ResourcesSpec(load_actors=4), providers=["cpu"], gpu_share=1.0)
+    assert (both.load_actors, both.infer_actors, both.infer_cpus) == (4, 4, 0.5)
+
+
 @given(cpus=st.integers(2, 256), gpus=st.integers(1, 8), share=st.sampled_from([0.25, 0.5, 1.0]))
 def test_all_actors_fit_a_gpu_cluster_at_once(cpus, gpus, share):
     """A session actor per GPU share, Load on the rest, and never more than there is."""

@@ -15,6 +15,9 @@ from project_fixture import last_json, png
 from unet_batch.job.loaded import Entry, Loaded, Pack, from_arrow, pixels_of, to_arrow
 from unet_batch.records import Source, Unit
 
+SHAPES = pytest.mark.parametrize(
+    "shape", [(), ("resources.load_actors=1",)], ids=["actors that load for themselves", "load actors"]
+)
 DAY = "2026/11/21"
 NAME = "2026-11-21"
 
@@ -58,7 +61,8 @@ def test_a_loaded_unit_crosses_as_one_row_and_its_pixels_come_back_as_a_view():
 
 
 @pytest.mark.ray
-def test_ray_and_the_plain_loop_give_equal_rows(project):
+@SHAPES
+def test_ray_and_the_plain_loop_give_equal_rows(project, shape):
     """Row by row, but for the run that scored them."""
     project.fill(DAY, 40)
     project.put(f"{DAY}/bad.png", b"no image")
@@ -67,7 +71,7 @@ def test_ray_and_the_plain_loop_give_equal_rows(project):
     project.data(NAME).unlink()
     for part in project.parts():
         part.unlink()
-    summary = last_json(score(project, "ray", "limits.unit_images=4"))
+    summary = last_json(score(project, "ray", "limits.unit_images=4", *shape))
     assert [summary[k] for k in ("ok", "rejected", "published", "executor")] == [40, 1, 1, "ray"]
     rows = project.rows(NAME)
     assert [{**r, "run_id": None} for r in rows] == [{**r, "run_id": None} for r in plain]
@@ -75,14 +79,15 @@ def test_ray_and_the_plain_loop_give_equal_rows(project):
 
 
 @pytest.mark.ray
-def test_a_crash_a_hang_and_a_surprise_cost_one_row_each(project):
+@SHAPES
+def test_a_crash_a_hang_and_a_surprise_cost_one_row_each(project, shape):
     """Neighbours in their units, and units in flight in the same processes, are all scored."""
     project.fill(DAY, 24)
     project.put(f"{DAY}/005.png", png(5) + poison.CRASH)
     project.put(f"{DAY}/013.png", png(13) + poison.HANG)
     project.put(f"{DAY}/020.png", png(20) + poison.RAISE)
     limits = ("limits.unit_images=4", "limits.unit_timeout_s=6", "limits.image_timeout_s=2")
-    summary = last_json(score(project, "ray", *limits))
+    summary = last_json(score(project, "ray", *limits, *shape))
     reasons = {r["uri"][-7:-4]: r["reason"] for r in project.rows(NAME) if r["status"] != "ok"}
     # The surprise raises in its own process, or in the isolated one when a neighbour's crash took its unit along.
     assert reasons.pop("020") in {"model.failed", "decode.crashed"}

@@ -159,11 +159,20 @@ def test_below_one_there_is_nothing_smaller() -> None:
 
 
 def test_a_disturbed_probe_is_outlived() -> None:
-    """Later runs of a size push slow ones out of its median."""
+    """A size whose first probes were slow is judged by its fastest run since."""
     ladder = climbed((1, 2), lambda size: {1: 100.0, 2: 50.0}[size])
     assert ladder.target() == 1
     for _ in range(9):
         ladder.record(2, 2 / 200.0)
+    assert ladder.target() == 2
+
+
+def test_two_slow_probes_of_three_do_not_hide_a_fast_size() -> None:
+    """A neighbour on the machine can only slow a run down, so the fastest probe tells the truth."""
+    ladder = Ladder((1, 2))
+    for size, seconds in ((1, (0.010, 0.010, 0.010, 0.010)), (2, (0.013, 0.039, 0.041, 0.013))):
+        for measured in seconds:
+            ladder.record(size, measured)
     assert ladder.target() == 2
 
 

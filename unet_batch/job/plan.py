@@ -28,6 +28,7 @@ UNIT_ENCODED_BYTES = 8 << 20
 """A plan knows encoded sizes only; JPEGs inflate about tenfold, so a unit stays near 100 MiB decoded."""
 SMALLEST_UNIT_IMAGES = 4
 GZIP_STRETCH = 8
+UNITS_AT_ONCE = 2
 
 
 def fingerprint(job: JobSpec, model: Model) -> str:
@@ -161,11 +162,14 @@ class Placement:
     """Which actors a run asks for. CPU shares are the scheduler's accounting; threads are what a session uses."""
 
     load_actors: int
+    """0: each session actor loads its own units."""
     load_cpus: float
     infer_actors: int
     infer_cpus: float
     infer_gpus: float
     threads: int
+    units_at_once: int
+    """Units in one session actor: while the session runs one, a thread reads, cuts or puts the other."""
 
 
 def place(
@@ -173,9 +177,9 @@ def place(
 ) -> Placement:
     """Actors that fit a cluster all at once, so that no stage waits for a CPU that another holds.
 
-    On CPUs: a session actor per core with one thread each (two threads per actor on two cores were 33 % slower), and as
-    many Load actors; both are runnable at once and the operating system shares the cores by demand, so either stage may
-    be the slow one. On GPUs: a session actor per GPU share, and Load on all other cores.
+    On CPUs: a session actor per core with one thread each (two threads per actor on two cores were 33 % slower), which
+    loads its own units: pixels that are scored by the core that decoded them need no way through the object store.
+    On GPUs, or where `resources.load_actors` says so: a session actor per GPU share, and Load on all other cores.
     providers: in order of preference; GPUs are used where cuda comes first and there are any.
     Raises JobError when the cluster cannot hold one actor of each kind.
     """
@@ -191,11 +195,13 @@ def place(
         infer_cpus = min(1.0, cpus / (2 * infer))
         left = cpus - infer * infer_cpus
         load = resources.load_actors or max(1, int(left - 1 if left > 4 else left))
-        return Placement(load, min(1.0, left / load), infer, infer_cpus, gpu_share, 1)
+        return Placement(load, min(1.0, left / load), infer, infer_cpus, gpu_share, 1, UNITS_AT_ONCE)
     infer = resources.infer_actors or max(1, int(cpus))
-    load = resources.load_actors or max(1, int(cpus))
-    share = cpus / (infer + load)
-    return Placement(load, _floor(min(1.0, share)), infer, _floor(min(1.0, share)), 0.0, max(1, int(cpus / infer)))
+    load = resources.load_actors or 0
+    share = _floor(min(1.0, cpus / (infer + load)))
+    return Placement(
+        load, share, infer, share, 0.0, max(1, int(cpus / infer)), 1 if load else UNITS_AT_ONCE
+    )  # a session that only scores, on a CPU, has nothing to overlap with
 
 
 def _floor(share: float) -> float:

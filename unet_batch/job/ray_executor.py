@@ -22,7 +22,9 @@ from typing import Any
 import pyarrow as pa
 
 from unet_batch.errors import JobError, SessionBroken, UnetBatchError
-from unet_batch.job.plan import Placement, place
+from unet_batch.job.loaded import Loaded, from_arrow, to_arrow
+from unet_batch.job.plan import UNITS_AT_ONCE, Placement, place
+from unet_batch.job.stages import Fetched
 from unet_batch.job.worker import Settings, build_infer, build_load
 from unet_batch.model.session import Device
 from unet_batch.records import Receipt, Unit
@@ -38,9 +40,6 @@ KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_"
 ACTOR_STARTS = 3
 STOP_S = 10.0
 """How long a pass that is left early may take to end by itself: about the time of a unit."""
-UNITS_PER_GPU_ACTOR = 2
-"""Units in one session actor at once: while the GPU runs one, a core cuts, encodes or puts the other. An actor on a CPU
-has nothing to overlap: its session wants the very core that the other unit would take."""
 
 
 class _Deadlines:
@@ -78,17 +77,27 @@ class _Deadlines:
 
 
 class LoadActor:
-    """Load in a Ray actor: a unit in, its pixels out, as one row."""
+    """Load in a Ray actor: a unit in, its pixels out, as one row. While one unit is decoded, the next is fetched."""
 
     def __init__(self, settings: Settings) -> None:
         self._load = build_load(settings)
         self._deadline = _Deadlines(settings.job.limits.unit_timeout_s)
+        self._core = threading.Lock()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        from unet_batch.job.loaded import to_arrow
+        fetched = self.fetch(table)
+        with self._core:
+            return to_arrow(self.decode(fetched))
 
+    def fetch(self, table: pa.Table) -> Fetched:
+        """The encoded images of a row's unit."""
         with self._deadline():
-            return to_arrow(self._load(Unit.from_json(table.column("unit")[0].as_py())))
+            return self._load.fetch(Unit.from_json(table.column("unit")[0].as_py()))
+
+    def decode(self, fetched: Fetched) -> Loaded:
+        """The pixels of a unit."""
+        with self._deadline():
+            return self._load.decode(fetched)
 
 
 class InferActor:
@@ -105,17 +114,35 @@ class InferActor:
             self._failure = (error.code, str(error))
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        from unet_batch.job.loaded import from_arrow
+        return self.score(from_arrow(table))
 
+    def score(self, loaded: Loaded) -> pa.Table:
+        """The receipt of a loaded unit, as one row."""
         if self._failure is not None:
-            unit = Unit.from_json(table.column("unit")[0].as_py())
-            return _receipt_row(Receipt(unit.unit_id, unit.partition, 0, 0, 0, failure=self._failure))
+            return _receipt_row(Receipt(loaded.unit.unit_id, loaded.unit.partition, 0, 0, 0, failure=self._failure))
         try:
             with self._deadline():
-                return _receipt_row(self._infer(from_arrow(table)))
+                return _receipt_row(self._infer(loaded))
         except SessionBroken:
             log.exception("the session is broken: this process leaves, and a fresh one takes its place")
             os._exit(1)  # an exception would keep the broken process; ray.actor.exit_actor() is not restarted
+
+
+class ScoreActor:
+    """Load and Infer in one Ray actor, where both want the same core: a unit in, its receipt out.
+
+    One thread computes at a time (two that take turns at the interpreter's lock cost a fifth); the other fetches.
+    """
+
+    def __init__(self, settings: Settings, threads: int, gpu_share: float) -> None:
+        self._loader = LoadActor(settings)
+        self._scorer = InferActor(settings, threads, gpu_share)
+        self._core = threading.Lock()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        fetched = self._loader.fetch(table)
+        with self._core:
+            return self._scorer.score(self._loader.decode(fetched))
 
 
 class RayExecutor:
@@ -195,40 +222,44 @@ class RayExecutor:
     def _pipeline(self, units: Sequence[Unit]) -> Any:
         """from_items has no read tasks: they would wait for CPUs that the actors hold (measured on 2 CPUs)."""
         import ray
-        from ray.data import ActorPoolStrategy
 
         where = self.placement
-        at_once = UNITS_PER_GPU_ACTOR if where.infer_gpus else 1
         rows = [{"unit": unit.to_json()} for unit in units]
-        return (
-            ray.data.from_items(rows, override_num_blocks=len(rows))
-            .map_batches(
+        loaded: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
+        if where.load_actors:
+            loaded = loaded.map_batches(
                 LoadActor,
                 fn_constructor_args=(self._settings,),
                 batch_size=1,
                 batch_format="pyarrow",
-                compute=ActorPoolStrategy(size=min(where.load_actors, len(rows)), max_tasks_in_flight_per_actor=2),
+                compute=_pool(min(where.load_actors, len(rows)), UNITS_AT_ONCE),
                 num_cpus=where.load_cpus,
                 max_restarts=-1,
                 max_task_retries=1,
             )
-            .map_batches(
-                InferActor,
-                fn_constructor_args=(self._settings, where.threads, where.infer_gpus),
-                batch_size=1,
-                batch_format="pyarrow",
-                compute=ActorPoolStrategy(
-                    size=min(where.infer_actors, len(rows)),
-                    max_tasks_in_flight_per_actor=4,
-                    max_concurrent_calls_per_actor=at_once,
-                    enable_true_multi_threading=at_once > 1,
-                ),
-                num_cpus=where.infer_cpus,
-                num_gpus=where.infer_gpus or None,
-                max_restarts=-1,
-                max_task_retries=1,
-            )
+        return loaded.map_batches(
+            InferActor if where.load_actors else ScoreActor,
+            fn_constructor_args=(self._settings, where.threads, where.infer_gpus),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=_pool(min(where.infer_actors, len(rows)), where.units_at_once),
+            num_cpus=where.infer_cpus,
+            num_gpus=where.infer_gpus or None,
+            max_restarts=-1,
+            max_task_retries=1,
         )
+
+
+def _pool(actors: int, units_at_once: int) -> Any:
+    """A fixed pool. One more unit than are worked on waits at each actor, so that none waits for the driver."""
+    from ray.data import ActorPoolStrategy
+
+    return ActorPoolStrategy(
+        size=actors,
+        max_tasks_in_flight_per_actor=units_at_once + 1,
+        max_concurrent_calls_per_actor=units_at_once,
+        enable_true_multi_threading=units_at_once > 1,
+    )
 
 
 def _connect(address: str | None) -> None:

@@ -90,6 +90,9 @@ class _Reconciliation:
         self._done = done
         self._reject = reject
         self._tries: dict[str, int] = {}
+        self._suspects: set[str] = set()
+        """Units that were lost once, and run again in isolation."""
+        self._lost_twice: set[str] = set()
 
     def run(self, units: Sequence[Unit]) -> list[Unit]:
         """Run the units once; the units to run next."""
@@ -106,7 +109,9 @@ class _Reconciliation:
             suspicious += receipt.failure[0] in HALVED
             _refuse_systematic(suspicious, len(units), receipt.failure[1])
             again += self._after_failure(unit, *receipt.failure)
-        _refuse_systematic(len(missing), len(units), "their processes died or ran out of time")
+        # A process that dies takes other units along; only a second loss, in isolation, speaks of the unit itself.
+        self._lost_twice |= self._suspects & missing.keys()
+        _refuse_systematic(len(self._lost_twice), len(self._suspects), "their processes died or ran out of time")
         return again + [next_unit for unit in missing.values() for next_unit in self._after_loss(unit)]
 
     def _after_failure(self, unit: Unit, code: str, message: str) -> list[Unit]:
@@ -125,6 +130,7 @@ class _Reconciliation:
 
     def _after_loss(self, unit: Unit) -> list[Unit]:
         if not unit.isolate:
+            self._suspects.add(unit.unit_id)
             return [replace(unit, isolate=True)]
         if len(unit.sources) > 1:
             return halves(unit, self._mark)

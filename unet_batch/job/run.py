@@ -57,6 +57,8 @@ class Summary:
     fingerprint: str = ""
     start_s: float = 0.0
     """Starting the executor."""
+    stop_s: float = 0.0
+    """Ending it, after the last publication."""
     score_s: float = 0.0
     publish_s: float = 0.0
     read_bytes: int = 0
@@ -101,7 +103,7 @@ def _score_and_publish(
 ) -> None:
     publisher = _Publisher(prepared, work, summary)
     summary.planned = summary.remaining = sum(len(p.open) for p in work)
-    clock = time.perf_counter()
+    seconds = 0.0
     publisher.publish_complete()
     if summary.remaining:
         started = time.perf_counter()
@@ -114,9 +116,10 @@ def _score_and_publish(
             with ProgressDisplay(summary.planned, quiet=quiet) as progress:
                 _score(prepared, work, executor, publisher, summary, progress)
         finally:
+            seconds = time.perf_counter() - clock
             executor.close()
+            summary.stop_s = round(time.perf_counter() - clock - seconds, 3)
     publisher.report_incomplete()
-    seconds = time.perf_counter() - clock
     summary.images_per_s = round((summary.ok + summary.rejected) / seconds, 2) if seconds else 0.0
 
 

@@ -41,6 +41,16 @@ MAX_UNIT_PIXEL_BYTES = 1 << 30
 """A unit that decodes to more is handed back to be halved: a plan sees encoded sizes only."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A unit's encoded images, in the order of its sources."""
+
+    unit: Unit
+    contents: tuple[bytes | ImageError, ...]
+    read_s: float = 0.0
+    failure: tuple[str, str] | None = None
+
+
 class Load:
     """Reads, decodes and fits the images of a unit."""
 
@@ -55,38 +65,46 @@ class Load:
 
     def __call__(self, unit: Unit) -> Loaded:
         """The unit with its pixels; a fault of the machinery comes back as `failure`, never as a row."""
-        try:
-            return self._load(unit)
-        except UnetBatchError as error:
-            return Loaded(unit, (), np.empty(0, np.uint8), failure=(error.code, str(error)))
-        except Exception as error:  # the stage boundary: one image's surprise must not look like a dead process
-            log.exception("Load failed on unit %s", unit.unit_id)
-            return Loaded(unit, (), np.empty(0, np.uint8), failure=("unexpected", f"{type(error).__name__}: {error}"))
+        return self.decode(self.fetch(unit))
 
-    def _load(self, unit: Unit) -> Loaded:
-        pack = Pack()
+    def fetch(self, unit: Unit) -> Fetched:
+        """The encoded images of a unit. Waits for the store and leaves the core to others."""
+        started = time.perf_counter()
+        try:
+            contents = [found for _, found in read_unit(self._storage, self._job.input, unit, self._job.limits)]
+        except Exception as error:  # noqa: BLE001 - the stage boundary, see _failure
+            return Fetched(unit, (), failure=_failure(error, "Load", unit))
+        return Fetched(unit, tuple(contents), time.perf_counter() - started)
+
+    def decode(self, fetched: Fetched) -> Loaded:
+        """The unit with its pixels, decoded and fitted."""
+        if fetched.failure is not None:
+            return Loaded(fetched.unit, (), np.empty(0, np.uint8), failure=fetched.failure)
+        try:
+            return self._decoded(fetched)
+        except Exception as error:  # noqa: BLE001 - the stage boundary, see _failure
+            return Loaded(fetched.unit, (), np.empty(0, np.uint8), failure=_failure(error, "Load", fetched.unit))
+
+    def _decoded(self, fetched: Fetched) -> Loaded:
+        unit, pack = fetched.unit, Pack()
         entries: list[Entry] = []
-        read_bytes, read_s, decode_s = 0, 0.0, 0.0
+        read_bytes, clock = 0, time.perf_counter()
         isolated = self._isolated() if unit.isolate else None
         try:
-            clock = time.perf_counter()
-            for position, (_, found) in enumerate(read_unit(self._storage, self._job.input, unit, self._job.limits)):
-                read_s += time.perf_counter() - clock
-                clock = time.perf_counter()
+            for position, found in enumerate(fetched.contents):
                 if isinstance(found, ImageError):
                     entries.append(_rejected(position, found))
                 else:
                     read_bytes += len(found)
                     entries += [self._entry(position, page, pack) for page in self._pages(found, isolated)]
-                decode_s += time.perf_counter() - clock
-                clock = time.perf_counter()
                 if pack.size > MAX_UNIT_PIXEL_BYTES and len(unit.sources) > 1:
                     message = f"its pictures decode to more than {MAX_UNIT_PIXEL_BYTES} bytes"
                     return Loaded(unit, (), np.empty(0, np.uint8), failure=("unit.too_large", message))
         finally:
             if isolated is not None:
                 isolated.close()
-        return Loaded(unit, tuple(entries), pack.joined(), read_bytes, read_s, decode_s)
+        decode_s = time.perf_counter() - clock
+        return Loaded(unit, tuple(entries), pack.joined(), read_bytes, fetched.read_s, decode_s)
 
     def _pages(self, data: bytes, isolated: IsolatedDecoder | None) -> Iterator[Page]:
         if isolated is not None:
@@ -146,11 +164,8 @@ class Infer:
             return self._score(loaded)
         except SessionBroken:
             raise
-        except UnetBatchError as error:
-            return _failed(loaded.unit, (error.code, str(error)))
-        except Exception as error:
-            log.exception("Infer failed on unit %s", loaded.unit.unit_id)
-            return _failed(loaded.unit, ("unexpected", f"{type(error).__name__}: {error}"))
+        except Exception as error:  # noqa: BLE001 - the stage boundary, see _failure
+            return _failed(loaded.unit, _failure(error, "Infer", loaded.unit))
 
     def _score(self, loaded: Loaded) -> Receipt:
         start = time.perf_counter()
@@ -260,6 +275,14 @@ class _Image:
 
 def _rejected(position: int, error: ImageError) -> Entry:
     return Entry(position, 0, 1, 0, 0, reason=str(error.reason), message=error.message)
+
+
+def _failure(error: Exception, stage: str, unit: Unit) -> tuple[str, str]:
+    """Code and message of what stopped a stage: one unit's surprise must not look like a dead process."""
+    if isinstance(error, UnetBatchError):
+        return error.code, str(error)
+    log.error("%s failed on unit %s", stage, unit.unit_id, exc_info=error)
+    return "unexpected", f"{type(error).__name__}: {error}"
 
 
 def _failed(unit: Unit, failure: tuple[str, str]) -> Receipt:
