@@ -4,6 +4,7 @@
     ├── JobError            the job file or the arguments are wrong                      exit 2
     │   └── ContractError   the model does not do what its contract says
     ├── ProviderMissing     the provider that was asked for cannot run here              exit 2
+    ├── ModelRefused        a model that would not give its right results: says why      exit 2
     ├── StorageError        a store answered with something other than the bytes
     │   ├── NotFound        no such object
     │   ├── Denied          the store refuses these credentials
@@ -15,9 +16,10 @@
     │   └── PutUnknown      a put whose outcome nobody knows: settle it by reading back
     ├── ImageError          one image cannot be scored: becomes a rejection, never escapes a unit
     ├── ShapeMismatch       arrays that do not fit each other: a bug or a wrong contract
-    ├── ModelFailed     the model itself raised on a batch
+    ├── ModelFailed         the model itself raised on a batch
     ├── OutOfMemory         a batch did not fit into memory: retried with a smaller one
     ├── SessionBroken       the process's device context is lost: the process must be replaced
+    ├── TooLate             the run's deadline came before a unit was begun: the unit is simply not done yet
     ├── Incomplete          the run ended, but a partition could not be published        exit 3
     └── Held                another run holds the partition, or published it first       exit 4
 
@@ -54,6 +56,13 @@ class ProviderMissing(UnetBatchError):
     """The provider that was asked for cannot run here; nothing falls back in silence."""
 
     code = "session.provider_missing"
+    exit_code = 2
+
+
+class ModelRefused(UnetBatchError):
+    """A model that cannot be exported, read or changed so that its results stay right."""
+
+    code = "model.refused"
     exit_code = 2
 
 
@@ -136,6 +145,13 @@ class SessionBroken(UnetBatchError):
 
     code = "session.broken"
     retryable = True
+
+
+class TooLate(UnetBatchError):
+    """The run's deadline came before a unit was begun."""
+
+    code = "run.too_late"
+    exit_code = 3
 
 
 class Incomplete(UnetBatchError):

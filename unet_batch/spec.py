@@ -12,18 +12,15 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from unet_batch.contract import Section
 from unet_batch.errors import JobError
-
-S = TypeVar("S", bound=BaseModel)
+from unet_batch.strict import SECRET_NAME, parse_yaml, set_value, validate
 
 MAX_JOB_FILE_BYTES = 1 << 20
-SECRET_NAME = re.compile(r"secret|token|password|passwd|credential|(^|_)(api|account|access)?_?key$|sas", re.IGNORECASE)
 
 
 LEFT_FIRST = Field(union_mode="left_to_right")  # a mapping with the one key `env` is a reference, not a mapping
@@ -41,19 +38,60 @@ Options = dict[str, Annotated[Option | dict[str, Annotated[Option, LEFT_FIRST]],
 """Options of the fsspec file system, e.g. `endpoint_url`, `anon`, `key: {env: NAME}`."""
 
 
+Engine = Literal["onnxruntime", "openvino"]
+ProviderName = Literal["cpu", "cuda", "tensorrt"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+"""Each of these three has its rows in the one table, `model/engines.py`."""
+EXECUTION_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
+
+
+class EnsembleSpec(Section):
+    """Models that score together with `model.path`, which is the first of them."""
+
+    members: tuple[str, ...] = Field(min_length=1, strict=False)
+    """URIs or paths of the other ONNX files; one without a contract of its own has the first one's."""
+    combine: Literal["logits", "probabilities", "vote"] = "probabilities"
+    """Mean of the logits, mean of the probabilities, or the share of members that choose a class."""
+    sha256: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = Field(default=(), strict=False)
+    """Digests that the members must have, in their order; left out: none is demanded."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> EnsembleSpec:
+        if self.sha256 and len(self.sha256) != len(self.members):
+            raise ValueError(f"sha256 has {len(self.sha256)} digests for {len(self.members)} members")
+        return self
+
+
 class ModelSpec(Section):
     """The model that scores."""
 
     path: str
     """URI or path of the ONNX file."""
-    engine: Literal["onnxruntime"] = "onnxruntime"
-    """What runs it."""
+    engine: Engine = "onnxruntime"
+    """What runs it; enters the fingerprint."""
+    precision: Precision = "fp32"
+    """Arithmetic; enters the fingerprint. fp32 is exact; tf32 is CUDA's faster convolution, bf16 OpenVINO's; fp16 and
+    int8 are properties of the file, and must be said of a file that is one."""
+    ensemble: EnsembleSpec | None = None
+    """Further models whose outputs are combined with this one's."""
     contract: str | None = None
     """URI or path of its contract; left out: `<model>.yaml` beside the model, else the model's metadata."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Digest the file must have."""
     options: Options = {}
     """Options of the store that holds the model."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every file that scores, the first one first."""
+        return (self.path, *(self.ensemble.members if self.ensemble else ()))
+
+    @model_validator(mode="after")
+    def _names_each_file_once(self) -> ModelSpec:
+        twice = [path for path in self.paths if self.paths.count(path) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is in the ensemble twice: model.path is its first member already")
+        return self
 
 
 class InputSpec(Section):
@@ -115,13 +153,21 @@ class TilingSpec(Section):
     """Width of the Gaussian, as a share of the tile's side."""
 
 
-class SessionSpec(Section):
-    """How the model runs. Never changes a result beyond the last bits, except `precision`."""
+ProviderOptions = dict[str, dict[str, str | bool | int | float]]
 
-    providers: tuple[Literal["cpu", "cuda"], ...] = Field(default=("cpu",), min_length=1, strict=False)
-    """In order of preference: the first one must work, unless others are listed behind it."""
-    precision: Literal["fp32", "tf32"] = "fp32"
-    """Arithmetic of convolutions on CUDA; enters the fingerprint."""
+
+class SessionSpec(Section):
+    """How the model runs. Never changes a result beyond the last bits."""
+
+    providers: tuple[str, ...] = Field(default=("cpu",), min_length=1, strict=False)
+    """`cpu`, `cuda`, `tensorrt`, or ONNX Runtime's name of another one, such as `CoreMLExecutionProvider`. In order of
+    preference: the first one must work, unless others are listed behind it."""
+    provider_options: ProviderOptions = {}
+    """Options by provider, e.g. `tensorrt: {trt_builder_optimization_level: 4}`. Those of a provider that is known by
+    ONNX Runtime's name only enter the fingerprint."""
+    custom_ops: tuple[str, ...] = Field(default=(), strict=False)
+    """Libraries with operators of your own (`libfoo.so`), relative to the folder you start from: native code that runs
+    with all rights of the job. Their names enter the fingerprint."""
     batch_max: int = Field(default=64, ge=1)
     """Largest batch the ladder may try."""
     gpu_share: float = Field(default=1.0, gt=0, le=1)
@@ -130,6 +176,24 @@ class SessionSpec(Section):
     """Share of the actor's part of the GPU's memory that the arena may take."""
     cudnn_search: Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"] = "HEURISTIC"
     """How cuDNN picks its convolutions."""
+
+    @field_validator("providers")
+    @classmethod
+    def _are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = get_args(ProviderName)
+        for name in names:
+            if name not in known and not EXECUTION_PROVIDER.fullmatch(name):
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+                hint = f"did you mean {near[0]}?" if near else f"write {', '.join(known)}, or ONNX Runtime's own name"
+                raise ValueError(f"there is no provider {name}; {hint}")
+        return names
+
+    @model_validator(mode="after")
+    def _options_have_a_provider(self) -> SessionSpec:
+        strangers = sorted(self.provider_options.keys() - set(self.providers))
+        if strangers:
+            raise ValueError(f"provider_options.{strangers[0]} belongs to no provider of session.providers")
+        return self
 
 
 class ResourcesSpec(Section):
@@ -161,6 +225,8 @@ class LimitsSpec(Section):
     """Longest a unit may take in one stage before its process is given up."""
     unit_images: int | None = Field(default=None, ge=1)
     """Most images of a unit; left out: at most 64 of 8 MiB together, as encoded."""
+    lease_s: float = Field(default=300.0, ge=3)
+    """How long a run that died keeps others from its partitions (on its own machine it is seen to be gone at once)."""
     decode_memory_bytes: int = Field(default=4 << 30, ge=1 << 28)
     """Address space of an isolated decode."""
 
@@ -172,6 +238,21 @@ class LimitsSpec(Section):
         if isinstance(value, float) and value > 1:
             raise ValueError("a share is at most 1.0; write a count without a decimal point")
         return value
+
+
+class CheckSpec(Section):
+    """The gate: what a session must agree with before it scores, unless it is fp32 in ONNX Runtime on the CPU."""
+
+    images: int = Field(default=4, ge=0, le=64)
+    """Images of the archive that are compared; 0 opens the gate."""
+    reference: str | None = None
+    """URI or path of the trusted fp32 model, for a quantised or otherwise changed one; left out: the same file."""
+    max_flipped: float = Field(default=0.001, ge=0, le=1)
+    """Largest share of labels that may differ."""
+    min_dice: float = Field(default=0.995, ge=0, le=1)
+    """Smallest Dice of any class."""
+    max_abs_error: float | None = Field(default=None, gt=0)
+    """Largest error of a single output value; left out: labels alone count."""
 
 
 class JobSpec(Section):
@@ -191,6 +272,8 @@ class JobSpec(Section):
     """How large pictures are cut."""
     session: SessionSpec = SessionSpec()
     """How the model runs."""
+    check: CheckSpec = CheckSpec()
+    """What a session must agree with before it scores."""
     limits: LimitsSpec = LimitsSpec()
     """What a run accepts."""
     resources: ResourcesSpec = ResourcesSpec()
@@ -218,27 +301,8 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
         raise JobError(f"the job file {path} has {len(text)} bytes; more than {MAX_JOB_FILE_BYTES} are never read")
     tree = parse_yaml(text, str(path))
     for override in overrides:
-        _set(tree, override)
+        set_value(tree, override)
     return validate(JobSpec, tree, str(path))
-
-
-def parse_yaml(text: bytes, where: str) -> dict[str, Any]:
-    """A mapping from YAML text; refuses duplicate keys. Raises JobError."""
-    try:
-        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader underneath
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise JobError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise JobError(f"{where} must hold a mapping (key: value), not {type(tree).__name__}")
-    return tree
-
-
-def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
-    """The section that a tree describes. Raises JobError naming each wrong key and its nearest valid name."""
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        raise JobError(f"{where}: " + "; ".join(_sentence(model, e) for e in error.errors()[:5])) from None
 
 
 def resolve_options(options: Options) -> dict[str, Any]:
@@ -257,72 +321,6 @@ def resolve_options(options: Options) -> dict[str, Any]:
 def job_digest(job: JobSpec) -> str:
     """12 hex digits over the whole job, for records."""
     return hashlib.sha256(job.model_dump_json().encode()).hexdigest()[:12]
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice (plain YAML lets the last one win)."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str | int | float | bool) and key in seen:
-                message = f"the key {key!r} is written twice"
-                raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
-            if isinstance(key, str | int | float | bool):
-                seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-def _set(tree: dict[str, Any], override: str) -> None:
-    path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise JobError(f"--set {override!r} is not of the form section.key=value")
-    try:
-        value = yaml.load(text, Loader=_StrictLoader) if text.strip() else text  # noqa: S506
-    except yaml.YAMLError as error:
-        raise JobError(f"--set {path}: the value is not valid YAML: {' '.join(str(error).split())}") from error
-    node: Any = tree
-    for key in keys[:-1]:
-        node = node.setdefault(key, {}) if isinstance(node, dict) else None
-        if not isinstance(node, dict):
-            raise JobError(f"--set {path}: {key} is a value, not a section")
-    node[keys[-1]] = value
-
-
-def _sentence(model: type[BaseModel], error: Any) -> str:
-    path = [str(p) for p in error["loc"]]
-    where = ".".join(path) or "the job"
-    if error["type"] == "extra_forbidden":
-        names = _names(model, path[:-1])
-        near = difflib.get_close_matches(path[-1], names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"valid here: {', '.join(sorted(names))}"
-        return f"unknown key {where}; {hint}"
-    if error["type"] == "missing":
-        return f"{where} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    secret = any(SECRET_NAME.search(p) for p in path) or "options" in path
-    got = "" if secret or isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
-    return f"{where}: {message[0].lower() + message[1:]}{got}"
-
-
-def _names(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Field names at a path of the tree; discriminated unions give the names of all their members."""
-    models: list[type[BaseModel]] = [model]
-    for key in path:
-        inner: list[type[BaseModel]] = []
-        for m in models:
-            if key in m.model_fields:
-                inner += _models_in(m.model_fields[key].annotation)
-        models = inner or models  # a union's tag is in the path too, and is no field
-    return sorted({name for m in models for name in m.model_fields})
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [m for part in get_args(annotation) for m in _models_in(part)]
 
 
 def _refuse_literal_secrets(where: str, options: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_batch.errors import OutOfMemory
+from unet_batch.model.engines import on_cpu
 from unet_batch.model.ladder import Ladder, LadderKey, LadderMemory, Remembered, sizes_up_to
 from unet_batch.model.session import Session
 
@@ -76,7 +77,7 @@ class Batcher:
         self._session = session
         self._memory = memory
         self._clock = clock
-        cap = min(batch_max, CPU_BATCH_MAX) if session.provider == "cpu" else batch_max
+        cap = min(batch_max, CPU_BATCH_MAX) if on_cpu(session.provider) else batch_max
         self._sizes = sizes_up_to(cap) if session.model.batch is None else (session.model.batch,)
         self._ladders: dict[Shape, Ladder] = {}
         self._kept: dict[Shape, Remembered | None] = {}

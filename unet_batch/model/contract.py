@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ import yaml
 
 from unet_batch.contract import Contract, ModelInput
 from unet_batch.errors import ContractError, JobError
-from unet_batch.model.session import describe
-from unet_batch.spec import TilingSpec, parse_yaml, validate
+from unet_batch.model.onnxruntime_session import describe
+from unet_batch.spec import TilingSpec
+from unet_batch.strict import parse_yaml, validate
 
 MAX_MODEL_BYTES = 2 << 30
 """Protobuf's own limit of one message."""
@@ -99,9 +100,12 @@ class Model:
         return Model(**fields)
 
 
-def read_model(data: bytes, uri: str, pinned_sha256: str | None) -> ModelFile:
-    """What an ONNX file declares. Raises ContractError for another digest than the pinned one, and for bytes that are
-    no model or that point to external data."""
+def read_model(data: bytes, uri: str, pinned_sha256: str | None, *, custom_ops: Sequence[str] = ()) -> ModelFile:
+    """What an ONNX file declares. custom_ops: libraries that hold operators of the file.
+
+    Raises ContractError for another digest than the pinned one, and for bytes that are no model or that point to
+    external data.
+    """
     if len(data) > MAX_MODEL_BYTES:
         raise ContractError(f"{uri} has {len(data)} bytes; a model has at most {MAX_MODEL_BYTES}")
     sha256 = hashlib.sha256(data).hexdigest()
@@ -110,7 +114,7 @@ def read_model(data: bytes, uri: str, pinned_sha256: str | None) -> ModelFile:
             f"{uri} has the SHA-256 {sha256}, but model.sha256 demands {pinned_sha256}: "
             "the file was replaced, or the job file is older than the model"
         )
-    inputs, outputs, metadata = describe(data, uri)
+    inputs, outputs, metadata = describe(data, uri, custom_ops)
     return ModelFile(
         data=data,
         sha256=sha256,

@@ -1,6 +1,7 @@
-"""How ONNX Runtime's errors read, and which of ours each one is.
+"""How the engines' errors read, and which of ours each one is.
 
-Knows texts only. ONNX Runtime has no exception class for lack of memory or for a lost device: the text is all there is.
+Knows texts only. Neither ONNX Runtime nor OpenVINO has an exception class for lack of memory, for a lost device or for
+shapes that do not fit: the text is all there is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from unet_batch.errors import (
     ShapeMismatch,
     UnetBatchError,
 )
+from unet_batch.model.engines import find
 
 _BROKEN = re.compile(
     r"CUDA failure (?:700|716|719|999)\b|illegal memory access|unspecified launch failure|misaligned address"
@@ -24,10 +26,13 @@ _BROKEN = re.compile(
 )
 _NO_MEMORY = re.compile(
     r"failed to allocate memory|std::bad_alloc|available memory of \d+ is smaller than requested|out of memory"
-    r"|OutOfMemory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED",
+    r"|OutOfMemory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|failed to allocate \d+ bytes|can't alloc",
     re.IGNORECASE,
 )
-_MISFIT = re.compile(r"INVALID_ARGUMENT|dimensions must match|mismatched dimensions", re.IGNORECASE)
+_MISFIT = re.compile(
+    r"INVALID_ARGUMENT|dimensions must match|mismatched dimensions|shape inference input shapes|are incompatible",
+    re.IGNORECASE,
+)
 
 
 def no_memory(error: Exception) -> bool:
@@ -36,16 +41,17 @@ def no_memory(error: Exception) -> bool:
 
 
 def cannot_open(error: Exception, provider: str, *, hint: str = "") -> UnetBatchError:
-    """Our error for one that opening a session raised. hint: what loading the provider's libraries said."""
+    """Our error for one that opening a session of ONNX Runtime raised.
+
+    provider: its name in the table of engines. hint: what loading the provider's libraries said.
+    """
     text = f"{type(error).__name__}: {' '.join(f'{error} {hint}'.split())}"
     if no_memory(error):
         return OutOfMemory(f"the model does not fit into memory on {provider}: {text}")
     if provider == "cpu":
         return ContractError(f"the model cannot be opened on the CPU: {text}")
-    return ProviderMissing(
-        f"the CUDA provider cannot run here ({text}); it needs an NVIDIA driver for CUDA 13 and its libraries: "
-        "run `pip install unet-batch[cuda]`, or write session.providers: [cpu]"
-    )
+    row = find("onnxruntime", provider)
+    return ProviderMissing(f"{row.execution_provider} cannot run here ({text}); {row.needs}")
 
 
 def cannot_run(error: Exception, what: str) -> UnetBatchError:

@@ -162,7 +162,7 @@ class LadderMemory:
     """Ladders of earlier runs, one small JSON file each in a local cache folder. Losing one costs a climb."""
 
     def __init__(self, precision: str, *, folder: Path | None = None) -> None:
-        """precision: `session.precision` of the job. folder: left out, `$XDG_CACHE_HOME/unet-batch/ladders`."""
+        """precision: `model.precision` of the job. folder: left out, `$XDG_CACHE_HOME/unet-batch/ladders`."""
         self.precision = precision
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         self._folder = folder or Path(cache) / "unet-batch" / "ladders"

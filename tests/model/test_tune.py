@@ -1,0 +1,146 @@
+"""What tuning measures is what a job's ladder begins with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from models import unet_model
+
+from unet_batch.errors import JobError, OutOfMemory, ProviderMissing
+from unet_batch.model import tune as module
+from unet_batch.model.batching import Batcher
+from unet_batch.model.contract import read_model, resolve
+from unet_batch.model.ladder import Ladder, LadderKey, LadderMemory
+from unet_batch.model.session import Device, open_session
+from unet_batch.model.tune import Point, Profile, draw, remember, tune
+from unet_batch.spec import SessionSpec, TilingSpec
+
+SIDE = 16
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return unet_model(SIDE, base=2, levels=1)
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return resolve(tiny.contract, read_model(tiny.data, "the model", None), TilingSpec())
+
+
+@pytest.fixture(scope="module")
+def profile(tiny, model):
+    return tune(tiny.data, model, SessionSpec(), engines=["onnxruntime"], threads=[1, 2], rounds=2, memory=False)
+
+
+def point(batch: int, tiles_per_s: float, threads: int = 1) -> Point:
+    return Point("onnxruntime", "cpu", threads, batch, batch / tiles_per_s, batch / tiles_per_s, None)
+
+
+def made(*points: Point, limits=()) -> Profile:
+    return Profile("ab" * 32, "a processor", "fp32", (SIDE, SIDE), points, limits, ())
+
+
+def test_every_size_of_a_jobs_ladder_is_measured(profile):
+    """On a CPU 1, 2, 4, 8, for each number of threads."""
+    assert [(p.threads, p.batch) for p in profile.points] == [(t, b) for t in (1, 2) for b in (1, 2, 4, 8)]
+    assert all(0 < p.fastest_s <= p.seconds for p in profile.points)
+
+
+def test_the_knee_is_the_smallest_size_within_five_percent_of_the_top():
+    """96 of 100 is near enough, 94 is not."""
+    profile = made(point(1, 50), point(2, 94), point(4, 96), point(8, 100))
+    assert profile.knee("onnxruntime", 1).batch == 4
+
+
+def test_a_remembered_ladder_does_not_climb(tiny, model, profile, tmp_path):
+    """The job's own Batcher, on the same model and machine, finds its ladder settled before the first tile."""
+    memory = LadderMemory("fp32", folder=tmp_path)
+    assert remember(profile, memory) == 1
+    session = open_session(tiny.data, model, SessionSpec(), Device(1))
+    key = LadderKey(model.sha256, session.device_name, session.provider, "fp32", SIDE, SIDE)
+    found = memory.recall(key)
+    assert found is not None
+    assert Ladder((1, 2, 4, 8), found).settled
+    assert not Ladder((1, 2, 4, 8)).settled
+    batcher = Batcher(session, batch_max=8, memory=memory)
+    assert batcher._key(memory, (SIDE, SIDE)) == key
+
+
+def test_a_limit_of_memory_is_remembered(tmp_path):
+    """The ladder never tries what did not fit."""
+    memory = LadderMemory("fp32", folder=tmp_path)
+    remember(made(point(1, 10), point(2, 20), limits=(("onnxruntime", 1, 2),)), memory)
+    found = memory.recall(LadderKey("ab" * 32, "a processor", "cpu", "fp32", SIDE, SIDE))
+    assert found is not None
+    assert Ladder((1, 2, 4, 8), found).allowed == (1, 2)
+
+
+def test_ladders_of_another_precision_are_not_mixed(profile, tmp_path):
+    """int8 does not begin with fp32's seconds."""
+    with pytest.raises(JobError, match="int8 cannot begin with what was measured in fp32"):
+        remember(profile, LadderMemory("int8", folder=tmp_path))
+
+
+def test_a_batch_that_does_not_fit_ends_its_curve(tiny, model, monkeypatch):
+    """The smaller ones stay, and the largest of them is the limit."""
+
+    class Small:
+        def __init__(self, session):
+            self._session, self.provider, self.device_name = session, session.provider, session.device_name
+
+        def run(self, tiles):
+            if len(tiles) > 2:
+                raise OutOfMemory("too many")
+            return self._session.run(tiles)
+
+    monkeypatch.setattr(module, "open_session", lambda *a, **k: Small(open_session(*a, **k)))
+    found = tune(tiny.data, model, SessionSpec(), engines=["onnxruntime"], threads=[1], rounds=1, memory=False)
+    assert [p.batch for p in found.points] == [1, 2]
+    assert found.limits == (("onnxruntime", 1, 2),)
+
+
+def test_an_engine_that_is_missing_is_named(tiny, model, monkeypatch):
+    """The others are measured; without any there is nothing to say."""
+
+    def missing(*args, engine, **kwargs):
+        if engine == "openvino":
+            raise ProviderMissing("it is not installed")
+        return open_session(*args, engine=engine, **kwargs)
+
+    monkeypatch.setattr(module, "open_session", missing)
+    found = tune(tiny.data, model, SessionSpec(batch_max=1), threads=[1], rounds=1, memory=False)
+    assert found.left_out == ("openvino: it is not installed",)
+    with pytest.raises(ProviderMissing, match="it is not installed"):
+        tune(tiny.data, model, SessionSpec(), engines=["openvino"], threads=[1], rounds=1)
+
+
+def test_peak_memory_comes_from_a_process_of_its_own(tiny, model):
+    """It holds an interpreter and an engine: tens of megabytes, not the gigabytes of who asks."""
+    found = tune(tiny.data, model, SessionSpec(batch_max=1), engines=["onnxruntime"], threads=[1], rounds=1)
+    assert 30e6 < found.points[0].peak_bytes < 2e9
+
+
+def test_no_threads_are_refused(tiny, model):
+    """Zero threads mean "all" to engines, and something else to everybody."""
+    with pytest.raises(JobError, match="must be 1 or more"):
+        tune(tiny.data, model, SessionSpec(), threads=[0])
+
+
+def test_the_table_marks_each_knee_and_json_names_it(profile):
+    """One knee for each curve."""
+    assert sum(row[-1] == "← knee" for row in profile.rows()) == 2
+    assert len(json.loads(json.dumps(profile.to_json()))["knees"]) == 2
+
+
+def test_the_curve_is_a_picture(profile, tmp_path):
+    """A PNG that Pillow reads."""
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    draw(replace(profile, points=tuple(replace(p, peak_bytes=10**8) for p in profile.points)), tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.size[0] > 500
