@@ -17,7 +17,7 @@ from PIL import Image
 
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.prepare import Prepared, prepare
-from unet_batch.job.run import Summary, run
+from unet_batch.job.run import Choice, Summary, run
 from unet_batch.job.survey import window_of
 from unet_batch.job.verify import Finding, PartitionStatus, status, verify
 from unet_batch.spec import JobSpec, load_job
@@ -56,8 +56,14 @@ class Project:
     def prepared(self, *overrides: str) -> Prepared:
         return prepare(self.job(*overrides))
 
-    def run(self, *overrides: str, window: str = "all", select: str = "all", executor=None) -> Summary:
-        return run(self.prepared(*overrides), window_of(window), executor or LocalExecutor, select=select, quiet=True)
+    def run(self, *overrides: str, window: str = "all", select: str = "due", executor=None, **choice) -> Summary:
+        return run(
+            self.prepared(*overrides),
+            window_of(window),
+            executor or LocalExecutor,
+            choice=Choice(select, **choice),
+            quiet=True,
+        )
 
     def status(self, *overrides: str, window: str = "all") -> list[PartitionStatus]:
         return status(self.prepared(*overrides), window_of(window))

@@ -89,7 +89,10 @@ def unit_id(fingerprint: str, sources: Iterable[Source]) -> str:
 
 def inventory_digest(sources: Sequence[Source]) -> str:
     """64 hex digits over all keys and versions of a partition, in any order."""
-    return hashlib.sha256("".join(sorted(f"{s.key}\0{s.version}\n" for s in sources)).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for line in sorted(f"{s.key}\0{s.version}\n" for s in sources):
+        digest.update(line.encode())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from unet_batch.contract import Contract
 from unet_batch.errors import JobError
-from unet_batch.job.plan import fingerprint, halves, place, plan_partition, selected, units
+from unet_batch.job.plan import fingerprint, halves, place, plan_partition, units, wants
 from unet_batch.model.contract import Model
 from unet_batch.records import Source, inventory_digest
 from unet_batch.spec import InputSpec, JobSpec, LimitsSpec, ModelSpec, OutputSpec, ResourcesSpec
@@ -129,8 +129,13 @@ def test_another_inventory_or_fingerprint_is_stale(mark):
     was = found[:2] if mark == "f" * 64 else found
     plan = plan_partition("all", found, mark="f" * 64, published=published(was, mark), done=frozenset(), parts=())
     assert plan.state == "stale"
-    assert selected([plan], "missing") == []
-    assert selected([plan], "all") == [plan]
+    assert [wants(select, plan) for select in ("missing", "failed", "changed", "due", "all")] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_the_fingerprint_changes_with_what_changes_a_result_only():

@@ -122,6 +122,24 @@ def test_when_most_units_fail_no_image_is_blamed(verdict):
         drive(executor, *(unit(n) for n in "abcdef"))
 
 
+def test_many_small_days_with_one_bad_image_each_converge():
+    """Every unit fails alike at first, and yet the fault is in the images: their neighbours are scored when halved."""
+    executor = FakeExecutor(
+        lambda u, _: ("unexpected", "boom") if any(s.uri[-1].isupper() for s in u.sources) else None
+    )
+    done, rejected, _ = drive(executor, *(unit(f"{n}a", f"{n}b", f"bad{n}") for n in "ABCDEF"))
+    assert sum(done.values()) == 18
+    assert rejected == dict.fromkeys("ABCDEF", Reason.MODEL_FAILED)
+
+
+def test_where_nothing_works_not_everything_is_tried():
+    """A model that fails on every batch stops a large archive after some units."""
+    executor = FakeExecutor(lambda u, _: ("model.failed", "bad shape"))
+    with pytest.raises(UnetBatchError, match="not in their images"):
+        drive(executor, *(unit(f"{n}a", f"{n}b") for n in range(1000)))
+    assert sum(executor.tries.values()) < 200
+
+
 def test_a_unit_that_ran_twice_counts_once():
     """Ray may run a task twice; the second receipt changes nothing."""
 

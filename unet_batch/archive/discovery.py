@@ -130,7 +130,7 @@ def _objects(storage: Storage, spec: InputSpec, uri: str) -> list[Object]:
 
 
 def _counts(spec: InputSpec, name: str) -> bool:
-    if any(part.startswith(".") for part in name.split("/")):
+    if name.startswith(".") or "/." in name:
         return False
     if spec.pattern == "**":
         return name.lower().endswith(SUFFIXES[spec.format])

@@ -94,7 +94,8 @@ def sources_of(storage: Storage, spec: InputSpec, manifest: Object, entries: Seq
         source = _named(entry, manifest, folder, roots)
         if named.setdefault(source.key, source).sha256 != source.sha256:
             log.warning("%s names %s twice, with different digests; the first counts", manifest.uri, source.uri)
-    calls = (partial(_seen, storage, source, roots) for source in named.values())
+    links = [real(root) for root in roots if scheme_of(root) == "file"]
+    calls = (partial(_seen, storage, source, links) for source in named.values())
     return list(storage.ahead(calls))
 
 
@@ -123,14 +124,15 @@ def _named(entry: Entry, manifest: Object, folder: str, roots: Sequence[str]) ->
     return Source(uri, "", sha256=digest or None)
 
 
-def _seen(storage: Storage, source: Source, roots: Sequence[str]) -> Source:
-    """The source with the version and size that the object has now."""
+def _seen(storage: Storage, source: Source, links: Sequence[str]) -> Source:
+    """The source with the version and size that the object has now.
+
+    links: what the roots that are local folders lead to when all their links are followed.
+    """
     if source.problem is not None:
         return source
-    if scheme_of(source.uri) == "file":
-        links = [real(root) for root in roots if scheme_of(root) == "file"]
-        if not _below(real(source.uri), links):
-            return replace(source, version="link", problem=(Reason.READ_DENIED, "a link that leads out of the archive"))
+    if scheme_of(source.uri) == "file" and not _below(real(source.uri), links):
+        return replace(source, version="link", problem=(Reason.READ_DENIED, "a link that leads out of the archive"))
     try:
         found = storage.head(source.uri)
     except Denied as error:

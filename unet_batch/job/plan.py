@@ -8,20 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from unet_batch.errors import JobError
+from unet_batch.errors import JobError, Reason
 from unet_batch.model.contract import Model
+from unet_batch.model.engines import fingerprint_marks, on_gpu
 from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, unit_id
 from unet_batch.spec import JobSpec, ResourcesSpec
 from unet_batch.table.publish import Published, generation
 from unet_batch.table.rows import SCHEMA_VERSION, SCORING_REVISION
 
 State = Literal["published", "stale", "partial", "missing"]
-Select = Literal["missing", "all"]
+Select = Literal["due", "missing", "failed", "changed", "all"]
+"""Which of a window's images a run works on.
 
+missing: of partitions without published rows. changed: of partitions that are published, but by another fingerprint or
+for another inventory. due: both. failed: rejections that another try may end differently, and nothing else. all: due,
+and failed where nothing is due.
+"""
+
+SELECTIONS: tuple[Select, ...] = ("missing", "failed", "changed", "all")
+"""Those of a backfill; `due` is what a run does."""
 UNIT_IMAGES = 64
 """A unit costs the driver about 18 ms; a larger one is lost whole, and reported late, when its model is slow."""
 UNIT_ENCODED_BYTES = 8 << 20
@@ -34,13 +43,13 @@ UNITS_AT_ONCE = 2
 def fingerprint(job: JobSpec, model: Model) -> str:
     """64 hex digits over all that changes a result. Never resources, batch sizes, unit sizes, stores or worker counts.
 
-    Providers stay outside (CUDA and CPU differ in the last bits only); precision is inside.
+    Providers stay outside (CUDA and CPU differ in the last bits only); engine and precision are inside.
     """
     parts = {
         "model": model.sha256,
         "engine": job.model.engine,
         "contract": model.contract.model_dump(mode="json"),
-        "precision": job.session.precision,
+        "precision": job.model.precision,
         "tiling": job.tiling.model_dump(mode="json"),
         "masks": sorted(job.output.masks),
         "confidence": job.output.confidence,
@@ -49,6 +58,7 @@ def fingerprint(job: JobSpec, model: Model) -> str:
         "max_image_bytes": job.limits.max_image_bytes,
         "scoring_revision": SCORING_REVISION,
         "schema_version": SCHEMA_VERSION,
+        **fingerprint_marks(job.session),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -68,6 +78,8 @@ class PartitionPlan:
     """Sources without a row."""
     parts: tuple[str, ...]
     """Staged parts of this fingerprint."""
+    again: bool = False
+    """Whether `open` are rejections that are scored once more."""
 
     @property
     def up_to_date(self) -> bool:
@@ -96,16 +108,38 @@ def plan_partition(
     )
 
 
-def selected(plans: Iterable[PartitionPlan], select: Select) -> list[PartitionPlan]:
-    """The partitions that a run works on: `missing` has no published rows, `all` is whatever is not up to date."""
-    return [p for p in plans if not p.up_to_date and (select == "all" or p.published is None)]
+def wants(select: Select, plan: PartitionPlan) -> bool:
+    """Whether a run with this selection works on a partition."""
+    if plan.again:
+        return select in ("failed", "all")
+    if plan.up_to_date or select == "failed":
+        return False
+    return select in ("due", "all") or (select == "missing") == (plan.published is None)
+
+
+def again_plan(
+    plan: PartitionPlan, verdicts: Mapping[tuple[str, str], Reason | None], *, better: bool, parts: Sequence[str]
+) -> PartitionPlan:
+    """The plan that scores once more what was rejected for a reason that may have passed.
+
+    verdicts: (source key, version) to the reason of its rejection, None where any row of it is ok. better: whether
+    staged rows hold predictions that the published ones lack. parts: staged parts of this fingerprint.
+    """
+    failed = [s for s in plan.sources if (r := verdicts.get((s.key, s.version))) is not None and r.retryable]
+    if not failed and not better:
+        return plan
+    left = len(plan.sources) - len(failed)
+    return replace(plan, open=tuple(failed), scored=left, parts=tuple(parts), again=True)
 
 
 def units(plan: PartitionPlan, job: JobSpec, mark: str, *, workers: int) -> list[Unit]:
-    """The open sources of a partition in slices of one shard or of its loose files, largest first."""
+    """The open sources of a partition in slices of one shard or of its loose files, largest first.
+
+    mark: the fingerprint, or what sets another try's parts apart from those of the first.
+    """
     cap = job.limits.unit_images or UNIT_IMAGES
     found = [
-        Unit(unit_id(mark, piece), plan.partition, _format(piece[0], job), tuple(piece))
+        Unit(unit_id(mark, piece), plan.partition, _format(piece[0], job), tuple(piece), isolate=plan.again)
         for shard in _by_shard(plan.open)
         for piece in _slices(shard, cap=cap * _stretch(shard[0], job), workers=workers)
     ]
@@ -180,16 +214,16 @@ def place(
     On CPUs: a session actor per core with one thread each (two threads per actor on two cores were 33 % slower), which
     loads its own units: pixels that are scored by the core that decoded them need no way through the object store.
     On GPUs, or where `resources.load_actors` says so: a session actor per GPU share, and Load on all other cores.
-    providers: in order of preference; GPUs are used where cuda comes first and there are any.
+    providers: in order of preference; GPUs are used where one that runs on them comes first and there are any.
     Raises JobError when the cluster cannot hold one actor of each kind.
     """
     if cpus < 1:
         raise JobError(f"the cluster offers {cpus:g} CPUs; one is the least that a run needs")
-    if providers[0] == "cuda" and (gpus >= gpu_share or "cpu" not in providers):
+    if on_gpu(providers[0]) and (gpus >= gpu_share or all(on_gpu(name) for name in providers)):
         if gpus < gpu_share:
             raise JobError(
-                f"session.providers asks for cuda, and the cluster offers {gpus:g} GPUs: add a GPU node, "
-                "or set session.providers=[cpu]"
+                f"session.providers asks for {', '.join(providers)}, and the cluster offers {gpus:g} GPUs: "
+                "add a GPU node, or set session.providers=[cpu]"
             )
         infer = resources.infer_actors or int(gpus / gpu_share)
         infer_cpus = min(1.0, cpus / (2 * infer))

@@ -12,7 +12,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from unet_batch.errors import ContractError, ImageError, JobError, ProviderMissing, Reason, UnetBatchError
+from unet_batch.errors import (
+    ContractError,
+    ImageError,
+    JobError,
+    ModelRefused,
+    ProviderMissing,
+    Reason,
+    TooLate,
+    UnetBatchError,
+)
 from unet_batch.job.plan import halves
 from unet_batch.records import Receipt, Unit
 
@@ -20,9 +29,11 @@ log = logging.getLogger(__name__)
 
 SYSTEMATIC = 4
 """Fewer failing units than this prove nothing about the machinery."""
+HOPELESS = 64
+"""After so many failing units and not one scored image, the rest is not tried."""
 RETRIES = 2
 """How often a unit goes round again after a fault of the machinery."""
-FATAL = {cls.code: cls for cls in (ProviderMissing, ContractError, JobError)}
+FATAL = {cls.code: cls for cls in (ProviderMissing, ContractError, ModelRefused, JobError)}
 HALVED = ("model.failed", "model.shape_mismatch", "unexpected")
 """Failures that one image can cause: its unit is halved until that image is alone."""
 
@@ -45,6 +56,8 @@ class Outcome:
     """Units that left no part."""
     failures: dict[str, str] = field(default_factory=dict)
     """One message by code, of the faults that left them open."""
+    late: int = 0
+    """Sources of units that the run's deadline kept from being begun."""
 
 
 def score(
@@ -58,8 +71,8 @@ def score(
     """Run the units until each has a receipt or no more chances.
 
     done: called once for every unit with a part. reject: writes the part of a unit whose one image no process survives.
-    Raises ProviderMissing, ContractError or JobError at the first receipt that tells of one, and UnetBatchError when
-    most units fail alike.
+    Raises ProviderMissing, ContractError, ModelRefused or JobError at the first receipt that tells of one, and
+    UnetBatchError when most units fail alike.
     """
     reconciliation = _Reconciliation(executor, mark, done, reject)
     waiting = list(units)
@@ -90,6 +103,13 @@ class _Reconciliation:
         self._done = done
         self._reject = reject
         self._tries: dict[str, int] = {}
+        self._scored = 0
+        """Images with a row."""
+        self._failed = 0
+        """Units, of whatever size, that failed as an image can make them fail."""
+        self._condemned: list[tuple[Unit, str]] = []
+        """Single images that failed so in this pass."""
+        self._blamed = 0
         self._suspects: set[str] = set()
         """Units that were lost once, and run again in isolation."""
         self._lost_twice: set[str] = set()
@@ -98,35 +118,52 @@ class _Reconciliation:
         """Run the units once; the units to run next."""
         missing = {unit.unit_id: unit for unit in units}
         again: list[Unit] = []
-        suspicious = 0
+        self._condemned = []
         for receipt in self._executor.run(units):
             unit = missing.pop(receipt.unit_id, None)
             if unit is None:
                 continue  # a task that Ray ran twice; its part is the same part
             if receipt.failure is None:
+                self._scored += len(unit.sources)
                 self._done(unit, receipt)
                 continue
-            suspicious += receipt.failure[0] in HALVED
-            _refuse_systematic(suspicious, len(units), receipt.failure[1])
             again += self._after_failure(unit, *receipt.failure)
         # A process that dies takes other units along; only a second loss, in isolation, speaks of the unit itself.
         self._lost_twice |= self._suspects & missing.keys()
         _refuse_systematic(len(self._lost_twice), len(self._suspects), "their processes died or ran out of time")
+        self._judge()
         return again + [next_unit for unit in missing.values() for next_unit in self._after_loss(unit)]
 
     def _after_failure(self, unit: Unit, code: str, message: str) -> list[Unit]:
         if code in FATAL:
             raise FATAL[code](message)
+        if code == TooLate.code:
+            self.outcome.open.append(unit)
+            self.outcome.late += len(unit.sources)
+            return []
+        if code in HALVED:
+            self._failed += 1
+            if not self._scored and self._failed >= HOPELESS:
+                _refuse_systematic(self._failed, self._failed, message)
         if code == "unit.too_large" or (code in HALVED and len(unit.sources) > 1):
             return [replace(half, isolate=unit.isolate) for half in halves(unit, self._mark)]
         if code in HALVED:
-            return self._rejected(unit, Reason.MODEL_FAILED, message)
+            self._condemned.append((unit, message))
+            return []
         if self._tried(unit) <= RETRIES:
             return [unit]
         log.error("unit %s of %s is left open: %s", unit.unit_id, unit.partition, message)
         self.outcome.open.append(unit)
         self.outcome.failures[code] = message
         return []
+
+    def _judge(self) -> None:
+        """Reject the images that failed alone, unless more images failed than were ever scored."""
+        self._blamed += len(self._condemned)
+        if self._condemned:
+            _refuse_systematic(self._blamed, self._blamed + self._scored, self._condemned[0][1])
+        for unit, message in self._condemned:
+            self._rejected(unit, Reason.MODEL_FAILED, message)
 
     def _after_loss(self, unit: Unit) -> list[Unit]:
         if not unit.isolate:
@@ -150,6 +187,6 @@ class _Reconciliation:
 
 
 def _refuse_systematic(count: int, units: int, what: str) -> None:
-    """When most units fail it is not their images: stop, rather than reject an archive image by image."""
+    """When most fail it is not their images: stop, rather than reject an archive image by image."""
     if count >= SYSTEMATIC and count > units / 2:
         raise UnetBatchError(f"{count} of {units} units failed alike, so the fault is not in their images: {what}")

@@ -21,7 +21,7 @@ from unet_batch.archive.decode import Page, encode_png
 from unet_batch.archive.isolate import DECODER, Decoder, IsolatedDecoder
 from unet_batch.archive.shards import read_unit
 from unet_batch.archive.storage import Storage
-from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken, UnetBatchError
+from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken, TooLate, UnetBatchError
 from unet_batch.imaging.postprocess import reduce
 from unet_batch.imaging.preprocess import Geometry, fit, normalize
 from unet_batch.imaging.tiling import Canvas, grid
@@ -54,8 +54,10 @@ class Fetched:
 class Load:
     """Reads, decodes and fits the images of a unit."""
 
-    def __init__(self, job: JobSpec, model: Model, *, decoder: str = DECODER) -> None:
-        """decoder: `module:function` with decode's signature, also run in isolation; tests name one that crashes."""
+    def __init__(self, job: JobSpec, model: Model, *, decoder: str = DECODER, stop_at_s: float | None = None) -> None:
+        """decoder: `module:function` with decode's signature, also run in isolation; tests name one that crashes.
+        stop_at_s: seconds since 1970 after which no unit is begun."""
+        self._stop_at_s = stop_at_s
         self._job = job
         self._model = model
         self._decoder = decoder
@@ -71,6 +73,8 @@ class Load:
         """The encoded images of a unit. Waits for the store and leaves the core to others."""
         started = time.perf_counter()
         try:
+            if self._stop_at_s is not None and time.time() > self._stop_at_s:
+                raise TooLate("the run's deadline came first")  # noqa: TRY301 - handed back as every other fault is
             contents = [found for _, found in read_unit(self._storage, self._job.input, unit, self._job.limits)]
         except Exception as error:  # noqa: BLE001 - the stage boundary, see _failure
             return Fetched(unit, (), failure=_failure(error, "Load", unit))

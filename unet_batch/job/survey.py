@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from unet_batch.archive.discovery import Window, discover, parse_window
 from unet_batch.archive.shards import StoredIndex, inventory
-from unet_batch.errors import StorageError
-from unet_batch.job.plan import PartitionPlan, plan_partition
+from unet_batch.errors import Reason, StorageError
+from unet_batch.job.plan import PartitionPlan, Select, again_plan, plan_partition, wants
 from unet_batch.job.prepare import Prepared
 from unet_batch.records import Source
-from unet_batch.table.parts import read_parts
+from unet_batch.table.parts import RowKey, read_parts
 from unet_batch.table.publish import Published, published_keys, read_commit
 from unet_batch.table.rows import partition_values
 
@@ -72,6 +72,28 @@ def survey(prepared: Prepared, window: Window, *, repair: bool) -> list[Partitio
     ]
 
 
+def glance(prepared: Prepared, partition: str, sources: Sequence[Source], select: Select) -> bool:
+    """Whether a run with this selection may have work in a partition, as far as its footer tells."""
+    try:
+        published = read_commit(prepared.output, prepared.layout, partition)
+    except StorageError:
+        return True  # the run says what is wrong
+    plan = plan_partition(
+        partition, sources, mark=prepared.fingerprint, published=published, done=frozenset(), parts=()
+    )
+    if plan.up_to_date and published is not None:
+        return select in ("failed", "all") and published.commit.rejected > 0
+    return select == "failed" or wants(select, plan)
+
+
+def selected(prepared: Prepared, window: Window, select: Select) -> list[PartitionPlan]:
+    """What a run with this selection would work on now; changes nothing."""
+    plans = survey(prepared, window, repair=False)
+    if select in ("failed", "all"):
+        plans = [survey_again(prepared, plan) for plan in plans]
+    return [plan for plan in plans if wants(select, plan)]
+
+
 def survey_partition(prepared: Prepared, partition: str, sources: Sequence[Source], *, repair: bool) -> PartitionPlan:
     """One partition compared with what is published and staged under this job's fingerprint."""
     mark = prepared.fingerprint
@@ -80,13 +102,30 @@ def survey_partition(prepared: Prepared, partition: str, sources: Sequence[Sourc
     if plan.up_to_date:
         return plan
     done = _published_versions(prepared, partition, published)
-    folder = prepared.layout.parts(mark, partition)
-    uris = sorted(o.uri for o in prepared.output.list(folder) if o.uri.endswith(".part"))
     sound = []
-    for uri, keys in read_parts(prepared.output, uris, mark, repair=repair):
+    for uri, keys in read_parts(prepared.output, _part_uris(prepared, partition), mark, repair=repair):
         sound.append(uri)
         done |= {(key.source_key, key.version) for key in keys}
     return plan_partition(partition, sources, mark=mark, published=published, done=done, parts=sound)
+
+
+def survey_again(prepared: Prepared, plan: PartitionPlan) -> PartitionPlan:
+    """The plan of a complete partition whose rejections may end differently now; the plan as it is for any other."""
+    published = plan.published
+    if plan.open or (plan.up_to_date and published is not None and not published.commit.rejected):
+        return plan
+    visible: list[RowKey] = []
+    if published is not None and published.commit.fingerprint == prepared.fingerprint:
+        visible = published_keys(prepared.output, prepared.layout, plan.partition)
+    parts = _part_uris(prepared, plan.partition)
+    staged = [key for _, keys in read_parts(prepared.output, parts, prepared.fingerprint, repair=False) for key in keys]
+    verdicts: dict[tuple[str, str], Reason | None] = {}
+    for key in (*visible, *staged):
+        name = (key.source_key, key.version)
+        if key.reason is None or name not in verdicts:
+            verdicts[name] = Reason(key.reason) if key.reason else None
+    better = any(key.reason is not None and verdicts[key.source_key, key.version] is None for key in visible)
+    return again_plan(plan, verdicts, better=better, parts=parts)
 
 
 def published_partitions(prepared: Prepared) -> Iterator[str]:
@@ -106,6 +145,11 @@ def _published_versions(prepared: Prepared, partition: str, published: Published
         log.warning("%s is published but cannot be read (%s): its images are scored again", partition, error)
         return set()
     return {(key.source_key, key.version) for key in keys}
+
+
+def _part_uris(prepared: Prepared, partition: str) -> list[str]:
+    folder = prepared.layout.parts(prepared.fingerprint, partition)
+    return sorted(o.uri for o in prepared.output.list(folder) if o.uri.endswith(".part"))
 
 
 def _buckets(partition: str, sources: Sequence[Source], count: int) -> dict[str, list[Source]]:

@@ -6,6 +6,7 @@ back, page checksums included, and compared with a fresh listing of the archive.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from unet_batch.archive.discovery import Window
 from unet_batch.errors import NotFound, StorageError
+from unet_batch.job.lease import read_lease
 from unet_batch.job.plan import PartitionPlan
 from unet_batch.job.prepare import Prepared
 from unet_batch.job.survey import archive_partitions, inside, published_partitions, survey_partition
@@ -30,7 +32,8 @@ class PartitionStatus:
 
     partition: str
     state: str
-    """published, stale, partial, missing, damaged, or orphaned (published, but no longer in the archive)."""
+    """published, stale, partial, missing, held (a run is working on it), damaged, or orphaned (published, but no longer
+    in the archive)."""
     images: int
     """Images in the archive now."""
     rows: int
@@ -39,6 +42,9 @@ class PartitionStatus:
     staged: int
     """Images with a staged or reusable row that is not published yet."""
     run: str | None
+    """The run that published it."""
+    holder: str | None = None
+    """The run that is working on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +102,17 @@ def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None
     except StorageError:
         return PartitionStatus(partition, "damaged", len(sources or ()), 0, 0, 0, None)
     commit = plan.published.commit if plan.published else None
+    lease = read_lease(prepared.output, prepared.layout, partition)
+    holder = str(lease) if lease is not None and lease.alive(time.time()) else None
     return PartitionStatus(
         partition=partition,
-        state=plan.state,
+        state="held" if holder else plan.state,
         images=len(plan.sources),
         rows=commit.rows if commit else 0,
         rejected=commit.rejected if commit else 0,
         staged=0 if plan.up_to_date else plan.scored,
         run=commit.run_id if commit else None,
+        holder=holder,
     )
 
 

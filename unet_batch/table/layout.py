@@ -28,8 +28,27 @@ class Layout:
         return f"{self._root}/_work/runs"
 
     @property
+    def reports(self) -> str:
+        return f"{self._root}/reports"
+
+    @property
     def scratch(self) -> str:
         return f"{self._root}/_work/probe"
+
+    @property
+    def staged(self) -> str:
+        return f"{self._root}/_work/parts"
+
+    @property
+    def attempts(self) -> str:
+        return f"{self._root}/_work/attempts"
+
+    @property
+    def leases(self) -> str:
+        return f"{self._root}/_work/leases"
+
+    def lease(self, partition: str) -> str:
+        return f"{self.leases}/{partition}.json"
 
     def published(self, partition: str) -> str:
         return f"{self.predictions}/{partition}/data.parquet"

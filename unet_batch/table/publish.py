@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import tempfile
+from bisect import bisect_right
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,15 +27,16 @@ from unet_batch.spec import LimitsSpec
 from unet_batch.table.layout import Layout
 from unet_batch.table.parts import Objects, RowKey, open_stream, parquet_writer, read_parts, row_keys
 from unet_batch.table.rows import SCHEMA_VERSION, schema
+from unet_batch.table.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 COMMIT_METADATA = b"unet_batch.commit"
 ROWS_PER_GROUP = 4096
 OPEN_CONTAINERS = 64
+"""Containers that stay open, and row groups that are kept, because the next rows may need them …"""
+KEPT_BYTES = 64 << 20
+"""… as far as those row groups fit: a published one may hold 4096 masks."""
 MAX_OBJECT_BYTES = 2 << 30
 """S3 takes 5 GiB in one conditional put; half of that leaves room for every store."""
 
@@ -62,7 +64,8 @@ class Commit:
     """The commit record in a published object's footer."""
 
     generation: str
-    """Hash of schema version, fingerprint and inventory: equal generations hold the same rows."""
+    """Hash of schema version, fingerprint and inventory: equal generations hold the same rows, but for rejections that
+    another try turned into predictions."""
     partition: str
     fingerprint: str
     model_digest: str
@@ -133,7 +136,8 @@ def published_keys(store: Store, layout: Layout, partition: str) -> list[RowKey]
 def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpec) -> Published:
     """Make the partition's rows visible.
 
-    Raises Incomplete when rows are missing or too many are rejected, Held when another run won.
+    Raises Incomplete when rows are missing or too many are rejected, Held when another run won, StorageError when a
+    disk is full or what is published is damaged.
     """
     digest = inventory_digest(wanted.sources)
     target = generation(wanted.fingerprint, digest)
@@ -152,28 +156,40 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
         rejected=len(rejected),
         written_with=f"pyarrow {pa.__version__}",
     )
-    with tempfile.TemporaryDirectory(prefix="unet-batch-") as folder:
-        path = Path(folder) / "data.parquet"
-        _write(path, wanted, commit, rows, _Containers(store, containers))
-        return _swap(store, layout, wanted, commit, path)
+    try:
+        with scratch_folder() as folder:
+            path = folder / "data.parquet"
+            _write(path, wanted, commit, rows, _Containers(store, containers))
+            return _swap(store, layout, wanted, commit, path)
+    except (pa.ArrowException, OSError) as error:  # the store's own errors are ours by now
+        raise StorageError(
+            f"the rows of {wanted.partition} cannot be merged on the local disk ({error}): make room there, "
+            f"or move {layout.published(wanted.partition)} away if `verify` calls it damaged"
+        ) from error
 
 
 def _choose_rows(store: Store, layout: Layout, wanted: Publication) -> tuple[list[tuple[int, RowKey]], list[str]]:
-    """(container, row) of every image in key order: a source's pages come from the first container with all."""
+    """(container, row) of every image in key order.
+
+    A source's pages come from one container that has them all: from the first in which it is no rejection, because a
+    later try may have ended better, else from the first.
+    """
     versions = {source.key: source.version for source in wanted.sources}
     containers: list[str] = []
     chosen: dict[str, tuple[int, list[RowKey]]] = {}
     for uri, keys in _row_keys(store, layout, wanted):
         sources: dict[str, list[RowKey]] = {}
         for key in keys:
-            if versions.get(key.source_key) == key.version and key.source_key not in chosen:
+            if versions.get(key.source_key) == key.version:
                 sources.setdefault(key.source_key, []).append(key)
         complete = {
             name: pages
             for name, pages in sources.items()
             if sorted(p.page for p in pages) == list(range(pages[0].pages)) and len({p.pages for p in pages}) == 1
         }
-        chosen.update({name: (len(containers), pages) for name, pages in complete.items()})
+        for name, pages in complete.items():
+            if name not in chosen or (_rejected(chosen[name][1]) and not _rejected(pages)):
+                chosen[name] = (len(containers), pages)
         containers.append(uri)
     missing = versions.keys() - chosen.keys()
     if missing:
@@ -186,10 +202,20 @@ def _choose_rows(store: Store, layout: Layout, wanted: Publication) -> tuple[lis
     return rows, containers
 
 
+def _rejected(pages: Sequence[RowKey]) -> bool:
+    return any(page.reason is not None for page in pages)
+
+
 def _row_keys(store: Store, layout: Layout, wanted: Publication) -> Iterator[tuple[str, list[RowKey]]]:
     now = read_commit(store, layout, wanted.partition)
     if now is not None and now.commit.fingerprint == wanted.fingerprint:
-        yield layout.published(wanted.partition), published_keys(store, layout, wanted.partition)
+        uri = layout.published(wanted.partition)
+        try:
+            visible = published_keys(store, layout, wanted.partition)
+        except (pa.ArrowException, OSError) as error:
+            log.warning("%s is damaged, so that staged rows alone count (%s)", uri, error)
+        else:
+            yield uri, visible
     yield from read_parts(store, sorted(wanted.parts), wanted.fingerprint, repair=True)
 
 
@@ -237,7 +263,11 @@ def _swap(store: Store, layout: Layout, wanted: Publication, commit: Commit, pat
         return Published(store.replace(uri, path, version=wanted.base), commit)
     except (Conflict, PutUnknown) as error:
         now = read_commit(store, layout, wanted.partition)
-        if now is not None and now.commit.generation == commit.generation:
+        if (
+            now is not None
+            and now.commit.generation == commit.generation
+            and now.commit.rejected <= commit.rejected  # another try of rejections must not be lost to the first one
+        ):
             log.info("%s already holds this generation, put by run %s", uri, now.commit.run_id)
             return now
         if isinstance(error, PutUnknown) and (now.version if now else None) == wanted.base:
@@ -257,46 +287,54 @@ class _Containers:
     def __init__(self, store: Store, uris: Sequence[str]) -> None:
         self._store = store
         self._uris = uris
-        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self._files: OrderedDict[int, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
+        """Open containers, each with the number of the first row behind every row group."""
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._groups_bytes = 0
 
     def take(self, rows: Sequence[tuple[int, RowKey]], wanted: pa.Schema) -> pa.Table:
         """The rows as one table, in the given order."""
-        places: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        by_container: dict[int, list[tuple[int, int]]] = {}
         for position, (container, key) in enumerate(rows):
-            group, row = self._place(container, key.row)
-            places.setdefault((container, group), []).append((position, row))
+            by_container.setdefault(container, []).append((position, key.row))
         pieces, order = [], []
-        for place, found in places.items():
-            pieces.append(self._group(place).take(pa.array([row for _, row in found])))
-            order += [position for position, _ in found]
+        for container, positions in by_container.items():  # one after the other: each is opened once
+            places: dict[int, list[tuple[int, int]]] = {}
+            for position, in_file in positions:
+                group, row = self._place(container, in_file)
+                places.setdefault(group, []).append((position, row))
+            for group, found in places.items():
+                pieces.append(self._group((container, group)).take(pa.array([row for _, row in found])))
+                order += [position for position, _ in found]
         table = pa.concat_tables(pieces).unify_dictionaries().cast(wanted)
         inverse = sorted(range(len(order)), key=order.__getitem__)
         return table if inverse == list(range(len(order))) else table.take(pa.array(inverse))
 
     def _place(self, container: int, row: int) -> tuple[int, int]:
         """Row group of a row, and its number in it."""
-        metadata = self._file(container).metadata
-        for group in range(metadata.num_row_groups):
-            count = metadata.row_group(group).num_rows
-            if row < count:
-                return group, row
-            row -= count
-        raise StorageError(f"{self._uris[container]} has fewer rows than a moment ago; run the same command again")
+        _, ends = self._file(container)
+        group = bisect_right(ends, row)
+        if group == len(ends):
+            raise StorageError(f"{self._uris[container]} has fewer rows than a moment ago; run the same command again")
+        return group, row - (ends[group - 1] if group else 0)
 
     def _group(self, place: tuple[int, int]) -> pa.Table:
-        return _recent(self._groups, place, lambda: self._file(place[0]).read_row_group(place[1]))
+        if place not in self._groups:
+            table = self._file(place[0])[0].read_row_group(place[1])
+            self._groups_bytes += table.nbytes
+            while self._groups and (self._groups_bytes > KEPT_BYTES or len(self._groups) >= OPEN_CONTAINERS):
+                self._groups_bytes -= self._groups.popitem(last=False)[1].nbytes
+            self._groups[place] = table
+        self._groups.move_to_end(place)
+        return self._groups[place]
 
-    def _file(self, container: int) -> pq.ParquetFile:
-        return _recent(self._files, container, lambda: open_stream(self._store.open(self._uris[container])))
-
-
-def _recent(kept: OrderedDict[K, V], key: K, make: Callable[[], V]) -> V:
-    """The value of a key, made where it is not among the last OPEN_CONTAINERS."""
-    if key in kept:
-        kept.move_to_end(key)
-        return kept[key]
-    kept[key] = value = make()
-    if len(kept) > OPEN_CONTAINERS:
-        kept.popitem(last=False)
-    return value
+    def _file(self, container: int) -> tuple[pq.ParquetFile, list[int]]:
+        if container not in self._files:
+            file = open_stream(self._store.open(self._uris[container]))
+            groups = range(file.metadata.num_row_groups)
+            ends = list(accumulate(file.metadata.row_group(group).num_rows for group in groups))
+            self._files[container] = file, ends
+            if len(self._files) > OPEN_CONTAINERS:
+                self._files.popitem(last=False)
+        self._files.move_to_end(container)
+        return self._files[container]

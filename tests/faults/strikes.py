@@ -1,0 +1,171 @@
+"""Strikes: what happens to a process at the n-th call of a named point. The package itself knows nothing of them.
+
+A point is a function of the package that is wrapped in the process that is to be struck. As a script: a driver on Ray.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import poison
+
+from unet_batch.archive.decode import Page
+from unet_batch.contract import ModelInput
+from unet_batch.errors import SessionBroken, UnetBatchError
+from unet_batch.job.lease import Leases
+from unet_batch.job.local_executor import LocalExecutor
+from unet_batch.job.prepare import prepare
+from unet_batch.job.run import run
+from unet_batch.job.survey import window_of
+from unet_batch.spec import LimitsSpec, load_job
+
+NAME = "strikes:decode"
+VARIABLE = "STRIKE"
+HOG = b"<hog>"
+
+_STORAGE = "unet_batch.archive.storage:Storage."
+_PUBLISH = "unet_batch.table.publish:"
+POINTS: dict[str, tuple[str, str, str]] = {
+    "the probe is under way": (_STORAGE + "create", "after", "/_work/probe/"),
+    "before the lease": (_STORAGE + "create", "before", "/_work/leases/"),
+    "after the lease": (_STORAGE + "create", "after", "/_work/leases/"),
+    "after the record": (_STORAGE + "create", "after", "/_work/runs/"),
+    "a unit begins": (_STORAGE + "create", "after", "/_work/attempts/"),
+    "before a part": (_STORAGE + "create", "before", ".part"),
+    "inside the put of a part": ("unet_batch.archive.conditional:_write", "after", "/_work/parts/"),
+    "after a part": (_STORAGE + "create", "after", ".part"),
+    "between parts": (_STORAGE + "delete", "after", "/_work/attempts/"),
+    "rows are chosen": (_PUBLISH + "_choose_rows", "after", ""),
+    "the file is written": (_PUBLISH + "_swap", "before", ""),
+    "inside the put of the rows": ("unet_batch.archive.conditional:_write", "after", "/predictions/"),
+    "after the put of the rows": (_STORAGE + "replace", "after", "/predictions/"),
+    "before the lease ends": (_STORAGE + "delete", "before", "/_work/leases/"),
+    "before the record ends": (_STORAGE + "put", "before", "/_work/runs/"),
+    "a batch": ("unet_batch.model.onnxruntime_session:OnnxRuntimeSession.run", "before", ""),
+    "a part has arrived": ("unet_batch.job.publisher:Publisher.arrived", "before", ""),
+}
+"""Name to the function, whether before or after its call, and a text that one of its arguments holds."""
+
+
+@dataclass(frozen=True)
+class Strike:
+    """One thing that happens once."""
+
+    point: str
+    nth: int = 1
+    act: str = "kill"
+    """kill, stop (SIGSTOP), wait (until the file `<token>.go` is there), or broken (the session's context is lost)."""
+    token: str = ""
+    """A file that the first process to be struck makes: no other is struck then."""
+
+
+def arm(strike: Strike) -> None:
+    """Wrap the point's function in this process."""
+    where, when, text = POINTS[strike.point]
+    module_name, _, path = where.partition(":")
+    owner: Any = importlib.import_module(module_name)
+    *classes, name = path.split(".")
+    for part in classes:
+        owner = getattr(owner, part)
+    inner, calls = getattr(owner, name), 0
+
+    @functools.wraps(inner)
+    def struck(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        if not any(text in str(a) for a in args if isinstance(a, str | Path)) and text:
+            return inner(*args, **options)
+        calls += 1
+        mine = calls == strike.nth
+        if mine and when == "before":
+            _act(strike)
+        found = inner(*args, **options)
+        if mine and when == "after":
+            _act(strike)
+        return found
+
+    setattr(owner, name, struck)
+
+
+def ignore_leases() -> None:
+    """Let this process take every partition, whoever holds it."""
+    Leases.take = lambda self, partition: None  # type: ignore[method-assign]
+
+
+def score(job: str, overrides: tuple[str, ...], strikes: tuple[Strike, ...], log: str, leases: bool, told: str) -> None:
+    """The body of a struck process: one run in the plain loop; leaves with its exit code."""
+    os.environ[poison.LOG_VARIABLE] = log
+    for strike in strikes:
+        arm(strike)
+    if not leases:
+        ignore_leases()
+    _leave(job, overrides, lambda settings: LocalExecutor(replace(settings, decoder=NAME)), told)
+
+
+def decode(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
+    """The noting decoder; its first call in a process arms what STRIKE asks for in workers.
+
+    An image that ends in HOG takes a gigabyte, and where that is granted the kernel's way out of memory follows.
+    """
+    _arm_worker()
+    if data.endswith(HOG):
+        np.zeros(1 << 30, np.uint8)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return poison.decode(data, spec, limits)
+
+
+@functools.cache
+def _arm_worker() -> None:
+    wanted = json.loads(os.environ.get(VARIABLE, "{}"))
+    if wanted.get("where") == "worker":
+        arm(Strike(**wanted["strike"]))
+
+
+def _act(strike: Strike) -> None:
+    if strike.token:
+        try:
+            os.close(os.open(strike.token, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+    if strike.act == "broken":
+        raise SessionBroken("the device's context is lost")
+    if strike.act == "wait":
+        while not Path(strike.token + ".go").exists():
+            time.sleep(0.01)
+        return
+    os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[strike.act])
+
+
+def _leave(job: str, overrides: tuple[str, ...], make: Callable[..., Any], told: str) -> None:
+    """Run, write the summary (or the error) as JSON, and leave: Ray and pyarrow may die of an interpreter's end."""
+    try:
+        summary = run(prepare(load_job(job, overrides)), window_of("all"), make, quiet=True)
+        Path(told).write_text(json.dumps(asdict(summary)))
+        os._exit(summary.exit_code)
+    except UnetBatchError as error:
+        Path(told).write_text(json.dumps({"error": str(error), "code": error.code}))
+        os._exit(error.exit_code)
+
+
+def _on_ray(job: str, told: str, *overrides: str) -> None:
+    from unet_batch.job.ray_executor import RayExecutor
+
+    wanted = json.loads(os.environ.get(VARIABLE, "{}"))
+    if wanted.get("where") == "driver":
+        arm(Strike(**wanted["strike"]))
+    sys.stdout = sys.stderr
+    _leave(job, overrides, lambda settings: RayExecutor(replace(settings, decoder=NAME)), told)
+
+
+if __name__ == "__main__":
+    _on_ray(*sys.argv[1:])

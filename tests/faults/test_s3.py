@@ -1,0 +1,117 @@
+"""Faults on the wire between a job and an S3-protocol server: the SDK's own errors, and requests that are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+from project_fixture import Project, png
+from unruly_proxy import UnrulyProxy, unruly
+
+from unet_batch.archive.storage import Storage
+from unet_batch.job.run import Summary
+
+pytestmark = pytest.mark.s3
+
+DAY, NAME = "2026/11/21", "2026-11-21"
+IMAGES, UNIT = 6, 2
+LIMITS = f"limits.unit_images={UNIT}"
+FAULTS = ["503", "500", "slow", "reset", "cut"]
+
+
+@dataclass
+class Remote:
+    """A project whose archive and output lie behind the proxy."""
+
+    project: Project
+    proxy: UnrulyProxy
+    bucket: str
+    direct: Storage
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        options = f"{{endpoint_url: '{self.proxy.url}', config_kwargs: {{read_timeout: 3}}}}"
+        return (
+            f"input.uri={self.bucket}/archive/{{date:%Y/%m/%d}}/", f"output.uri={self.bucket}/out",
+            f"input.options={options}", f"output.options={options}", LIMITS,
+        )  # fmt: skip
+
+    def run(self) -> Summary:
+        self.proxy.calls.clear()
+        return self.project.run(*self.overrides)
+
+    def parts(self) -> int:
+        return len(list(self.direct.list(f"{self.bucket}/out/_work/parts")))
+
+
+@pytest.fixture
+def remote(
+    project: Project, s3_endpoint: str, s3_options: dict[str, object], new_bucket: Callable[[], str]
+) -> Iterator[Remote]:
+    with unruly(s3_endpoint) as proxy:
+        made = Remote(project, proxy, new_bucket(), Storage(s3_options))
+        for i in range(IMAGES):
+            made.direct.put(f"{made.bucket}/archive/{DAY}/{i:03}.png", png(i))
+        yield made
+
+
+def test_every_fault_of_a_read_costs_one_more_request(remote):
+    """SlowDown, 500, a time-out, a reset and a truncated body: five images with two requests each, one with one."""
+    remote.proxy.schedule = [("GET", f"{i:03}.png", fault) for i, fault in enumerate(FAULTS)]
+    summary = remote.run()
+    assert (summary.ok, summary.rejected, summary.published, summary.problems) == (IMAGES, 0, 1, [])
+    assert [remote.proxy.calls[f"GET {i:03}.png"] for i in range(IMAGES)] == [2] * 5 + [1]
+    assert remote.proxy.schedule == []
+    assert remote.project.verify(*remote.overrides) == []
+
+
+@pytest.mark.parametrize("fault", ["503", "500", "slow", "reset", "landed"])
+def test_a_part_whose_put_is_unsure_is_there_once(remote, fault):
+    """One request more, whether the first one took effect or not."""
+    remote.proxy.schedule = [("PUT", ".part", fault)]
+    summary = remote.run()
+    assert (summary.ok, summary.published, summary.problems) == (IMAGES, 1, [])
+    assert sum(n for name, n in remote.proxy.calls.items() if name.startswith("PUT") and ".part" in name) == 4
+    assert remote.parts() == IMAGES // UNIT
+    assert remote.project.verify(*remote.overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("faults", "puts", "exit_codes"),
+    [
+        (["503"], range(2, 3), {0}),
+        (["landed"], range(1, 3), {0}),
+        (["reset"] * 20, range(1, 11), {3}),
+        (["slow"], range(1, 2), {0, 3}),
+    ],
+    ids=["503", "landed without an answer", "lost", "slow"],
+)
+def test_a_publication_whose_put_is_unsure_is_read_back(remote, faults, puts, exit_codes):
+    """Our generation is there: success. Nothing is there: exit code 3, and the next run only publishes.
+
+    aiohttp sends a put again by itself when a kept connection breaks, and the SDK tells a reset as "no connection",
+    which is tried again: whoever sent it first, the condition holds. A slow put is given up before it lands; whether
+    reading back finds it is for the store to say.
+    """
+    remote.proxy.schedule = [("PUT", "data.parquet", fault) for fault in faults]
+    summary = remote.run()
+    assert summary.ok == IMAGES
+    assert remote.proxy.calls["PUT data.parquet"] in puts
+    assert summary.exit_code in exit_codes
+    assert summary.published == (0 if summary.exit_code else 1)
+    remote.proxy.schedule.clear()
+    again = remote.run()
+    assert (again.planned, again.exit_code) == (0, 0)
+    assert remote.project.verify(*remote.overrides) == []
+
+
+def test_a_store_that_stays_away_leaves_everything_staged_where_it_was(remote):
+    """The publication's put is refused five times; nothing is scored again by the next run."""
+    remote.proxy.schedule = [("PUT", "data.parquet", "503")] * 5
+    summary = remote.run()
+    assert (summary.exit_code, summary.ok, summary.published) == (3, IMAGES, 0)
+    assert remote.proxy.calls["PUT data.parquet"] == 5
+    again = remote.run()
+    assert (again.planned, again.published, again.exit_code) == (0, 1, 0)
+    assert remote.project.verify(*remote.overrides) == []

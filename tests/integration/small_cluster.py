@@ -1,0 +1,153 @@
+"""A Ray cluster of several nodes on this machine: on loopback, on free ports, in a folder and in sessions of its own.
+
+`ray stop` ends every Ray of a machine, other people's too; here a node is the processes of one session, and whatever
+they started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+START_S = 60
+OBJECT_STORE_BYTES = 100 << 20
+
+
+class SmallCluster:
+    """A head without cores, and worker nodes. `address` is its job server's, `head` its control plane's."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        """environment: of all nodes, beside this process's own, of which nothing of Ray or AWS is left."""
+        # Ray's sockets lie below this folder, and their names may have 107 characters: not the test's own folder.
+        self._folder = tempfile.TemporaryDirectory(prefix="rc-", dir="/tmp", ignore_cleanup_errors=True)
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))},
+            **environment,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "RAY_memory_monitor_refresh_ms": "0",
+            "RAY_health_check_period_ms": "500",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        self._sessions: dict[str, int] = {}
+        self._next_address = 2
+        control, dashboard = free_ports(2)
+        self.head, self.address = f"127.0.0.2:{control}", f"http://127.0.0.1:{dashboard}"
+        self._start(
+            "head",
+            ["--head", f"--port={control}", "--num-cpus=0", f"--ray-client-server-port={free_ports(1)[0]}"],
+            ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"],
+        )
+
+    def add(self, name: str, *, cpus: int) -> None:
+        """Start a worker node."""
+        self._start(name, [f"--address={self.head}", f"--num-cpus={cpus}"])
+
+    def kill(self, name: str) -> None:
+        """End a node at once: its raylet, its agents and its workers."""
+        session = self._sessions.pop(name)
+        deadline = time.monotonic() + START_S
+        while found := processes_of(session):
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"processes {found} of the node {name} do not end")
+            time.sleep(0.05)
+
+    def pids(self, name: str, words: str, *, without: str) -> list[int]:
+        """The processes of a node whose command line holds some words and not others."""
+        lines, mine = command_lines(), processes_of(self._sessions[name])
+        return [pid for pid in mine if words in lines.get(pid, "") and without not in lines.get(pid, "")]
+
+    def close(self) -> None:
+        """End all nodes, whatever state they are in, and remove their folder."""
+        for name in list(self._sessions):
+            self.kill(name)
+        self._folder.cleanup()
+
+    def _start(self, name: str, *arguments: list[str]) -> None:
+        agent, grpc_agent, runtime_agent, metrics = free_ports(4)
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            *[word for words in arguments for word in words],
+            f"--node-ip-address=127.0.0.{self._next_address}",  # of 127.0.0.1 Ray makes the machine's outer address
+            f"--temp-dir={self._folder.name}/{self._next_address}",
+            f"--object-store-memory={OBJECT_STORE_BYTES}",
+            f"--dashboard-agent-listen-port={agent}",
+            f"--dashboard-agent-grpc-port={grpc_agent}",
+            f"--runtime-env-agent-port={runtime_agent}",
+            f"--metrics-export-port={metrics}",
+            "--disable-usage-stats",
+        ]
+        log = Path(self._folder.name) / f"{name}.log"
+        with log.open("w") as out:
+            starter = subprocess.Popen(
+                command, env=self._environment, stdout=out, stderr=out, start_new_session=True, cwd=self._folder.name
+            )
+        self._sessions[name] = starter.pid
+        self._next_address += 1
+        if starter.wait(START_S) != 0:
+            said = log.read_text()
+            self.close()
+            raise RuntimeError(f"the node {name} did not start: {said[-2000:]}")
+
+
+def processes_of(session: int) -> list[int]:
+    """Processes of a session, and their descendants in other sessions."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,stat="], capture_output=True, text=True, check=True).stdout
+    parents = {}
+    for line in listed.splitlines():
+        pid, parent, state = line.split()
+        if not state.startswith("Z"):
+            parents[int(pid)] = int(parent)
+    found = {pid for pid in parents if _session(pid) == session}
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return sorted(found)
+
+
+def command_lines() -> dict[int, str]:
+    """Every process with its command line."""
+    listed = subprocess.run(["ps", "-e", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    return {int(pid): words for pid, _, words in (line.strip().partition(" ") for line in listed.splitlines())}
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody uses now."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def wait_for(url: str, token: str = "") -> None:
+    """Wait until something answers at a URL."""
+    deadline = time.monotonic() + START_S
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    while True:
+        try:
+            urllib.request.urlopen(request, timeout=5).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None

@@ -1,0 +1,112 @@
+"""Jobs that are submitted to a cluster of three nodes: equal rows, exact exit codes, and nodes and drivers that die."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+from remote_job import DAY, KEYS, PATIENCE_S, UNIT
+
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.s3]
+
+AT_ONCE = 2
+"""Units that one actor works on; there is an actor for each core."""
+LARGE, CORES = 2, 3
+"""Cores of the node `large`, and of the cluster."""
+
+
+def test_a_submitted_job_gives_the_rows_of_the_plain_loop(job):
+    """Scored on both nodes, row by row the same; exit codes 3, then 0; the second submission only publishes.
+
+    Of the keys that it took along, only the environment itself knows.
+    """
+    job.fill(40)
+    job.put(f"archive/{DAY}/bad.png", b"no image")
+    job.slow(1)  # while one actor waits for the store, the others start
+    code, last, said = job.submit("limits.max_rejected=0").ended()
+    assert (code, last["status"], last["exit_code"]) == (3, "FAILED", 3), said
+    assert [last["result"][k] for k in ("ok", "rejected", "published", "executor")] == [40, 1, 0, "ray"]
+    told, secret = job.asked(f"/api/jobs/{last['id']}"), KEYS["AWS_SECRET_ACCESS_KEY"]
+    assert told["runtime_env"]["env_vars"].pop("AWS_SECRET_ACCESS_KEY") == secret
+    assert secret not in said + repr(last) + repr(told)
+    assert len(job.nodes_that_scored()) == 2
+    assert set(job.reads().values()) == {1}
+
+    job.slow(0)
+    again = job.submit()
+    here = job.run_here(f"output.uri=s3://{job.bucket}/here")
+    assert (here.executor, here.published) == ("local", 1)
+    code, last, said = again.ended()
+    assert (code, last["status"], last["exit_code"]) == (0, "SUCCEEDED", 0), said
+    assert [last["result"][k] for k in ("planned", "published")] == [0, 1]
+    assert job.verify() == []
+    assert job.rows() == job.rows("here")
+
+
+def test_mistakes_are_exit_code_2_wherever_they_are_seen(job):
+    """Another token: by the job server. A model that is not in the store: by the run."""
+    job.fill(1)
+    run = job.submit(f"model.path=s3://{job.bucket}/other.onnx")
+    code, last, said = job.submit(token="0" * 64).ended()
+    assert (code, last) == (2, {})
+    [sentence] = [line for line in said.splitlines() if not line.startswith("WARNING")]
+    assert sentence.startswith(f"error [job.invalid]: {job.cluster.address} refuses this token")
+    code, last, said = run.ended()
+    assert (code, last["status"], last["result"]) == (2, "FAILED", None)
+    assert "there is no s3://" in said
+
+
+def test_a_killed_driver_costs_the_units_in_flight(job):
+    """Ctrl-C does not end the job; the same submission is refused while it runs, and goes on after the kill."""
+    images = 48
+    job.fill(images)
+    job.slow(1)
+    first = job.submit()
+    first.wait_until(lambda: job.parts() >= 2)
+    job.slow(PATIENCE_S)  # what is not read yet waits for the kill
+    first.process.send_signal(signal.SIGINT)
+    code, last, said = first.ended()
+    assert (code, last["status"]) == (3, "RUNNING"), said
+    code, _, said = job.submit().ended()
+    assert code == 4
+    assert f"{last['id']} is RUNNING" in said
+
+    [driver] = job.cluster.pids("head", "-m unet_batch run job.yaml", without="/bin/sh")
+    os.kill(driver, signal.SIGKILL)
+    deadline = time.monotonic() + PATIENCE_S
+    while job.status(last["id"]) == "RUNNING":
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert job.status(last["id"]) == "FAILED"
+    staged = job.parts()
+    assert 2 <= staged < images // UNIT, "the driver was to be killed in the middle"
+
+    job.slow(0)
+    code, again, said = job.submit().ended()
+    assert (code, again["id"]) == (0, last["id"].removesuffix("-1") + "-2"), said
+    assert again["result"]["planned"] == images - staged * UNIT
+    redone = job.reads().total() - images
+    assert 0 < redone <= CORES * AT_ONCE * UNIT
+    assert len(job.rows()) == images
+    assert job.verify() == []
+
+
+def test_a_lost_node_costs_the_units_in_flight_on_it(job):
+    """Nobody helps: the run ends by itself, complete, with exit code 0. The last test: the node stays lost."""
+    images = 48
+    job.fill(images)
+    job.slow(3)
+    running = job.submit()
+    # More units under way than the other node's one actor can hold: some are on the node that is lost.
+    running.wait_until(lambda: job.parts() >= 2 and job.reads().total() > (job.parts() + AT_ONCE) * UNIT)
+    job.cluster.kill("large")
+    job.slow(0)
+    assert job.parts() < images // UNIT, "the node was to be lost in the middle"
+    code, last, said = running.ended()
+    assert (code, last["result"]["published"], last["result"]["remaining"]) == (0, 1, 0), said
+    redone = job.reads().total() - images
+    assert 0 < redone <= LARGE * AT_ONCE * UNIT
+    assert len(job.rows()) == images
+    assert job.verify() == []

@@ -1,0 +1,425 @@
+"""Two runs side by side: what readers would see change, figure by figure, before a model is promoted."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from models import threshold_model, unet_model
+from PIL import Image
+from project_fixture import SIZE, Project, png
+from pycocotools import mask as coco
+from rich.console import Console
+
+from unet_batch.errors import JobError
+from unet_batch.job.compare import Comparison, compare
+from unet_batch.job.compare_tables import tables
+from unet_batch.job.survey import window_of
+from unet_batch.table.agreement import Found
+from unet_batch.table.pairs import OK, Obstacle
+
+DAY, NAME = "2026/11/21", "2026-11-21"
+BRIGHT = 8 * SIZE
+"""Pixels of class_1 in the fixture's pictures: their first 8 rows."""
+DOUBLED = "tiling.overlap=0.5"
+"""Another fingerprint that gives the same masks."""
+
+
+def model(project: Project, name: str, made) -> str:
+    """The override that scores with another model."""
+    (project.folder / f"{name}.onnx").write_bytes(made.data)
+    (project.folder / f"{name}.yaml").write_text(made.contract_yaml)
+    return f"model.path={project.folder}/{name}.onnx"
+
+
+@pytest.fixture
+def three(project) -> str:
+    """A model of three classes: the bright rows are class_2, pixels of level 90 are class_1, darker ones nothing."""
+    return model(project, "three", threshold_model("nchw", 1, 3, size=SIZE))
+
+
+def compared(project: Project, a: str, b: str, *overrides: str, window: str = "all", **options) -> Comparison:
+    return compare(project.prepared(*overrides), a, b, window_of(window), **options)
+
+
+def names(images) -> list[str]:
+    return [image.uri.rpartition("/")[2] for image in images]
+
+
+def shown(comparison: Comparison, width: int = 80) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=width)
+    for table in tables(comparison):
+        console.print(table)
+    return out.getvalue()
+
+
+# Figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_two_models_by_hand(project, three):
+    """The bright rows change their class; of one picture, the rest becomes class_1; one is empty on both sides."""
+    project.fill(DAY, 2)
+    project.put(f"{DAY}/gray.png", level=90)
+    project.put(f"{DAY}/dark.png", png(1, bright_rows=0))
+    a, b = project.run().run, project.run(three).run
+    found = compared(project, a, b).total
+
+    assert (found.compared, found.unchanged, found.pixels) == (4, 1, 4 * SIZE * SIZE)
+    assert found.flipped_px == 2 * BRIGHT + SIZE * SIZE
+    first, second = found.classes["class_1"], found.classes["class_2"]
+    assert (first.images_a, first.images_b, first.disappears) == (3, 1, 2)
+    assert (first.area_a_px, first.area_b_px, first.area_change, first.dice) == (3 * BRIGHT, 3 * BRIGHT, 0.0, 0.0)
+    assert (second.images_a, second.images_b, second.appears, second.area_change) == (0, 3, 3, None)
+    assert names(found.most_flipped) == ["gray.png", "000.png", "001.png"]
+
+
+def test_figures_equal_those_of_dense_masks(project):
+    """Two U-Nets with random weights on noise; the published masks drawn by pycocotools, compared as arrays."""
+    random = np.random.default_rng(3)
+    for i in range(6):
+        out = io.BytesIO()
+        Image.fromarray(random.integers(0, 255, (40, 56, 3), np.uint8)).save(out, "PNG")
+        project.put(f"{DAY}/{i}.png", out.getvalue())
+    jobs = [model(project, f"unet{s}", unet_model(32, 4, 2, classes=4, seed=s)) for s in (1, 2)]
+    runs, labels, confidences = [], [], []
+    for job in jobs:
+        runs.append(project.run(job).run)
+        rows = project.rows(NAME)
+        labels.append(np.stack([label_map(row) for row in rows]))
+        confidences.append(np.mean([row["confidence"] for row in rows]))
+    found = compared(project, *runs).total
+    a, b = labels
+
+    assert (a != b).mean() > 0.1
+    assert (found.flipped_px, found.pixels) == (int((a != b).sum()), a.size)
+    shares = [*(a != b).mean(axis=(1, 2))]
+    assert [i.flipped_share for i in found.most_flipped] == pytest.approx(sorted(shares, reverse=True))
+    assert found.confidence_change == pytest.approx(confidences[1] - confidences[0], abs=1e-6)
+    dice = {k: 2 * ((a == k) & (b == k)).sum() / ((a == k).sum() + (b == k).sum()) for k in (1, 2, 3)}
+    assert {name: c.dice for name, c in found.classes.items()} == pytest.approx({f"class_{k}": dice[k] for k in dice})
+
+
+def label_map(row: dict) -> np.ndarray:
+    """Dense, by pycocotools."""
+    drawn = np.zeros((row["height"], row["width"]), np.uint8)
+    for c in row["classes"]:
+        drawn[coco.decode({"size": c["rle"]["size"], "counts": c["rle"]["counts"].encode()}) == 1] = c["id"]
+    return drawn
+
+
+def test_images_that_one_side_rejects_are_named_with_their_reasons(project):
+    """ok → rejected and back, and images that are rejected alike."""
+    project.fill(DAY, 3)
+    large = np.zeros((SIZE, 2 * SIZE), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(large).save(out, "PNG")
+    key = f"file://{project.put(f'{DAY}/large.png', out.getvalue())}"
+    project.put(f"{DAY}/bad.png", b"no picture")
+    strict = f"limits.max_image_pixels={SIZE * SIZE}"
+    a, b = project.run().run, project.run(strict).run
+    there, back = compared(project, a, b).total, compared(project, b, a).total
+
+    assert (there.compared, there.rejected_alike) == (3, 1)
+    assert there.changes == {(OK, "decode.too_many_pixels"): Found(1, key)}
+    assert back.changes == {("decode.too_many_pixels", OK): Found(1, key)}
+
+
+def test_pages_and_members_are_images(project, three):
+    """The rankings say which page of a file and which member of a tar."""
+    pages = [Image.fromarray(np.full((SIZE, SIZE), level, np.uint8)) for level in (0, 90)]
+    stack, packed = io.BytesIO(), io.BytesIO()
+    pages[0].save(stack, "TIFF", save_all=True, append_images=pages[1:])
+    project.put(f"{DAY}/stack.tif", stack.getvalue())
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        header = tarfile.TarInfo("in/side.png")
+        header.size = len(png(1))
+        tar.addfile(header, io.BytesIO(png(1)))
+    project.put(f"{DAY}/shard.tar", packed.getvalue())
+    found = compared(project, project.run().run, project.run(three).run).total
+
+    assert found.compared == 3
+    assert [(i.member, i.page) for i in found.most_flipped] == [(None, 1), ("in/side.png", 0)]
+
+
+# Sides ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_a_fingerprint_its_beginning_and_a_word_name_the_same_rows(project, three):
+    """A was replaced and lies in staged parts, B is what readers see and what the job would score."""
+    project.fill(DAY, 2)
+    a, b = project.run(), project.run(three)
+    found = [
+        compared(project, *sides, three)
+        for sides in (
+            (a.run, b.run),
+            (a.fingerprint, b.fingerprint),
+            (a.fingerprint[:8].upper(), b.fingerprint[:40]),
+            (a.fingerprint[:9], "published"),
+            (a.run, "job"),
+        )
+    ]
+
+    assert {c.total.flipped_px for c in found} == {2 * BRIGHT}
+    assert {c.a.fingerprints + c.b.fingerprints for c in found} == {(a.fingerprint, b.fingerprint)}
+    assert {(c.a.published, c.a.staged, c.b.published, c.b.staged) for c in found} == {(0, 2, 2, 0)}
+
+
+@pytest.mark.parametrize("word", ["20260101T000000-test-1", "0123456", "01234567", "../job", "", "Published", "0" * 64])
+def test_a_run_nobody_knows_is_an_error_that_names_those_that_are_known(project, word):
+    """Exit code 2, before any row is read."""
+    project.fill(DAY, 1)
+    run = project.run().run
+    with pytest.raises(JobError, match=run) as raised:
+        compared(project, "job", word)
+    assert raised.value.exit_code == 2
+
+
+def test_the_beginning_of_two_fingerprints_is_refused(project):
+    """Which one was meant is not guessed."""
+    project.fill(DAY, 1)
+    parts = project.folder / "out" / "_work" / "parts"
+    mark = project.run().fingerprint
+    shutil.copytree(parts / mark[:32], parts / (mark[:31] + ("0" if mark[31] != "0" else "1")))
+    with pytest.raises(JobError, match="several fingerprints"):
+        compared(project, mark[:31], "job")
+
+    assert compared(project, mark[:32], "job").total.compared == 1
+
+
+def test_a_damaged_record_is_an_error(project):
+    """A run whose fingerprint cannot be read names no rows."""
+    project.fill(DAY, 1)
+    run = project.run().run
+    (project.folder / "out" / "_work" / "runs" / f"{run}.json").write_text("{}")
+    with pytest.raises(JobError, match="damaged"):
+        compared(project, run, "job")
+
+
+def test_published_rows_are_found_when_the_parts_were_swept(project, three):
+    """By the fingerprint that their own column holds."""
+    project.fill(DAY, 2)
+    a = project.run().fingerprint
+    project.fill("2026/11/22", 1)
+    project.run(three, window="2026-11-22")
+    shutil.rmtree(project.folder / "out" / "_work" / "parts")
+    found = compared(project, a[:12], "published")
+
+    assert {name: c.compared for name, c in found.partitions.items()} == {f"date={NAME}": 2, "date=2026-11-22": 0}
+    assert found.partitions["date=2026-11-22"].only_b == 1
+
+
+def test_the_side_without_rows_is_named_with_its_partitions(project, three):
+    """One sentence; what the other side has counts as only there."""
+    for day in ("2026/11/19", "2026/11/20", DAY):
+        project.fill(day, 2)
+    a, b = project.run().run, project.run(three, window=NAME).run
+    found = compared(project, a, b)
+
+    assert found.notes == ("B has no rows in 2 partition(s) of the window: date=2026-11-19, date=2026-11-20",)
+    assert (found.total.compared, found.total.only_a, found.total.only_b) == (2, 4, 0)
+
+
+def test_nothing_on_either_side_is_said(project, three):
+    """A job that never ran has a fingerprint and no rows."""
+    project.fill(DAY, 1)
+    project.run()
+    found = compared(project, "job", "job", three)
+
+    assert (found.partitions, found.total.compared) == ({}, 0)
+    assert found.notes[0] == f"A and B have no rows in 1 partition(s) of the window: date={NAME}"
+    assert found.notes[-1] == "A and B are the same rows: nothing can differ"
+
+
+def test_another_jobs_output_can_be_side_b(project, three):
+    """The same archive, scored into two outputs with another number of buckets."""
+    project.fill(DAY, 5)
+    project.run()
+    elsewhere = project.folder / "elsewhere"
+    b = project.run(three, f"output.uri={elsewhere}", "output.buckets=3")
+    found = compared(project, "published", b.run, b_output=str(elsewhere) + "/")
+
+    assert list(found.partitions) == [f"date={NAME}"]
+    assert (found.total.compared, found.total.flipped_px) == (5, 5 * BRIGHT)
+    assert (found.a.output, found.b.output) == (f"file://{project.folder}/out", f"file://{elsewhere}")
+    with pytest.raises(JobError, match="no runs yet"):
+        compared(project, "published", b.run, b_output=str(project.folder / "nothing"))
+
+
+def test_only_the_partitions_of_the_window_are_compared(project):
+    """A range takes its days, `last` the newest day that either side has."""
+    for day in ("2026/11/19", "2026/11/20", DAY):
+        project.fill(day, 1)
+    a, b = project.run(window="2026-11-19..2026-11-20").run, project.run(DOUBLED, window="2026-11-19..2026-11-20").run
+    project.run("tiling.overlap=0.4", window=NAME)
+
+    assert list(compared(project, a, b, window="2026-11-20..2026-11-21").partitions) == ["date=2026-11-20"]
+    assert list(compared(project, a, b, window="last").partitions) == ["date=2026-11-20"]
+    assert list(compared(project, a, b, window="all").partitions) == ["date=2026-11-19", "date=2026-11-20"]
+
+
+# What cannot be compared ------------------------------------------------------------------------------------------
+
+
+def test_an_image_that_changed_between_the_runs_is_not_compared(project):
+    """Two versions are two images; one that both sides scored is compared, whatever else they scored."""
+    project.fill(DAY, 3)
+    a = project.run().run
+    project.put(f"{DAY}/001.png", png(1, bright_rows=20))
+    changed = f"file://{project.folder}/archive/{DAY}/001.png"
+    b = project.run(DOUBLED).run
+    before = compared(project, a, b).total
+    project.run()
+    after = compared(project, a, b).total
+
+    assert (before.compared, before.not_comparable) == (2, {Obstacle.OTHER_VERSION: Found(1, changed)})
+    assert (after.compared, after.unchanged, after.not_comparable, after.only_a) == (3, 3, {}, 0)
+
+
+def test_without_runs_only_areas_are_compared(project, three):
+    """output.masks without rle: areas and images, no flips and no Dice, and a sentence about it."""
+    project.fill(DAY, 2)
+    project.put(f"{DAY}/dark.png", png(1, bright_rows=0))
+    a, b = project.run().run, project.run(three, "output.masks=[]").run
+    found = compared(project, a, b)
+
+    assert (found.total.compared, found.total.by_area, found.total.flipped_share) == (3, 3, None)
+    assert (found.total.classes["class_1"].disappears, found.total.classes["class_2"].area_b_px) == (2, 2 * BRIGHT)
+    assert {c.dice for c in found.total.classes.values()} == {None}
+    assert "3 of 3 images are compared by area alone" in found.notes[0]
+    assert "≤ 0.0000" in shown(found)
+
+
+def test_masks_of_another_geometry_are_not_comparable(project):
+    """Masks at the model's size have other pixels than masks at the source's."""
+    made = threshold_model("nchw", 1, 2, size=SIZE)
+    contract = made.contract.model_dump(mode="json", exclude_none=True)
+    contract["input"]["fit"] = "stretch"
+    (project.folder / "model.yaml").write_text(json.dumps(contract))
+    large = np.zeros((2 * SIZE, 2 * SIZE), np.uint8)
+    large[:SIZE] = 255
+    out = io.BytesIO()
+    Image.fromarray(large).save(out, "PNG")
+    key = f"file://{project.put(f'{DAY}/large.png', out.getvalue())}"
+    project.fill(DAY, 1)
+    a, b = project.run().run, project.run("output.geometry=model").run
+    found = compared(project, a, b).total
+
+    assert (found.compared, found.unchanged) == (1, 1)
+    assert found.not_comparable == {Obstacle.OTHER_SIZE: Found(1, key)}
+
+
+def test_a_damaged_published_object_is_left_out_and_said(project, three):
+    """The other partitions are compared."""
+    for day in ("2026/11/20", DAY):
+        project.fill(day, 2)
+    a = project.run().run
+    project.run(three)
+    project.data(NAME).write_bytes(project.data(NAME).read_bytes()[:-100])
+    found = compared(project, a, "published")
+
+    assert found.total.compared == 2
+    assert found.partitions[f"date={NAME}"].only_a == 2
+    assert f"1 object(s) are damaged, and rows in them do not count, e.g. file://{project.data(NAME)}" in found.notes[1]
+
+
+# For people and programs ------------------------------------------------------------------------------------------
+
+
+def test_the_tables_show_every_figure_and_names_as_they_are(project, three):
+    """On 80 columns no number is broken; a file name that looks like markup is a file name."""
+    project.put(f"{DAY}/[bold]a.png", level=90)
+    project.put(f"{DAY}/[red", b"no picture")
+    text = shown(compared(project, project.run().run, project.run(three).run))
+
+    assert "│ class_2 │        0 │        1 │     100 % │       0 % │ 0.0000 │    0.0000 │" in text
+    assert "[bold]a.png" in text.replace(" │\n│                │             │          │ ", "")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_dice_just_below_one_is_not_shown_as_perfect(project):
+    """39,999 of 40,000 pixels is 0.99999, which is cut and not rounded: 1.0000 means every pixel."""
+    levels = np.full((200, 200), 255, np.uint8)
+    levels[0, 0] = 140  # a probability of 0.73
+    out = io.BytesIO()
+    Image.fromarray(levels).save(out, "PNG")
+    project.put(f"{DAY}/a.png", out.getvalue())
+    made = threshold_model("nchw", 1, 1, size=SIZE)
+    runs = []
+    for threshold in (0.5, 0.9):
+        job = model(project, f"above{threshold}", made)
+        contract = made.contract.model_dump(mode="json", exclude_none=True)
+        contract["output"]["threshold"] = threshold
+        (project.folder / f"above{threshold}.yaml").write_text(json.dumps(contract))
+        runs.append(project.run(job).run)
+    found = compared(project, *runs)
+
+    assert (found.total.flipped_px, found.total.classes["foreground"].dice) == (1, 2 * 39_999 / 79_999)
+    assert "0.9999" in shown(found)
+    assert "1.0000" not in shown(found)
+    assert "1.0000" in shown(compared(project, runs[0], runs[0]))
+
+
+def test_the_json_holds_the_sides_every_partition_and_the_worst_images(project, three):
+    """Plain values only, and rankings as long as was asked for."""
+    project.fill("2026/11/20", 1)
+    project.fill(DAY, 4)
+    a, b = project.run(), project.run(three)
+    tree = json.loads(json.dumps(compared(project, a.run, b.run, top=2).to_json(), allow_nan=False))
+
+    assert (tree["a"]["asked"], tree["b"]["fingerprints"]) == (a.run, [b.fingerprint])
+    assert [p["compared"] for p in tree["partitions"].values()] == [1, 4]
+    assert (tree["total"]["flipped_share"], tree["total"]["classes"]["class_2"]["appears_share"]) == (0.25, 1.0)
+    assert [len(tree["total"][ranking]) for ranking in ("most_flipped", "lowest_dice")] == [2, 2]
+    assert tree["total"]["lowest_dice"][0]["dice"] == {"class_1": 0.0, "class_2": 0.0}
+
+
+def test_comparing_changes_nothing(project, three):
+    """Every file of the output is as it was."""
+    project.fill(DAY, 2)
+    a, b = project.run().run, project.run(three).run
+    before = contents(project.folder / "out")
+    compared(project, a, b)
+
+    assert contents(project.folder / "out") == before
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_rows_are_the_same_however_they_are_divided(project, three, monkeypatch):
+    """Buckets, units of two images and rows read three at a time change no figure."""
+    project.fill(DAY, 11)
+    project.put(f"{DAY}/gray.png", level=90)
+    whole = compared(project, project.run().run, project.run(three).run).total
+    monkeypatch.setattr("unet_batch.job.compare.ROWS_AT_ONCE", 3)
+    shutil.rmtree(project.folder / "out")
+    cut = ("output.buckets=3", "limits.unit_images=2")
+    divided = compared(project, project.run(*cut).run, project.run(three, *cut).run)
+
+    assert list(divided.partitions) == [f"date={NAME}"]
+    assert divided.total.to_json(rankings=True) == whole.to_json(rankings=True)
+    assert len(list(project.folder.glob("out/predictions/date=*/bucket=*/data.parquet"))) == 3
+
+
+def test_each_row_says_whose_it_is(project, three):
+    """An object that somebody merged from two runs gives each its own rows."""
+    project.fill(DAY, 2)
+    a = project.run().run
+    old = pq.ParquetFile(project.data(NAME)).read()
+    b = project.run(three).run
+    new = pq.ParquetFile(project.data(NAME))
+    merged = pa.concat_tables([new.read().slice(0, 1), old.slice(1, 1)])
+    pq.write_table(merged.replace_schema_metadata(new.metadata.metadata), project.data(NAME))
+    shutil.rmtree(project.folder / "out" / "_work" / "parts")
+    found = compared(project, a, b).total
+
+    assert (found.only_a, found.only_b) == (1, 1)

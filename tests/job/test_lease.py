@@ -1,0 +1,129 @@
+"""Leases: two runs do not do the same work, and nothing that is right rests on them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+
+import pytest
+from project_fixture import last_json
+
+from unet_batch.archive.storage import Storage
+from unet_batch.errors import Held
+from unet_batch.job.lease import Leases, read_lease
+from unet_batch.table.layout import Layout
+
+DAY, NAME = "2026/11/21", "date=2026-11-21"
+
+
+@pytest.fixture
+def store() -> Storage:
+    return Storage()
+
+
+@pytest.fixture
+def layout(tmp_path) -> Layout:
+    return Layout(f"file://{tmp_path}/out")
+
+
+def test_the_second_run_is_told_who_holds_the_partition(store, layout):
+    """Run, process, host and expiry are in the sentence."""
+    with Leases(store, layout, "first", 60) as first:
+        first.take(NAME)
+        second = Leases(store, layout, "second", 60)
+        with pytest.raises(Held, match=rf"run first \(process {os.getpid()} on "):
+            second.take(NAME)
+    with Leases(store, layout, "second", 60) as second:
+        second.take(NAME)  # given back at the end of the first
+
+
+def test_an_expired_lease_is_taken_over(store, layout):
+    """By the clock of the one who takes over; the attempt counts the owners."""
+    now = [1000.0]
+    Leases(store, layout, "first", 60, clock=lambda: now[0]).take(NAME)
+    second = Leases(store, layout, "second", 60, clock=lambda: now[0])
+    now[0] += 59
+    with pytest.raises(Held):
+        second.take(NAME)
+    now[0] += 2
+    second.take(NAME)
+    lease = read_lease(store, layout, NAME)
+    assert (lease.run, lease.attempt) == ("second", 2)
+
+
+def test_the_lease_of_a_process_that_is_gone_blocks_nobody_on_its_machine(store, layout, tmp_path):
+    """A killed run is resumed at once, not after minutes."""
+    code = (
+        "import sys;from unet_batch.archive.storage import Storage;from unet_batch.job.lease import Leases;"
+        "from unet_batch.table.layout import Layout;"
+        "Leases(Storage(), Layout(sys.argv[1]), 'dead', 3600).take(sys.argv[2])"
+    )
+    subprocess.run([sys.executable, "-c", code, layout.output, NAME], check=True)
+    Leases(store, layout, "next", 60).take(NAME)
+    assert read_lease(store, layout, NAME).attempt == 2
+
+
+def test_a_process_with_the_pid_of_a_dead_owner_is_not_the_owner(store, layout):
+    """PIDs come round again; the time at which a process began does not."""
+    first = Leases(store, layout, "first", 3600)
+    first.take(NAME)
+    lease = read_lease(store, layout, NAME)
+    store.put(layout.lease(NAME), json.dumps(asdict(replace(lease, started="1"))).encode())
+    Leases(store, layout, "second", 60).take(NAME)
+
+
+def test_on_another_machine_only_the_expiry_counts(store, layout):
+    """Its processes cannot be looked for."""
+    Leases(store, layout, "first", 3600).take(NAME)
+    lease = read_lease(store, layout, NAME)
+    store.put(layout.lease(NAME), json.dumps(asdict(replace(lease, host="elsewhere", pid=2, started="1"))).encode())
+    with pytest.raises(Held, match="on elsewhere"):
+        Leases(store, layout, "second", 60).take(NAME)
+
+
+def test_renewal_puts_off_the_expiry(store, layout):
+    """As long as the owner lives."""
+    now = [1000.0]
+    first = Leases(store, layout, "first", 60, clock=lambda: now[0])
+    first.take(NAME)
+    now[0] += 40
+    first.renew()
+    assert read_lease(store, layout, NAME).expires_s == 1100.0
+
+
+def test_a_zombie_neither_renews_nor_removes_the_lease_of_its_successor(store, layout):
+    """It goes on with its work, and the conditional put decides."""
+    now = [1000.0]
+    zombie = Leases(store, layout, "zombie", 60, clock=lambda: now[0])
+    zombie.take(NAME)
+    now[0] += 100
+    Leases(store, layout, "successor", 60, clock=lambda: now[0]).take(NAME)
+    zombie.renew()
+    zombie.release(NAME)
+    assert read_lease(store, layout, NAME).run == "successor"
+
+
+def test_an_unreadable_lease_does_not_block(store, layout):
+    """It is replaced."""
+    store.put(layout.lease(NAME), b"{")
+    assert read_lease(store, layout, NAME) is None
+    Leases(store, layout, "first", 60).take(NAME)
+    assert read_lease(store, layout, NAME).run == "first"
+
+
+def test_a_held_partition_ends_a_run_with_exit_code_4_and_the_holder_in_status(project):
+    """The command line says who; the other days of the window are scored all the same."""
+    project.fill(DAY, 2)
+    project.fill("2026/11/20", 2)
+    prepared = project.prepared()
+    with Leases(prepared.output, prepared.layout, "somebody", 60) as leases:
+        leases.take(NAME)
+        result = project.command("run", "job.yaml", "--window", "all", "--executor", "local")
+        assert (result.returncode, last_json(result)["published"]) == (4, 1)
+        assert "run somebody" in result.stderr
+        assert [(s.state, s.holder is not None) for s in project.status()] == [("published", False), ("held", True)]
+    assert project.run().partitions == [NAME]
+    assert read_lease(prepared.output, prepared.layout, NAME) is None
