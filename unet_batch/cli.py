@@ -5,27 +5,31 @@ Library errors become exit codes here and nowhere else.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import asdict
+from datetime import datetime, time, timedelta
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from unet_batch import __version__
+from unet_batch.command import Exit, finish, job_command, runner
+from unet_batch.command_cluster import submit
+from unet_batch.command_model import doctor, model
 from unet_batch.errors import JobError, UnetBatchError
-from unet_batch.spec import JobSpec, load_job
+from unet_batch.job.plan import SELECTIONS, Select
+from unet_batch.spec import JobSpec
+
+if TYPE_CHECKING:
+    from unet_batch.job.run import Choice
 
 log = logging.getLogger(__name__)
-
-SET_HELP = "Override a field of the job file, e.g. --set limits.max_rejected=0.05. May be repeated."
-WINDOW_HELP = "Partitions: A..B, A, last, all, today or yesterday (dates as 2026-11-21, UTC)."
 
 
 def main() -> NoReturn:
@@ -42,7 +46,7 @@ def main() -> NoReturn:
     try:
         cli.main(standalone_mode=False)
         code = 0
-    except _Exit as done:
+    except Exit as done:
         code = done.code
     except click.exceptions.Exit as done:
         code = done.exit_code
@@ -72,103 +76,97 @@ def cli() -> None:
     """
 
 
-def _job_command(window: str | None) -> Callable[[Callable[..., None]], click.Command]:
-    """A command on a job file, with --set and --window. window: its default; None takes the job file's."""
-
-    def decorate(body: Callable[..., None]) -> click.Command:
-        @functools.wraps(body)
-        def command(job: str, overrides: tuple[str, ...], window_text: str | None, **options: Any) -> None:
-            spec = load_job(job, overrides)
-            body(spec, window_text or window or spec.window, **options)
-
-        command = click.option("--window", "window_text", metavar="A..B", help=WINDOW_HELP)(command)
-        command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)(command)
-        return cli.command()(click.argument("job", metavar="JOB", type=click.Path())(command))
-
-    return decorate
-
-
-def _runner(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of commands that score."""
-    executor = click.option(
-        "--executor",
-        type=click.Choice(["ray", "local"]),
-        default="ray",
-        show_default=True,
-        help="Ray, or a plain loop.",
-    )
-    address = click.option("--address", metavar="HOST:PORT", help="Ray cluster to join; without it Ray is embedded.")
-    quiet = click.option("--quiet", is_flag=True, help="No progress.")
-    return executor(address(quiet(command)))
-
-
-@_job_command(None)
+@job_command(None)
 def plan(job: JobSpec, window: str) -> None:
     """Say what a run would score: images, units, bytes. Changes nothing."""
-    from unet_batch.job.plan import selected, units
-    from unet_batch.job.prepare import prepare
-    from unet_batch.job.survey import survey, window_of
-
-    prepared = prepare(job)
-    plans = survey(prepared, window_of(window), repair=False)
-    work = selected(plans, "all")
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    todo = [unit for p in work for unit in units(p, prepared.job, prepared.fingerprint, workers=workers)]
-    _partition_table(
-        f"plan of {job.name}",
-        ["partition", "state", "images", "scored", "to score"],
-        [[p.partition, p.state, len(p.sources), p.scored, len(p.open)] for p in plans],
-    )
-    _finish(
-        {
-            "images": sum(len(p.open) for p in work),
-            "units": len(todo),
-            "bytes": sum(s.size_bytes for p in work for s in p.open),
-            "partitions": len(work),
-            "fingerprint": prepared.fingerprint,
-            "window": window,
-        }
-    )
+    _plan(job, window, "due")
 
 
-@_job_command(None)
-@_runner
+@job_command(None)
+@runner
 def run(job: JobSpec, window: str, executor: str, address: str | None, quiet: bool) -> None:
     """Score what the window still needs and publish every complete partition. Resuming is running again."""
-    _run(job, window, "all", executor=executor, address=address, quiet=quiet)
+    from unet_batch.job.run import Choice
+
+    _run(job, window, Choice(), executor=executor, address=address, quiet=quiet)
 
 
-@_job_command("all")
+@job_command("all")
 @click.option(
     "--select",
-    type=click.Choice(["missing", "all"]),
+    type=click.Choice(SELECTIONS),
     default="missing",
     show_default=True,
-    help="missing: partitions without published rows. all: also those that are out of date.",
+    help="missing: partitions without published rows. failed: rejections that another try may end differently, alone. "
+    "changed: published ones whose model, settings or images are others now. all: all of these.",
 )
-@_runner
-def backfill(job: JobSpec, window: str, select: str, executor: str, address: str | None, quiet: bool) -> None:
-    """Score many partitions: those that are missing, or all that are not up to date."""
-    _run(job, window, select, executor=executor, address=address, quiet=quiet)
+@click.option("--newest-first", is_flag=True, help="Begin with the latest partition.")
+@click.option(
+    "--max-active",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Hold and score at most N partitions at a time (each group starts its sessions anew); default: all.",
+)
+@click.option(
+    "--deadline",
+    metavar="TIME",
+    help="06:00 (the next one, local time) or 2026-11-22T06:00: begin no unit that may end after it, "
+    "and publish what is complete by then.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be scored, and change nothing.")
+@runner
+def backfill(
+    job: JobSpec,
+    window: str,
+    select: Select,
+    newest_first: bool,
+    max_active: int | None,
+    deadline: str | None,
+    dry_run: bool,
+    executor: str,
+    address: str | None,
+    quiet: bool,
+) -> None:
+    """Score many partitions with one pool of sessions; each is published as soon as it is complete."""
+    from unet_batch.job.run import Choice
+
+    if dry_run:
+        _plan(job, window, select)
+    until = None if deadline is None else parse_deadline(deadline, datetime.now().astimezone())
+    choice = Choice(select, newest_first=newest_first, max_active=max_active, deadline=until)
+    _run(job, window, choice, executor=executor, address=address, quiet=quiet)
 
 
-@_job_command("all")
-def status(job: JobSpec, window: str) -> None:
-    """Say of each partition whether it is published, partial, missing or stale."""
+@job_command("all")
+@click.option("--list", "every", is_flag=True, help="Every partition on a line, however many there are.")
+def status(job: JobSpec, window: str, every: bool) -> None:
+    """Say of each partition whether it is published, partial, missing, stale or held by a run."""
     from unet_batch.job.prepare import prepare
     from unet_batch.job.survey import window_of
     from unet_batch.job.verify import status as partition_status
+    from unet_batch.terminal import print_status
 
     found = partition_status(prepare(job), window_of(window))
-    _partition_table(
-        f"status of {job.name}",
-        ["partition", "state", "images", "rows", "rejected", "staged"],
-        [[s.partition, s.state, s.images, s.rows, s.rejected, s.staged] for s in found],
-    )
-    _finish({"partitions": [asdict(s) for s in found]})
+    print_status(f"status of {job.name}", found, every=every)
+    finish({"partitions": [asdict(s) for s in found]})
 
 
-@_job_command("all")
+@job_command("all")
+@click.option("--keep-other-models", is_flag=True, help="Keep other models' parts: a rollback then needs no session.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+def sweep(job: JobSpec, window: str, keep_other_models: bool, dry_run: bool) -> None:
+    """Remove what runs left behind: staged parts whose rows are published, dead leases, old markers."""
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.survey import window_of
+    from unet_batch.job.sweep import sweep as remove
+
+    found = remove(prepare(job), window_of(window), keep_other_models=keep_other_models, dry_run=dry_run)
+    size = sum(litter.size_bytes for litter in found)
+    click.echo(f"{'would remove' if dry_run else 'removed'} {len(found)} objects of {size} bytes", err=True)
+    finish({"removed": 0 if dry_run else len(found), "found": dict(Counter(f.kind for f in found)), "bytes": size})
+
+
+@job_command("all")
 def verify(job: JobSpec, window: str) -> None:
     """Hold published rows against the archive as it is now; exit code 3 when they disagree."""
     from unet_batch.job.prepare import prepare
@@ -180,13 +178,13 @@ def verify(job: JobSpec, window: str) -> None:
         click.echo(f"disagreement: {finding}", err=True)
     if not findings:
         click.echo(f"{partitions} partition(s) agree with the archive: every image has exactly one row", err=True)
-    _finish(
+    finish(
         {"partitions": partitions, "disagreements": len(findings), "findings": [asdict(f) for f in findings]},
         exit_code=3 if findings else 0,
     )
 
 
-@cli.command()
+@click.command()
 @click.option("--json", "as_json", is_flag=True, help="JSON Schema instead of a table.")
 def schema(as_json: bool) -> None:
     """Print the reference of the job file and the contract."""
@@ -195,7 +193,63 @@ def schema(as_json: bool) -> None:
     click.echo(json.dumps(json_schema(), indent=1) if as_json else markdown(), file=sys.__stdout__)
 
 
-def _run(job: JobSpec, window: str, select: str, *, executor: str, address: str | None, quiet: bool) -> None:
+@job_command("all")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--b-output", metavar="URI", help="Another job's output, where B is looked for.")
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Images of each ranking.")
+def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, top: int) -> None:
+    """Compare the masks of two runs, or models: what one reads before promoting a new one.
+
+    A and B are runs, the first digits of a fingerprint, `published` (what readers see) or `job` (this job's own).
+    """
+    from rich.console import Console
+
+    from unet_batch.job.compare import compare as compare_sides
+    from unet_batch.job.compare_tables import tables
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.survey import window_of
+
+    found = compare_sides(prepare(job), a, b, window_of(window), b_output=b_output, top=top)
+    console = Console(stderr=True)
+    for piece in tables(found):
+        console.print(piece)
+    finish(found.to_json())
+
+
+for _command in (plan, run, backfill, submit, status, verify, compare, sweep, schema, model, doctor):
+    cli.add_command(_command)
+
+
+def _plan(job: JobSpec, window: str, select: Select) -> NoReturn:
+    from unet_batch.job.plan import units
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.survey import selected, window_of
+    from unet_batch.terminal import print_table
+
+    prepared = prepare(job)
+    work = selected(prepared, window_of(window), select)
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    todo = [unit for p in work for unit in units(p, prepared.job, prepared.fingerprint, workers=workers)]
+    print_table(
+        f"plan of {job.name}: {select}",
+        ["partition", "state", "images", "scored", "to score"],
+        [[p.partition, p.state, len(p.sources), p.scored, len(p.open)] for p in work],
+    )
+    finish(
+        {
+            "images": sum(len(p.open) for p in work),
+            "units": len(todo),
+            "bytes": sum(s.size_bytes for p in work for s in p.open),
+            "partitions": len(work),
+            "select": select,
+            "fingerprint": prepared.fingerprint,
+            "window": window,
+        }
+    )
+
+
+def _run(job: JobSpec, window: str, choice: Choice, *, executor: str, address: str | None, quiet: bool) -> None:
     from unet_batch.job.prepare import prepare
     from unet_batch.job.run import run as run_job
     from unet_batch.job.survey import window_of
@@ -213,40 +267,26 @@ def _run(job: JobSpec, window: str, select: str, *, executor: str, address: str 
 
         return RayExecutor(settings, address=address)
 
-    summary = run_job(
-        prepare(job), window_of(window), make_executor, select="missing" if select == "missing" else "all", quiet=quiet
-    )
+    summary = run_job(prepare(job), window_of(window), make_executor, choice=choice, quiet=quiet)
     for problem in summary.problems:
         click.echo(f"problem: {problem}", err=True)
     if not summary.planned and not summary.published and not summary.problems:
         click.echo("nothing to do: every selected partition is published", err=True)
     for name in summary.partitions:
         click.echo(f"published {name}", err=True)
-    _finish(asdict(summary), exit_code=summary.exit_code)
+    finish(asdict(summary), exit_code=summary.exit_code)
 
 
-class _Exit(Exception):
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
-
-
-def _finish(result: dict[str, Any], *, exit_code: int = 0) -> NoReturn:
-    sys.stderr.flush()
-    click.echo(json.dumps(result, default=str), file=sys.__stdout__)
-    raise _Exit(exit_code)
-
-
-def _partition_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("partition", "state") else "right")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    Console(stderr=True).print(table)
+def parse_deadline(text: str, now: datetime) -> datetime:
+    """A time of day (the next one) or a date and time, in the time zone of `now`. Raises JobError."""
+    try:
+        if "-" in text:
+            moment = datetime.fromisoformat(text)
+            return moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
+        moment = datetime.combine(now.date(), time.fromisoformat(text), now.tzinfo)
+    except ValueError as error:
+        raise JobError(f"--deadline {text!r} is neither a time like 06:00 nor one like 2026-11-22T06:00") from error
+    return moment if moment > now else moment + timedelta(days=1)
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
