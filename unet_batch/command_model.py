@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 from unet_batch.command import SET_HELP, WINDOW_HELP, finish
-from unet_batch.errors import JobError
+from unet_batch.errors import JobError, ModelRefused
 from unet_batch.spec import TilingSpec
 
 
 @click.group()
 def model() -> None:
-    """Make a model fit to score with: export, inspect, pack, check."""
+    """Make a model fit to score with: export, inspect, pack, quantize, tune, check."""
 
 
 @model.command()
@@ -132,6 +133,85 @@ def pack(path: str, out: Path, contract: str | None, source: Any, **parts: bool)
             "notes": list(packed.notes),
         }
     )
+
+
+@model.command()
+@click.argument("job", metavar="JOB", type=click.Path())
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The quantised ONNX file to write.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
+@click.option("--window", metavar="A..B", help=WINDOW_HELP)
+@click.option("--images", type=click.IntRange(min=3), default=24, show_default=True, help="Tiles to calibrate with.")
+@click.option("--kind", type=click.Choice(["int8", "fp16"]), default="int8", show_default=True, help="int8 for CPUs.")
+@click.option("--table", is_flag=True, help="Measure it beside other variants, in turns: takes minutes.")
+def quantize(
+    job: str,
+    out: Path,
+    overrides: tuple[str, ...],
+    window: str | None,
+    images: int,
+    kind: Literal["int8", "fp16"],
+    table: bool,
+) -> None:
+    """Quantise a job's model with images of its archive; layers stay fp32 until the masks agree."""
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.sample import archive_tiles
+    from unet_batch.job.survey import window_of
+    from unet_batch.model.engines import file_precision
+    from unet_batch.model.files import replace_file
+    from unet_batch.model.quantize import QuantizeSpec, rows
+    from unet_batch.model.quantize import quantize as quantize_model
+    from unet_batch.spec import load_job
+    from unet_batch.terminal import print_table
+
+    spec = load_job(job, overrides)
+    prepared = prepare(spec)
+    sample = archive_tiles(prepared, window_of(window or spec.window), images)
+    made = quantize_model(prepared.model_bytes, prepared.model, sample.tiles_nhwc, QuantizeSpec(kind=kind))
+    if file_precision(made.data) != kind:
+        raise ModelRefused(f"nothing of {spec.model.path} was quantised: its first and last layers stay fp32")
+    replace_file(out, made.data)
+    report = made.report.to_json()
+    heading, *lines = rows(made.report)
+    print_table("against fp32, on tiles that it was not calibrated with", heading, lines)
+    if table and kind == "int8":
+        from unet_batch.model import variants
+
+        tiles = [tile for n, tile in enumerate(sample.tiles_nhwc) if n % 3 != 2]
+        ways = variants.variants(prepared.model_bytes, prepared.model, tiles, chosen=made.data)
+        figures = variants.measure(ways, prepared.model, list(sample.tiles_nhwc[2::3]))
+        heading, *lines = variants.rows(figures)
+        print_table("variants, measured in turns", heading, lines)
+    for note in made.report.notes:
+        click.echo(f"note: {note}", err=True)
+    replace_file(out.with_suffix(".quantize.json"), json.dumps(report, indent=1).encode())
+    finish({"path": str(out), **report})
+
+
+@model.command()
+@click.argument("path", metavar="MODEL")
+@click.option("--contract", help="Contract of the model; left out: beside it, or in its metadata.")
+@click.option("--batch-max", type=click.IntRange(min=1), default=8, show_default=True, help="Largest batch to try.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each point.")
+@click.option("--plot", type=click.Path(path_type=Path), help="PNG of the curves (needs the extra `export`).")
+@click.option(
+    "--remember/--no-remember", default=True, show_default=True, help="Keep the curve for this machine's jobs."
+)
+def tune(path: str, contract: str | None, batch_max: int, rounds: int, plot: Path | None, remember: bool) -> None:
+    """Measure batch sizes, threads and engines on this machine, and keep what a job's ladder would find."""
+    from unet_batch.job.prepare import model_at
+    from unet_batch.model import tune as tuning
+    from unet_batch.model.ladder import LadderMemory
+    from unet_batch.spec import SessionSpec
+    from unet_batch.terminal import print_table
+
+    data, found = model_at(path, contract, TilingSpec())
+    profile = tuning.tune(data, found, SessionSpec(batch_max=batch_max), rounds=rounds)
+    heading, *lines = profile.rows()
+    print_table(f"{path} on this machine", heading, lines)
+    if plot is not None:
+        tuning.draw(profile, plot)
+    kept = tuning.remember(profile, LadderMemory("fp32")) if remember else 0
+    finish({**profile.to_json(), "remembered": kept})
 
 
 @model.command()

@@ -74,6 +74,8 @@ def _name(annotation: Any) -> str:
         return " \\| ".join(f"`{p}`" for p in parts)
     if origin is tuple:
         return f"list of {_name(parts[0])}"
+    if origin is dict:
+        return "mapping"
     if parts:
         names = [_name(p) for p in parts if p is not type(None)]
         return " or ".join("mapping" if "`" not in n and n.startswith("Unit") else n for n in names)

@@ -12,15 +12,8 @@ import pytest
 from unet_batch.contract import MeanStd
 from unet_batch.errors import JobError, ModelRefused, UnetBatchError
 from unet_batch.model.contract import METADATA_KEY, find_contract, read_model, resolve
-from unet_batch.model.export import (
-    PROVENANCE_KEY,
-    ExportReport,
-    ExportSpec,
-    export,
-    parse_args,
-    parse_input,
-    report_path,
-)
+from unet_batch.model.export import PROVENANCE_KEY, ExportReport, ExportSpec, export, report_path
+from unet_batch.model.export_arguments import parse_args, parse_input
 from unet_batch.model.export_check import random_images, verify
 from unet_batch.model.export_graph import capture
 from unet_batch.model.export_network import build
@@ -396,6 +389,13 @@ def test_wrong_arguments_are_a_sentence(out: Path, factory: str, fields: dict[st
 def test_a_file_is_named_onnx(tmp_path: Path) -> None:
     """The report's name follows from it."""
     assert "does not end in .onnx" in refused("small", tmp_path / "net.pb", JobError)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    """A file where a folder is needed; not even the factory is called."""
+    (tmp_path / "file").write_text("")
+    message = refused("fails", tmp_path / "file" / "deep" / "net.onnx", JobError)
+    assert "is no folder that you may write to" in message
 
 
 def test_a_module_of_the_current_folder_is_found(tmp_path: Path) -> None:

@@ -6,14 +6,13 @@ contract of the file and what the file says of its origin. PyTorch and onnx are 
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
 import importlib.util
 import json
-import re
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -197,37 +196,6 @@ def report_path(out: Path) -> Path:
     return out.with_suffix(".export.json")
 
 
-def parse_input(text: str) -> tuple[int, int, int]:
-    """`1x256x256` as channels, height and width. Raises JobError."""
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", text)
-    if not found:
-        raise JobError(f"the input {text!r} is not of the form CxHxW, such as 1x256x256")
-    return int(found[1]), int(found[2]), int(found[3])
-
-
-def parse_args(texts: Sequence[str]) -> dict[str, Any]:
-    """Arguments of a factory from `name=value` texts; a value is a Python literal, else a plain text.
-
-    Raises JobError for what is not of that form, and for true, false and null, which Python writes otherwise and which
-    would be texts (and so true) in silence.
-    """
-    args: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise JobError(f"the factory argument {text!r} is not of the form name=value")
-        if name in args:
-            raise JobError(f"the factory argument {name} is given twice")
-        if value in ("true", "false", "null", "none"):
-            meant = {"true": "True", "false": "False"}.get(value, "None")
-            raise JobError(f"the factory argument {text} would be a text: write {name}={meant}")
-        try:
-            args[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            args[name] = value
-    return args
-
-
 def _require_packages() -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
@@ -240,6 +208,9 @@ def _contract(spec: ExportSpec) -> Contract:
         raise JobError(f"the input {channels}x{height}x{width} has an empty axis")
     if not spec.out.name.endswith(".onnx"):
         raise JobError(f"{spec.out} does not end in .onnx")
+    folder = next(parent for parent in spec.out.absolute().parents if parent.exists())
+    if not (folder.is_dir() and os.access(folder, os.W_OK)):
+        raise JobError(f"{spec.out} cannot be written: {folder} is no folder that you may write to")
     tree = {
         "input": {
             "name": INPUT_NAME,

@@ -70,18 +70,17 @@ def _read_torch(data: bytes, path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about formats that are refused below, or read all the same
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        needs = re.search(r"GLOBAL (\S+)", str(error))
-        code = f" ({needs[1]})" if needs else ""
-        raise ModelRefused(
-            f"weights {path} can only be read by running code of the file{code}: where it was made, save tensors alone "
-            "with torch.save(network.state_dict(), path)"
-        ) from error
     except Exception as error:  # a broken file makes torch raise anything from EOFError to RuntimeError
+        needs = re.search(r"GLOBAL (\S+)|unrecognized (?:function|class|storage type) (\S+)", str(error))
         if "TorchScript" in str(error):
             raise ModelRefused(
                 f"weights {path} are a TorchScript archive: save tensors alone with "
                 "torch.save(torch.jit.load(path).state_dict(), path)"
+            ) from error
+        if isinstance(error, pickle.UnpicklingError) and needs:
+            raise ModelRefused(
+                f"weights {path} can only be read by running code of the file ({needs[1] or needs[2]}): where it was "
+                "made, save tensors alone with torch.save(network.state_dict(), path)"
             ) from error
         raise ModelRefused(
             f"weights {path} are no file of torch.save, or a broken one: {_first_line(error)}"

@@ -115,7 +115,7 @@ def measure(
     for way in ways:
         own = replace(model, sha256=hashlib.sha256(way.data).hexdigest())
         try:
-            # First in a process of its own: an engine may crash on a file (OpenVINO 2026.4 does on some).
+            # First in a process of its own: an engine may crash on a file (seen once).
             shape = (size, *tiles_nhwc[0].shape)
             peak = peak_bytes(way.data, own, spec, shape_nhwc=shape, engine=way.engine, precision=way.precision)
             session = open_session(way.data, own, spec, Device(1), engine=way.engine, precision=way.precision)
