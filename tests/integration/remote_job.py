@@ -11,7 +11,6 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from small_cluster import SmallCluster
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.prepare import prepare
 from unet_batch.job.run import Summary, run
-from unet_batch.job.submission import Submission
 from unet_batch.job.survey import window_of
 from unet_batch.job.verify import Finding, verify
 from unet_batch.spec import load_job
@@ -102,14 +100,15 @@ window: all
     def verify(self) -> list[Finding]:
         return verify(prepare(load_job(self.file)), window_of("all"))[1]
 
-    def submit(self, *overrides: str, token: str | None = None, follow: bool = True) -> Following:
-        """Send the job from a process of its own, with the store's keys, and follow it there."""
-        made = Submission(self.file, overrides, address=self.cluster.address, forward_env=tuple(KEYS))
-        words = {**asdict(made), "job_file": str(self.file), "follow": follow}
+    def submit(self, *overrides: str, token: str | None = None) -> Following:
+        """Send the job with the command line, with the store's keys, and follow it there."""
+        words = [str(self.file), "--address", self.cluster.address, "--follow"]
+        words += [word for name in KEYS for word in ("--forward-env", name)]
+        words += [word for override in overrides for word in ("--set", override)]
         environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or self._token}
         return Following(
             subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("submit_once.py")), json.dumps(words)],
+                [sys.executable, "-m", "unet_batch", "submit", *words],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

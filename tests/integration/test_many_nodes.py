@@ -80,6 +80,7 @@ def test_a_killed_driver_costs_the_units_in_flight(job):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert job.status(last["id"]) == "FAILED"
+    assert job.asked(f"/api/jobs/{last['id']}")["driver_exit_code"] in (-signal.SIGKILL, 128 + signal.SIGKILL)
     staged = job.parts()
     assert 2 <= staged < images // UNIT, "the driver was to be killed in the middle"
 

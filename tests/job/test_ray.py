@@ -12,6 +12,7 @@ import poison
 import pytest
 from project_fixture import last_json, png
 
+from unet_batch.errors import JobError
 from unet_batch.job.loaded import Entry, Loaded, Pack, from_arrow, pixels_of, to_arrow
 from unet_batch.records import Source, Unit
 
@@ -112,6 +113,22 @@ def test_an_embedded_run_does_not_join_a_cluster_that_happens_to_run(project):
     project.fill(DAY, 2)
     result = project.command("run", "job.yaml", env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"})
     assert result.returncode == 0, result.stderr
+
+
+def test_an_address_where_no_cluster_answers_is_one_sentence(monkeypatch):
+    """Exit code 2: Ray's own answer to a wrong token, or to nobody there, is a ConnectionError after a while."""
+    import ray
+
+    from unet_batch.job import ray_executor
+
+    def refuse(**_):
+        raise ConnectionError("ray client\n  says no")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(
+        JobError, match=r"no Ray cluster takes this run at --address 10\.0\.0\.1:6379: ray client says no"
+    ):
+        ray_executor._connect("10.0.0.1:6379")
 
 
 @pytest.mark.ray

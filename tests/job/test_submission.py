@@ -76,6 +76,11 @@ def test_yesterday_is_the_day_before_the_submission(job_file):
     assert f" --window {request.metadata['window']} " in request.entrypoint
 
 
+def test_a_backfill_without_a_window_is_of_everything(job_file):
+    """As it is here: the job file's window is that of the nightly run."""
+    assert " --window all " in compose(Submission(job_file, command=("backfill", "--select", "missing"))).entrypoint
+
+
 def test_a_name_follows_from_what_is_asked_for(job_file, tmp_path):
     """The same job under another file name, or with an override that says what it says anyway, is the same."""
     copy = tmp_path / "copy.yaml"
@@ -138,7 +143,7 @@ def test_variables_that_stay_here_are_named(job_file, told, monkeypatch):
     request = compose(Submission(job_file, forward_env=("STORE_KEY",)))
     said = [r.getMessage() for r in told.records]
     assert said == [
-        "whoever may ask the job server can read the values of STORE_KEY",
+        "whoever may ask the job server or read Ray's log files can read STORE_KEY there",
         "every node of the cluster must have set STORE_TOKEN, or use --forward-env",
     ]
     assert request.environment["STORE_KEY"] == SECRET

@@ -39,7 +39,7 @@ def server() -> Iterator[FakeJobServer]:
 
 @pytest.fixture
 def submission(server: FakeJobServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Submission:
-    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # what is set meanwhile is taken back
     monkeypatch.setattr(submitting, "ASK_EVERY_S", 0.2)
     path = tmp_path / "nightly.yaml"
     path.write_text(JOB)

@@ -208,6 +208,11 @@ def test_code_that_branches_on_sizes_is_refused_where_no_other_size_is_right(out
     assert "would give PyTorch's results at 33x33 only" in message
 
 
+def test_a_file_that_is_wrong_at_every_size_is_not_blamed_on_sizes(out: Path) -> None:
+    """The module that is wrong is named all the same."""
+    assert "first in module middle" in refused("otherwise_while_exporting", out, any_size=True)
+
+
 def test_a_size_that_does_not_divide_says_by_what_it_has_to(out: Path) -> None:
     """The line of the user's code that fails, and the multiple."""
     message = refused("small", out, input_chw=(1, 31, 32))

@@ -555,12 +555,12 @@ def test_notes_say_what_changes_for_a_job():
     made = models.threshold_model(size=64)
     notes = " ".join(packed_of(made).notes)
     assert "takes uint8 pictures and rejects others" in notes
-    assert "tiling.overlap: 0" in notes
+    assert "cannot be blended where tiles overlap" in notes
     assert "no mean_probability" in notes
     stretched = changed(made.contract, source={"fit": "stretch"})
     notes = " ".join(pack(made.data, resolved(made.data, stretched), ALL).notes)
     assert "nearest pixel" in notes
-    assert "tiling.overlap" not in notes
+    assert "blended" not in notes
 
 
 @pytest.mark.real

@@ -89,13 +89,14 @@ def compare(
 def _agreement(a: ScoredRows, b: ScoredRows, top: int) -> Agreement:
     """The agreement of one partition; its images are read bucket by bucket, in the order of keys."""
     both = sorted(a.places.keys() & b.places.keys(), key=lambda name: (a.bucket(a.places[name]), name))
-    matched = {key for key, _ in both}
-    rest_a, rest_b = ({key for key, _ in side.places} - matched for side in (a, b))
-    changed = rest_a & rest_b
+    rest_a = {key for key, _ in a.places.keys() - b.places.keys()}
+    rest_b = {key for key, _ in b.places.keys() - a.places.keys()}
+    replaced = {key for key, _ in both if key in rest_a or key in rest_b}
+    changed = (rest_a & rest_b) - replaced
     found = Agreement(
         top=top,
-        only_a=len(rest_a - changed),
-        only_b=len(rest_b - changed),
+        only_a=len(rest_a - changed - replaced),
+        only_b=len(rest_b - changed - replaced),
         not_comparable={Obstacle.OTHER_VERSION: Found(len(changed), min(changed))} if changed else {},
     )
     for begin in range(0, len(both), ROWS_AT_ONCE):

@@ -268,7 +268,11 @@ def _connect(address: str | None) -> None:
     import ray
 
     if address is not None:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise JobError(f"no Ray cluster takes this run at --address {address}: {reason}") from error
         return
     for name, value in {"RAY_BACKEND_LOG_LEVEL": "fatal", **KEEP_PAGES}.items():
         os.environ.setdefault(name, value)  # workers inherit it

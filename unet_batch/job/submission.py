@@ -48,7 +48,8 @@ class Submission:
     command: tuple[str, ...] = ("run",)
     """The command there and its options, but for job file, window and address: e.g. `backfill --select missing`."""
     window: str | None = None
-    """None takes the job file's. `today` and `yesterday` are those of the submission, whenever it begins to run."""
+    """None takes the command's own: `all` of a backfill, else the job file's. `today` and `yesterday` are those of the
+    submission, whenever it begins to run."""
     address: str = ADDRESS
     """URL of the job server."""
     forward_env: tuple[str, ...] = ()
@@ -79,7 +80,7 @@ def compose(submission: Submission) -> Request:
     job = load_job(submission.job_file, submission.overrides)
     _check_address(submission)
     _check_places(job)
-    window = _in_days(submission.window or job.window)
+    window = _in_days(submission.window or ("all" if submission.command[0] == "backfill" else job.window))
     words = ["python", "-m", "unet_batch", *submission.command, JOB_FILE, "--window", window]
     for override in submission.overrides:
         words += ["--set", override]
@@ -165,7 +166,7 @@ def _forwarded(submission: Submission, job: JobSpec) -> dict[str, str]:
         if name not in os.environ:
             raise JobError(f"--forward-env {name}: the variable is not set here")
     if names:
-        log.warning("whoever may ask the job server can read the values of %s", ", ".join(names))
+        log.warning("whoever may ask the job server or read Ray's log files can read %s there", ", ".join(names))
     needed = sorted(set(_references(job)) - names.keys())
     if needed:
         log.warning("every node of the cluster must have set %s, or use --forward-env", ", ".join(needed))

@@ -149,6 +149,7 @@ def export(spec: ExportSpec) -> ExportReport:
         output_name=OUTPUT_NAMES[spec.activation],
     )
     without_traces(captured.model)
+    set_metadata(captured.model, {METADATA_KEY: _as_yaml(contract)})
     multiple, notes = _multiple(spec, examined, captured, network, images)
     contract = _with_multiple(contract, multiple, given)
     set_metadata(captured.model, {METADATA_KEY: _as_yaml(contract)})
@@ -242,6 +243,8 @@ def _multiple(
     of_file = multiple_of(data, network, images, ratio=examined.ratio, least=of_network)
     if of_file is None:
         _, height, width = spec.input_chw
+        # A file that is wrong at its own size too is refused for that, with the node that is.
+        verify(data, captured, network, size=(height, width), any_size=False, tolerance=spec.tolerance)
         raise ModelRefused(
             f"the file would give PyTorch's results at {height}x{width} only, because the network's code branches on "
             "sizes: leave height and width fixed, or export with sides of another multiple"

@@ -306,7 +306,7 @@ def render(inspection: Inspection) -> list[RenderableType]:
     if inspection.structure is not None and inspection.structure.skips:
         skips = Table(title="skip connections", title_justify="left")
         for heading in ("node", "kind", "size", "convolutions behind each side"):
-            skips.add_column(heading)
+            skips.add_column(heading, overflow="fold")
         for skip in inspection.structure.skips:
             behind = " + ".join(map(str, skip.convolutions))
             skips.add_row(Text(skip.node), skip.kind, _by((skip.height, skip.width)), behind)

@@ -105,7 +105,7 @@ def pack(data: bytes, model: Model, spec: PackSpec, images: Sequence[NDArray[Any
     references, tells = pack_reference.choose(unpacked.labels, shape_hwc, spec.source_dtype, images)
     entry = {
         "version": VERSION,
-        "source_sha256": model.sha256,
+        "source_sha256": hashlib.sha256(data).hexdigest(),
         "spec": asdict(spec),
         "normalize": model.contract.input.normalize.model_dump(),
         "activation": model.contract.output.activation,
@@ -214,7 +214,10 @@ def _notes(model: Model, spec: PackSpec, tells: dict[str, float]) -> Iterator[st
                 "the size 1.6 to 1.9 % of labels differ"
             )
         else:
-            yield "labels of overlapping tiles cannot be blended: write tiling.overlap: 0"
+            yield (
+                "labels cannot be blended where tiles overlap, as they do in every picture that is no exact grid of "
+                "tiles: for such pictures pack the input alone"
+            )
         if not spec.confidence:
             yield "probabilities stay inside: classes have no mean_probability, images no confidence and no entropy"
         if model.contract.output.multi_label and len(model.contract.output.classes) > 1:

@@ -26,9 +26,9 @@ def synthetic(number: int, shape_hwc: tuple[int, int, int], dtype: SourceType) -
         if kind != "clouds":
             texture = texture // 8 + _shapes(height, width, number, channel, kind=kind)
         # Channels differ in brightness, so that a wrong order shows.
-        pixels[:, :, channel] = texture * (255 - 60 * (channel % 4)) // 255
+        pixels[:, :, channel] = texture * (255 - 40 * (channel % 4)) // 255
     if number >= len(KINDS):  # the second round is darker, as microscopy is
-        pixels //= 3
+        pixels //= 2
     pixels = np.clip(pixels, 0, 255)
     return (pixels * 257 if dtype == "uint16" else pixels).astype(dtype)
 
@@ -50,7 +50,7 @@ def _clouds(height: int, width: int, *, seed: int) -> NDArray[np.int64]:
 
 def _shapes(height: int, width: int, number: int, channel: int, *, kind: str) -> NDArray[np.int64]:
     """Discs or bars of 40 to 255 on a ground of 0 to 127."""
-    count = max(6, height * width // 4096)
+    count = max(6, height * width // 1024)
     draws = _random((count, 4), seed=number * 64 + 7)  # places and sizes are the same in every channel
     values = _random((count,), seed=number * 64 + 11 + channel) % 216 + 40
     canvas = np.full((height, width), int(_random((1,), seed=number * 64 + 31 + channel)[0] % 128), np.int64)

@@ -186,7 +186,7 @@ def covered_px(masks: Sequence[Edges]) -> int:
         return inside_px(masks[0]) if masks else 0
     codes = 2 * np.concatenate(masks)  # of even length each, so that every second edge is a stop
     codes[1::2] += 1
-    codes.sort()
+    codes.sort(kind="stable")
     depth = np.cumsum(1 - 2 * (codes & 1))
     return int(np.diff(codes >> 1)[depth[:-1] > 0].sum())
 

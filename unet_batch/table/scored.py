@@ -21,7 +21,7 @@ from unet_batch.table.pairs import OK, ClassMask, Row
 from unet_batch.table.parts import open_rows, open_stream
 from unet_batch.table.publish import Store
 
-KEY_COLUMNS = ["image_key", "source_version", "status", "fingerprint", "model_digest"]
+KEY_COLUMNS = ["image_key", "source_version", "status", "model_digest"]
 ROW_COLUMNS = ["uri", "member", "page", "height", "width", "status", "reason", "classes", "confidence"]
 DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
 """What a Parquet object raises that is cut, changed, or none of ours."""
@@ -131,22 +131,23 @@ class ScoredRows:
 
     def _add_keys(self, uri: str, file: pq.ParquetFile, bucket: int) -> bool:
         """Whether the object holds rows of the fingerprint; notes where they are."""
-        marks = set(file.read(columns=["fingerprint"]).column("fingerprint").unique().to_pylist())
-        mine = {mark for mark in marks if mark is not None and mark.startswith(self._fingerprint)}
+        marks = file.read(columns=["fingerprint"]).column("fingerprint")
+        mine = {mark for mark in marks.unique().to_pylist() if mark is not None and mark.startswith(self._fingerprint)}
         if not mine:
             return False
-        table = file.read(columns=KEY_COLUMNS)
-        keys, versions, statuses, rows_marks, models = (table.column(name).to_pylist() for name in KEY_COLUMNS)
+        table = file.read(columns=KEY_COLUMNS).append_column("row", pa.array(range(len(marks))))
+        table = table.filter(pc.is_in(marks.cast(pa.string()), pa.array(sorted(mine))))
         container = len(self._uris)
-        for row, (key, version, status, mark) in enumerate(zip(keys, versions, statuses, rows_marks, strict=True)):
-            if mark in mine:
-                place, now = Place(container, row, status == OK), self.places.get((key, version))
-                if now is None or (place.ok and not now.ok):
-                    self.places[key, version] = place
+        for key, version, status, row in zip(
+            *(table.column(name).to_pylist() for name in ("image_key", "source_version", "status", "row")), strict=True
+        ):
+            place, now = Place(container, row, status == OK), self.places.get((key, version))
+            if now is None or (place.ok and not now.ok):
+                self.places[key, version] = place
         self._uris.append(uri)
         self._buckets.append(bucket)
         self.fingerprints |= mine
-        self.models |= {model for model, mark in zip(models, rows_marks, strict=True) if mark in mine}
+        self.models |= set(table.column("model_digest").unique().to_pylist())
         return True
 
     def _opened(self, containers: Sequence[int]) -> Iterator[tuple[int, pq.ParquetFile]]:

@@ -1,0 +1,331 @@
+"""Decode: the bytes of one source become pages in the contract's channels, and bad bytes become rejections.
+
+Knows Pillow, which formats are allowed, and what every Pillow mode becomes. Does not know where bytes come from, how
+large the model's input is (but for reduced JPEGs), or how to survive a decoder that crashes: that is `isolate`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import re
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from unet_batch.archive.exif import orientation_of
+from unet_batch.archive.pages import NpyReader, Page, Pixels, Reader, TiffReader, oriented, to_channels
+from unet_batch.contract import ModelInput
+from unet_batch.errors import ImageError, Reason, ShapeMismatch
+from unet_batch.spec import LimitsSpec
+
+__all__ = ["Page", "decode", "encode_png"]
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
+    (b"GIF87a", "GIF"), (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"\x93NUMPY", "NPY"),
+)  # fmt: skip
+_NEVER_OPENED = ((b"%PDF", "PDF"), (b"%!PS", "EPS"), (b"\xc5\xd0\xd3\xc6", "EPS"))
+
+_MODES: dict[str, tuple[str, int, bool]] = {
+    "1": ("L", 1, False), "L": ("L", 1, False), "LA": ("LA", 1, True), "La": ("LA", 1, True),
+    "RGB": ("RGB", 3, False), "RGBX": ("RGB", 3, False), "RGBA": ("RGBA", 3, True), "RGBa": ("RGBA", 3, True),
+    "P": ("RGB", 3, False), "PA": ("RGBA", 3, True),
+    "CMYK": ("RGB", 3, False), "YCbCr": ("RGB", 3, False), "HSV": ("RGB", 3, False), "LAB": ("RGB", 3, False),
+    "I;16": ("I;16", 1, False), "I;16L": ("I;16L", 1, False), "I;16B": ("I;16B", 1, False),
+    "I;16N": ("I;16N", 1, False), "I": ("I", 1, False), "F": ("F", 1, False),
+}  # fmt: skip
+"""Pillow's mode → (mode it is read in, how many colours, whether an alpha follows). An unlisted mode is a rejection."""
+
+_EXIF_ORIENTATION = 274
+_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_SAMPLE_FORMAT = 258, 262, 277, 339
+_TURNED_BACK = {6: 8, 8: 6}  # the other orientations undo themselves
+_SHORT = re.compile(
+    r"truncat|not enough|unexpected end|premature|too small|requires a buffer|failed to read|\bEOF\b"
+    r"|end of (file|data)",
+    re.IGNORECASE,
+)
+"""What Pillow, struct, imagecodecs and tifffile say when bytes are missing."""
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|0x[0-9a-fA-F]{6,}")
+_MESSAGE_CHARACTERS = 200
+
+
+def decode(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
+    """Every page of one source, in order; one page for all formats but TIFF (GIF, WebP, APNG and MPO: the first frame).
+
+    The format is decided by the first bytes, never by a name. The pixel limit is checked against the header before a
+    pixel is decoded. 16-bit and float samples keep their depth; a float image with NaN or infinity is rejected.
+    Bad bytes never raise: their page's content is an ImageError.
+    """
+    _prepare_pillow(limits)
+    try:
+        reader = _open(data, spec)
+        pages = reader.pages
+    except Exception as error:  # noqa: BLE001 - foreign decoders meet foreign bytes: Pillow alone raises eight types
+        yield Page(0, 1, _rejection(error))
+        return
+    for page in range(pages):
+        yield _read(reader, page, spec, limits=limits)
+
+
+def encode_png(labels_hw: np.ndarray) -> bytes:
+    """A label map as a gray PNG: 8 bit for uint8, 16 bit for uint16, no palette. Raises ShapeMismatch for others."""
+    if labels_hw.ndim != 2 or labels_hw.dtype not in (np.uint8, np.uint16):
+        raise ShapeMismatch(f"a label map is uint8 or uint16 (H, W), not {labels_hw.dtype} {labels_hw.shape}")
+    file = io.BytesIO()
+    # Level 1: label maps are flat, and higher levels cost time for a few per cent
+    Image.fromarray(labels_hw).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def _prepare_pillow(limits: LimitsSpec) -> None:
+    """Raise Pillow's process-wide bomb limit to ours where ours is larger; never lower it, never lift it.
+
+    Setting it twice from two threads sets the same or a larger value, and our own check holds for every image anyway.
+    Pillow's warnings and log lines are about images that get a row of their own, so they are not printed.
+    """
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, limits.max_image_pixels)
+    if ("ignore", None, Warning, re.compile(r"PIL\."), 0) not in warnings.filters:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL + 1)
+
+
+def _read(reader: Reader, page: int, spec: ModelInput, *, limits: LimitsSpec) -> Page:
+    height = width = 0
+    content: np.ndarray | ImageError
+    try:
+        height, width = reader.size(page)
+        if height * width > limits.max_image_pixels:
+            what = f"{height} × {width} pixels are more than limits.max_image_pixels: {limits.max_image_pixels}"
+            raise ImageError(Reason.DECODE_TOO_MANY_PIXELS, what)  # noqa: TRY301 - one way out for every rejection
+        content = to_channels(reader.pixels(page), spec)
+        if content.dtype == np.float32 and not np.isfinite(content).all():
+            content = ImageError(Reason.IMAGE_NON_FINITE, "the image holds NaN or infinity")
+    except Exception as error:  # noqa: BLE001 - as in decode
+        content = _rejection(error)
+    return Page(page, reader.pages, content, height, width)
+
+
+def _rejection(error: Exception) -> ImageError:
+    """The reason of a foreign error. The message is one line without addresses, so that two runs say the same."""
+    if isinstance(error, ImageError):
+        return error
+    if isinstance(error, MemoryError):
+        return ImageError(Reason.DECODE_OUT_OF_MEMORY, "decoding needs more memory than there is")
+    text = " ".join(_ADDRESS.sub("…", str(error)).split())[:_MESSAGE_CHARACTERS] or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return ImageError(Reason.DECODE_TOO_MANY_PIXELS, text)
+    if isinstance(error, UnidentifiedImageError):
+        return ImageError(Reason.DECODE_UNRECOGNIZED, "the header is not one of an image that can be read")
+    if isinstance(error, NotImplementedError):
+        return ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, text)
+    short = isinstance(error, EOFError) or _SHORT.search(text) is not None
+    return ImageError(Reason.DECODE_TRUNCATED if short else Reason.DECODE_CORRUPT, text)
+
+
+# Formats -----------------------------------------------------------------------------------------------------------
+
+
+def _open(data: bytes, spec: ModelInput) -> Reader:
+    name = _sniff(data)
+    if name == "NPY":
+        return NpyReader(data, spec)
+    if name == "TIFF":
+        return _TiffReader(data, spec)
+    return _PillowReader(data, spec, name=name)
+
+
+def _sniff(data: bytes) -> str:
+    for magic, name in _MAGIC:
+        if data.startswith(magic):
+            return name
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    name = next((name for magic, name in _NEVER_OPENED if data.startswith(magic)), "") or _known_to_pillow(data[:16])
+    if name:
+        what = f"{name} is not among JPEG, PNG, TIFF, WebP, BMP, GIF and .npy"
+        raise ImageError(Reason.DECODE_FORMAT_NOT_ALLOWED, what)
+    raise ImageError(Reason.DECODE_UNRECOGNIZED, "the bytes begin like no image" if data else "there are no bytes")
+
+
+def _known_to_pillow(prefix: bytes) -> str:
+    """The format whose first bytes these are, asked of Pillow's plugins without opening anything; else empty."""
+    Image.init()
+    for name, (_, accept) in Image.OPEN.items():
+        try:
+            if accept is not None and accept(prefix):
+                return str(name)
+        except Exception:  # noqa: BLE001, S112 - a plugin that cannot read the prefix does not know it
+            continue
+    return ""
+
+
+class _PillowReader:
+    """The first frame of a JPEG, PNG, WebP, BMP or GIF."""
+
+    pages = 1
+
+    def __init__(self, data: bytes, spec: ModelInput, *, name: str) -> None:
+        self._spec, self._data = spec, data
+        self._image = Image.open(io.BytesIO(data), formats=(name,))
+        self._orientation = orientation_of(self._image, data) if spec.exif == "apply" else 1
+        # Pillow keeps the high byte alone of 16-bit PNGs that have more than one channel
+        self._deep = name == "PNG" and data[24:25] == b"\x10"
+
+    def size(self, page: int) -> tuple[int, int]:  # noqa: ARG002 - one page
+        width, height = self._image.size
+        return (width, height) if self._orientation >= 5 else (height, width)
+
+    def pixels(self, page: int) -> Pixels:
+        if self._deep:
+            import imagecodecs  # few archives hold such a file
+
+            image_hwc = np.atleast_3d(imagecodecs.png_decode(self._data))
+            samples = image_hwc.shape[2]
+            return Pixels(oriented(image_hwc, self._orientation), 1 if samples < 3 else 3, alpha=samples in (2, 4))
+        if self._spec.reduced_jpeg and self._image.format in ("JPEG", "MPO"):
+            self._image.draft(None, _draft_size(self.size(page), self._spec, turned=self._orientation >= 5))
+        return _pixels(self._image, self._spec, self._orientation)
+
+
+class _TiffReader:
+    """Pages of a TIFF: by Pillow where it keeps all bits and bands, else by tifffile."""
+
+    def __init__(self, data: bytes, spec: ModelInput) -> None:
+        self._spec, self._data = spec, data
+        self._exact: TiffReader | None = None
+        self._image: Image.Image | None = None
+        try:
+            self._image = Image.open(io.BytesIO(data), formats=("TIFF",))
+        except UnidentifiedImageError:
+            self.pages = self._tiff().pages
+        else:
+            self.pages = _count(self._image)
+
+    def size(self, page: int) -> tuple[int, int]:
+        if (image := self._seek(page)) is None:
+            return self._tiff().size(page)
+        width, height = image.size  # Pillow reports and loads TIFFs as displayed
+        turned = self._spec.exif == "ignore" and _tag(image, _EXIF_ORIENTATION, 1) >= 5
+        return (width, height) if turned else (height, width)
+
+    def pixels(self, page: int) -> Pixels:
+        if (image := self._seek(page)) is None:
+            return self._tiff().pixels(page)
+        orientation = _tag(image, _EXIF_ORIENTATION, 1) if self._spec.exif == "ignore" else 1
+        return _pixels(image, self._spec, _TURNED_BACK.get(orientation, orientation))
+
+    def _tiff(self) -> TiffReader:
+        self._exact = self._exact or TiffReader(self._data, self._spec)
+        return self._exact
+
+    def _seek(self, page: int) -> Image.Image | None:
+        """Pillow's view of the page, or None where Pillow does not know its mode or would lose bits or bands."""
+        if self._image is None:
+            return None
+        try:
+            self._image.seek(page)
+        except SyntaxError:  # "unknown pixel mode"
+            return None
+        bits, photometric = _tag(self._image, _TIFF_BITS, 1), _tag(self._image, _TIFF_PHOTOMETRIC, 0)
+        samples, sample_format = _tag(self._image, _TIFF_SAMPLES, 1), _tag(self._image, _TIFF_SAMPLE_FORMAT, 1)
+        # Photometric 0 is white at zero: Pillow forgets to invert it where it is deep
+        deep_gray = samples == 1 and bits <= 16 and sample_format == 1 and photometric != 0
+        float_gray = samples == 1 and bits == 32 and sample_format == 3
+        all_bands = self._spec.color != "bands" or samples == len(self._image.getbands())
+        return self._image if all_bands and (bits <= 8 or deep_gray or float_gray) else None
+
+
+def _tag(image: Image.Image, number: int, default: int) -> int:
+    """A TIFF tag's first or only value."""
+    value = image.tag_v2.get(number, default)  # type: ignore[attr-defined] # of TiffImageFile, which open() hides
+    value = value[0] if isinstance(value, tuple) else value
+    return value if isinstance(value, int) else default
+
+
+def _count(image: Image.Image) -> int:
+    """How many pages a TIFF holds; where the chain of pages is broken, the break counts as the last page."""
+    pages = 1
+    while True:
+        try:
+            image.seek(pages)
+        except EOFError:
+            return pages
+        except SyntaxError:  # "unknown pixel mode": a page all the same
+            pass
+        except Exception:  # noqa: BLE001 - the chain leads to bytes that are no page: reading it gives its reason
+            return pages + 1
+        pages += 1
+
+
+# Pillow ------------------------------------------------------------------------------------------------------------
+
+
+def _pixels(image: Image.Image, spec: ModelInput, orientation: int) -> Pixels:
+    """All samples of Pillow's current frame, turned by an orientation.
+
+    Conversions of 8-bit modes are Pillow's own; 16-bit, 32-bit and float modes are never converted.
+    """
+    if image.mode not in _MODES:
+        raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, f"an image of mode {image.mode}")
+    image.load()
+    mode, colors, alpha = _MODES[image.mode]
+    if mode == "RGB" and image.mode == "P" and image.has_transparency_data:
+        mode, alpha = "RGBA", True
+    elif spec.alpha != "drop" and "transparency" in image.info and image.mode in ("1", "L", "RGB"):
+        # One colour is declared clear
+        mode, alpha = ("RGBA" if colors == 3 else "LA"), True
+    if spec.color == "bands":
+        if image.mode == "CMYK":
+            mode, colors = "CMYK", 0
+    else:
+        if mode == "RGBA" and spec.alpha == "drop":
+            mode, alpha = "RGB", False
+        if mode == "RGB" and spec.color == "gray" and image.mode in ("RGB", "RGBA", "P"):
+            mode, colors = "L", 1
+    converted = _converted(image, mode)
+    if orientation == 1 and (mode == "L" or (mode == "RGB" and spec.color != "gray")):
+        converted = _stretched(converted, spec)
+    array = np.asarray(converted)
+    if array.dtype.itemsize > 1:
+        array = array.astype(np.uint16 if array.dtype.kind == "u" else np.float32, copy=False)  # native byte order
+    return Pixels(oriented(array if array.ndim == 3 else array[..., None], orientation), colors, alpha)
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode == mode:
+        return image
+    if image.mode == "LAB":  # Pillow converts CIELAB by colour management alone
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        managed = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        if managed is None:
+            raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, "an image of mode LAB")
+        return managed
+    if image.mode == "1" and mode == "LA":
+        image = image.convert("L")
+    return image.convert(mode)
+
+
+def _stretched(image: Image.Image, spec: ModelInput) -> Image.Image:
+    """What `fit` would make of these 8-bit samples, bit for bit, before they are copied twice at their full size."""
+    if spec.fit != "stretch" or spec.kernel != "pil_bilinear_u8" or spec.height is None or spec.width is None:
+        return image
+    return image.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
+
+
+def _draft_size(size: tuple[int, int], spec: ModelInput, *, turned: bool) -> tuple[int, int] | None:
+    """(columns, rows) that a reduced JPEG must still have, as stored; None where nothing may be reduced."""
+    if spec.height is None or spec.width is None or spec.fit not in ("stretch", "letterbox"):
+        return None
+    rows, columns = spec.height, spec.width
+    if spec.fit == "letterbox":
+        scale = min(rows / size[0], columns / size[1])
+        rows, columns = math.ceil(size[0] * scale), math.ceil(size[1] * scale)
+    return (rows, columns) if turned else (columns, rows)

@@ -1,0 +1,147 @@
+"""What an error of a store means, and how often a call is tried again.
+
+Knows the SDKs of S3, GCS and Azure by HTTP status, error code and class name only: none of them is imported.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from typing import Literal, TypeVar
+
+import tenacity
+
+from unet_batch.archive.objects import redact
+from unet_batch.errors import Changed, Denied, NotFound, StorageError, Unavailable, UnetBatchError
+
+T = TypeVar("T")
+Meaning = Literal["absent", "denied", "refused", "beyond", "busy", "unknown", "failed"]
+"""absent: no such object. denied: these credentials may not. refused: a condition of a put does not hold.
+beyond: the span lies outside the object. busy: the store did nothing, ask again.
+unknown: nobody knows whether it did. failed: anything else."""
+
+ATTEMPTS = 5
+
+_STATUS: dict[str, Meaning] = {
+    "401": "denied", "403": "denied", "404": "absent", "412": "refused", "408": "unknown", "416": "beyond",
+    "429": "busy", "500": "unknown", "502": "unknown", "503": "busy", "504": "unknown",
+}  # fmt: skip
+_CODES: dict[str, Meaning] = {
+    "AccessDenied": "denied", "Forbidden": "denied", "InvalidAccessKeyId": "denied", "SignatureDoesNotMatch": "denied",
+    "ExpiredToken": "denied", "AuthenticationFailed": "denied", "AuthorizationFailure": "denied",
+    "NoSuchKey": "absent", "NoSuchBucket": "absent", "BlobNotFound": "absent", "ContainerNotFound": "absent",
+    "PreconditionFailed": "refused", "ConditionNotMet": "refused", "InvalidRange": "beyond",
+    "BlobAlreadyExists": "refused",
+    "SlowDown": "busy", "ServiceUnavailable": "busy", "ServerBusy": "busy", "Throttling": "busy",
+    "ThrottlingException": "busy", "RequestLimitExceeded": "busy", "rateLimitExceeded": "busy",
+    "ConditionalRequestConflict": "busy", "OperationAborted": "busy", "RequestTimeTooSkewed": "denied",
+    "InternalError": "unknown", "RequestTimeout": "unknown", "OperationTimedOut": "unknown",
+}  # fmt: skip
+# botocore, aiohttp, azure-core, google-auth, urllib3 and requests, by name, whatever module they come from.
+_NAMES: dict[str, Meaning] = {
+    "NoCredentialsError": "denied", "PartialCredentialsError": "denied", "ClientAuthenticationError": "denied",
+    "ResourceNotFoundError": "absent", "ResourceExistsError": "refused", "ResourceModifiedError": "refused",
+    "EndpointConnectionError": "busy", "ConnectTimeoutError": "busy", "ClientConnectorError": "busy",
+    "ReadTimeoutError": "unknown", "ConnectionClosedError": "unknown", "HTTPClientError": "unknown",
+    "ResponseStreamingError": "unknown", "IncompleteReadError": "unknown", "IncompleteRead": "unknown",
+    "ResponseParserError": "unknown", "ClientPayloadError": "unknown", "ServerDisconnectedError": "unknown",
+    "ClientOSError": "unknown", "ServerTimeoutError": "unknown", "FSTimeoutError": "unknown",
+    "ServiceRequestError": "busy", "ServiceResponseError": "unknown", "ChunkedEncodingError": "unknown",
+    "ProtocolError": "unknown", "TransportError": "unknown", "ConnectionError": "unknown", "Timeout": "unknown",
+}  # fmt: skip
+_ERRNOS: dict[int, Meaning] = {
+    errno.ENOENT: "absent", errno.ENOTDIR: "absent", errno.EISDIR: "absent", errno.EACCES: "denied",
+    errno.EPERM: "denied", errno.EEXIST: "refused", errno.EBUSY: "busy", errno.EAGAIN: "busy",
+    errno.ESTALE: "unknown", errno.EIO: "unknown", errno.ETIMEDOUT: "unknown", errno.ECONNRESET: "unknown",
+    errno.ECONNREFUSED: "busy", errno.EPIPE: "unknown", errno.EREMOTEIO: "unknown",
+}  # fmt: skip
+
+
+class ShortReadError(OSError):
+    """A store answered "success" with fewer bytes than it promised."""
+
+
+def meaning(error: BaseException) -> Meaning:
+    """What an error says, from the most precise witness in its chain of causes: status, code, class, errno."""
+    chain = list(_chain(error))
+    for read in (_by_answer, _by_class, _by_errno):
+        for link in chain:
+            if (found := read(link)) is not None:
+                return found
+    return "failed"
+
+
+def translated(error: BaseException, uri: str) -> StorageError:
+    """Our error for theirs, without secrets; raise it `from` theirs."""
+    if isinstance(error, StorageError):
+        return error
+    what, text = meaning(error), redact(" ".join(str(error).split()))[:300] or type(error).__name__
+    if what == "absent":
+        return NotFound(f"there is no {redact(uri)}")
+    if what == "denied":
+        return Denied(f"the store refuses access to {redact(uri)} ({text}); check `options` and the store's policy")
+    if what == "beyond":
+        return Changed(f"{redact(uri)} is shorter than planned; plan the run again")
+    if what in ("busy", "unknown"):
+        return Unavailable(f"{redact(uri)} is not available now ({text}); run the same command again later")
+    return StorageError(f"{redact(uri)}: {text}")
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same call may succeed when it is made again."""
+    if isinstance(error, UnetBatchError):
+        return error.retryable
+    return meaning(error) in ("busy", "unknown")
+
+
+def retrying(first_wait_s: float, retry: Callable[[BaseException], bool] = is_transient) -> tenacity.Retrying:
+    """Up to five tries, exponential waits with jitter between them; the last error comes out."""
+    return tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=tenacity.wait_exponential(multiplier=first_wait_s, max=20.0) + tenacity.wait_random(0, first_wait_s),
+        retry=tenacity.retry_if_exception(retry),
+        reraise=True,
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _by_answer(error: BaseException) -> Meaning | None:
+    response = getattr(error, "response", None)
+    answer = response if isinstance(response, dict) else {}
+    codes = (answer.get("Error", {}).get("Code"), getattr(error, "error_code", None), getattr(error, "code", None))
+    for code in codes:
+        if str(code) in _CODES:
+            return _CODES[str(code)]
+    statuses = (
+        answer.get("ResponseMetadata", {}).get("HTTPStatusCode"),
+        getattr(error, "status_code", None),
+        getattr(error, "status", None),
+        *codes,
+    )
+    for status in statuses:
+        if str(status) in _STATUS:
+            return _STATUS[str(status)]
+    return None
+
+
+def _by_class(error: BaseException) -> Meaning | None:
+    if isinstance(error, FileNotFoundError):
+        return "absent"
+    if isinstance(error, PermissionError):
+        return "denied"
+    if isinstance(error, FileExistsError):
+        return "refused"
+    if isinstance(error, TimeoutError | ConnectionError | ShortReadError):
+        return "unknown"
+    return next((_NAMES[c.__name__] for c in type(error).__mro__ if c.__name__ in _NAMES), None)
+
+
+def _by_errno(error: BaseException) -> Meaning | None:
+    return _ERRNOS.get(error.errno or 0) if isinstance(error, OSError) else None

@@ -1,0 +1,254 @@
+"""Isolate: decode suspects in a child process that may crash, hang or eat memory without harm.
+
+Knows processes, limits and the frames on the pipes between parent and child. Does not know formats: the child calls
+`decode`. The child is a plain interpreter (no fork, nothing of the parent's `__main__`), and what it answers is JSON
+and raw samples, never a pickle, because a decoder that was taken over must not reach the parent.
+
+A frame is its length (8 bytes, little-endian) and that many bytes. Parent to child: once the spec and the limits, then
+the bytes of one source after the other. Child to parent: once READY, then per source a header and its samples for each
+page, and DONE.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import IO
+
+import numpy as np
+
+from unet_batch.archive.pages import Page
+from unet_batch.contract import ModelInput
+from unet_batch.errors import ImageError, Reason, UnetBatchError
+from unet_batch.spec import LimitsSpec
+
+DECODER = "unet_batch.archive.decode:decode"
+READY = b"ready"
+DONE = b"done"
+EXIT_OUT_OF_MEMORY = 77
+
+_HEADER_MAX_BYTES = 1 << 16
+_DYING_S = 5.0  # between a process's closed pipes and its exit status lie milliseconds
+_DTYPES = ("uint8", "uint16", "float32")
+Decoder = Callable[[bytes, ModelInput, LimitsSpec], Iterator[Page]]
+
+
+class IsolatedDecoder:
+    """`decode` in one child process, which is replaced when it dies. One image at a time; threads wait for each other.
+
+    limits.image_timeout_s: longest a page may take; the kernel's alarm then kills the child, also one stuck in C code.
+    limits.decode_memory_bytes: address space the child may take beyond what it has after its imports.
+    """
+
+    def __init__(self, spec: ModelInput, limits: LimitsSpec, *, decoder: str = DECODER) -> None:
+        """decoder: `module:function` with decode's signature, imported in the child."""
+        self._spec, self._limits, self._decoder = spec, limits, decoder
+        self._child: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> IsolatedDecoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def decode(self, data: bytes) -> list[Page]:
+        """The pages that decode yields; those that a death took with it are rejected: crashed, timeout, out_of_memory.
+
+        Pages that came before the death are kept; where none came, how many there were is unknown and one page is
+        returned. Raises UnetBatchError where no child can be started.
+        """
+        with self._lock:
+            child = self._running()
+            pages: list[Page] = []
+            whole = False
+            try:
+                _send(_pipe(child.stdin), data)
+                pages.extend(self._answers(_pipe(child.stdout)))
+                whole = True
+            except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+                rejection = self._obituary(child, error)
+            finally:
+                if not whole:  # also when a KeyboardInterrupt leaves an answer half read
+                    self._discard()
+            if whole:
+                return pages
+            count = max(pages[0].pages if pages else 1, len(pages) + 1)
+            return pages + [Page(page, count, rejection) for page in range(len(pages), count)]
+
+    def close(self) -> None:
+        """End the child. The next decode starts another."""
+        with self._lock:
+            self._discard()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._child is not None and self._child.poll() is None:
+            return self._child
+        self._discard()
+        paths = [os.path.abspath(path or os.curdir) for path in sys.path]
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "unet_batch.archive.isolate"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # C decoders print there about every bad image
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
+        )
+        settings = {
+            "spec": self._spec.model_dump(mode="json"),
+            "limits": self._limits.model_dump(mode="json"),
+            "decoder": self._decoder,
+        }
+        try:
+            _send(_pipe(self._child.stdin), json.dumps(settings).encode())
+            if _receive(_pipe(self._child.stdout), at_most=_HEADER_MAX_BYTES) == READY:
+                return self._child
+        except (OSError, EOFError, ValueError):
+            pass
+        status = self._child.poll()
+        self._discard()
+        raise UnetBatchError(
+            f"the isolated decoder {self._decoder} did not start (exit status {status}): "
+            f"run {sys.executable} -m unet_batch.archive.isolate to see why"
+        )
+
+    def _answers(self, stream: IO[bytes]) -> Iterator[Page]:
+        samples_max_bytes = self._limits.max_image_pixels * self._spec.channels * 4
+        while (frame := _receive(stream, at_most=_HEADER_MAX_BYTES)) != DONE:
+            header = json.loads(frame)
+            content: np.ndarray | ImageError
+            if "reason" in header:
+                content = ImageError(Reason(header["reason"]), str(header["message"]))
+            else:
+                if header["dtype"] not in _DTYPES:
+                    raise ValueError(f"samples of type {header['dtype']!r}")
+                samples = _receive(stream, at_most=samples_max_bytes)
+                content = np.frombuffer(samples, header["dtype"]).reshape(header["shape"])
+            yield Page(header["page"], header["pages"], content, header["height"], header["width"])
+
+    def _obituary(self, child: subprocess.Popen[bytes], error: Exception) -> ImageError:
+        """Why the child went silent. The message is the same in every run."""
+        if not isinstance(error, EOFError | OSError):
+            return ImageError(Reason.DECODE_CRASHED, "the decoder answered nonsense")
+        try:
+            status = child.wait(timeout=_DYING_S)
+        except subprocess.TimeoutExpired:
+            return ImageError(Reason.DECODE_CRASHED, "the decoder closed its pipes without an answer")
+        if status == -signal.SIGALRM:
+            limit = f"limits.image_timeout_s: {self._limits.image_timeout_s:g}"
+            return ImageError(Reason.DECODE_TIMEOUT, f"decoding took longer than {limit} s")
+        if status == EXIT_OUT_OF_MEMORY:
+            limit = f"limits.decode_memory_bytes: {self._limits.decode_memory_bytes}"
+            return ImageError(Reason.DECODE_OUT_OF_MEMORY, f"decoding needs more than {limit}")
+        how = f"of signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
+        return ImageError(Reason.DECODE_CRASHED, f"the decoder died {how}")
+
+    def _discard(self) -> None:
+        if self._child is None:
+            return
+        self._child.kill()
+        with contextlib.suppress(OSError):  # bytes that were never read by a dead child
+            _pipe(self._child.stdin).close()
+        _pipe(self._child.stdout).close()
+        self._child.wait()
+        self._child = None
+
+
+def main() -> None:
+    """The child: decode what comes on stdin until the parent closes it."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not look like a frame
+    settings = json.loads(_receive(requests))
+    spec = ModelInput.model_validate_json(json.dumps(settings["spec"]))
+    limits = LimitsSpec.model_validate_json(json.dumps(settings["limits"]))
+    module, _, name = settings["decoder"].partition(":")
+    decoder: Decoder = getattr(importlib.import_module(module), name)
+    _limit(limits)
+    _send(answers, READY)
+    with contextlib.suppress(EOFError):
+        while True:
+            _serve(_receive(requests), decoder, spec, limits=limits, answers=answers)
+
+
+def _serve(data: bytes, decoder: Decoder, spec: ModelInput, *, limits: LimitsSpec, answers: IO[bytes]) -> None:
+    signal.setitimer(signal.ITIMER_REAL, limits.image_timeout_s)
+    for page in decoder(data, spec, limits):
+        signal.setitimer(signal.ITIMER_REAL, 0)  # a slow parent is no slow image
+        header: dict[str, object] = {"page": page.page, "pages": page.pages, "height": page.height, "width": page.width}
+        if isinstance(page.content, ImageError):
+            header |= {"reason": page.content.reason, "message": page.content.message}
+            _send(answers, json.dumps(header).encode())
+        else:
+            header |= {"dtype": page.content.dtype.name, "shape": page.content.shape}
+            _send(answers, json.dumps(header).encode())
+            _send(answers, page.content.data)
+        signal.setitimer(signal.ITIMER_REAL, limits.image_timeout_s)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    _send(answers, DONE)
+
+
+def _limit(limits: LimitsSpec) -> None:
+    """Default alarm (it kills, even inside C code), no core dumps, and a ceiling on address space."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})  # masks are inherited
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    ceiling = _address_space_bytes() + limits.decode_memory_bytes
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    soft = ceiling if hard == resource.RLIM_INFINITY else min(ceiling, hard)
+    with contextlib.suppress(ValueError, OSError):  # macOS knows the limit, and refuses to set it
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _address_space_bytes() -> int:
+    """Address space this process has now; 0 where the kernel does not say."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+def _send(stream: IO[bytes], frame: bytes | memoryview) -> None:
+    length = frame.nbytes if isinstance(frame, memoryview) else len(frame)
+    stream.write(struct.pack("<Q", length))
+    stream.write(frame)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes], *, at_most: int = sys.maxsize) -> bytes:
+    """One frame. Raises EOFError where the other side is gone, ValueError for a length beyond at_most."""
+    length = struct.unpack("<Q", _exactly(stream, 8))[0]
+    if length > at_most:
+        raise ValueError(f"a frame of {length} bytes; at most {at_most} are expected")
+    return _exactly(stream, length)
+
+
+def _exactly(stream: IO[bytes], count: int) -> bytes:
+    frame = stream.read(count)
+    if len(frame) < count:
+        raise EOFError("the other side of the pipe is gone")
+    return frame
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise ValueError("the child was started without pipes")
+    return stream
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except MemoryError:
+        os._exit(EXIT_OUT_OF_MEMORY)  # without clean-up, which would need memory

@@ -1,0 +1,101 @@
+"""Objects in stores: what one is, and how its URI is written.
+
+Knows the grammar of URIs and nothing of their contents: no file system, no network, no credentials.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from unet_batch.errors import JobError
+
+SCHEMES = ("file", "memory", "s3", "gs", "az", "abfs", "abfss")
+"""Stores that may be named at all; http, ftp, shell and chained file systems never."""
+
+Names = list[str]
+"""For the classes whose own `list` hides the type."""
+
+_ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
+_HAS_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+_USER_INFO = re.compile(r"(?<=://)[^/\s'\"@]*:[^/\s'\"@]*@")
+_QUERY = re.compile(r"(?P<uri>[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"?]*)\?[^\s'\"]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """One object of a store, as its listing described it."""
+
+    uri: str
+    """Canonical URI."""
+    size_bytes: int
+    version: str
+    """`etag:<unquoted>` where the store gives one, else `size:<bytes>,mtime:<nanoseconds or seconds>`."""
+    problem: tuple[str, str] | None = None
+    """Reason and message where the listing already shows that the object must not or cannot be read."""
+
+
+def canonical(uri_or_path: str) -> str:
+    """The absolute URI that names an object or folder: plain paths become `file:///…` from the current folder.
+
+    Keys are kept verbatim (`#`, `%` and spaces are legal in them). Raises JobError for what could carry a secret or
+    lead elsewhere: user info, queries, chained URLs (`a::b`), `..` in object stores, unknown schemes.
+    """
+    text = str(uri_or_path)
+    shown = redact(text)
+    if not text or "\0" in text:
+        raise JobError(f"{shown!r} is not a URI or a path")
+    if "::" in text:
+        raise JobError(f"chained URLs such as {shown!r} are refused; name the object itself")
+    if not _HAS_SCHEME.match(text):
+        return "file://" + os.path.abspath(text)
+    scheme, slashes, rest = text.partition("://")
+    scheme = _ALIASES.get(scheme.lower(), scheme.lower())
+    if not slashes:
+        raise JobError(f"{shown!r} is not a URI: write scheme://… or a plain path")
+    if scheme not in SCHEMES:
+        raise JobError(f"the scheme of {shown!r} is not allowed; use one of {', '.join(SCHEMES)}, or a plain path")
+    if scheme == "file":
+        host, _, path = rest.partition("/")
+        if host not in ("", "localhost"):
+            raise JobError(f"{shown!r} names a host; a local file is file:///absolute/path")
+        return "file://" + os.path.abspath("/" + path)
+    if scheme == "memory":
+        rest = rest.lstrip("/")
+    bucket = rest.partition("/")[0]
+    # Azure writes abfs://container@account.host/key: that "@" is part of the name, a ":" before it never is.
+    if "@" in bucket and (":" in bucket or not scheme.startswith("abfs")):
+        raise JobError(f"{shown!r} carries user info; give credentials in `options`, by {{env: NAME}}")
+    if "?" in rest:
+        raise JobError(f"{shown!r} carries a query; signed URLs are refused, give credentials in `options`")
+    if ".." in rest.split("/"):
+        raise JobError(f"{shown!r} holds '..', which means nothing in an object store; write the key itself")
+    if not bucket and scheme != "memory":
+        raise JobError(f"{shown!r} names no bucket")
+    return f"{scheme}://{rest}"
+
+
+def scheme_of(uri: str) -> str:
+    """`s3` of `s3://bucket/key`."""
+    return uri.partition("://")[0]
+
+
+def path_of(uri: str) -> str:
+    """`bucket/key` of `s3://bucket/key`; `/a/b` of `file:///a/b`."""
+    return uri.partition("://")[2]
+
+
+def join(folder: str, name: str) -> str:
+    """The URI of `name` in a folder, whether or not the folder ends in a slash."""
+    return f"{folder.removesuffix('/')}/{name}"
+
+
+def parent(uri: str) -> str:
+    """The folder that holds an object."""
+    return uri.rpartition("/")[0] or uri
+
+
+def redact(text: str) -> str:
+    """The text without the user info and the queries of the URLs in it, for messages and logs."""
+    return _QUERY.sub(r"\g<uri>?…", _USER_INFO.sub("", text))

@@ -1,0 +1,130 @@
+"""Parquet files with a column of encoded images: how many rows there are, and the cells of some of them.
+
+Knows Arrow's types and files; knows no stores and no images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unet_batch.archive.tar import inflated_limit
+from unet_batch.errors import ImageError, JobError, Reason
+
+FOREIGN = (pa.ArrowException, OSError, ValueError)
+"""What Arrow raises on damaged files."""
+
+MAX_ROWS = 10_000_000
+"""More rows than any file of images has: a footer may claim any number."""
+
+_BATCH_ROWS = 16
+_BUFFER_BYTES = 1 << 20
+
+
+def count_rows(stream: BinaryIO, column: str, *, uri: str) -> tuple[int, tuple[str, str] | None]:
+    """Rows of the file, from its footer alone; or 0 and the problem where the file is damaged.
+
+    Raises JobError where the column is missing or holds neither bytes nor a struct with bytes.
+    """
+    try:
+        file = _opened(stream)
+        size_bytes = stream.seek(0, 2)
+    except FOREIGN as error:
+        return 0, (Reason.SHARD_CORRUPT, f"this is no Parquet file that can be read: {_line(error)}")
+    _path(file, column, uri=uri)
+    metadata = file.metadata
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    if sum(group.num_rows for group in groups) != metadata.num_rows or metadata.num_rows > MAX_ROWS:
+        return 0, (Reason.SHARD_CORRUPT, f"its footer claims {metadata.num_rows} rows, which cannot be")
+    inflated = sum(
+        group.column(i).total_uncompressed_size
+        for group in groups
+        for i in range(group.num_columns)
+        if group.column(i).path_in_schema.partition(".")[0] == column
+    )
+    if inflated > (limit := inflated_limit(size_bytes)):
+        return 0, (Reason.SHARD_CORRUPT, f"its column {column} inflates to {inflated} bytes, above {limit}")
+    return metadata.num_rows, None
+
+
+def read_cells(
+    stream: BinaryIO, column: str, rows: Sequence[int], *, uri: str
+) -> Iterator[tuple[int, bytes | ImageError]]:
+    """The cells of the given rows, in ascending order; reads only the row groups they are in.
+
+    Null and empty cells, and those of a damaged row group, are errors of their image. Raises JobError as `count_rows`.
+    """
+    wanted = sorted(set(rows))
+    try:
+        file = _opened(stream)
+    except FOREIGN as error:
+        failure = ImageError(Reason.DECODE_CORRUPT, f"the Parquet file cannot be read: {_line(error)}")
+        yield from ((row, failure) for row in wanted)
+        return
+    path = _path(file, column, uri=uri)
+    first = 0
+    for number in range(file.metadata.num_row_groups):
+        end = first + file.metadata.row_group(number).num_rows
+        inside = [row for row in wanted if first <= row < end]
+        if inside:
+            yield from _cells_of_group(file, path, number, [row - first for row in inside], first=first)
+        first = end
+
+
+def _cells_of_group(
+    file: Any, path: str, number: int, rows: Sequence[int], *, first: int
+) -> Iterator[tuple[int, bytes | ImageError]]:
+    left = list(rows)
+    at = 0
+    try:
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[number], columns=[path], use_threads=False):
+            while left and left[0] < at + batch.num_rows:
+                cell = batch.column(0)[left[0] - at].as_py()
+                yield first + left.pop(0), _content(cell)
+            at += batch.num_rows
+            if not left:
+                return
+    except FOREIGN as error:
+        failure = ImageError(Reason.DECODE_CORRUPT, f"row group {number} cannot be read: {_line(error)}")
+        yield from ((first + row, failure) for row in left)
+
+
+def _content(cell: bytes | dict[str, bytes | None] | None) -> bytes | ImageError:
+    body = cell["bytes"] if isinstance(cell, dict) else cell
+    if body is None:
+        return ImageError(Reason.CELL_NULL, "the cell is null")
+    return body or ImageError(Reason.CELL_EMPTY, "the cell holds no bytes")
+
+
+def _opened(stream: BinaryIO) -> Any:
+    # Without pre-buffering a row group is not taken into memory whole; without checksums a flipped bit would be silent.
+    return pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
+
+
+def _path(file: Any, column: str, *, uri: str) -> str:
+    """What Arrow is asked for: the column, or the bytes in its struct (as Hugging Face writes images)."""
+    schema = file.schema_arrow
+    if column not in schema.names:
+        raise JobError(f"{uri} has no column {column!r}; it has {', '.join(schema.names)}: set input.column")
+    found = schema.field(column).type
+    if pa.types.is_struct(found) and found.get_field_index("bytes") >= 0 and _is_bytes(found.field("bytes").type):
+        return f"{column}.bytes"
+    if not _is_bytes(found):
+        columns = ", ".join(f"{field.name}: {field.type}" for field in schema)
+        raise JobError(
+            f"the column {column!r} of {uri} holds {found}, not bytes; there are {columns}: set input.column"
+        )
+    return column
+
+
+def _is_bytes(found: pa.DataType) -> bool:
+    if pa.types.is_dictionary(found):
+        return _is_bytes(found.value_type)
+    return bool(pa.types.is_binary(found) or pa.types.is_large_binary(found) or pa.types.is_fixed_size_binary(found))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,294 @@
+"""The command line: arguments in, library calls, one JSON object as the last line of stdout. People read stderr.
+
+Library errors become exit codes here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections import Counter
+from dataclasses import asdict
+from datetime import datetime, time, timedelta
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from unet_batch import __version__
+from unet_batch.command import Exit, finish, job_command, runner
+from unet_batch.command_cluster import submit
+from unet_batch.command_model import doctor, model
+from unet_batch.errors import JobError, UnetBatchError
+from unet_batch.job.plan import SELECTIONS, Select
+from unet_batch.spec import JobSpec
+
+if TYPE_CHECKING:
+    from unet_batch.job.run import Choice
+
+log = logging.getLogger(__name__)
+
+
+def main() -> NoReturn:
+    """Run the command line and leave the process with its exit code.
+
+    The process leaves through os._exit: pyarrow can abort at interpreter exit after reading from a Python file object
+    (24 of 25 runs of one script did), which would replace our exit code.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("unet_batch").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, _stop)
+    sys.stdout = sys.stderr  # Ray prints what its workers died of; stdout is for the result alone
+    code = 1
+    try:
+        cli.main(standalone_mode=False)
+        code = 0
+    except Exit as done:
+        code = done.code
+    except click.exceptions.Exit as done:
+        code = done.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        print("stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201
+        code = 3
+    except UnetBatchError as error:
+        print(f"error [{error.code}]: {error}", file=sys.stderr)  # noqa: T201
+        code = error.exit_code
+    except Exception:
+        log.exception("unexpected error; this is a bug in unet-batch")
+    if sys.__stdout__ is not None:
+        sys.__stdout__.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="unet-batch")
+def cli() -> None:
+    """Score archives of images with a U-Net in ONNX, and prove that every image has exactly one row.
+
+    Exit codes: 0 complete, 1 unexpected, 2 job file or arguments, 3 finished but incomplete, 4 another run was first.
+    """
+
+
+@job_command(None)
+def plan(job: JobSpec, window: str) -> None:
+    """Say what a run would score: images, units, bytes. Changes nothing."""
+    _plan(job, window, "due")
+
+
+@job_command(None)
+@runner
+def run(job: JobSpec, window: str, executor: str, address: str | None, quiet: bool) -> None:
+    """Score what the window still needs and publish every complete partition. Resuming is running again."""
+    from unet_batch.job.run import Choice
+
+    _run(job, window, Choice(), executor=executor, address=address, quiet=quiet)
+
+
+@job_command("all")
+@click.option(
+    "--select",
+    type=click.Choice(SELECTIONS),
+    default="missing",
+    show_default=True,
+    help="missing: partitions without published rows. failed: rejections that another try may end differently, alone. "
+    "changed: published ones whose model, settings or images are others now. all: all of these.",
+)
+@click.option("--newest-first", is_flag=True, help="Begin with the latest partition.")
+@click.option(
+    "--max-active",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Hold and score at most N partitions at a time (each group starts its sessions anew); default: all.",
+)
+@click.option(
+    "--deadline",
+    metavar="TIME",
+    help="06:00 (the next one, local time) or 2026-11-22T06:00: begin no unit that may end after it, "
+    "and publish what is complete by then.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be scored, and change nothing.")
+@runner
+def backfill(
+    job: JobSpec,
+    window: str,
+    select: Select,
+    newest_first: bool,
+    max_active: int | None,
+    deadline: str | None,
+    dry_run: bool,
+    executor: str,
+    address: str | None,
+    quiet: bool,
+) -> None:
+    """Score many partitions with one pool of sessions; each is published as soon as it is complete."""
+    from unet_batch.job.run import Choice
+
+    if dry_run:
+        _plan(job, window, select)
+    until = None if deadline is None else parse_deadline(deadline, datetime.now().astimezone())
+    choice = Choice(select, newest_first=newest_first, max_active=max_active, deadline=until)
+    _run(job, window, choice, executor=executor, address=address, quiet=quiet)
+
+
+@job_command("all")
+@click.option("--list", "every", is_flag=True, help="Every partition on a line, however many there are.")
+def status(job: JobSpec, window: str, every: bool) -> None:
+    """Say of each partition whether it is published, partial, missing, stale or held by a run."""
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.survey import window_of
+    from unet_batch.job.verify import status as partition_status
+    from unet_batch.terminal import print_status
+
+    found = partition_status(prepare(job), window_of(window))
+    print_status(f"status of {job.name}", found, every=every)
+    finish({"partitions": [asdict(s) for s in found]})
+
+
+@job_command("all")
+@click.option("--keep-other-models", is_flag=True, help="Keep other models' parts: a rollback then needs no session.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+def sweep(job: JobSpec, window: str, keep_other_models: bool, dry_run: bool) -> None:
+    """Remove what runs left behind: staged parts whose rows are published, dead leases, old markers."""
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.survey import window_of
+    from unet_batch.job.sweep import sweep as remove
+
+    found = remove(prepare(job), window_of(window), keep_other_models=keep_other_models, dry_run=dry_run)
+    size = sum(litter.size_bytes for litter in found)
+    click.echo(f"{'would remove' if dry_run else 'removed'} {len(found)} objects of {size} bytes", err=True)
+    finish({"removed": 0 if dry_run else len(found), "found": dict(Counter(f.kind for f in found)), "bytes": size})
+
+
+@job_command("all")
+def verify(job: JobSpec, window: str) -> None:
+    """Hold published rows against the archive as it is now; exit code 3 when they disagree."""
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.survey import window_of
+    from unet_batch.job.verify import verify as compare
+
+    partitions, findings = compare(prepare(job), window_of(window))
+    for finding in findings:
+        click.echo(f"disagreement: {finding}", err=True)
+    if not findings:
+        click.echo(f"{partitions} partition(s) agree with the archive: every image has exactly one row", err=True)
+    finish(
+        {"partitions": partitions, "disagreements": len(findings), "findings": [asdict(f) for f in findings]},
+        exit_code=3 if findings else 0,
+    )
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="JSON Schema instead of a table.")
+def schema(as_json: bool) -> None:
+    """Print the reference of the job file and the contract."""
+    from unet_batch.reference import json_schema, markdown
+
+    click.echo(json.dumps(json_schema(), indent=1) if as_json else markdown(), file=sys.__stdout__)
+
+
+@job_command("all")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--b-output", metavar="URI", help="Another job's output, where B is looked for.")
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Images of each ranking.")
+def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, top: int) -> None:
+    """Compare the masks of two runs, or models: what one reads before promoting a new one.
+
+    A and B are runs, the first digits of a fingerprint, `published` (what readers see) or `job` (this job's own).
+    """
+    from rich.console import Console
+
+    from unet_batch.job.compare import compare as compare_sides
+    from unet_batch.job.compare_tables import tables
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.survey import window_of
+
+    found = compare_sides(prepare(job), a, b, window_of(window), b_output=b_output, top=top)
+    console = Console(stderr=True)
+    for piece in tables(found):
+        console.print(piece)
+    finish(found.to_json())
+
+
+for _command in (plan, run, backfill, submit, status, verify, compare, sweep, schema, model, doctor):
+    cli.add_command(_command)
+
+
+def _plan(job: JobSpec, window: str, select: Select) -> NoReturn:
+    from unet_batch.job.plan import units
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.survey import selected, window_of
+    from unet_batch.terminal import print_table
+
+    prepared = prepare(job)
+    work = selected(prepared, window_of(window), select)
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    todo = [unit for p in work for unit in units(p, prepared.job, prepared.fingerprint, workers=workers)]
+    print_table(
+        f"plan of {job.name}: {select}",
+        ["partition", "state", "images", "scored", "to score"],
+        [[p.partition, p.state, len(p.sources), p.scored, len(p.open)] for p in work],
+    )
+    finish(
+        {
+            "images": sum(len(p.open) for p in work),
+            "units": len(todo),
+            "bytes": sum(s.size_bytes for p in work for s in p.open),
+            "partitions": len(work),
+            "select": select,
+            "fingerprint": prepared.fingerprint,
+            "window": window,
+        }
+    )
+
+
+def _run(job: JobSpec, window: str, choice: Choice, *, executor: str, address: str | None, quiet: bool) -> None:
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.run import run as run_job
+    from unet_batch.job.survey import window_of
+    from unet_batch.job.worker import Settings
+
+    if address is not None and executor == "local":
+        raise JobError("--address goes with --executor ray")
+
+    def make_executor(settings: Settings) -> Any:
+        if executor == "local":
+            from unet_batch.job.local_executor import LocalExecutor
+
+            return LocalExecutor(settings)
+        from unet_batch.job.ray_executor import RayExecutor
+
+        return RayExecutor(settings, address=address)
+
+    summary = run_job(prepare(job), window_of(window), make_executor, choice=choice, quiet=quiet)
+    for problem in summary.problems:
+        click.echo(f"problem: {problem}", err=True)
+    if not summary.planned and not summary.published and not summary.problems:
+        click.echo("nothing to do: every selected partition is published", err=True)
+    for name in summary.partitions:
+        click.echo(f"published {name}", err=True)
+    finish(asdict(summary), exit_code=summary.exit_code)
+
+
+def parse_deadline(text: str, now: datetime) -> datetime:
+    """A time of day (the next one) or a date and time, in the time zone of `now`. Raises JobError."""
+    try:
+        if "-" in text:
+            moment = datetime.fromisoformat(text)
+            return moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
+        moment = datetime.combine(now.date(), time.fromisoformat(text), now.tzinfo)
+    except ValueError as error:
+        raise JobError(f"--deadline {text!r} is neither a time like 06:00 nor one like 2026-11-22T06:00") from error
+    return moment if moment > now else moment + timedelta(days=1)
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    """A polite kill ends a run as Ctrl-C does: records are written, and staged parts stay."""
+    raise KeyboardInterrupt

@@ -1,0 +1,61 @@
+"""What all commands share: a job file with its overrides, the one line of JSON, and the exit code."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+from unet_batch.spec import load_job
+
+SET_HELP = "Override a field of the job file, e.g. --set limits.max_rejected=0.05. May be repeated."
+WINDOW_HELP = "Partitions: A..B, A, last, all, today or yesterday (dates as 2026-11-21, UTC)."
+
+
+def job_command(window: str | None) -> Callable[[Callable[..., None]], click.Command]:
+    """A command on a job file, with --set and --window. window: its default; None takes the job file's."""
+
+    def decorate(body: Callable[..., None]) -> click.Command:
+        @functools.wraps(body)
+        def command(job: str, overrides: tuple[str, ...], window_text: str | None, **options: Any) -> None:
+            spec = load_job(job, overrides)
+            body(spec, window_text or window or spec.window, **options)
+
+        command = click.option("--window", "window_text", metavar="A..B", help=WINDOW_HELP)(command)
+        command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)(command)
+        return click.command()(click.argument("job", metavar="JOB", type=click.Path())(command))
+
+    return decorate
+
+
+def runner(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that score."""
+    executor = click.option(
+        "--executor",
+        type=click.Choice(["ray", "local"]),
+        default="ray",
+        show_default=True,
+        help="Ray, or a plain loop.",
+    )
+    address = click.option("--address", metavar="HOST:PORT", help="Ray cluster to join; without it Ray is embedded.")
+    quiet = click.option("--quiet", is_flag=True, help="No progress.")
+    return executor(address(quiet(command)))
+
+
+class Exit(Exception):
+    """Leaves the command line with an exit code, after the result was printed."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def finish(result: dict[str, Any], *, exit_code: int = 0) -> NoReturn:
+    """Print the result as the last line of stdout, and leave."""
+    sys.stderr.flush()
+    click.echo(json.dumps(result, default=str), file=sys.__stdout__)
+    raise Exit(exit_code)

@@ -1,0 +1,54 @@
+"""The command that sends a job to a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from unet_batch.command import SET_HELP, WINDOW_HELP, finish
+from unet_batch.job.plan import SELECTIONS
+
+
+@click.command()
+@click.argument("job", metavar="JOB", type=click.Path(path_type=Path))
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
+@click.option("--window", metavar="A..B", help=WINDOW_HELP)
+@click.option("--address", metavar="URL", help="Job server; default: http://127.0.0.1:8265.")
+@click.option("--backfill", "select", type=click.Choice(SELECTIONS), help="Backfill there with this selection.")
+@click.option("--follow", is_flag=True, help="Show its output, and leave with its exit code; Ctrl-C leaves it running.")
+@click.option(
+    "--forward-env", multiple=True, metavar="NAME", help="Variable that travels with its value. May be repeated."
+)
+@click.option("--image", "in_image", is_flag=True, help="The nodes' image has this package: it does not travel.")
+@click.option("--trust-network", is_flag=True, help="Accept plain http to another machine without a token.")
+def submit(
+    job: Path,
+    overrides: tuple[str, ...],
+    window: str | None,
+    address: str | None,
+    select: str | None,
+    follow: bool,
+    forward_env: tuple[str, ...],
+    in_image: bool,
+    trust_network: bool,
+) -> None:
+    """Run the same on a cluster, as a Ray job. Submitting again resumes."""
+    from unet_batch.job.submission import ADDRESS, Submission
+    from unet_batch.job.submit import submit as send
+
+    submitted = send(
+        Submission(
+            job_file=job,
+            overrides=overrides,
+            command=("run",) if select is None else ("backfill", "--select", select),
+            window=window,
+            address=address or ADDRESS,
+            forward_env=forward_env,
+            in_image=in_image,
+            trust_network=trust_network,
+        ),
+        show=(lambda text: click.echo(text, err=True, nl=False)) if follow else None,
+    )
+    finish(asdict(submitted), exit_code=submitted.exit_code)

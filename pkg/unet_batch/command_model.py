@@ -1,0 +1,277 @@
+"""The `model` commands: from a network to a verified, packed file, and what this machine can run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from unet_batch.command import SET_HELP, WINDOW_HELP, finish
+from unet_batch.errors import JobError, ModelRefused
+from unet_batch.spec import TilingSpec
+
+
+@click.group()
+def model() -> None:
+    """Make a model fit to score with: export, inspect, pack, quantize, tune, check."""
+
+
+@model.command()
+@click.argument("factory", metavar="MODULE:FACTORY")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
+@click.option("--input", "input_text", required=True, metavar="CxHxW", help="Channels, height, width: 1x256x256.")
+@click.option("--classes", required=True, metavar="N|A,B,…", help="Number of classes, or their names by channel.")
+@click.option("--weights", type=click.Path(path_type=Path), help="State dict: torch.save or safetensors; no code runs.")
+@click.option(
+    "--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="Argument of the factory. May be repeated."
+)
+@click.option("--dynamic", default="batch", show_default=True, help="Open axes: batch, or batch,height,width.")
+@click.option("--opset", default=20, show_default=True, help="Version of ONNX's operators.")
+@click.option(
+    "--activation",
+    type=click.Choice(["logits", "softmax", "sigmoid", "labels"]),
+    default="logits",
+    show_default=True,
+    help="What the network's numbers are.",
+)
+@click.option("--output", help="Which of several outputs is the mask: a dict's key, or a place in a tuple.")
+def export(
+    factory: str,
+    out: Path,
+    input_text: str,
+    classes: str,
+    weights: Path | None,
+    arguments: tuple[str, ...],
+    dynamic: str,
+    opset: int,
+    activation: Literal["logits", "softmax", "sigmoid", "labels"],
+    output: str | None,
+) -> None:
+    """Export a PyTorch network to ONNX and verify the file against it; nothing is written unless they agree."""
+    from unet_batch.model.export import ExportSpec
+    from unet_batch.model.export import export as export_network
+    from unet_batch.model.export_arguments import parse_args, parse_input
+
+    report = export_network(
+        ExportSpec(
+            factory=factory,
+            out=out,
+            input_chw=parse_input(input_text),
+            classes=_classes(classes),
+            args=parse_args(arguments),
+            weights=weights,
+            activation=activation,
+            any_size=_any_size(dynamic),
+            opset=opset,
+            output=output,
+        )
+    )
+    for note in report.notes:
+        click.echo(f"note: {note}", err=True)
+    parity = report.parity
+    click.echo(
+        f"wrote {report.path}: {report.parameters / 1e6:.2f} M parameters, opset {report.opset}, "
+        f"{len(report.trials)} trials against PyTorch: largest error {parity.max_abs_error:.2g}, "
+        f"{parity.flipped_share:.4%} of labels flipped",
+        err=True,
+    )
+    finish(report.to_json())
+
+
+@model.command()
+@click.argument("path", metavar="MODEL")
+@click.option("--size", metavar="HxW", help="Tile to count for, where the model takes any size.")
+def inspect(path: str, size: str | None) -> None:
+    """Say what a model takes and returns, what it costs, and what a contract would have to say."""
+    from rich.console import Console
+
+    from unet_batch.archive.storage import Storage, canonical
+    from unet_batch.model.inspect import inspect as inspect_model
+    from unet_batch.model.inspect import render
+
+    uri = canonical(path)
+    found = inspect_model(Storage().read(uri), uri, tile_hw=None if size is None else _size(size))
+    console = Console(stderr=True)
+    for piece in render(found):
+        console.print(piece)
+    finish(found.to_json())
+
+
+@model.command()
+@click.argument("path", metavar="MODEL")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The packed ONNX file to write.")
+@click.option("--contract", help="Contract of the model; left out: beside it, or in its metadata.")
+@click.option("--source", type=click.Choice(["uint8", "uint16"]), default="uint8", show_default=True, help="Pixels in.")
+@click.option("--pre/--no-pre", default=True, show_default=True, help="Layout and normalisation in the graph.")
+@click.option("--post/--no-post", default=True, show_default=True, help="Labels out, instead of scores.")
+@click.option("--confidence", is_flag=True, help="Also a plane with the top probability.")
+@click.option("--entropy", is_flag=True, help="Also a plane with the entropy.")
+def pack(path: str, out: Path, contract: str | None, source: Any, **parts: bool) -> None:
+    """Put preprocessing and the decision into the graph, proven to give the same labels."""
+    from unet_batch.job.prepare import model_at
+    from unet_batch.model.files import replace_file
+    from unet_batch.model.pack import PackSpec
+    from unet_batch.model.pack import pack as pack_model
+
+    data, found = model_at(path, contract, TilingSpec())
+    packed = pack_model(data, found, PackSpec(source_dtype=source, **parts))
+    replace_file(out, packed.data)
+    for note in packed.notes:
+        click.echo(f"note: {note}", err=True)
+    click.echo(
+        f"wrote {out}: {packed.bytes_after} bytes in and out per tile instead of {packed.bytes_before}", err=True
+    )
+    finish(
+        {
+            "path": str(out),
+            "sha256": packed.model.sha256,
+            "bytes_before": packed.bytes_before,
+            "bytes_after": packed.bytes_after,
+            "tells": packed.tells,
+            "notes": list(packed.notes),
+        }
+    )
+
+
+@model.command()
+@click.argument("job", metavar="JOB", type=click.Path())
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The quantised ONNX file to write.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
+@click.option("--window", metavar="A..B", help=WINDOW_HELP)
+@click.option("--images", type=click.IntRange(min=3), default=24, show_default=True, help="Tiles to calibrate with.")
+@click.option("--kind", type=click.Choice(["int8", "fp16"]), default="int8", show_default=True, help="int8 for CPUs.")
+@click.option("--table", is_flag=True, help="Measure it beside other variants, in turns: takes minutes.")
+def quantize(
+    job: str,
+    out: Path,
+    overrides: tuple[str, ...],
+    window: str | None,
+    images: int,
+    kind: Literal["int8", "fp16"],
+    table: bool,
+) -> None:
+    """Quantise a job's model with images of its archive; layers stay fp32 until the masks agree."""
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.sample import archive_tiles
+    from unet_batch.job.survey import window_of
+    from unet_batch.model.engines import file_precision
+    from unet_batch.model.files import replace_file
+    from unet_batch.model.quantize import QuantizeSpec, rows
+    from unet_batch.model.quantize import quantize as quantize_model
+    from unet_batch.spec import load_job
+    from unet_batch.terminal import print_table
+
+    spec = load_job(job, overrides)
+    prepared = prepare(spec)
+    sample = archive_tiles(prepared, window_of(window or spec.window), images)
+    made = quantize_model(prepared.model_bytes, prepared.model, sample.tiles_nhwc, QuantizeSpec(kind=kind))
+    if file_precision(made.data) != kind:
+        raise ModelRefused(f"nothing of {spec.model.path} was quantised: its first and last layers stay fp32")
+    replace_file(out, made.data)
+    report = made.report.to_json()
+    heading, *lines = rows(made.report)
+    print_table("against fp32, on tiles that it was not calibrated with", heading, lines)
+    if table and kind == "int8":
+        from unet_batch.model import variants
+
+        tiles = [tile for n, tile in enumerate(sample.tiles_nhwc) if n % 3 != 2]
+        ways = variants.variants(prepared.model_bytes, prepared.model, tiles, chosen=made.data)
+        figures = variants.measure(ways, prepared.model, list(sample.tiles_nhwc[2::3]))
+        heading, *lines = variants.rows(figures)
+        print_table("variants, measured in turns", heading, lines)
+    for note in made.report.notes:
+        click.echo(f"note: {note}", err=True)
+    replace_file(out.with_suffix(".quantize.json"), json.dumps(report, indent=1).encode())
+    finish({"path": str(out), **report})
+
+
+@model.command()
+@click.argument("path", metavar="MODEL")
+@click.option("--contract", help="Contract of the model; left out: beside it, or in its metadata.")
+@click.option("--batch-max", type=click.IntRange(min=1), default=8, show_default=True, help="Largest batch to try.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each point.")
+@click.option("--plot", type=click.Path(path_type=Path), help="PNG of the curves (needs the extra `export`).")
+@click.option(
+    "--remember/--no-remember", default=True, show_default=True, help="Keep the curve for this machine's jobs."
+)
+def tune(path: str, contract: str | None, batch_max: int, rounds: int, plot: Path | None, remember: bool) -> None:
+    """Measure batch sizes, threads and engines on this machine, and keep what a job's ladder would find."""
+    from unet_batch.job.prepare import model_at
+    from unet_batch.model import tune as tuning
+    from unet_batch.model.ladder import LadderMemory
+    from unet_batch.spec import SessionSpec
+    from unet_batch.terminal import print_table
+
+    data, found = model_at(path, contract, TilingSpec())
+    profile = tuning.tune(data, found, SessionSpec(batch_max=batch_max), rounds=rounds)
+    heading, *lines = profile.rows()
+    print_table(f"{path} on this machine", heading, lines)
+    if plot is not None:
+        tuning.draw(profile, plot)
+    kept = tuning.remember(profile, LadderMemory("fp32")) if remember else 0
+    finish({**profile.to_json(), "remembered": kept})
+
+
+@model.command()
+@click.argument("job", metavar="JOB", type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
+@click.option("--window", metavar="A..B", help=WINDOW_HELP)
+def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
+    """Hold a job's session against a trusted one on images of its archive, as every run does before its first unit."""
+    from unet_batch.job.diagnosis import check_job
+    from unet_batch.job.survey import window_of
+    from unet_batch.spec import load_job
+
+    spec = load_job(job, overrides)
+    checked = check_job(spec, window_of(window or spec.window))
+    said = "agrees with the trusted one" if checked else "is the trusted one itself (or check.images is 0)"
+    click.echo(f"the session of {spec.name} {said}", err=True)
+    finish({"checked": checked, "agrees": True})
+
+
+def _classes(text: str) -> tuple[str, ...]:
+    """`3` as background and two classes, or names as they are."""
+    if not text.isdecimal():
+        return tuple(name.strip() for name in text.split(","))
+    count = int(text)
+    return ("foreground",) if count == 1 else ("background", *(f"class_{n}" for n in range(1, count)))
+
+
+def _any_size(text: str) -> bool:
+    """Whether height and width are open; the batch always is, and the two only together."""
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    if names - {"batch"} not in (set(), {"height", "width"}):
+        raise JobError(f"--dynamic {text!r} is neither batch nor batch,height,width")
+    return len(names - {"batch"}) == 2
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, x, width = text.partition("x")
+    if not (x and height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise JobError(f"--size {text!r} is not of the form HxW, such as 256x256")
+    return int(height), int(width)
+
+
+@click.command()
+@click.argument("job", metavar="[JOB]", required=False, type=click.Path())
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
+def doctor(job: str | None, overrides: tuple[str, ...]) -> None:
+    """Say what this machine can run, why not the rest, and whether a job's stores and model are in order."""
+    from unet_batch.job.diagnosis import diagnose_job
+    from unet_batch.model.doctor import diagnose, machine
+    from unet_batch.spec import load_job
+    from unet_batch.terminal import print_table
+
+    here = machine()
+    findings = diagnose()
+    if job is not None:
+        findings += diagnose_job(load_job(job, overrides))
+    print_table(
+        f"{here.processor}: {here.cores} cores, int8 {'pays' if here.int8 else 'does not pay'}",
+        ["subject", "state", "reason"],
+        [[f.subject, "runs" if f.runs else "no", f.reason] for f in findings],
+    )
+    broken = job is not None and any(not f.runs for f in findings if f.subject.startswith("job "))
+    finish({"machine": here.to_json(), "findings": [f.to_json() for f in findings]}, exit_code=2 if broken else 0)

@@ -1,0 +1,238 @@
+"""Every error that this package raises, and every reason an image can get instead of a prediction.
+
+    UnetBatchError
+    ├── JobError            the job file or the arguments are wrong                      exit 2
+    │   └── ContractError   the model does not do what its contract says
+    ├── ProviderMissing     the provider that was asked for cannot run here              exit 2
+    ├── ModelRefused        a model that would not give its right results: says why      exit 2
+    ├── StorageError        a store answered with something other than the bytes
+    │   ├── NotFound        no such object
+    │   ├── Denied          the store refuses these credentials
+    │   ├── Changed         the object is no longer the version that was planned
+    │   ├── TooLarge        the object is larger than the caller allows
+    │   ├── Unavailable     a transient fault that outlived its retries
+    │   ├── AlreadyExists   a create-only put found an object (often this is success)
+    │   ├── Conflict        a conditional put lost against another writer
+    │   └── PutUnknown      a put whose outcome nobody knows: settle it by reading back
+    ├── ImageError          one image cannot be scored: becomes a rejection, never escapes a unit
+    ├── ShapeMismatch       arrays that do not fit each other: a bug or a wrong contract
+    ├── ModelFailed         the model itself raised on a batch
+    ├── OutOfMemory         a batch did not fit into memory: retried with a smaller one
+    ├── SessionBroken       the process's device context is lost: the process must be replaced
+    ├── TooLate             the run's deadline came before a unit was begun: the unit is simply not done yet
+    ├── Incomplete          the run ended, but a partition could not be published        exit 3
+    └── Held                another run holds the partition, or published it first       exit 4
+
+A message says what, where, and what to do. `code` is stable; `retryable` says whether doing the same again can help.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class UnetBatchError(Exception):
+    """Root of every error this package raises on purpose."""
+
+    code = "error"
+    exit_code = 1
+    retryable = False
+
+
+class JobError(UnetBatchError):
+    """The job file or the arguments are wrong."""
+
+    code = "job.invalid"
+    exit_code = 2
+
+
+class ContractError(JobError):
+    """The model does not do what its contract says, or has no contract."""
+
+    code = "model.contract"
+
+
+class ProviderMissing(UnetBatchError):
+    """The provider that was asked for cannot run here; nothing falls back in silence."""
+
+    code = "session.provider_missing"
+    exit_code = 2
+
+
+class ModelRefused(UnetBatchError):
+    """A model that cannot be exported, read or changed so that its results stay right."""
+
+    code = "model.refused"
+    exit_code = 2
+
+
+class StorageError(UnetBatchError):
+    """A store answered with something other than the bytes."""
+
+    code = "storage.failed"
+
+
+class NotFound(StorageError):
+    """No such object."""
+
+    code = "storage.not_found"
+
+
+class Denied(StorageError):
+    """The store refuses these credentials, or the URI is outside what the job allows."""
+
+    code = "storage.denied"
+
+
+class Changed(StorageError):
+    """The object is no longer the version that was planned."""
+
+    code = "storage.changed"
+
+
+class TooLarge(StorageError):
+    """The object is larger than the caller allows."""
+
+    code = "storage.too_large"
+
+
+class Unavailable(StorageError):
+    """A transient fault that outlived its retries."""
+
+    code = "storage.unavailable"
+    retryable = True
+
+
+class AlreadyExists(StorageError):
+    """A create-only put found an object under that name."""
+
+    code = "storage.exists"
+
+
+class Conflict(StorageError):
+    """A conditional put lost against another writer."""
+
+    code = "storage.conflict"
+
+
+class PutUnknown(StorageError):
+    """A put whose outcome nobody knows (a time-out, a reset): settle it by reading back."""
+
+    code = "storage.put_unknown"
+
+
+class ShapeMismatch(UnetBatchError):
+    """Arrays that do not fit each other: a bug, or a contract that tells an untruth about its model."""
+
+    code = "model.shape_mismatch"
+
+
+class ModelFailed(UnetBatchError):
+    """The model itself raised on a batch: its unit is halved until the image that it fails on is alone."""
+
+    code = "model.failed"
+
+
+class OutOfMemory(UnetBatchError):
+    """A batch did not fit into memory; the same tiles run again in a smaller one."""
+
+    code = "session.out_of_memory"
+    retryable = True
+
+
+class SessionBroken(UnetBatchError):
+    """The process's device context is lost; only a fresh process can go on."""
+
+    code = "session.broken"
+    retryable = True
+
+
+class TooLate(UnetBatchError):
+    """The run's deadline came before a unit was begun."""
+
+    code = "run.too_late"
+    exit_code = 3
+
+
+class Incomplete(UnetBatchError):
+    """The run ended, but a partition could not be published."""
+
+    code = "run.incomplete"
+    exit_code = 3
+
+
+class Held(UnetBatchError):
+    """Another run holds the partition, or published it first."""
+
+    code = "run.held"
+    exit_code = 4
+
+
+class Reason(StrEnum):
+    """Why an image was rejected. The text is stable: people filter on it."""
+
+    DECODE_UNRECOGNIZED = "decode.unrecognized"
+    DECODE_FORMAT_NOT_ALLOWED = "decode.format_not_allowed"
+    DECODE_TRUNCATED = "decode.truncated"
+    DECODE_CORRUPT = "decode.corrupt"
+    DECODE_TOO_MANY_PIXELS = "decode.too_many_pixels"
+    DECODE_CRASHED = "decode.crashed"
+    DECODE_TIMEOUT = "decode.timeout"
+    DECODE_OUT_OF_MEMORY = "decode.out_of_memory"
+    READ_NOT_FOUND = "read.not_found"
+    READ_DENIED = "read.denied"
+    READ_CHANGED = "read.changed"
+    READ_TOO_LARGE = "read.too_large"
+    READ_CHECKSUM_MISMATCH = "read.checksum_mismatch"
+    CELL_NULL = "cell.null"
+    CELL_EMPTY = "cell.empty"
+    CELL_TYPE = "cell.type"
+    SHARD_CORRUPT = "shard.corrupt"
+    SHARD_TRUNCATED = "shard.truncated"
+    IMAGE_MODE_NOT_SUPPORTED = "image.mode_not_supported"
+    IMAGE_CHANNELS_MISMATCH = "image.channels_mismatch"
+    IMAGE_SIZE_MISMATCH = "image.size_mismatch"
+    IMAGE_NON_FINITE = "image.non_finite"
+    MODEL_OUT_OF_MEMORY = "model.out_of_memory"
+    MODEL_NON_FINITE_OUTPUT = "model.non_finite_output"
+    MODEL_FAILED = "model.failed"
+    MODEL_CRASHED = "model.crashed"
+
+    @property
+    def retryable(self) -> bool:
+        """Whether scoring the same bytes again can end differently."""
+        return self in _RETRYABLE
+
+    @property
+    def shard_level(self) -> bool:
+        """Whether an unknown number of images stands behind this one row."""
+        return self in (Reason.SHARD_CORRUPT, Reason.SHARD_TRUNCATED)
+
+
+_RETRYABLE = frozenset(
+    {
+        Reason.DECODE_CRASHED,
+        Reason.DECODE_TIMEOUT,
+        Reason.DECODE_OUT_OF_MEMORY,
+        Reason.READ_NOT_FOUND,
+        Reason.READ_DENIED,
+        Reason.READ_CHANGED,
+        Reason.MODEL_OUT_OF_MEMORY,
+        Reason.MODEL_FAILED,
+        Reason.MODEL_CRASHED,
+    }
+)
+
+
+class ImageError(UnetBatchError):
+    """One image cannot be scored: becomes a rejection with this reason, never escapes a unit."""
+
+    code = "image.rejected"
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"

@@ -1,0 +1,209 @@
+"""From a decoded picture to the model's pixels: fitted in its source dtype first, normalised later, beside the session.
+
+Knows the contract's input and arithmetic on arrays; knows no decoder, no tile and no session.
+Legend: H, W pixels; C channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_batch.contract import MeanStd, ModelInput, Percentile, Raw, Scale, Unit, Window, ZScore
+from unet_batch.errors import ContractError, ImageError, Reason
+from unet_batch.imaging.resize import resize
+
+LARGEST = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
+"""Value that `unit` and `mean_std` call 1, by source dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """How the source picture became the fitted picture; all that the way back needs."""
+
+    source_hw: tuple[int, int]
+    """Oriented source; larger than the decoded picture where a JPEG was decoded at reduced scale."""
+    resized_hw: tuple[int, int]
+    """The content in the fitted picture."""
+    top: int
+    """First row of the content in the fitted picture."""
+    left: int
+    """First column of the content in the fitted picture."""
+    fitted_hw: tuple[int, int]
+    """The content and its padding."""
+
+    @property
+    def content(self) -> tuple[slice, slice]:
+        """Rows and columns of the content: `fitted_hwc[geometry.content]` is the picture without its padding."""
+        height, width = self.resized_hw
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
+
+def fit(
+    image_hwc: NDArray[Any], spec: ModelInput, *, tile_hw: tuple[int, int] | None, source_hw: tuple[int, int]
+) -> tuple[NDArray[Any], Geometry]:
+    """The picture in a size that the model's tiles can be cut from, in its own dtype, and the way back.
+
+    image_hwc: uint8, uint16 or float32 (H, W, C); comes back as it is where nothing changes.
+    tile_hw: size of one tile; None where the model takes any size, then the result is a multiple of `spec.multiple`.
+    source_hw: oriented size of the source, which scales are measured on.
+    letterbox: Ultralytics' rule. tile: padded on all sides, the smaller half first (MONAI). pad: right and bottom.
+    Raises ImageError for this picture, ContractError where no picture could ever fit.
+    """
+    if image_hwc.dtype.name not in LARGEST:
+        raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, f"pixels are {image_hwc.dtype}, not uint8, uint16 or float32")
+    if image_hwc.ndim != 3 or image_hwc.shape[2] != spec.channels:
+        shape = " x ".join(map(str, image_hwc.shape))
+        message = f"pixels are {shape}, the model takes {spec.channels} channel(s)"
+        raise ImageError(Reason.IMAGE_CHANNELS_MISMATCH, message)
+    height, width = image_hwc.shape[:2]
+    if not height or not width:
+        raise ImageError(Reason.IMAGE_SIZE_MISMATCH, f"the picture of {height} x {width} has no pixels")
+    geometry = _geometry((height, width), spec, tile_hw, source_hw)
+    content = resize(image_hwc, geometry.resized_hw, spec.kernel)
+    if geometry.fitted_hw == geometry.resized_hw:
+        return content, geometry
+    fitted = np.full((*geometry.fitted_hw, spec.channels), _padding(spec.pad_value, content.dtype), content.dtype)
+    fitted[geometry.content] = content
+    return fitted, geometry
+
+
+def normalize(fitted_hwc: NDArray[Any], geometry: Geometry, spec: ModelInput) -> NDArray[Any]:
+    """The fitted picture as the model was trained on it: (H, W, C) of `spec.dtype`, C-contiguous.
+
+    fitted_hwc: uint8, uint16 or float32; its dtype decides what `unit` and `mean_std` divide by (255, 65535, 1).
+    Statistics (percentile, zscore) are taken over the content, never over the padding. Arithmetic is float32, within
+    1e-6 of float64. May share memory with `fitted_hwc` where nothing changes.
+    Raises ImageError where the source dtype is not what the model takes, ContractError for impossible contracts.
+    """
+    if spec.dtype in ("uint8", "uint16"):
+        if not isinstance(spec.normalize, Raw):
+            kind = spec.normalize.kind
+            raise ContractError(f"input.dtype {spec.dtype} cannot hold normalize {kind}: write kind: none")
+        if fitted_hwc.dtype.name != spec.dtype:
+            message = f"pixels are {fitted_hwc.dtype}, the model takes {spec.dtype}"
+            raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, message)
+        return np.ascontiguousarray(fitted_hwc)
+    normal = _normalized(np.ascontiguousarray(fitted_hwc), geometry, spec)
+    if spec.dtype == "float32":
+        return normal
+    with np.errstate(over="ignore"):
+        half = normal.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ImageError(Reason.IMAGE_NON_FINITE, "normalised pixels do not fit into float16 (they reach 65520)")
+    return half
+
+
+def _geometry(
+    image_hw: tuple[int, int], spec: ModelInput, tile_hw: tuple[int, int] | None, source_hw: tuple[int, int]
+) -> Geometry:
+    """Pure arithmetic: where every pixel goes."""
+    if spec.fit in ("tile", "pad", "none"):
+        multiple = spec.multiple if tile_hw is None or spec.fit == "pad" else 1
+        sides = tile_hw or (1, 1)
+        enough = [max(-(-n // multiple) * multiple, side) for n, side in zip(image_hw, sides, strict=True)]
+        fitted_hw = enough[0], enough[1]
+        if spec.fit == "none" and image_hw != (tile_hw or fitted_hw):
+            wanted = f"{tile_hw[0]} x {tile_hw[1]}" if tile_hw else f"multiples of {spec.multiple}"
+            message = f"the picture is {image_hw[0]} x {image_hw[1]}, the model takes {wanted}: choose another fit"
+            raise ImageError(Reason.IMAGE_SIZE_MISMATCH, message)
+        top, left = ((f - n) // 2 if spec.fit == "tile" else 0 for f, n in zip(fitted_hw, image_hw, strict=True))
+        return Geometry(source_hw, image_hw, top, left, fitted_hw)
+    target_hw = _target(spec, tile_hw)
+    if spec.fit == "stretch":
+        return Geometry(source_hw, target_hw, 0, 0, target_hw)
+    ratio = min(target_hw[0] / source_hw[0], target_hw[1] / source_hw[1])
+    ratio = ratio if spec.scale_up else min(ratio, 1.0)
+    height, width = max(round(source_hw[0] * ratio), 1), max(round(source_hw[1] * ratio), 1)
+    # Ultralytics: an odd remainder leaves its smaller half above and to the left.
+    top, left = round((target_hw[0] - height) / 2 - 0.1), round((target_hw[1] - width) / 2 - 0.1)
+    return Geometry(source_hw, (height, width), top, left, target_hw)
+
+
+def _target(spec: ModelInput, tile_hw: tuple[int, int] | None) -> tuple[int, int]:
+    height, width = spec.height or (tile_hw or (0, 0))[0], spec.width or (tile_hw or (0, 0))[1]
+    size = f"input.height and width ({height} x {width})"
+    if not height or not width:
+        raise ContractError(f"fit: {spec.fit} needs a size: write input.height and input.width")
+    if tile_hw is not None and (height < tile_hw[0] or width < tile_hw[1]):
+        raise ContractError(f"{size} are smaller than a tile, {tile_hw[0]} x {tile_hw[1]}: enlarge them")
+    if tile_hw is None and (height % spec.multiple or width % spec.multiple):
+        raise ContractError(f"{size} must be multiples of input.multiple, {spec.multiple}: round them up")
+    return height, width
+
+
+def _padding(value: float, dtype: np.dtype[Any]) -> float:
+    if dtype.kind == "u" and not (value.is_integer() and 0 <= value <= np.iinfo(dtype).max):
+        raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, f"pixels are {dtype} and cannot hold pad_value {value:g}")
+    return value
+
+
+def _normalized(fitted_hwc: NDArray[Any], geometry: Geometry, spec: ModelInput) -> NDArray[np.float32]:
+    rule = spec.normalize
+    largest = LARGEST[fitted_hwc.dtype.name]
+    if isinstance(rule, Raw):
+        return fitted_hwc.astype(np.float32, copy=False)
+    if isinstance(rule, Unit):
+        return _affine(fitted_hwc, factor=1 / largest)
+    if isinstance(rule, Scale):
+        return _affine(fitted_hwc, factor=rule.scale, add=rule.offset)
+    if isinstance(rule, MeanStd):
+        mean, std = np.array(rule.mean), np.array(rule.std)
+        return _affine(fitted_hwc, factor=1 / (largest * std), add=-mean / std)
+    if isinstance(rule, Window):
+        gain = (rule.high - rule.low) / rule.width
+        return _clip(_affine(fitted_hwc, shift=rule.center - rule.width / 2, factor=gain, add=rule.low), rule)
+    content = fitted_hwc[geometry.content]
+    if isinstance(rule, Percentile):
+        over = (0, 1) if rule.per_channel else None
+        lowest, highest = np.percentile(content, (rule.lower, rule.upper), axis=over)
+        flat = highest <= lowest  # such a picture is shifted and not scaled, as in MONAI
+        factor = np.where(flat, 1.0, (rule.high - rule.low) / np.where(flat, 1.0, highest - lowest))
+        return _clip(_affine(fitted_hwc, shift=lowest, factor=factor, add=rule.low), rule)
+    return _zscore(fitted_hwc, content, rule)
+
+
+def _zscore(fitted_hwc: NDArray[Any], content: NDArray[Any], rule: ZScore) -> NDArray[np.float32]:
+    groups = [content[:, :, channel] for channel in range(content.shape[2])] if rule.per_channel else [content]
+    mean, std = np.array([_mean_std(group, nonzero=rule.nonzero) for group in groups]).T
+    normal = _affine(fitted_hwc, shift=mean, factor=1 / std)
+    if rule.nonzero:
+        normal[fitted_hwc == 0] = 0
+    return normal
+
+
+def _mean_std(values: NDArray[Any], *, nonzero: bool) -> tuple[float, float]:
+    if nonzero:
+        values = values[values != 0]
+    if not values.size:
+        return 0.0, 1.0
+    return float(values.mean(dtype=np.float64)), float(values.std(dtype=np.float64)) or 1.0
+
+
+def _affine(image_hwc: NDArray[Any], *, shift: Any = 0.0, factor: Any = 1.0, add: Any = 0.0) -> NDArray[np.float32]:
+    """(x − shift) · factor + add in float32; each a number, or one per channel. Steps that change nothing cost nothing.
+
+    The shift stays a step of its own: folded into `add` it would cancel digits where it is large (16-bit windows).
+    """
+    height, width, channels = image_hwc.shape
+    rows = image_hwc.reshape(height, width * channels)
+    result: NDArray[np.float32] | None = None
+    for operation, value, neutral in ((np.subtract, shift, 0), (np.multiply, factor, 1), (np.add, add, 0)):
+        if np.all(np.asarray(value) == neutral):
+            continue
+        operand = _along_row(value, width, channels)
+        result = operation(rows if result is None else result, operand, out=result, dtype=np.float32)
+    return (rows.astype(np.float32) if result is None else result).reshape(image_hwc.shape)
+
+
+def _along_row(value: Any, width: int, channels: int) -> NDArray[np.float32]:
+    """One number, or one per pixel and channel of a row: NumPy's inner loop is then a whole row, not three channels."""
+    values = np.broadcast_to(np.asarray(value, np.float32), channels)
+    return values[:1] if (values == values[0]).all() else np.tile(values, width)
+
+
+def _clip(normal: NDArray[np.float32], rule: Window | Percentile) -> NDArray[np.float32]:
+    return np.clip(normal, min(rule.low, rule.high), max(rule.low, rule.high), out=normal)

@@ -1,0 +1,125 @@
+"""Resize kernels: pictures by the kernel their contract names, logits by two-tap bilinear, whole or in strips.
+
+Knows arrays and Pillow's filter; knows no contract beyond the kernel's name, no geometry and no files.
+Legend: H, W pixels; C channels; K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from unet_batch.contract import Kernel
+
+
+def resize(image_hwc: NDArray[Any], size_hw: tuple[int, int], kernel: Kernel) -> NDArray[Any]:
+    """The picture in another size, in its own dtype; the same array where it already has that size.
+
+    image_hwc: uint8, uint16 or float32, any number of channels. Integers are computed in float32 and rounded.
+    pil_bilinear_u8: area-scaled triangle; on uint8 Pillow's fixed-point BILINEAR to the bit, else as triangle_f32.
+    triangle_f32: area-scaled triangle in float32 (Pillow mode F; torch `bilinear, antialias=True`).
+    torch_bilinear: two taps, half-pixel centres, no antialias (torch `bilinear`; cv2 INTER_LINEAR).
+    nearest: source pixel floor(i · scale), scale in float32 (torch `nearest`).
+    """
+    if image_hwc.shape[:2] == tuple(size_hw):
+        return image_hwc
+    if kernel == "nearest":
+        rows, columns = (_nearest(n, m) for n, m in zip(image_hwc.shape, size_hw, strict=False))
+        return np.ascontiguousarray(image_hwc[rows[:, None], columns])
+    if kernel == "pil_bilinear_u8" and image_hwc.dtype == np.uint8:
+        return _pillow_uint8(image_hwc, size_hw)
+    if kernel == "torch_bilinear":
+        resized = np.moveaxis(resize_logits(np.moveaxis(image_hwc, 2, 0), size_hw), 0, 2)
+    else:
+        resized = _by_band(image_hwc.astype(np.float32, copy=False), size_hw)
+    if image_hwc.dtype.kind == "u":
+        np.clip(np.rint(resized), 0, np.iinfo(image_hwc.dtype).max, out=resized)
+    return np.ascontiguousarray(resized, dtype=image_hwc.dtype)
+
+
+def resize_logits(logits_khw: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """Logits in another size, float32 (K, H, W): two-tap bilinear, half-pixel centres, edges repeated."""
+    return resize_rows(logits_khw, size_hw, 0, size_hw[0])
+
+
+def resize_rows(logits_khw: NDArray[Any], size_hw: tuple[int, int], first: int, last: int) -> NDArray[np.float32]:
+    """Rows [first, last) of `resize_logits(logits_khw, size_hw)`, bit-identical, at the cost of these rows only."""
+    rows, columns = (axis(m, n / m, first=0, last=n - 1) for n, m in zip(logits_khw.shape[1:], size_hw, strict=True))
+    return sample(logits_khw, rows.part(first, last), columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What each output pixel of one axis reads: input pixel `low` with 1 − `weight`, `high` with `weight`."""
+
+    low: NDArray[np.intp]
+    high: NDArray[np.intp]
+    weight: NDArray[np.float32]
+
+    @property
+    def is_slice(self) -> bool:
+        """Whether the output pixels are neighbouring input pixels, unchanged."""
+        return not self.weight.any() and bool(self.low[-1] - self.low[0] == len(self.low) - 1)
+
+    def part(self, first: int, last: int) -> Axis:
+        """Output pixels [first, last) of this axis."""
+        return Axis(self.low[first:last], self.high[first:last], self.weight[first:last])
+
+
+def axis(length: int, step: float, *, origin: float = 0.0, first: int, last: int) -> Axis:
+    """The map src = (i + ½) · step + origin − ½ for i < length, clamped to the input pixels first..last.
+
+    Half-pixel centres: with step = n_in / n_out and origin 0 it is torch's `align_corners=False`.
+    """
+    source = np.clip((np.arange(length) + 0.5) * step + (origin - 0.5), first, last)
+    low = np.floor(source).astype(np.intp)
+    return Axis(low, np.minimum(low + 1, last), (source - low).astype(np.float32))
+
+
+def sample(logits_khw: NDArray[Any], rows: Axis, columns: Axis) -> NDArray[np.float32]:
+    """Logits at the crossings of two axes, float32 (K, rows, columns); a view where both axes are slices of float32."""
+    # Columns first, always: gathering along a row is slow, and mostly fewer rows come in than go out. One fixed
+    # order also gives each output value the same operations, whatever rows stand beside it.
+    first, last = int(rows.low[0]), int(rows.high[-1]) + 1
+    wide_khw = _interpolate(logits_khw[:, first:last], columns, 2)
+    return _interpolate(wide_khw, Axis(rows.low - first, rows.high - first, rows.weight), 1)
+
+
+def _interpolate(logits_khw: NDArray[Any], along: Axis, dimension: int) -> NDArray[np.float32]:
+    if along.is_slice:
+        cut = slice(int(along.low[0]), int(along.low[-1]) + 1)
+        return (logits_khw[:, cut] if dimension == 1 else logits_khw[:, :, cut]).astype(np.float32, copy=False)
+    low = np.take(logits_khw, along.low, axis=dimension, mode="clip").astype(np.float32, copy=False)
+    high = np.take(logits_khw, along.high, axis=dimension, mode="clip").astype(np.float32, copy=False)
+    high -= low
+    high *= along.weight[:, None] if dimension == 1 else along.weight
+    low += high
+    return low
+
+
+def _nearest(n_in: int, n_out: int) -> NDArray[np.intp]:
+    scale = np.float32(n_in) / np.float32(n_out)  # float32, as torch does: integer arithmetic differs now and then
+    index: NDArray[np.intp] = np.floor(np.arange(n_out, dtype=np.float32) * scale).astype(np.intp)
+    return np.minimum(index, n_in - 1)
+
+
+def _pillow_uint8(image_hwc: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    if image_hwc.shape[2] == 3:
+        return np.asarray(_pillow(image_hwc, size_hw))
+    return _by_band(image_hwc, size_hw)  # Pillow would multiply by alpha in modes LA and RGBA
+
+
+def _by_band(image_hwc: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[Any]:
+    resized = np.empty((*size_hw, image_hwc.shape[2]), image_hwc.dtype)
+    for band in range(image_hwc.shape[2]):
+        resized[:, :, band] = _pillow(image_hwc[:, :, band], size_hw)
+    return resized
+
+
+def _pillow(image: NDArray[Any], size_hw: tuple[int, int]) -> Image.Image:
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    return picture.resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR)

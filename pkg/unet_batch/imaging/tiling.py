@@ -1,0 +1,148 @@
+"""Tiles: where they lie in a fitted picture, and how their logits become one map again (MONAI's semantics).
+
+Knows boxes, weights and sums; knows no model, no batch and no padding: `preprocess.fit` made the picture large enough.
+Legend: H, W pixels; K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_batch.errors import ShapeMismatch
+from unet_batch.imaging.resize import resize_logits
+from unet_batch.spec import TilingSpec
+
+LOWEST_WEIGHT = 1e-3
+"""Floor of a Gaussian weight (MONAI): far corners still count, and no sum of weights is ever 0."""
+CACHED_PIXELS = 1 << 22
+"""Pictures up to this size keep their sums of weights for the next picture of the same geometry (16 MiB each)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A tile's place in the fitted picture, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns: `image_hwc[box.slices]` is the tile, `logits_khw[:, *box.slices]` its part of a map."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+def grid(size_hw: tuple[int, int], tile_hw: tuple[int, int], overlap: float) -> list[Box]:
+    """The tiles of a picture, row by row: one size, every pixel covered, the last of an axis pulled back to its edge.
+
+    overlap: share of a tile that its neighbour covers too; stride max(1, int(side · (1 − overlap))) as MONAI 1.6.
+    Raises ShapeMismatch where the picture is smaller than a tile.
+    """
+    if size_hw[0] < tile_hw[0] or size_hw[1] < tile_hw[1]:
+        raise ShapeMismatch(f"a picture of {size_hw} is smaller than its tile of {tile_hw}: fit pads it first")
+    tops, lefts = (starts(n, r, overlap) for n, r in zip(size_hw, tile_hw, strict=True))
+    return [Box(top, left, *tile_hw) for top, left in product(tops, lefts)]
+
+
+def starts(length: int, side: int, overlap: float) -> list[int]:
+    """Where the tiles of one axis start (MONAI dense_patch_slices)."""
+    if side >= length:
+        return [0]
+    # In floating point, as MONAI does: side 10 and overlap 0.8 give stride 1, not 2.
+    stride = max(1, int(side * (1 - overlap)))
+    return [min(k * stride, length - side) for k in range(-(-(length - side) // stride) + 1)]
+
+
+class Canvas:
+    """The logits of one fitted picture, put together from its tiles; float32 sums of weight · logits.
+
+    A picture that is one tile has no sums and no copy: its logits come back as they were added, at their own size.
+    """
+
+    def __init__(self, size_hw: tuple[int, int], tile_hw: tuple[int, int], tiling: TilingSpec) -> None:
+        self._size_hw = (size_hw[0], size_hw[1])
+        self._tile_hw = (tile_hw[0], tile_hw[1])
+        self._tiling = tiling
+        self._missing = set(grid(self._size_hw, self._tile_hw, tiling.overlap))
+        self._one_tile = len(self._missing) == 1
+        self._sum_khw: NDArray[np.float32] | None = None
+
+    def add(self, box: Box, logits_khw: NDArray[Any]) -> None:
+        """Blends in the logits of one tile, in any order.
+
+        logits_khw: any float (K, h, w); resized to the box where the network returns another resolution.
+        Raises ShapeMismatch where the box is none of the grid, was added before, or K differs from the tiles before.
+        """
+        if box not in self._missing:
+            raise ShapeMismatch(f"{box} is no tile of this picture of {self._size_hw}, or was added twice")
+        if self._sum_khw is not None and len(logits_khw) != len(self._sum_khw):
+            raise ShapeMismatch(f"{box} has {len(logits_khw)} classes, the tiles before it {len(self._sum_khw)}")
+        self._missing.remove(box)
+        if self._one_tile:
+            self._sum_khw = logits_khw.astype(np.float32, copy=False)
+            return
+        if self._sum_khw is None:
+            self._sum_khw = np.zeros((len(logits_khw), *self._size_hw), np.float32)
+        if logits_khw.shape[1:] != self._tile_hw:
+            logits_khw = resize_logits(logits_khw, self._tile_hw)
+        rows, columns = box.slices
+        self._sum_khw[:, rows, columns] += logits_khw * _weights(self._tile_hw, self._tiling.blend, self._tiling.sigma)
+
+    def finished(self) -> NDArray[np.float32]:
+        """The map of the whole picture, float32 (K, H, W). The canvas is used up.
+
+        Raises ShapeMismatch if a tile is missing: a pixel would have no logits, or fewer than it should have.
+        """
+        if self._sum_khw is None or self._missing:
+            state = f"{len(self._missing)} tile(s) were never added" if self._missing else "it was finished before"
+            raise ShapeMismatch(f"the picture of {self._size_hw} cannot be finished: {state}")
+        finished, self._sum_khw = self._sum_khw, None
+        if not self._one_tile:
+            finished /= _sum_of_weights(self._size_hw, self._tile_hw, self._tiling)
+        return finished
+
+
+@lru_cache(maxsize=16)
+def _weights(tile_hw: tuple[int, int], blend: str, sigma: float) -> NDArray[np.float32]:
+    """Weight of each pixel of a tile, float32: 1, or a Gaussian, per axis exp(−(i − (R−1)/2)² / 2(sigma·R)²), floored.
+
+    Source: MONAI 1.6 compute_importance_map.
+    """
+    if blend == "constant":
+        weights = np.ones(tile_hw, np.float32)
+    else:
+        down, across = (_taper(side, sigma) for side in tile_hw)
+        weights = down[:, None] * across
+        np.maximum(weights, max(float(weights.min()), LOWEST_WEIGHT), out=weights)
+    weights.flags.writeable = False
+    return weights
+
+
+def _taper(side: int, sigma: float) -> NDArray[np.float32]:
+    distance = np.arange(side, dtype=np.float32) - np.float32((side - 1) / 2)
+    taper: NDArray[np.float32] = np.exp(distance**2 / np.float32(-2 * (sigma * side) ** 2))
+    return taper
+
+
+def _sum_of_weights(size_hw: tuple[int, int], tile_hw: tuple[int, int], tiling: TilingSpec) -> NDArray[np.float32]:
+    """The sum of the weights of all tiles at each pixel, float32 (H, W)."""
+    compute = _cached_sum if size_hw[0] * size_hw[1] <= CACHED_PIXELS else _cached_sum.__wrapped__
+    return compute(size_hw, tile_hw, tiling.overlap, tiling.blend, tiling.sigma)
+
+
+@lru_cache(maxsize=8)
+def _cached_sum(
+    size_hw: tuple[int, int], tile_hw: tuple[int, int], overlap: float, blend: str, sigma: float
+) -> NDArray[np.float32]:
+    total = np.zeros(size_hw, np.float32)
+    for box in grid(size_hw, tile_hw, overlap):
+        total[box.slices] += _weights(tile_hw, blend, sigma)
+    total.flags.writeable = False
+    return total

@@ -1,0 +1,215 @@
+"""Leases: who is working on a partition now, so that two runs do not do the same work.
+
+Nothing that is right rests on a lease: rows are safe because publication is conditional. A lease names its owner, is
+renewed while the owner lives, and ends by its expiry, or at once where the owner's process is seen to be gone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+
+from unet_batch.archive.storage import Storage
+from unet_batch.errors import AlreadyExists, Changed, Conflict, Held, NotFound, PutUnknown, StorageError
+from unet_batch.table.layout import Layout
+
+log = logging.getLogger(__name__)
+
+RENEWALS = 3
+"""Renewals in the life of a lease: two may fail before it ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """One partition's lease, as it lies in the output."""
+
+    partition: str
+    run: str
+    host: str
+    """Host name and PID namespace: processes of other hosts and containers cannot be looked for."""
+    pid: int
+    started: str
+    """When that process began, in the kernel's own count: a PID alone may belong to another process by now."""
+    attempt: int
+    """1 for the first owner; one more for each that took over from a dead one."""
+    expires_s: float
+    """Seconds since 1970."""
+
+    def alive(self, now_s: float) -> bool:
+        """Whether the owner may still be working."""
+        if now_s >= self.expires_s:
+            return False
+        return self.host != _host() or _started(self.pid) == self.started
+
+    def __str__(self) -> str:
+        until = datetime.fromtimestamp(self.expires_s, UTC)
+        return f"run {self.run} (process {self.pid} on {self.host.partition('/')[0]}, until {until:%H:%M:%S} UTC)"
+
+
+def read_lease(store: Storage, layout: Layout, partition: str) -> Lease | None:
+    """The lease of a partition, alive or not; None without one, and for one that cannot be read."""
+    found = _read(store, layout.lease(partition))
+    return None if found is None else found[1]
+
+
+class Leases:
+    """The leases of one run. A context manager: renews them in a thread of its own, and gives them back at its end."""
+
+    def __init__(
+        self, store: Storage, layout: Layout, run: str, ttl_s: float, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """ttl_s: life of a lease that is not renewed. clock: seconds since 1970."""
+        self._store = store
+        self._layout = layout
+        self._run = run
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._held: dict[str, tuple[Lease, str]] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._renewer = threading.Thread(target=self._keep, name="leases", daemon=True)
+
+    def __enter__(self) -> Leases:
+        self._renewer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._renewer.join()
+        for partition in list(self._held):
+            self.release(partition)
+
+    def take(self, partition: str) -> None:
+        """Become the owner. Raises Held, with the owner's name, where another run that may be alive is."""
+        uri = self._layout.lease(partition)
+        mine = self._mine(partition, 1)
+        try:
+            version = self._store.create(uri, _body(mine))
+        except AlreadyExists:
+            mine, version = self._take_over(uri, partition)
+        with self._lock:
+            self._held[partition] = (mine, version)
+
+    def release(self, partition: str) -> None:
+        """Give a lease back, unless somebody else has taken it over. A store that fails costs a log line."""
+        with self._lock:
+            if self._held.pop(partition, None) is None:
+                return
+        uri = self._layout.lease(partition)
+        try:
+            found = _read(self._store, uri)
+            if found is not None and found[1] is not None and found[1].run == self._run:
+                self._store.delete(uri)
+        except StorageError as error:
+            log.warning("the lease of %s ends by its expiry, because it could not be removed: %s", partition, error)
+
+    def renew(self) -> None:
+        """Put off the expiry of every lease that is still ours; lost ones are let go with a log line."""
+        with self._lock:
+            held = dict(self._held)
+        for partition, (lease, version) in held.items():
+            try:
+                renewed = self._renewed(partition, lease, version)
+            except StorageError as error:
+                log.warning("the lease of %s could not be renewed this time: %s", partition, error)
+                continue
+            if renewed is None:
+                with self._lock:
+                    self._held.pop(partition, None)
+                continue
+            with self._lock:
+                if partition in self._held:
+                    self._held[partition] = renewed
+
+    def _renewed(self, partition: str, lease: Lease, version: str) -> tuple[Lease, str] | None:
+        """The lease with a later expiry; None where another run owns it. Raises StorageError."""
+        uri, mine = self._layout.lease(partition), self._mine(partition, lease.attempt)
+        try:
+            return mine, self._store.replace(uri, _body(mine), version=version)
+        except (Conflict, PutUnknown):
+            found = _read(self._store, uri)
+        owner = found[1] if found else None
+        if found is not None and owner is not None and owner.run == self._run:
+            return owner, found[0]
+        log.warning("the lease of %s was taken over by %s; this run goes on", partition, owner or "nobody")
+        return None
+
+    def _take_over(self, uri: str, partition: str) -> tuple[Lease, str]:
+        found = _read(self._store, uri)
+        if found is None:  # given back a moment ago
+            mine = self._mine(partition, 1)
+            try:
+                return mine, self._store.create(uri, _body(mine))
+            except AlreadyExists as error:
+                raise Held(f"{partition} was taken by another run just now; run the command again") from error
+        version, owner = found
+        if owner is not None and owner.run != self._run and owner.alive(self._clock()):
+            raise Held(
+                f"{partition} is being worked on by {owner}; wait for it or stop it: the lease of a run that died ends "
+                "by itself"
+            )
+        if owner is not None:
+            log.warning("%s: taking over from %s, which is gone", partition, owner)
+        mine = self._mine(partition, 1 + (owner.attempt if owner else 0))
+        try:
+            return mine, self._store.replace(uri, _body(mine), version=version)
+        except (Conflict, PutUnknown) as error:
+            now = _read(self._store, uri)
+            if now is not None and now[1] is not None and now[1].run == self._run:
+                return now[1], now[0]  # only the answer was lost
+            raise Held(f"{partition} was taken over by another run just now; run the command again") from error
+
+    def _mine(self, partition: str, attempt: int) -> Lease:
+        pid = os.getpid()
+        return Lease(partition, self._run, _host(), pid, _started(pid), attempt, self._clock() + self._ttl_s)
+
+    def _keep(self) -> None:
+        while not self._stop.wait(self._ttl_s / RENEWALS):
+            self.renew()
+
+
+def _read(store: Storage, uri: str) -> tuple[str, Lease | None] | None:
+    """Version and lease; None where there is none, and no lease where the object is not one of ours."""
+    found = store.head(uri)
+    if found is None:
+        return None
+    try:
+        return found.version, Lease(**json.loads(store.read(uri, version=found.version, max_bytes=1 << 16)))
+    except NotFound:
+        return None
+    except Changed:
+        return _read(store, uri)
+    except (ValueError, TypeError):
+        log.warning("%s is no lease of ours and does not count", uri)
+        return found.version, None
+
+
+def _body(lease: Lease) -> bytes:
+    return json.dumps(asdict(lease)).encode()
+
+
+def _host() -> str:
+    try:
+        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _started(pid: int) -> str:
+    """Field 22 of proc(5)'s stat; empty for a process that is gone or dead, `?` where the system has no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in ("Z", "X") else fields[19]
+    except (OSError, IndexError):
+        return "" if Path("/proc/self").exists() else "?"

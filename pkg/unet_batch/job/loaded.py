@@ -1,0 +1,132 @@
+"""A unit between the stages: one row, with its pictures in one buffer in their source dtype.
+
+Knows Arrow and NumPy, nothing of Ray: what crosses the object store is a table of one row, and its pixels are read back
+as a view.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from unet_batch.errors import ImageError, Reason
+from unet_batch.imaging.preprocess import Geometry
+from unet_batch.records import Unit
+
+ALIGNMENT = 64
+"""Every picture starts at a multiple of this, so that its bytes can be viewed as any dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One page of a loaded unit: where its pixels lie, or why there are none."""
+
+    source: int
+    """Position in the unit."""
+    page: int
+    pages: int
+    height: int
+    width: int
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    offset: int = 0
+    geometry: Geometry | None = None
+    reason: str | None = None
+    message: str = ""
+
+    @property
+    def error(self) -> ImageError | None:
+        """The rejection of a page that has no pixels."""
+        return None if self.reason is None else ImageError(Reason(self.reason), self.message)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A unit between the stages."""
+
+    unit: Unit
+    entries: tuple[Entry, ...]
+    pixels: np.ndarray
+    """uint8, all fitted pictures one after the other."""
+    read_bytes: int = 0
+    read_s: float = 0.0
+    decode_s: float = 0.0
+    failure: tuple[str, str] | None = None
+    """Code and message where the unit could not be read at all."""
+
+
+class Pack:
+    """Pictures of one unit, joined into one aligned buffer at the end."""
+
+    def __init__(self) -> None:
+        self._pictures: list[tuple[int, np.ndarray]] = []
+        self.size = 0
+
+    def add(self, picture: np.ndarray) -> int:
+        offset = self.size
+        self._pictures.append((offset, picture))
+        self.size = -(-(offset + picture.nbytes) // ALIGNMENT) * ALIGNMENT
+        return offset
+
+    def joined(self) -> np.ndarray:
+        buffer = np.empty(self.size, np.uint8)
+        for offset, picture in self._pictures:
+            buffer[offset : offset + picture.nbytes] = np.ascontiguousarray(picture).view(np.uint8).ravel()
+        return buffer
+
+
+def to_arrow(loaded: Loaded) -> pa.Table:
+    """The loaded unit as one row whose pixels are one buffer: nothing is copied, and no Ray tensor type is involved."""
+    header = {
+        "entries": [asdict(e) for e in loaded.entries],
+        "read_bytes": loaded.read_bytes,
+        "read_s": loaded.read_s,
+        "decode_s": loaded.decode_s,
+        "failure": loaded.failure,
+    }
+    offsets = np.array([0, loaded.pixels.nbytes], np.int64)
+    pixels = pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), 1, [None, pa.py_buffer(offsets), pa.py_buffer(loaded.pixels)]
+    )
+    return pa.table(
+        {
+            "unit": pa.array([loaded.unit.to_json()], pa.large_binary()),
+            "header": pa.array([json.dumps(header).encode()], pa.large_binary()),
+            "pixels": pixels,
+        }
+    )
+
+
+def from_arrow(table: pa.Table) -> Loaded:
+    """The loaded unit of a one-row table; its pixels are a read-only view into Arrow's buffer."""
+    header = json.loads(table.column("header")[0].as_py())
+    for entry in header["entries"]:
+        entry["shape"] = tuple(entry["shape"])
+        if entry["geometry"] is not None:
+            fields: dict[str, Any] = entry["geometry"]
+            pairs: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            entry["geometry"] = Geometry(**pairs)
+    column = table.column("pixels").chunk(0)
+    _, offsets, values = column.buffers()
+    begin, end = np.frombuffer(offsets, np.int64)[column.offset : column.offset + 2]
+    pixels = np.frombuffer(values, np.uint8)[begin:end] if values is not None else np.empty(0, np.uint8)
+    return Loaded(
+        unit=Unit.from_json(table.column("unit")[0].as_py()),
+        entries=tuple(Entry(**e) for e in header["entries"]),
+        pixels=pixels,
+        read_bytes=header["read_bytes"],
+        read_s=header["read_s"],
+        decode_s=header["decode_s"],
+        failure=tuple(header["failure"]) if header["failure"] else None,
+    )
+
+
+def pixels_of(loaded: Loaded, entry: Entry) -> np.ndarray:
+    """The entry's fitted picture, (H, W, C), as a view."""
+    dtype = np.dtype(entry.dtype)
+    count = int(np.prod(entry.shape)) * dtype.itemsize
+    return loaded.pixels[entry.offset : entry.offset + count].view(dtype).reshape(entry.shape)

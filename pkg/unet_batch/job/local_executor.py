@@ -1,0 +1,46 @@
+"""The same stages in a plain loop in this process: the reference, the debugger and most tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from unet_batch.archive.storage import Storage
+from unet_batch.errors import AlreadyExists
+from unet_batch.job.worker import Settings, build_infer, build_load
+from unet_batch.model.session import Device
+from unet_batch.records import Receipt, Unit
+from unet_batch.table.layout import Layout
+
+
+class LocalExecutor:
+    """Scores units one after the other.
+
+    Nothing stands between a poisonous image and this process, so each unit's start leaves an empty marker in the store,
+    removed at its end: a unit that killed an earlier process is decoded in isolation from the start.
+    """
+
+    name = "local"
+    workers = 1
+
+    def __init__(self, settings: Settings, *, threads: int = 1) -> None:
+        self._settings = settings
+        self._load = build_load(settings)
+        self._infer = build_infer(settings, Device(threads=threads))
+        self._store = Storage(settings.job.output.options)
+        self._layout = Layout(settings.job.output.uri)
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
+        """A receipt for every unit, in order."""
+        for unit in units:
+            marker = self._layout.attempt(unit.unit_id)
+            try:
+                self._store.create(marker, b"")
+                tried = False
+            except AlreadyExists:
+                tried = True
+            yield self._infer(self._load(replace(unit, isolate=True) if tried else unit))
+            self._store.delete(marker)
+
+    def close(self) -> None:
+        """Nothing to release."""

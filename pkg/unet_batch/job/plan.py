@@ -1,0 +1,242 @@
+"""What is to be done, as pure functions: fingerprint, open sources, units, placement.
+
+Knows nothing of stores, Ray or pixels, and is small enough to print. Work is skipped by image key
+and version, never by the name of a part, so slices may shift between two runs without an image being scored twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from unet_batch.errors import JobError, Reason
+from unet_batch.model.contract import Model
+from unet_batch.model.engines import fingerprint_marks, on_gpu
+from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, unit_id
+from unet_batch.spec import JobSpec, ResourcesSpec
+from unet_batch.table.publish import Published, generation
+from unet_batch.table.rows import SCHEMA_VERSION, SCORING_REVISION
+
+State = Literal["published", "stale", "partial", "missing"]
+Select = Literal["due", "missing", "failed", "changed", "all"]
+"""Which of a window's images a run works on.
+
+missing: of partitions without published rows. changed: of partitions that are published, but by another fingerprint or
+for another inventory. due: both. failed: rejections that another try may end differently, and nothing else. all: due,
+and failed where nothing is due.
+"""
+
+SELECTIONS: tuple[Select, ...] = ("missing", "failed", "changed", "all")
+"""Those of a backfill; `due` is what a run does."""
+UNIT_IMAGES = 64
+"""A unit costs the driver about 18 ms; a larger one is lost whole, and reported late, when its model is slow."""
+UNIT_ENCODED_BYTES = 8 << 20
+"""A plan knows encoded sizes only; JPEGs inflate about tenfold, so a unit stays near 100 MiB decoded."""
+SMALLEST_UNIT_IMAGES = 4
+GZIP_STRETCH = 8
+UNITS_AT_ONCE = 2
+
+
+def fingerprint(job: JobSpec, model: Model) -> str:
+    """64 hex digits over all that changes a result. Never resources, batch sizes, unit sizes, stores or worker counts.
+
+    Providers stay outside (CUDA and CPU differ in the last bits only); engine and precision are inside.
+    """
+    parts = {
+        "model": model.sha256,
+        "engine": job.model.engine,
+        "contract": model.contract.model_dump(mode="json"),
+        "precision": job.model.precision,
+        "tiling": job.tiling.model_dump(mode="json"),
+        "masks": sorted(job.output.masks),
+        "confidence": job.output.confidence,
+        "geometry": job.output.geometry,
+        "max_image_pixels": job.limits.max_image_pixels,
+        "max_image_bytes": job.limits.max_image_bytes,
+        "scoring_revision": SCORING_REVISION,
+        "schema_version": SCHEMA_VERSION,
+        **fingerprint_marks(job.session),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionPlan:
+    """One partition: what it should hold, what is there, and what is left to score."""
+
+    partition: str
+    sources: tuple[Source, ...]
+    """The inventory."""
+    published: Published | None
+    state: State
+    scored: int
+    """Sources that already have rows, published under this fingerprint or staged."""
+    open: tuple[Source, ...]
+    """Sources without a row."""
+    parts: tuple[str, ...]
+    """Staged parts of this fingerprint."""
+    again: bool = False
+    """Whether `open` are rejections that are scored once more."""
+
+    @property
+    def up_to_date(self) -> bool:
+        return self.state == "published"
+
+
+def plan_partition(
+    partition: str,
+    sources: Sequence[Source],
+    *,
+    mark: str,
+    published: Published | None,
+    done: Set[tuple[str, str]],
+    parts: Sequence[str],
+) -> PartitionPlan:
+    """Compare an inventory with what is there.
+
+    mark: the job's fingerprint. done: (source key, version) of all rows published under it or staged.
+    """
+    remaining = tuple(s for s in sources if (s.key, s.version) not in done)
+    if published is not None and published.commit.generation == generation(mark, inventory_digest(sources)):
+        return PartitionPlan(partition, tuple(sources), published, "published", len(sources), (), tuple(parts))
+    state: State = "stale" if published is not None else "partial" if len(remaining) < len(sources) else "missing"
+    return PartitionPlan(
+        partition, tuple(sources), published, state, len(sources) - len(remaining), remaining, tuple(parts)
+    )
+
+
+def wants(select: Select, plan: PartitionPlan) -> bool:
+    """Whether a run with this selection works on a partition."""
+    if plan.again:
+        return select in ("failed", "all")
+    if plan.up_to_date or select == "failed":
+        return False
+    return select in ("due", "all") or (select == "missing") == (plan.published is None)
+
+
+def again_plan(
+    plan: PartitionPlan, verdicts: Mapping[tuple[str, str], Reason | None], *, better: bool, parts: Sequence[str]
+) -> PartitionPlan:
+    """The plan that scores once more what was rejected for a reason that may have passed.
+
+    verdicts: (source key, version) to the reason of its rejection, None where any row of it is ok. better: whether
+    staged rows hold predictions that the published ones lack. parts: staged parts of this fingerprint.
+    """
+    failed = [s for s in plan.sources if (r := verdicts.get((s.key, s.version))) is not None and r.retryable]
+    if not failed and not better:
+        return plan
+    left = len(plan.sources) - len(failed)
+    return replace(plan, open=tuple(failed), scored=left, parts=tuple(parts), again=True)
+
+
+def units(plan: PartitionPlan, job: JobSpec, mark: str, *, workers: int) -> list[Unit]:
+    """The open sources of a partition in slices of one shard or of its loose files, largest first.
+
+    mark: the fingerprint, or what sets another try's parts apart from those of the first.
+    """
+    cap = job.limits.unit_images or UNIT_IMAGES
+    found = [
+        Unit(unit_id(mark, piece), plan.partition, _format(piece[0], job), tuple(piece), isolate=plan.again)
+        for shard in _by_shard(plan.open)
+        for piece in _slices(shard, cap=cap * _stretch(shard[0], job), workers=workers)
+    ]
+    return sorted(found, key=lambda unit: -len(unit.sources))
+
+
+def _format(source: Source, job: JobSpec) -> ShardFormat:
+    """How a unit is read: a tar among loose images is a shard of its own."""
+    return "webdataset" if job.input.format == "images" and source.member is not None else job.input.format
+
+
+def _stretch(source: Source, job: JobSpec) -> int:
+    """A gzipped tar is read from its start for every unit, so its units are larger."""
+    return GZIP_STRETCH if _format(source, job) == "webdataset" and source.offset is None else 1
+
+
+def halves(unit: Unit, mark: str) -> list[Unit]:
+    """The unit again in two, each to be decoded in isolation; a unit of one image is returned whole."""
+    middle = (len(unit.sources) + 1) // 2
+    pieces = [p for p in (unit.sources[:middle], unit.sources[middle:]) if p]
+    return [Unit(unit_id(mark, piece), unit.partition, unit.format, piece, isolate=True) for piece in pieces]
+
+
+def _by_shard(sources: Sequence[Source]) -> Iterator[list[Source]]:
+    """Loose files together, each container by itself."""
+    loose = [s for s in sources if s.member is None]
+    if loose:
+        yield loose
+    containers: dict[str, list[Source]] = {}
+    for source in sources:
+        if source.member is not None:
+            containers.setdefault(source.uri, []).append(source)
+    yield from containers.values()
+
+
+def _slices(sources: Sequence[Source], *, cap: int, workers: int) -> Iterator[Sequence[Source]]:
+    """Slices that shrink towards the end (guided self-scheduling), so that no actor works long after the others."""
+    begin = 0
+    while begin < len(sources):
+        left = len(sources) - begin
+        count = max(1, min(cap, max(SMALLEST_UNIT_IMAGES, left // (4 * workers))))
+        end, size = begin, 0
+        while end < min(begin + count, len(sources)):
+            size += sources[end].size_bytes
+            if end > begin and size > UNIT_ENCODED_BYTES:
+                break
+            end += 1
+        yield sources[begin:end]
+        begin = end
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Which actors a run asks for. CPU shares are the scheduler's accounting; threads are what a session uses."""
+
+    load_actors: int
+    """0: each session actor loads its own units."""
+    load_cpus: float
+    infer_actors: int
+    infer_cpus: float
+    infer_gpus: float
+    threads: int
+    units_at_once: int
+    """Units in one session actor: while the session runs one, a thread reads, cuts or puts the other."""
+
+
+def place(
+    cpus: float, gpus: float, resources: ResourcesSpec, *, providers: Sequence[str], gpu_share: float
+) -> Placement:
+    """Actors that fit a cluster all at once, so that no stage waits for a CPU that another holds.
+
+    On CPUs: a session actor per core with one thread each (two threads per actor on two cores were 33 % slower), which
+    loads its own units: pixels that are scored by the core that decoded them need no way through the object store.
+    On GPUs, or where `resources.load_actors` says so: a session actor per GPU share, and Load on all other cores.
+    providers: in order of preference; GPUs are used where one that runs on them comes first and there are any.
+    Raises JobError when the cluster cannot hold one actor of each kind.
+    """
+    if cpus < 1:
+        raise JobError(f"the cluster offers {cpus:g} CPUs; one is the least that a run needs")
+    if on_gpu(providers[0]) and (gpus >= gpu_share or all(on_gpu(name) for name in providers)):
+        if gpus < gpu_share:
+            raise JobError(
+                f"session.providers asks for {', '.join(providers)}, and the cluster offers {gpus:g} GPUs: "
+                "add a GPU node, or set session.providers=[cpu]"
+            )
+        infer = resources.infer_actors or int(gpus / gpu_share)
+        infer_cpus = min(1.0, cpus / (2 * infer))
+        left = cpus - infer * infer_cpus
+        load = resources.load_actors or max(1, int(left - 1 if left > 4 else left))
+        return Placement(load, min(1.0, left / load), infer, infer_cpus, gpu_share, 1, UNITS_AT_ONCE)
+    infer = resources.infer_actors or max(1, int(cpus))
+    load = resources.load_actors or 0
+    share = _floor(min(1.0, cpus / (infer + load)))
+    return Placement(
+        load, share, infer, share, 0.0, max(1, int(cpus / infer)), 1 if load else UNITS_AT_ONCE
+    )  # a session that only scores, on a CPU, has nothing to overlap with
+
+
+def _floor(share: float) -> float:
+    return int(share * 1000) / 1000  # Ray counts CPUs in ten-thousandths; never ask for more than there is

@@ -1,0 +1,166 @@
+"""From a job file to all a run must know before it touches the archive: model, contract, stores, fingerprint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+
+from unet_batch.archive.storage import Storage, canonical
+from unet_batch.contract import Contract
+from unet_batch.errors import ContractError, JobError, NotFound, StorageError
+from unet_batch.job.plan import fingerprint
+from unet_batch.model.contract import METADATA_KEY, Model, ModelFile, find_contract, read_model, resolve
+from unet_batch.model.engines import check_choice, check_file, check_model, find
+from unet_batch.model.ensemble import combined_model
+from unet_batch.spec import InputSpec, JobSpec, ModelSpec, Options, OutputSpec, TilingSpec
+from unet_batch.table.layout import Layout
+from unet_batch.table.rows import COLUMNS
+
+MAX_MODEL_BYTES = 2 << 30
+"""protobuf's own limit for one message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A job whose model and contract were read and held against each other."""
+
+    job: JobSpec
+    model: Model
+    """What scores: the model, or what its ensemble is for everything behind it."""
+    members: tuple[Model, ...]
+    """The models of an ensemble, the first one first; none where one model scores alone."""
+    model_bytes: bytes
+    """Of the model, or of the ensemble's first member."""
+    fingerprint: str
+    archive: Storage
+    output: Storage
+    layout: Layout
+
+
+def prepare(job: JobSpec) -> Prepared:
+    """Read and check everything but the archive. Raises JobError, ContractError or StorageError."""
+    job = _with_canonical_uris(job)
+    _check_partition_column(job)
+    check_choice(job.model, job.session)
+    files = [read_model_file(job, number) for number in range(len(job.model.paths))]
+    models = _models(job, files)
+    ensemble = job.model.ensemble
+    model = models[0] if ensemble is None else combined_model(models, ensemble.combine)
+    output = Storage(job.output.options)
+    return Prepared(
+        job=job,
+        model=model,
+        members=() if ensemble is None else tuple(models),
+        model_bytes=files[0].data,
+        fingerprint=fingerprint(job, model),
+        archive=Storage(job.input.options, threads=job.resources.fetch_threads),
+        output=output,
+        layout=Layout(job.output.uri),
+    )
+
+
+def read_model_file(job: JobSpec, number: int = 0) -> ModelFile:
+    """A model's bytes, checked against the pinned digest and the precision, and what the file says of itself.
+
+    number: 0 is `model.path`, the others are the members of its ensemble.
+    """
+    path, ensemble = job.model.paths[number], job.model.ensemble
+    pins = (job.model.sha256, *(ensemble.sha256 if ensemble else ()))
+    try:
+        data = Storage(job.model.options).read(path, max_bytes=MAX_MODEL_BYTES)
+    except NotFound as error:
+        key = f"model.ensemble.members[{number - 1}]" if number else "model.path"
+        raise JobError(f"{key}: there is no {path}; write the path of an ONNX file") from error
+    pinned = pins[number] if number < len(pins) else None
+    file = read_model(data, path, pinned, custom_ops=job.session.custom_ops)
+    check_file(data, job.model.precision, path)
+    return file
+
+
+def model_at(
+    path: str, contract: str | None, tiling: TilingSpec, options: Options | None = None
+) -> tuple[bytes, Model]:
+    """A model file and what it resolves to, outside of any job. Raises JobError, ContractError or StorageError.
+
+    options: of the store that holds it.
+    """
+    where = None if contract is None else canonical(contract)
+    model = ModelSpec(path=canonical(path), contract=where, options=options or {})
+    job = JobSpec(
+        name="model", model=model, input=InputSpec(uri="memory://"), output=OutputSpec(uri="memory://"), tiling=tiling
+    )
+    data = Storage(model.options).read(model.path, max_bytes=MAX_MODEL_BYTES)
+    file = read_model(data, model.path, None)
+    text, where = _contract_text(job, model.path, named=model.contract)
+    return data, resolve(find_contract(file, text, where), file, tiling)
+
+
+def new_run_id(job: JobSpec) -> str:
+    """Sortable and unique: time of start, name and process."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{job.name}-{os.getpid():x}{os.urandom(2).hex()}"
+
+
+def _check_partition_column(job: JobSpec) -> None:
+    taken = {name for name, _, _ in COLUMNS} - {"date"} | {"bucket"}
+    if job.input.partition_column in taken:
+        raise JobError(
+            f"input.partition_column: {job.input.partition_column} is a column of the output already; rename it in the "
+            "manifest, e.g. to site or date"
+        )
+
+
+def _with_canonical_uris(job: JobSpec) -> JobSpec:
+    """The job with absolute URIs, so that actors in other folders mean the same objects."""
+    ensemble = job.model.ensemble
+    if ensemble is not None:
+        ensemble = ensemble.model_copy(update={"members": tuple(canonical(path) for path in ensemble.members)})
+    model = job.model.model_copy(
+        update={
+            "path": canonical(job.model.path),
+            "contract": None if job.model.contract is None else canonical(job.model.contract),
+            "ensemble": ensemble,
+        }
+    )
+    reference = None if job.check.reference is None else canonical(job.check.reference)
+    libraries = tuple(os.path.abspath(path) for path in job.session.custom_ops)
+    return job.model_copy(
+        update={
+            "model": model,
+            "check": job.check.model_copy(update={"reference": reference}),
+            "session": job.session.model_copy(update={"custom_ops": libraries}),
+            "input": job.input.model_copy(update={"uri": canonical(job.input.uri)}),
+            "output": job.output.model_copy(update={"uri": canonical(job.output.uri).rstrip("/")}),
+        }
+    )
+
+
+def _models(job: JobSpec, files: Sequence[ModelFile]) -> list[Model]:
+    """Every file held against its contract; a member that has none of its own has the first one's."""
+    models: list[Model] = []
+    shared: Contract | None = None
+    for file in files:
+        text, where = _contract_text(job, file.uri, named=None if shared else job.model.contract)
+        inherits = shared is not None and text is None and METADATA_KEY not in file.metadata
+        contract = shared if shared is not None and inherits else find_contract(file, text, where)
+        shared = shared or contract
+        models.append(resolve(contract, file, job.tiling))
+        for name in job.session.providers:
+            check_model(find(job.model.engine, name), models[-1])
+    return models
+
+
+def _contract_text(job: JobSpec, path: str, *, named: str | None) -> tuple[bytes | None, str]:
+    """The contract beside a model, or the one the job names; None where neither is there."""
+    storage = Storage(job.model.options)
+    uri = named or path.removesuffix(PurePosixPath(path).suffix) + ".yaml"
+    try:
+        return storage.read(uri, max_bytes=1 << 20), uri
+    except NotFound as error:
+        if named is not None:
+            raise ContractError(f"model.contract: there is no {uri}") from error
+        return None, uri
+    except StorageError as error:
+        raise ContractError(f"the contract {uri} cannot be read: {error}") from error

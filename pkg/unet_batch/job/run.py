@@ -1,0 +1,342 @@
+"""A run: survey, score what is open, publish every partition that became complete, and write it all down.
+
+Nightly, submitted and backfilled runs are this one function; resuming is running again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from unet_batch import __version__
+from unet_batch.archive.discovery import Window
+from unet_batch.errors import AlreadyExists, Held, ImageError, Incomplete, JobError, StorageError
+from unet_batch.job.gate import check_unit
+from unet_batch.job.lease import Leases
+from unet_batch.job.plan import PartitionPlan, Select, units, wants
+from unet_batch.job.prepare import Prepared, new_run_id
+from unet_batch.job.progress import ProgressDisplay
+from unet_batch.job.publisher import Published, Publisher
+from unet_batch.job.reconcile import Executor, score
+from unet_batch.job.stages import reject_unit
+from unet_batch.job.survey import archive_partitions, glance, survey_again, survey_partition
+from unet_batch.job.worker import Settings
+from unet_batch.records import Receipt, Source, Unit
+from unet_batch.table.rows import Provenance
+
+log = logging.getLogger(__name__)
+
+MakeExecutor = Callable[[Settings], Executor]
+
+DEADLINE_SHARE = 0.05
+"""Share of the time to a deadline that is kept for units under way and for publishing …"""
+DEADLINE_LEAST_S = 20.0
+DEADLINE_MOST_S = 900.0
+"""… at least and at most, and never more than half of it."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run did; its JSON is the last line of stdout."""
+
+    run: str
+    planned: int = 0
+    """Images that had no row when the run began (pages of multi-page files count as they are found)."""
+    ok: int = 0
+    rejected: int = 0
+    remaining: int = 0
+    """Images of this run that still have no row."""
+    published: int = 0
+    """Partitions that this run published."""
+    images_per_s: float = 0.0
+    """Images of this run over the time from the first unit to the last publication."""
+    partitions: list[str] = field(default_factory=list)
+    """Names of the published partitions."""
+    problems: list[str] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
+    provider: str | None = None
+    executor: str | None = None
+    fingerprint: str = ""
+    start_s: float = 0.0
+    """Starting the executor."""
+    stop_s: float = 0.0
+    """Ending it, after the last publication."""
+    score_s: float = 0.0
+    publish_s: float = 0.0
+    read_bytes: int = 0
+    stage_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of all workers in reading, decoding, the session, and encoding."""
+    batches: dict[int, int] = field(default_factory=dict)
+    """How many batches had how many tiles."""
+    out_of_memory: int = 0
+    peak_worker_rss_bytes: int = 0
+    exit_code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which of a window's partitions a run works on, in which order, and until when."""
+
+    select: Select = "due"
+    newest_first: bool = False
+    max_active: int | None = None
+    """Partitions that are held and worked on at a time; each such group starts its sessions anew. None: all."""
+    deadline: datetime | None = None
+    """No unit is begun after it, less what publishing may take; finished partitions are published."""
+
+
+def run(
+    prepared: Prepared,
+    window: Window,
+    make_executor: MakeExecutor,
+    *,
+    choice: Choice = Choice(),
+    quiet: bool = False,
+) -> Summary:
+    """Score what the window still needs and publish it. Problems of single partitions end in the summary."""
+    summary = Summary(run=new_run_id(prepared.job), fingerprint=prepared.fingerprint)
+    inventory = archive_partitions(prepared, window, keep=True)
+    names = [name for name, sources in inventory.items() if glance(prepared, name, sources, choice.select)]
+    if choice.newest_first:
+        names.reverse()
+    if not names:
+        return summary
+    _demand_conditional_puts(prepared)
+    scoring = _Run(prepared, choice, summary, make_executor, quiet=quiet)
+    try:
+        size = choice.max_active or len(names)
+        for begin in range(0, len(names), size):
+            scoring.work({name: inventory[name] for name in names[begin : begin + size]})
+    except KeyboardInterrupt:
+        summary.problems.append("stopped by Ctrl-C; finished units are staged: run the same command again to go on")
+        summary.exit_code = 3
+    finally:
+        scoring.close()
+    return summary
+
+
+class _Run:
+    """One run under way: its executor, its leases and its record, over one or more groups of partitions."""
+
+    def __init__(
+        self, prepared: Prepared, choice: Choice, summary: Summary, make_executor: MakeExecutor, *, quiet: bool
+    ) -> None:
+        self._prepared = prepared
+        self._choice = choice
+        self._summary = summary
+        self._make_executor = make_executor
+        self._quiet = quiet
+        self._stop_at = _stop_at(choice.deadline)
+        self._executor: Executor | None = None
+        self._record: dict[str, Any] = {}
+        self._published = Published()
+        self._scoring_s = 0.0
+        self._leases: Leases | None = None
+        if not prepared.job.output.single_writer:
+            ttl_s = prepared.job.limits.lease_s
+            self._leases = Leases(prepared.output, prepared.layout, summary.run, ttl_s).__enter__()
+        # What another try finds must not lie under the name of the part that the first one left.
+        again = choice.select in ("failed", "all")
+        self._mark = f"{prepared.fingerprint}\0{summary.run}" if again else prepared.fingerprint
+
+    def work(self, inventory: dict[str, list[Source]]) -> None:
+        """Score and publish some partitions. Raises what ends the whole run."""
+        claimed = list(self._claim(inventory))
+        if not claimed:
+            return
+        self._note(claimed)
+        publisher = Publisher(self._prepared, self._summary.run, claimed, self._published, self._give_back)
+        planned = sum(len(p.open) for p in claimed)
+        self._summary.planned += planned
+        self._summary.remaining += planned
+        try:
+            publisher.publish_complete()
+            if planned:
+                self._score(claimed, publisher, planned)
+        finally:
+            self._count_published()
+        publisher.report_incomplete()
+        self._count_published()
+
+    def close(self) -> None:
+        """End the executor, give back the leases, and write down what was done."""
+        summary, started = self._summary, time.perf_counter()
+        try:
+            if self._executor is not None:
+                self._executor.close()
+                summary.stop_s = time.perf_counter() - started
+        finally:
+            if self._leases is not None:
+                self._leases.__exit__(None, None, None)
+            _finish(summary, self._scoring_s)
+            if self._record:
+                record = {**self._record, "did": asdict(summary)}
+                self._prepared.output.put(self._prepared.layout.run(summary.run), _json(record))
+
+    def _claim(self, inventory: dict[str, list[Source]]) -> Iterator[PartitionPlan]:
+        """Plans of the partitions that this run may and wants to work on, made while it holds their leases."""
+        for name, sources in inventory.items():
+            try:
+                if self._leases is not None:
+                    self._leases.take(name)
+                plan = survey_partition(self._prepared, name, sources, repair=True)
+                if self._choice.select in ("failed", "all"):
+                    plan = survey_again(self._prepared, plan)
+            except Held as error:
+                self._published.problem(str(error), error.exit_code)
+                continue
+            except StorageError as error:
+                self._published.problem(f"{name} cannot be worked on: {error}", Incomplete.exit_code)
+                self._give_back(name)
+                continue
+            if wants(self._choice.select, plan):
+                yield plan
+            else:
+                self._give_back(name)
+        self._count_published()
+
+    def _score(self, work: Sequence[PartitionPlan], publisher: Publisher, planned: int) -> None:
+        prepared, summary = self._prepared, self._summary
+        marks = [(p, self._mark if p.again else prepared.fingerprint) for p in work]
+        executor = self._running([u for p, mark in marks for u in units(p, prepared.job, mark, workers=1)][:1])
+        todo = [u for p, mark in marks for u in units(p, prepared.job, mark, workers=executor.workers)]
+        nobody = Provenance(
+            prepared.model.sha256, prepared.fingerprint, summary.run, "none", prepared.job.model.precision
+        )
+        published_s, clock = self._published.seconds, time.perf_counter()
+        with ProgressDisplay(planned, quiet=self._quiet) as progress:
+
+            def done(unit: Unit, receipt: Receipt) -> None:
+                _count(summary, unit, receipt)
+                progress.advance(len(unit.sources), receipt.rejected, receipt.rows - len(unit.sources))
+                publisher.arrived(unit)
+
+            def reject(unit: Unit, error: ImageError) -> Receipt:
+                return reject_unit(prepared.job, unit, error, nobody)
+
+            try:
+                outcome = score(executor, todo, self._mark, done=done, reject=reject)
+            finally:
+                seconds = time.perf_counter() - clock
+                self._scoring_s += seconds
+                summary.score_s += seconds - (self._published.seconds - published_s)
+        summary.problems += [f"{code}: {message}" for code, message in outcome.failures.items()]
+        if outcome.late:
+            summary.problems.append(f"the deadline came before {outcome.late} images; run the same command again")
+
+    def _running(self, units: Sequence[Unit]) -> Executor:
+        if self._executor is None:
+            job, started = self._prepared.job, time.perf_counter()
+            settings = Settings(
+                job.model_dump_json(),
+                self._prepared.model.to_json(),
+                self._prepared.fingerprint,
+                self._summary.run,
+                members=tuple(member.to_json() for member in self._prepared.members),
+                check_unit=check_unit(job, units),
+                stop_at_s=self._stop_at,
+            )
+            self._executor = self._make_executor(settings)
+            self._summary.executor, self._summary.start_s = self._executor.name, time.perf_counter() - started
+        return self._executor
+
+    def _give_back(self, partition: str) -> None:
+        if self._leases is not None:
+            self._leases.release(partition)
+
+    def _count_published(self) -> None:
+        """Move what the publisher found into the summary."""
+        summary, found = self._summary, self._published
+        summary.published += len(found.partitions)
+        summary.partitions += found.partitions
+        summary.problems += found.problems
+        summary.exit_code = max(summary.exit_code, found.exit_code)
+        summary.publish_s += found.seconds
+        found.partitions, found.problems, found.seconds = [], [], 0.0
+
+    def _note(self, work: Sequence[PartitionPlan]) -> None:
+        """Write down, before anything else, what the run set out to do and what it will replace."""
+        layout, output = self._prepared.layout, self._prepared.output
+        first = not self._record
+        if first:
+            self._record = _new_record(self._prepared, self._choice, self._summary)
+        self._record["partitions"] |= {
+            p.partition: {
+                "state": p.state,
+                "images": len(p.sources),
+                "open": len(p.open),
+                "base": p.published.version if p.published else None,
+            }
+            for p in work
+        }
+        try:
+            (output.create if first else output.put)(layout.run(self._summary.run), _json(self._record))
+        except AlreadyExists:
+            log.info("the record of %s was put by a try whose answer was lost", self._summary.run)
+
+
+def _demand_conditional_puts(prepared: Prepared) -> None:
+    refused = None if prepared.job.output.single_writer else prepared.output.probe(prepared.layout.scratch)
+    if refused is not None:
+        raise JobError(
+            f"{prepared.job.output.uri} cannot publish safely: {refused}; use another store, or set "
+            "output.single_writer: true if no two runs ever write there"
+        )
+
+
+def _stop_at(deadline: datetime | None) -> float | None:
+    """Seconds since 1970 after which no unit is begun. Raises JobError for a deadline that has passed."""
+    if deadline is None:
+        return None
+    left_s = deadline.timestamp() - time.time()
+    if left_s <= 0:
+        raise JobError(f"the deadline {deadline.isoformat()} has passed: write a later one")
+    return deadline.timestamp() - min(max(DEADLINE_SHARE * left_s, DEADLINE_LEAST_S), DEADLINE_MOST_S, left_s / 2)
+
+
+def _count(summary: Summary, unit: Unit, receipt: Receipt) -> None:
+    summary.ok += receipt.ok
+    summary.rejected += receipt.rejected
+    summary.remaining -= len(unit.sources)
+    summary.planned += receipt.rows - len(unit.sources)
+    summary.provider = receipt.provider or summary.provider
+    summary.read_bytes += receipt.images_read_bytes
+    summary.out_of_memory += receipt.out_of_memory
+    summary.peak_worker_rss_bytes = max(summary.peak_worker_rss_bytes, receipt.peak_rss_bytes)
+    for name in ("read_s", "decode_s", "session_s", "encode_s"):
+        summary.stage_s[name] = summary.stage_s.get(name, 0.0) + getattr(receipt, name)
+    summary.reasons = dict(Counter(summary.reasons) + Counter(dict(receipt.reasons)))
+    summary.batches = dict(Counter(summary.batches) + Counter(dict(receipt.batches)))
+
+
+def _new_record(prepared: Prepared, choice: Choice, summary: Summary) -> dict[str, Any]:
+    return {
+        "run": summary.run,
+        "started": datetime.now(UTC).isoformat(),
+        "version": __version__,
+        "job": prepared.job.model_dump(mode="json"),
+        "model": prepared.model.sha256,
+        "fingerprint": prepared.fingerprint,
+        "select": choice.select,
+        "conditional_writes": "not needed: single_writer" if prepared.job.output.single_writer else "honoured",
+        "partitions": {},
+    }
+
+
+def _finish(summary: Summary, scoring_s: float) -> None:
+    summary.stage_s = {name: round(seconds, 3) for name, seconds in summary.stage_s.items()}
+    for name in ("score_s", "publish_s", "start_s", "stop_s"):
+        setattr(summary, name, round(getattr(summary, name), 3))
+    summary.images_per_s = round((summary.ok + summary.rejected) / scoring_s, 2) if scoring_s else 0.0
+    if summary.remaining and not summary.exit_code:
+        summary.exit_code = Incomplete.exit_code
+
+
+def _json(tree: dict[str, Any]) -> bytes:
+    return json.dumps(tree, indent=1, default=str).encode()

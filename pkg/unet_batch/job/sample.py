@@ -1,0 +1,96 @@
+"""Tiles of real images of a job's archive: what a model is calibrated, tuned and compared on.
+
+Reads, decodes, fits and normalises as a run does. Knows no session, and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_batch.archive.discovery import Window
+from unet_batch.errors import ImageError, JobError, UnetBatchError
+from unet_batch.imaging.preprocess import normalize
+from unet_batch.imaging.tiling import grid
+from unet_batch.job.loaded import Loaded, pixels_of
+from unet_batch.job.plan import plan_partition, units
+from unet_batch.job.prepare import Prepared
+from unet_batch.job.stages import Load
+from unet_batch.job.survey import archive_partitions
+from unet_batch.records import Unit, image_key
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Tiles of one size, and where each was cut."""
+
+    tiles_nhwc: NDArray[Any]
+    """(N, H, W, C) of the contract's dtype, normalised."""
+    places: tuple[str, ...]
+    """By tile: the image's key, and top and left in pixels of the fitted image."""
+
+
+def archive_tiles(prepared: Prepared, window: Window, count: int) -> Sample:
+    """So many tiles from images spread evenly over a window, fewer where the window holds no more.
+
+    Images are taken at equal distances in the order of their keys; each gives its middle tile, or several at equal
+    distances where there are fewer images than tiles wanted. Images that cannot be read are replaced by others. Where
+    tiles have several sizes (a model that takes any), those of the commonest one are returned.
+    Raises JobError where count is below 1 or no image could be read, and UnetBatchError where the store fails.
+    """
+    if count < 1:
+        raise JobError(f"a sample of {count} tiles is none: ask for 1 or more")
+    singles = _spread(prepared, window, count)
+    load = Load(prepared.job, prepared.model)
+    found: list[tuple[str, NDArray[Any]]] = []
+    for single in singles:
+        loaded = load(single)
+        if loaded.failure is not None:
+            raise UnetBatchError(f"{single.sources[0].key} cannot be read: {loaded.failure[1]}")
+        found += _tiles(prepared, loaded, -(-count // len(singles)))
+        if len(found) >= count:
+            break
+    if not found:
+        raise JobError(
+            f"none of {len(singles)} images of {prepared.job.input.uri} in this window could be read: write another "
+            "--window"
+        )
+    shapes = Counter(tile.shape for _, tile in found)
+    common = shapes.most_common(1)[0][0]
+    kept = [(place, tile) for place, tile in found if tile.shape == common][:count]
+    return Sample(np.stack([tile for _, tile in kept]), tuple(place for place, _ in kept))
+
+
+def _spread(prepared: Prepared, window: Window, count: int) -> list[Unit]:
+    """Every image as a unit of its own: first `count` at equal distances, then the others."""
+    every: list[Unit] = []
+    for partition, sources in archive_partitions(prepared, window, keep=False).items():
+        plan = plan_partition(partition, sources, mark=prepared.fingerprint, published=None, done=frozenset(), parts=())
+        for unit in units(plan, prepared.job, prepared.fingerprint, workers=1):
+            every += [replace(unit, sources=(source,)) for source in unit.sources if source.problem is None]
+    every.sort(key=lambda unit: unit.sources[0].key)
+    first = sorted({n * len(every) // count for n in range(count)}) if every else []
+    return [every[n] for n in (*first, *sorted(set(range(len(every))) - set(first)))]
+
+
+def _tiles(prepared: Prepared, loaded: Loaded, most: int) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Place and pixels, (H, W, C), of at most so many tiles of every page that can be read."""
+    for entry in loaded.entries:
+        if entry.geometry is None:
+            continue
+        try:
+            whole = normalize(pixels_of(loaded, entry), entry.geometry, prepared.model.contract.input)
+        except ImageError:
+            continue
+        tile_hw = prepared.model.tile_hw or entry.geometry.fitted_hw
+        boxes = grid(entry.geometry.fitted_hw, tile_hw, prepared.job.tiling.overlap)
+        wanted = min(most, len(boxes))
+        for n in range(wanted):
+            box = boxes[(2 * n + 1) * len(boxes) // (2 * wanted)]
+            key = image_key(loaded.unit.sources[entry.source].key, entry.page)
+            yield f"{key} at {box.top},{box.left}", whole[box.slices]

@@ -1,0 +1,185 @@
+"""What is sent to a cluster: a job file, the command that runs it there, its environment, and a name.
+
+Checks a submission before anybody is asked, and knows no cluster: `submit` sends what this module composes. A request
+is named after what it asks for, so that the same one can be recognized.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import logging
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel
+
+import unet_batch
+from unet_batch.archive.discovery import parse_window
+from unet_batch.archive.objects import canonical, scheme_of
+from unet_batch.errors import JobError
+from unet_batch.job.ray_executor import KEEP_PAGES
+from unet_batch.spec import EnvRef, JobSpec, job_digest, load_job
+
+log = logging.getLogger(__name__)
+
+ADDRESS = "http://127.0.0.1:8265"
+"""Where `ray start --head`, and a port forwarded to a cluster, answer."""
+JOB_FILE = "job.yaml"
+DRIVER_STOP_S = 60
+"""How long a driver that is told to stop may take to write its record; Ray's own default is 3 s."""
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a cluster is asked to run."""
+
+    job_file: Path
+    overrides: tuple[str, ...] = ()
+    """`section.key=value`, as `--set` takes them."""
+    command: tuple[str, ...] = ("run",)
+    """The command there and its options, but for job file, window and address: e.g. `backfill --select missing`."""
+    window: str | None = None
+    """None takes the command's own: `all` of a backfill, else the job file's. `today` and `yesterday` are those of the
+    submission, whenever it begins to run."""
+    address: str = ADDRESS
+    """URL of the job server."""
+    forward_env: tuple[str, ...] = ()
+    """Environment variables that travel with their values."""
+    in_image: bool = False
+    """The nodes have this package: it does not travel."""
+    trust_network: bool = False
+    """Accept plain http to another machine without a token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A submission that was checked, as a job server takes it."""
+
+    name: str
+    """The id, but for the counter behind it."""
+    job_file: bytes
+    entrypoint: str
+    metadata: dict[str, str]
+    package: Path | None
+    """Folder of the package that travels."""
+    environment: dict[str, str] = field(repr=False)
+    """Of the driver and all its workers; holds the values that were forwarded."""
+
+
+def compose(submission: Submission) -> Request:
+    """Check a submission and write down what is sent. Raises JobError; warns of what the cluster must have."""
+    job = load_job(submission.job_file, submission.overrides)
+    _check_address(submission)
+    _check_places(job)
+    window = _in_days(submission.window or ("all" if submission.command[0] == "backfill" else job.window))
+    words = ["python", "-m", "unet_batch", *submission.command, JOB_FILE, "--window", window]
+    for override in submission.overrides:
+        words += ["--set", override]
+    mark = json.dumps([job_digest(job), window, submission.command])
+    return Request(
+        name=f"{job.name}-{hashlib.sha256(mark.encode()).hexdigest()[:12]}",
+        job_file=submission.job_file.read_bytes(),
+        entrypoint=shlex.join([*words, "--address", "auto"]),
+        metadata={"job": job.name, "window": window, "unet_batch": unet_batch.__version__},
+        package=None if submission.in_image else Path(unet_batch.__file__).parent,
+        environment={**KEEP_PAGES, "RAY_JOB_STOP_WAIT_TIME_S": str(DRIVER_STOP_S), **_forwarded(submission, job)},
+    )
+
+
+def _check_address(submission: Submission) -> None:
+    url = urlsplit(submission.address)
+    if url.scheme not in ("http", "https") or not url.hostname or url.username is not None:
+        raise JobError(
+            "--address must be the URL of a job server, such as http://127.0.0.1:8265 or https://ray.example"
+        )
+    if url.scheme == "https" or _is_loopback(url.hostname):
+        return
+    if os.environ.get("RAY_AUTH_MODE") != "token" and not submission.trust_network:
+        raise JobError(
+            f"{submission.address} is another machine, and whoever reaches it without a token can run code there: "
+            "forward its port to this machine, use https, set RAY_AUTH_MODE=token, or say --trust-network"
+        )
+    if submission.forward_env:
+        log.warning("the forwarded variables travel to %s unencrypted", submission.address)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_places(job: JobSpec) -> None:
+    """A cluster sees URIs of stores; of local paths only absolute ones, and only where every node has the same."""
+    local: list[str] = []
+    for key, place in _places(job):
+        if scheme_of(canonical(place)) != "file":
+            continue
+        if "://" not in place and not os.path.isabs(place):
+            raise JobError(
+                f"{key}: a cluster cannot see the relative path {place}; write a URI, or an absolute path that is the "
+                "same file on every node"
+            )
+        local.append(f"{key} ({place})")
+    if local:
+        log.warning("every node of the cluster must see the same files under %s", ", ".join(local))
+
+
+def _places(job: JobSpec) -> Iterator[tuple[str, str]]:
+    """Every path and URI of a job, with its key."""
+    yield "model.path", job.model.path
+    if job.model.contract is not None:
+        yield "model.contract", job.model.contract
+    for i, member in enumerate(job.model.ensemble.members if job.model.ensemble else ()):
+        yield f"model.ensemble.members[{i}]", member
+    for i, library in enumerate(job.session.custom_ops):
+        yield f"session.custom_ops[{i}]", library
+    yield "input.uri", job.input.uri
+    for i, root in enumerate(job.input.roots):
+        yield f"input.roots[{i}]", root
+    yield "output.uri", job.output.uri
+
+
+def _in_days(text: str) -> str:
+    """A window whose days are written out: a job may wait until tomorrow, and its yesterday must stay the same."""
+    window = parse_window(text, datetime.now(UTC).date())
+    if window.first is None or window.last is None:
+        return text.strip()
+    return f"{window.first}" if window.first == window.last else f"{window.first}..{window.last}"
+
+
+def _forwarded(submission: Submission, job: JobSpec) -> dict[str, str]:
+    names = dict.fromkeys(submission.forward_env)
+    for name in names:
+        if not VARIABLE.fullmatch(name):  # never repeated: somebody may have written NAME=secret
+            raise JobError("--forward-env takes the name of a variable without its value, e.g. AWS_SECRET_ACCESS_KEY")
+        if name not in os.environ:
+            raise JobError(f"--forward-env {name}: the variable is not set here")
+    if names:
+        log.warning("whoever may ask the job server or read Ray's log files can read %s there", ", ".join(names))
+    needed = sorted(set(_references(job)) - names.keys())
+    if needed:
+        log.warning("every node of the cluster must have set %s, or use --forward-env", ", ".join(needed))
+    return {name: os.environ[name] for name in names}
+
+
+def _references(value: object) -> Iterator[str]:
+    """The variables that settings name with `{env: NAME}`."""
+    if isinstance(value, EnvRef):
+        yield value.env
+    elif isinstance(value, BaseModel):
+        for _, inner in value:
+            yield from _references(inner)
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _references(inner)

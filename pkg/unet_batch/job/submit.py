@@ -1,0 +1,292 @@
+"""A run as a Ray job: sends a request to a cluster's job server, and follows it there. Knows Ray's job client.
+
+What runs on the cluster is a command of our own command line, with its exit codes; this module reports them exactly.
+Nothing is kept on this side: the same submission is refused while it runs, and resumes once it has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import queue
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from unet_batch.errors import Held, Incomplete, JobError, UnetBatchError
+from unet_batch.job.submission import JOB_FILE, Request, Submission, compose
+
+log = logging.getLogger(__name__)
+
+ANSWER_S = 60.0
+"""Longest one answer of the job server is waited for; Ray's client sets no limit."""
+PATIENCE_S = 180.0
+"""Longest silence of a job server while one of its jobs is followed."""
+ASK_EVERY_S = 5.0
+"""How often a job without new output is asked for its status."""
+OURS = range(5)
+"""Exit codes of our command line."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """What became of a submission; its JSON is the last line of stdout."""
+
+    id: str
+    status: str
+    """Ray's word: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    exit_code: int
+    """0 where nothing was followed; else that of the command there, and 3 where it was stopped or killed."""
+    result: dict[str, Any] | None = None
+    """The command's own last line."""
+
+
+def submit(submission: Submission, *, show: Callable[[str], None] | None = None) -> Submitted:
+    """Send a job to a cluster; where `show` is given, follow it to its end and hand it the output as it comes.
+
+    Ctrl-C while following leaves the job running. Raises JobError where the job file, the arguments or the address are
+    wrong, Held while the same submission runs, and Incomplete where the cluster is lost while it is followed.
+    """
+    request = compose(submission)
+    server = _Server(submission.address)
+    job_id = _send(server, request)
+    log.info("submitted as %s. %s", job_id, server.ways(job_id))
+    if show is None:
+        return Submitted(job_id, "PENDING", 0)
+    follower = _Follower(server, job_id, show)
+    try:
+        details = follower.to_the_end()
+    except KeyboardInterrupt:
+        log.warning("%s goes on without you. %s", job_id, server.ways(job_id))
+        return Submitted(job_id, "RUNNING", Incomplete.exit_code)
+    return Submitted(job_id, details.status.value, _exit_code(job_id, details), _last_json(follower.tail))
+
+
+def _send(server: _Server, request: Request) -> str:
+    """The id under which the cluster took the request. Raises Held while the same one runs."""
+    count = 0
+    for job_id, status in server.jobs().items():
+        same = re.fullmatch(re.escape(request.name) + r"-(\d+)", job_id)
+        if same is None:
+            continue
+        if not status.is_terminal():
+            raise Held(f"{job_id} is {status.value} on {server.address} already. {server.ways(job_id)}")
+        count = max(count, int(same[1]))
+    job_id = f"{request.name}-{count + 1}"
+    with tempfile.TemporaryDirectory(prefix="unet-batch-") as folder:
+        Path(folder, JOB_FILE).write_bytes(request.job_file)
+        server.send(job_id, request, folder)
+    return job_id
+
+
+def _exit_code(job_id: str, details: Any) -> int:
+    """The command's own exit code, where Ray knows it."""
+    code: int | None = details.driver_exit_code
+    if code is not None and code in OURS:
+        return code
+    again = "what it finished is staged: submit the same again to go on"
+    if details.status.value == "STOPPED":
+        log.warning("%s was stopped; %s", job_id, again)
+        return Incomplete.exit_code
+    message = " ".join((details.message or "").split())[:500]
+    if code == 127:
+        log.error("%s: there is no `python` on the PATH that Ray was started with", job_id)
+        return UnetBatchError.exit_code
+    if (code is not None and (code < 0 or code > 128)) or details.error_type == "JOB_SUPERVISOR_ACTOR_DIED":
+        log.error("%s was killed; %s (%s)", job_id, again, message)
+        return Incomplete.exit_code
+    log.error("%s did not run: %s", job_id, message)
+    return UnetBatchError.exit_code
+
+
+def _last_json(text: str) -> dict[str, Any] | None:
+    """The last line that is a JSON object."""
+    for line in reversed(text.splitlines()):
+        if line.startswith("{"):
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            return found if isinstance(found, dict) else None
+    return None
+
+
+class _Server:
+    """A cluster's job server."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # else RAY_ADDRESS would win over what it is told
+        try:
+            from ray.job_submission import JobSubmissionClient
+        except ImportError as error:
+            raise JobError(f"submit needs Ray's job client ({error}): pip install 'ray[default]'") from error
+        for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)
+        self.client: Any = self._asked(lambda: JobSubmissionClient(self.address))
+
+    def ways(self, job_id: str) -> str:
+        """What a person can do with a job that runs."""
+        where = f"--address {self.address} {job_id}"
+        return f"Follow it with `ray job logs --follow {where}`, end it with `ray job stop {where}`"
+
+    def jobs(self) -> dict[str, Any]:
+        """The status of every job that was submitted to this cluster."""
+        return {job.submission_id: job.status for job in self._asked(self.client.list_jobs) if job.submission_id}
+
+    def send(self, job_id: str, request: Request, folder: str) -> None:
+        """Upload what travels, and start the job on the head node, off the accounting of cores."""
+        environment: dict[str, Any] = {"working_dir": folder, "env_vars": request.environment}
+        if request.package is not None:
+            environment |= {"py_modules": [str(request.package)], "excludes": ["__pycache__"]}
+        self._asked(
+            lambda: self.client.submit_job(
+                entrypoint=request.entrypoint,
+                submission_id=job_id,
+                runtime_env=environment,
+                metadata=request.metadata,
+                entrypoint_num_cpus=0,
+            )
+        )
+
+    def answer(self, ask: Callable[[], T]) -> T:
+        """What the job server answers in time. Raises JobError where it wants another token, else what Ray raises."""
+        from ray.exceptions import AuthenticationError
+
+        try:
+            return _within(ANSWER_S, ask)
+        except AuthenticationError as error:
+            raise JobError(_refusal(self.address, str(error))) from None
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """The answer, at once or not at all. Raises JobError, and Held where another one took the id just now."""
+        try:
+            return self.answer(ask)
+        except OSError as error:  # requests' own errors are among them
+            raise JobError(
+                f"no job server answers at {self.address} ({type(error).__name__}): check the address, the forwarded "
+                "port, and that the cluster's head node has ray[default]"
+            ) from error
+        except (RuntimeError, ValueError, KeyError) as error:
+            text = " ".join(str(error).split())
+            if "already exists" in text:
+                raise Held(f"the same was submitted to {self.address} at this moment; run the command again") from error
+            raise JobError(f"the job server at {self.address} does not take the job: {text[-500:]}") from error
+
+
+class _Follower:
+    """Hands on what a job prints, until it has ended; outlives connections that break."""
+
+    def __init__(self, server: _Server, job_id: str, show: Callable[[str], None]) -> None:
+        self._server = server
+        self._job_id = job_id
+        self._show = show
+        self._shown = 0
+        self.tail = ""
+        """The last output."""
+
+    def to_the_end(self) -> Any:
+        """Ray's JobDetails, once the job has ended and all its output was shown."""
+        while True:
+            self._stream()
+            details = self._details()
+            if details.status.is_terminal():
+                self._show_rest()
+                return details
+            time.sleep(1)
+
+    def _stream(self) -> None:
+        """Show output until its stream ends, breaks, or says nothing of a job that has ended."""
+        pieces: queue.Queue[str | None] = queue.Queue()
+        skip = self._shown  # a stream begins with the first line
+        threading.Thread(target=self._listen, args=(pieces,), daemon=True).start()
+        ended = False
+        while True:
+            try:
+                piece = pieces.get(timeout=ASK_EVERY_S)
+            except queue.Empty:
+                if ended:
+                    return
+                ended = self._details().status.is_terminal()
+                continue
+            if piece is None:
+                return
+            self._take(piece[skip:])
+            skip = max(0, skip - len(piece))
+
+    def _listen(self, pieces: queue.Queue[str | None]) -> None:
+        async def listen() -> None:
+            async for piece in self._server.client.tail_job_logs(self._job_id):
+                pieces.put(piece)
+
+        try:
+            asyncio.run(listen())
+        except Exception as error:  # noqa: BLE001 - whatever broke the stream, the status decides what comes next
+            log.debug("the output of %s broke off: %r", self._job_id, error)
+        pieces.put(None)
+
+    def _details(self) -> Any:
+        """The job's details. Raises Incomplete where nobody answers for long, or the cluster is another one now."""
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return self._server.answer(lambda: self._server.client.get_job_info(self._job_id))
+            except (OSError, RuntimeError, ValueError) as error:
+                gone = False
+                if gone or time.monotonic() > give_up:
+                    what = "does not know the job any more" if gone else f"has not answered for {PATIENCE_S:.0f} s"
+                    raise Incomplete(
+                        f"the job server at {self._server.address} {what}: a job ends with its cluster; what "
+                        f"{self._job_id} finished is staged, so submit the same again to go on"
+                    ) from error
+                time.sleep(1)
+
+    def _show_rest(self) -> None:
+        """Show what a broken stream did not bring; without the node of the driver there is nothing to show."""
+        try:
+            text: str = self._server.answer(lambda: self._server.client.get_job_logs(self._job_id))
+        except (OSError, RuntimeError, ValueError) as error:
+            log.debug("the rest of the output of %s is not there: %r", self._job_id, error)
+            return
+        self._take(text[self._shown :])
+
+    def _take(self, text: str) -> None:
+        if text:
+            self._shown += len(text)
+            self.tail = (self.tail + text)[-(1 << 20) :]
+            self._show(text)
+
+
+def _within(seconds: float, ask: Callable[[], T]) -> T:
+    """What `ask` returns or raises. Raises TimeoutError after some seconds, and leaves it waiting in its thread."""
+    answers: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue()
+
+    def wait() -> None:
+        try:
+            answers.put((ask(), None))
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+            answers.put((None, error))
+
+    threading.Thread(target=wait, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    return answer  # type: ignore[return-value]
+
+
+def _refusal(address: str, text: str) -> str:
+    if "Authentication required" in text:
+        return f"{address} asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+    return f"{address} refuses this token: check RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token"

@@ -1,0 +1,116 @@
+"""Removes what runs left behind and nobody needs: staged parts whose rows are published, dead leases, old markers.
+
+Never touches published rows, and never a part whose rows readers do not see yet.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from unet_batch.archive.discovery import Window
+from unet_batch.errors import StorageError
+from unet_batch.job.lease import read_lease
+from unet_batch.job.prepare import Prepared
+from unet_batch.job.survey import archive_partitions, inside, published_partitions
+from unet_batch.records import Source
+from unet_batch.table.parts import RowKey, read_parts
+from unet_batch.table.publish import Published, published_keys, read_commit
+
+
+@dataclass(frozen=True, slots=True)
+class Litter:
+    """One object that may go."""
+
+    uri: str
+    kind: str
+    """`part`, `lease`, `attempt` or `probe`."""
+    size_bytes: int
+
+
+def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_run: bool) -> list[Litter]:
+    """What was removed, or, with dry_run, what would be. Partitions outside the window keep their parts.
+
+    keep_other_models: leave the parts of fingerprints that are not the published one's, for a rollback without a GPU.
+    """
+    found = [*_parts(prepared, window, keep_other_models=keep_other_models), *_leases(prepared), *_markers(prepared)]
+    if not dry_run:
+        for litter in found:
+            prepared.output.delete(litter.uri)
+    return found
+
+
+def _parts(prepared: Prepared, window: Window, *, keep_other_models: bool) -> Iterator[Litter]:
+    """Parts of partitions that nobody works on, whose rows are all published, or belong to another model's past."""
+    layout, output = prepared.layout, prepared.output
+    root = layout.staged + "/"
+    by_partition: dict[tuple[str, str], list[tuple[str, int]]] = {}
+    for part in output.list(layout.staged):
+        mark, _, rest = part.uri.removeprefix(root).partition("/")
+        partition, _, name = rest.rpartition("/")
+        if part.uri.startswith(root) and name.endswith(".part"):
+            by_partition.setdefault((partition, mark), []).append((part.uri, part.size_bytes))
+    seen = set(published_partitions(prepared))
+    inventory = archive_partitions(prepared, window, keep=False)
+    for (partition, mark), parts in sorted(by_partition.items()):
+        if partition not in seen or not inside(window, partition) or _is_held(prepared, partition):
+            continue
+        try:
+            published = read_commit(output, layout, partition)
+        except StorageError:
+            continue
+        if published is None:
+            continue
+        if published.commit.fingerprint[:32] == mark:
+            yield from _covered(prepared, published, parts, inventory.get(partition, ()))
+        elif not keep_other_models and mark != prepared.fingerprint[:32]:
+            yield from (Litter(uri, "part", size) for uri, size in parts)
+
+
+def _covered(
+    prepared: Prepared, published: Published, parts: list[tuple[str, int]], sources: Sequence[Source]
+) -> Iterator[Litter]:
+    """Parts without a single row that the next publication could need."""
+    commit, sizes = published.commit, dict(parts)
+    versions = {source.key: source.version for source in sources}
+    visible = {
+        (k.source_key, k.version): k.reason for k in published_keys(prepared.output, prepared.layout, commit.partition)
+    }
+
+    def needed(key: RowKey) -> bool:
+        if versions.get(key.source_key) != key.version:
+            return False  # of an image that changed or went away
+        name = (key.source_key, key.version)
+        return name not in visible or (key.reason is None and visible[name] is not None)
+
+    for uri, keys in read_parts(prepared.output, sorted(sizes), commit.fingerprint, repair=False):
+        if not any(needed(key) for key in keys):
+            yield Litter(uri, "part", sizes[uri])
+
+
+def _leases(prepared: Prepared) -> Iterator[Litter]:
+    root = prepared.layout.leases + "/"
+    for found in prepared.output.list(prepared.layout.leases):
+        partition = found.uri.removeprefix(root).removesuffix(".json")
+        if found.uri.startswith(root) and not _is_held(prepared, partition):
+            yield Litter(found.uri, "lease", found.size_bytes)
+
+
+def _markers(prepared: Prepared) -> Iterator[Litter]:
+    """Starts of units that did not finish, where nobody is working; and what a killed probe left."""
+    if not any(_is_held(prepared, partition) for partition in _leased(prepared)):
+        for found in prepared.output.list(prepared.layout.attempts):
+            yield Litter(found.uri, "attempt", found.size_bytes)
+        for found in prepared.output.list(prepared.layout.scratch):
+            yield Litter(found.uri, "probe", found.size_bytes)
+
+
+def _leased(prepared: Prepared) -> list[str]:
+    root = prepared.layout.leases + "/"
+    return [o.uri.removeprefix(root).removesuffix(".json") for o in prepared.output.list(prepared.layout.leases)]
+
+
+def _is_held(prepared: Prepared, partition: str) -> bool:
+    lease = read_lease(prepared.output, prepared.layout, partition)
+    return lease is not None and lease.alive(time.time())

@@ -1,0 +1,199 @@
+"""Status and proof: published rows held against the inventory as it is listed now.
+
+`verify` trusts nothing that a run wrote about itself except the rows: every key, version, page and fingerprint is read
+back, page checksums included, and compared with a fresh listing of the archive.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from unet_batch.archive.discovery import Window
+from unet_batch.errors import NotFound, StorageError
+from unet_batch.job.lease import read_lease
+from unet_batch.job.plan import PartitionPlan
+from unet_batch.job.prepare import Prepared
+from unet_batch.job.survey import archive_partitions, inside, published_partitions, survey_partition
+from unet_batch.records import Source, inventory_digest
+from unet_batch.table.parts import RowKey, open_rows, read_parts, row_keys
+from unet_batch.table.publish import generation, read_commit
+
+EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionStatus:
+    """A partition's line in `status`."""
+
+    partition: str
+    state: str
+    """published, stale, partial, missing, held (a run is working on it), damaged, or orphaned (published, but no longer
+    in the archive)."""
+    images: int
+    """Images in the archive now."""
+    rows: int
+    """Rows that readers see."""
+    rejected: int
+    staged: int
+    """Images with a staged or reusable row that is not published yet."""
+    run: str | None
+    """The run that published it."""
+    holder: str | None = None
+    """The run that is working on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One way in which published rows and archive disagree."""
+
+    partition: str
+    kind: str
+    count: int
+    example: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.partition}: {self.count} {self.kind}, e.g. {self.example}"
+            if self.example
+            else f"{self.partition}: {self.kind}"
+        )
+
+
+def status(prepared: Prepared, window: Window) -> list[PartitionStatus]:
+    """Every partition of the window, and what is published inside it without being in the archive."""
+    archive = archive_partitions(prepared, window, keep=False)
+    found = [_status(prepared, name, sources) for name, sources in archive.items()]
+    found += [
+        _status(prepared, name, None)
+        for name in published_partitions(prepared)
+        if name not in archive and inside(window, name)
+    ]
+    return sorted(found, key=lambda s: s.partition)
+
+
+def verify(prepared: Prepared, window: Window) -> tuple[int, list[Finding]]:
+    """How many partitions were compared, and every disagreement."""
+    archive = archive_partitions(prepared, window, keep=False)
+    names = set(archive) | {name for name in published_partitions(prepared) if inside(window, name)}
+    findings = [f for name in sorted(names) for f in _compare(prepared, name, archive.get(name))]
+    return len(names), findings + list(_strangers(prepared, names))
+
+
+def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None) -> PartitionStatus:
+    try:
+        if sources is None:
+            published = read_commit(prepared.output, prepared.layout, partition)
+            commit = published.commit if published else None
+            return PartitionStatus(
+                partition=partition,
+                state="orphaned",
+                images=0,
+                rows=commit.rows if commit else 0,
+                rejected=commit.rejected if commit else 0,
+                staged=0,
+                run=commit.run_id if commit else None,
+            )
+        plan: PartitionPlan = survey_partition(prepared, partition, sources, repair=False)
+    except StorageError:
+        return PartitionStatus(partition, "damaged", len(sources or ()), 0, 0, 0, None)
+    commit = plan.published.commit if plan.published else None
+    lease = read_lease(prepared.output, prepared.layout, partition)
+    holder = str(lease) if lease is not None and lease.alive(time.time()) else None
+    return PartitionStatus(
+        partition=partition,
+        state="held" if holder else plan.state,
+        images=len(plan.sources),
+        rows=commit.rows if commit else 0,
+        rejected=commit.rejected if commit else 0,
+        staged=0 if plan.up_to_date else plan.scored,
+        run=commit.run_id if commit else None,
+        holder=holder,
+    )
+
+
+def _compare(prepared: Prepared, partition: str, sources: Sequence[Source] | None) -> Iterator[Finding]:
+    """Every disagreement of one partition."""
+    if sources is None:
+        yield Finding(partition, "published, but no longer in the archive", 1, "")
+        return
+    uri = prepared.layout.published(partition)
+    try:
+        data = prepared.output.read(uri)
+    except NotFound:
+        yield Finding(partition, f"not published; {len(sources)} images have no row", len(sources), "")
+        return
+    try:
+        file = open_rows(data)
+        table = file.read()
+        keys = row_keys(file)
+        published = read_commit(prepared.output, prepared.layout, partition)
+    except (pa.ArrowException, OSError, ValueError, KeyError, StorageError) as error:
+        yield Finding(
+            partition, f"the published object is truncated or damaged ({' '.join(str(error).split())[:200]})", 1, ""
+        )
+        return
+    yield from _against_inventory(partition, keys, sources)
+    marks = set(table.column("fingerprint").to_pylist())
+    if marks - {prepared.fingerprint}:
+        yield Finding(partition, "stale: scored by another model or other settings than this job's", len(keys), "")
+    if published is not None:
+        commit = published.commit
+        if commit.rows != len(keys) or commit.rejected != sum(k.reason is not None for k in keys):
+            yield Finding(
+                partition,
+                f"the commit record counts {commit.rows} rows ({commit.rejected} rejected), not what is there",
+                1,
+                "",
+            )
+        wanted = generation(commit.fingerprint, inventory_digest(sources))
+        if commit.generation != wanted and not marks - {prepared.fingerprint}:
+            yield Finding(partition, "stale: the commit record names another inventory than the archive's", 1, "")
+    yield from _damaged_parts(prepared, partition)
+
+
+def _against_inventory(partition: str, keys: Sequence[RowKey], sources: Sequence[Source]) -> Iterator[Finding]:
+    versions = {s.key: s.version for s in sources}
+    rows = Counter((k.source_key, k.page) for k in keys)
+    pages: dict[str, set[int]] = {}
+    declared: dict[str, int] = {}
+    for key in keys:
+        pages.setdefault(key.source_key, set()).add(key.page)
+        declared[key.source_key] = key.pages
+    yield from _finding(partition, "images without a row", sorted(versions.keys() - pages.keys()))
+    yield from _finding(partition, "rows of images that are not in the archive", sorted(pages.keys() - versions.keys()))
+    yield from _finding(partition, "images with more than one row", sorted(k for (k, _), n in rows.items() if n > 1))
+    yield from _finding(
+        partition,
+        "files with missing pages",
+        sorted(k for k, found in pages.items() if found != set(range(declared[k]))),
+    )
+    stale = {k.source_key for k in keys if versions.get(k.source_key, k.version) != k.version}
+    yield from _finding(partition, "stale rows: the image changed after it was scored", sorted(stale))
+
+
+def _finding(partition: str, kind: str, keys: Sequence[str]) -> Iterator[Finding]:
+    if keys:
+        yield Finding(partition, kind, len(keys), ", ".join(keys[:EXAMPLES]))
+
+
+def _damaged_parts(prepared: Prepared, partition: str) -> Iterator[Finding]:
+    folder = prepared.layout.parts(prepared.fingerprint, partition)
+    uris = sorted(o.uri for o in prepared.output.list(folder) if o.uri.endswith(".part"))
+    sound = {uri for uri, _ in read_parts(prepared.output, uris, prepared.fingerprint, repair=False)}
+    yield from _finding(partition, "staged parts that are truncated or damaged", [u for u in uris if u not in sound])
+
+
+def _strangers(prepared: Prepared, names: set[str]) -> Iterator[Finding]:
+    """Parquet files beside ours, which a reader's glob would take for rows."""
+    ours = {prepared.layout.published(name) for name in names}
+    for found in prepared.output.list(prepared.layout.predictions):
+        folder = found.uri.rpartition("/")[0].removeprefix(prepared.layout.predictions + "/")
+        if found.uri.endswith(".parquet") and found.uri not in ours and folder in names:
+            yield Finding(
+                folder, "a Parquet file that no run published; readers' globs would count its rows", 1, found.uri
+            )

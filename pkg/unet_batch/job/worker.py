@@ -1,0 +1,95 @@
+"""How a process builds its stages from settings alone: what every executor, local or remote, starts with."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from unet_batch.archive.isolate import DECODER
+from unet_batch.archive.storage import Storage
+from unet_batch.errors import ContractError
+from unet_batch.job.gate import pass_gate
+from unet_batch.job.stages import Infer, Load
+from unet_batch.model.batching import Batcher
+from unet_batch.model.contract import Model
+from unet_batch.model.ensemble import Ensemble
+from unet_batch.model.ladder import LadderMemory
+from unet_batch.model.session import Device, Session, open_session, warm
+from unet_batch.records import Unit
+from unet_batch.spec import JobSpec
+from unet_batch.table.rows import Provenance
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What travels to a process: small text, never a model, a session, a file system or a secret."""
+
+    job_json: str
+    model_json: bytes
+    fingerprint: str
+    run_id: str
+    decoder: str = DECODER
+    members: tuple[bytes, ...] = ()
+    """The models of an ensemble, as JSON; none where one model scores alone."""
+    check_unit: bytes | None = None
+    """Images that the gate compares a session on, as a unit's JSON; None where no gate is needed."""
+    stop_at_s: float | None = None
+    """Seconds since 1970 after which no unit is begun."""
+
+    @property
+    def job(self) -> JobSpec:
+        return JobSpec.model_validate_json(self.job_json)
+
+    @property
+    def model(self) -> Model:
+        return Model.from_json(self.model_json)
+
+
+def build_load(settings: Settings) -> Load:
+    """The Load stage of this process."""
+    return Load(settings.job, settings.model, decoder=settings.decoder, stop_at_s=settings.stop_at_s)
+
+
+def build_infer(settings: Settings, device: Device) -> Infer:
+    """The Infer stage of this process, with its session open. Raises ProviderMissing,
+    ContractError, ModelRefused, StorageError."""
+    job, model = settings.job, settings.model
+    session = _session(settings, device)
+    if model.tile_hw is not None:
+        warm(session, model.tile_hw, [model.batch or 1])  # a session that cannot run says so before the first image
+    if settings.check_unit is not None and job.model.ensemble is None:
+        loaded = build_load(settings)(Unit.from_json(settings.check_unit))
+        pass_gate(job, session, loaded, Storage(job.model.options).read(job.model.path), settings.run_id)
+    batcher = Batcher(session, batch_max=job.session.batch_max, memory=LadderMemory(job.model.precision))
+    provenance = Provenance(
+        model_digest=model.sha256,
+        fingerprint=settings.fingerprint,
+        run_id=settings.run_id,
+        provider=session.provider,
+        precision=job.model.precision,
+    )
+    return Infer(job, session, batcher, provenance)
+
+
+def _session(settings: Settings, device: Device) -> Session:
+    """The session of the model, or of every member of its ensemble; each file must be the one that was planned with."""
+    job, store = settings.job, Storage(settings.job.model.options)
+    members = [Model.from_json(text) for text in settings.members] or [settings.model]
+    sessions = []
+    for path, member in zip(job.model.paths, members, strict=True):
+        data = store.read(path)
+        if hashlib.sha256(data).hexdigest() != member.sha256:
+            raise ContractError(f"{path} changed since the run was planned; run the same command again")
+        sessions.append(
+            open_session(
+                data,
+                member,
+                job.session,
+                device.divided(len(members)),
+                engine=job.model.engine,
+                precision=job.model.precision,
+            )
+        )
+    if job.model.ensemble is None:
+        return sessions[0]
+    return Ensemble(sessions, settings.model, job.model.ensemble.combine)

@@ -1,0 +1,304 @@
+"""A contract held against its model: what the file says, what the contract says, and whether they agree.
+
+Knows tensors, axes and tile sizes. Knows nothing of stores (bytes come in, the caller fetched them) and of how a
+session runs. Real files declare odd things (the height under the batch's symbol, unnamed axes, names with `:0`), so
+only numbers are compared, never the symbols of open axes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from unet_batch.contract import Contract, ModelInput
+from unet_batch.errors import ContractError, JobError
+from unet_batch.model.onnxruntime_session import describe
+from unet_batch.spec import TilingSpec
+from unet_batch.strict import parse_yaml, validate
+
+MAX_MODEL_BYTES = 2 << 30
+"""Protobuf's own limit of one message."""
+METADATA_KEY = "unet_batch.contract"
+
+Layout = Literal["nchw", "nhwc", "nhw"]
+Shape = tuple[int | str | None, ...]
+
+_AXES: dict[str, dict[str, int]] = {
+    "nchw": {"batch": 0, "channels": 1, "height": 2, "width": 3},
+    "nhwc": {"batch": 0, "height": 1, "width": 2, "channels": 3},
+    "nhw": {"batch": 0, "height": 1, "width": 2},
+}
+_DTYPES = {"float": "float32", "double": "float64"}
+_FLOATS = ("float16", "float32", "float64")
+_NUMBERS = (*_FLOATS, "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+_MOST_CHANNELS = 16
+"""A static axis up to this size is read as channels in a draft; larger ones are pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One input or output, as the file declares it."""
+
+    name: str
+    dtype: str
+    """NumPy's name, or ONNX's own text where NumPy has none."""
+    shape: Shape
+    """A number, a symbol, or None for an unnamed open axis; () where the file declares no shape."""
+
+    def fixed(self, axis: str, layout: str) -> int | None:
+        """The size of an axis where the file fixes it (a declared 0 or -1 fixes nothing)."""
+        place = _AXES[layout].get(axis)
+        size = self.shape[place] if place is not None and place < len(self.shape) else None
+        return size if isinstance(size, int) and size > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """An ONNX file that was opened once to learn what it declares."""
+
+    data: bytes
+    sha256: str
+    uri: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A contract that was held against its file, with everything filled in that the file decides."""
+
+    sha256: str
+    contract: Contract
+    input_name: str
+    output_name: str
+    tile_hw: tuple[int, int] | None
+    """The size every tile has; None: any multiple of `contract.input.multiple`."""
+    batch: int | None
+    """Fixed batch axis; None: any."""
+    output_layout: Layout
+
+    @property
+    def planes(self) -> int:
+        """K: channels of the output; 1 for finished labels."""
+        return 1 if self.contract.output.activation == "labels" else len(self.contract.output.classes)
+
+    def to_json(self) -> bytes:
+        fields = {**{name: getattr(self, name) for name in self.__slots__}, "contract": self.contract.model_dump()}
+        return json.dumps(fields, separators=(",", ":")).encode()
+
+    @staticmethod
+    def from_json(text: bytes) -> Model:
+        fields: dict[str, Any] = json.loads(text)
+        fields["contract"] = Contract.model_validate(fields["contract"])
+        fields["tile_hw"] = tuple(fields["tile_hw"]) if fields["tile_hw"] else None
+        return Model(**fields)
+
+
+def read_model(data: bytes, uri: str, pinned_sha256: str | None, *, custom_ops: Sequence[str] = ()) -> ModelFile:
+    """What an ONNX file declares. custom_ops: libraries that hold operators of the file.
+
+    Raises ContractError for another digest than the pinned one, and for bytes that are no model or that point to
+    external data.
+    """
+    if len(data) > MAX_MODEL_BYTES:
+        raise ContractError(f"{uri} has {len(data)} bytes; a model has at most {MAX_MODEL_BYTES}")
+    sha256 = hashlib.sha256(data).hexdigest()
+    if pinned_sha256 is not None and sha256 != pinned_sha256:
+        raise ContractError(
+            f"{uri} has the SHA-256 {sha256}, but model.sha256 demands {pinned_sha256}: "
+            "the file was replaced, or the job file is older than the model"
+        )
+    inputs, outputs, metadata = describe(data, uri, custom_ops)
+    return ModelFile(
+        data=data,
+        sha256=sha256,
+        uri=uri,
+        inputs=tuple(Tensor(name, _dtype(kind), shape) for name, kind, shape in inputs),
+        outputs=tuple(Tensor(name, _dtype(kind), shape) for name, kind, shape in outputs),
+        metadata=metadata,
+    )
+
+
+def find_contract(file: ModelFile, text: bytes | None, where: str) -> Contract:
+    """The contract in a YAML file (text, found at `where`), else the one in the model's metadata.
+
+    Raises ContractError for a contract that cannot be read, and, with a draft in its message, where there is none.
+    """
+    if text is None and METADATA_KEY in file.metadata:
+        text, where = file.metadata[METADATA_KEY].encode(), f"metadata {METADATA_KEY} of {file.uri}"
+    if text is None:
+        raise ContractError(
+            f"{file.uri} has no contract: write one to {where}, beginning with this draft, which knows only what "
+            f"the file declares:\n\n{draft(file)}"
+        )
+    try:
+        return validate(Contract, parse_yaml(text, where), where)
+    except JobError as error:
+        raise ContractError(str(error)) from error
+
+
+def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
+    """The model that a contract and a file agree on. Raises ContractError with a sentence for every mismatch."""
+    problems: list[str] = []
+    source = _choose(file.inputs, contract.input.name, "input", problems)
+    target = _choose(file.outputs, contract.output.name, "output", problems)
+    if len(file.inputs) > 1:
+        names = ", ".join(t.name for t in file.inputs)
+        problems.append(f"the model needs all of its {len(file.inputs)} inputs ({names}): export it with one input")
+    if source is None or target is None:
+        raise _mismatch(file, problems)
+
+    declared = contract.input.layout
+    _check_tensor(source, declared, contract.input.channels, "input", problems)
+    if source.dtype != contract.input.dtype:
+        problems.append(f"input {source.name} is {source.dtype}, but input.dtype says {contract.input.dtype}")
+    fixed_hw = (source.fixed("height", declared), source.fixed("width", declared))
+    known_hw, tile_hw = _sizes(contract.input, fixed_hw, tiling.size, problems)
+
+    labels = contract.output.activation == "labels"
+    rank_3 = labels and len(target.shape) == 3
+    layout: Layout = contract.output.layout or ("nhw" if rank_3 else declared)
+    model = Model(
+        sha256=file.sha256,
+        contract=contract.model_copy(
+            update={"input": contract.input.model_copy(update={"height": known_hw[0], "width": known_hw[1]})}
+        ),
+        input_name=source.name,
+        output_name=target.name,
+        tile_hw=tile_hw,
+        batch=source.fixed("batch", declared) or target.fixed("batch", layout),
+        output_layout=layout,
+    )
+    _check_tensor(target, layout, model.planes, "output", problems)
+    if target.dtype not in (_NUMBERS if labels else _FLOATS):
+        problems.append(f"output {target.name} is {target.dtype}, which cannot be {contract.output.activation}")
+    if layout == "nhw" and model.planes > 1:
+        problems.append(f"output.layout nhw has no channel axis, but the contract names {model.planes} classes")
+    if target.fixed("batch", layout) not in (None, model.batch):
+        problems.append(f"the batch axis is fixed at {model.batch} in the input and at {target.shape[0]} in the output")
+    if problems:
+        raise _mismatch(file, problems)
+    return model
+
+
+def draft(file: ModelFile) -> str:
+    """A contract as YAML text with what the file declares; what it cannot declare is marked to be checked."""
+    source, target = (tensors[0] if tensors else Tensor("", "float32", ()) for tensors in (file.inputs, file.outputs))
+    layout = _guess_layout(source)
+    channels = source.fixed("channels", layout) or 3
+    height, width = source.fixed("height", layout), source.fixed("width", layout)
+    rank_3 = len(target.shape) == 3
+    output_layout = "nhw" if rank_3 else _guess_layout(target, otherwise=layout)
+    classes = target.fixed("channels", output_layout) or 2
+    labels = rank_3 or target.dtype not in _FLOATS
+    entries: dict[str, dict[str, Any]] = {
+        "input": {
+            "name": source.name,
+            "layout": layout,
+            "dtype": source.dtype,
+            "color": {1: "gray", 3: "rgb"}.get(channels, "bands"),
+            "channels": channels,
+            **({"height": height, "width": width} if height and width else {"multiple": 32}),
+            "fit": "tile",
+            "normalize": {"kind": "unit" if source.dtype in _FLOATS else "none"},
+        },
+        "output": {
+            "name": target.name,
+            "layout": output_layout,
+            "activation": "labels" if labels else "logits",
+            "classes": [f"class_{k}" for k in range(2 if labels else classes)],
+        },
+    }
+    return (
+        f"# Draft, read from {file.uri}. The file cannot say these, so check each:\n"
+        "# input.color, fit, multiple, normalize; output.activation (logits, softmax, sigmoid, labels) and classes.\n"
+        + yaml.safe_dump(entries, sort_keys=False)
+    )
+
+
+def _dtype(kind: str) -> str:
+    inner = kind.removeprefix("tensor(").removesuffix(")")
+    return _DTYPES.get(inner, inner)
+
+
+def _choose(tensors: tuple[Tensor, ...], name: str | None, word: str, problems: list[str]) -> Tensor | None:
+    names = ", ".join(t.name for t in tensors) or "none"
+    if name is None and len(tensors) == 1:
+        return tensors[0]
+    if name is None:
+        problems.append(f"the model has {len(tensors)} {word}s ({names}): write {word}.name to say which one is meant")
+        return None
+    chosen = next((t for t in tensors if t.name == name), None)
+    if chosen is None:
+        problems.append(f"the model has no {word} named {name}; it has: {names}")
+    return chosen
+
+
+def _check_tensor(tensor: Tensor, layout: str, channels: int, word: str, problems: list[str]) -> None:
+    """Rank and channel axis against a layout; a file that declares no shape is believed."""
+    if tensor.shape and len(tensor.shape) != len(_AXES[layout]):
+        problems.append(
+            f"{word} {tensor.name} has {len(tensor.shape)} axes, {list(tensor.shape)}, "
+            f"but {word}.layout {layout} has {len(_AXES[layout])}"
+        )
+        return
+    fixed = tensor.fixed("channels", layout)
+    if fixed not in (None, channels):
+        said = "input.channels" if word == "input" else "output.classes"
+        other = "nhwc" if layout == "nchw" else "nchw"
+        hint = f" (with {word}.layout {other} it would fit)" if tensor.fixed("channels", other) == channels else ""
+        problems.append(f"{word} {tensor.name} is {layout} with {fixed} channels, but {said} says {channels}{hint}")
+
+
+Size = tuple[int | None, int | None]
+
+
+def _sizes(
+    spec: ModelInput, fixed_hw: Size, size: int | None, problems: list[str]
+) -> tuple[Size, tuple[int, int] | None]:
+    """Height and width as far as file and contract know them, and the size of every tile.
+
+    fixed_hw: what the file fixes. size: `tiling.size`, which decides where fit is `tile`, `pad` or `none` and the file
+    leaves an axis open; a picture that is resized has the contract's size.
+    """
+    known: list[int | None] = []
+    for axis, fixed, said in zip(("height", "width"), fixed_hw, (spec.height, spec.width), strict=True):
+        known.append(fixed or said)
+        if fixed and said and fixed != said:
+            problems.append(f"the model fixes its {axis} at {fixed}, but the contract says input.{axis}: {said}")
+        elif said and not fixed and said % spec.multiple:
+            problems.append(f"input.{axis} {said} is not a multiple of {spec.multiple} (input.multiple)")
+        if size and fixed and size != fixed:
+            problems.append(f"tiling.size is {size}, but the model fixes its {axis} at {fixed}: leave tiling.size out")
+    height, width = known
+    resized = spec.fit in ("stretch", "letterbox")
+    if resized and not (height and width):
+        problems.append(f"fit {spec.fit} needs a size that the model leaves open: write input.height and input.width")
+    if size and None in fixed_hw:
+        if size % spec.multiple:
+            problems.append(f"tiling.size {size} is not a multiple of {spec.multiple} (input.multiple)")
+        if not resized:
+            return (height, width), (size, size)
+        if height and width and (height, width) != (size, size):
+            problems.append(f"tiling.size is {size}, but fit {spec.fit} makes {height}x{width}: leave tiling.size out")
+    if height and width:
+        return (height, width), (height, width)
+    if height or width:
+        problems.append(f"only one side of a tile is known, {height or width}: write input.height and input.width")
+    return (height, width), None
+
+
+def _guess_layout(tensor: Tensor, otherwise: str = "nchw") -> str:
+    """The layout whose channel axis is small and fixed, where only one has that."""
+    small = [name for name in ("nchw", "nhwc") if 0 < (tensor.fixed("channels", name) or 0) <= _MOST_CHANNELS]
+    return small[0] if len(small) == 1 else otherwise
+
+
+def _mismatch(file: ModelFile, problems: list[str]) -> ContractError:
+    return ContractError(f"{file.uri} does not fit its contract: " + "; ".join(problems))

@@ -1,0 +1,178 @@
+"""Why PyTorch could not turn a network into ONNX, and where in the network: one sentence each.
+
+Knows the errors of PyTorch's exporter by their texts (its classes are private), and which operators have a stand-in.
+Changes nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_OURS = Path(__file__).parent
+
+ALTERNATIVES: dict[str, tuple[str | None, str]] = {
+    "cummax": (None, "use a max pooling"),
+    "cumprod": ("CumProd", "use exp(cumsum(log(x))) for positive values"),
+    "erfinv": (None, "use a polynomial in its place"),
+    "histc": (None, "compare with each edge and sum"),
+    "kthvalue": ("TopK", "use topk"),
+    "linalg_inv": (None, "compute the inverse beforehand and keep it as a buffer"),
+    "median": ("TopK", "use sort, or topk"),
+    "mode": (None, "use one comparison and sum per value"),
+    "nanmedian": ("TopK", "use sort, or topk, on values that are numbers"),
+    "rrelu": ("LeakyRelu", "use LeakyReLU with the mean of both slopes, which is what evaluation does"),
+    "searchsorted": (None, "use bucketize, or compare and sum"),
+}
+"""By PyTorch's function: ONNX's operator for it, where one exists, and what to use instead. Each was seen to fail with
+PyTorch 2.13 and onnxscript 0.7."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in the user's network an operation comes from."""
+
+    module: str
+    """Path of the module, such as `encoder.levels.0`; empty for the network itself."""
+    kind: str
+    """Class of the module, without its package."""
+    line: str | None
+    """File and line of the user's own code, where one is known."""
+
+    def __str__(self) -> str:
+        module = f"module {self.module}" if self.module else "the network itself"
+        kind = f" ({self.kind})" if self.kind else ""
+        line = f", {self.line}" if self.line else ""
+        return module + kind + line
+
+
+def place_of(meta: Mapping[str, Any]) -> Place:
+    """The place of a node of an exported program, from the node's `meta`."""
+    stack = [entry for key, entry in (meta.get("nn_module_stack") or {}).items() if not key.startswith("_empty")]
+    module, kind = stack[-1] if stack else ("", "")
+    kind = kind if isinstance(kind, str) else kind.__name__
+    return Place(str(module), kind.rpartition(".")[2], user_line(meta.get("stack_trace") or ""))
+
+
+def noted_place(node: Any) -> Place:
+    """The place of a node of an ONNX graph, from what PyTorch's exporter noted on it; no line of code."""
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "['', '']"))
+    kinds = ast.literal_eval(notes.get("pkg.torch.onnx.class_hierarchy", "['', '']"))
+    return Place(str(scopes[-2]), str(kinds[-2]).rpartition(".")[2], None)
+
+
+def user_line(stack_trace: str) -> str | None:
+    """`file:line` of the innermost frame of a printed trace that is neither PyTorch's nor a container's."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', stack_trace)
+    own = [f"{Path(file).name}:{line}" for file, line in frames if not _foreign(file)]
+    return own[-1] if own else None
+
+
+def error_line(error: BaseException) -> str | None:
+    """`file:line` of the innermost frame of an error that is the user's own code."""
+    own = [
+        f"{Path(frame.filename).name}:{frame.lineno}"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not _foreign(frame.filename) and Path(frame.filename).parent != _OURS
+    ]
+    return own[-1] if own else None
+
+
+def brief(error: BaseException) -> str:
+    """An error as half a sentence: its class and the first line of its text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def capture_problem(error: Exception, axes: Mapping[int, str]) -> str:
+    """Why `torch.export` could not capture a network. axes: names of the open axes by number."""
+    text = str(error)
+    line = error_line(error)
+    at = f" ({line})" if line else ""
+    frozen = re.findall(r"marked (\S+) as dynamic but your code specialized it to be a constant \((\d+)\)", text)
+    if frozen:
+        sizes = " and ".join(f"{_axis(marked, axes)} axis at {size}" for marked, size in frozen)
+        return (
+            f"the network freezes its {sizes}: somewhere it takes a size as a plain number, as view(2, ...) and "
+            "int(x.shape[0]) do (write -1, or x.shape[0] itself), or has a parameter of that size"
+        )
+    if "data-dependent" in text:
+        return (
+            f"the network chooses its way by the values of its pixels{at}, which a graph cannot: use torch.where, or "
+            "take the choice out of the network"
+        )
+    if "Constraints violated" in text:
+        guards = [row.strip(" -") for row in text.splitlines() if "guard" in row]
+        return f"the network accepts some sizes only: {guards[0] if guards else brief(error)}"
+    return f"PyTorch cannot capture the network{at}: {brief(error)}"
+
+
+def conversion_problem(error: Exception) -> str:
+    """Why a captured network could not be written as ONNX."""
+    chain = _chain(error)
+    node = _node_in_work(chain)
+    if node is None:
+        return f"PyTorch's exporter cannot write the network as ONNX: {brief(chain[-1])}"
+    name = _function(node)
+    what = f"{name} in {place_of(node.meta)} cannot be written as ONNX"
+    if any("No ONNX function found" in str(e) for e in chain):
+        return f"{what}: {_advice(name)}"
+    return f"{what} ({brief(chain[-1])}): {_advice(name)}"
+
+
+def _advice(name: str) -> str:
+    if name not in ALTERNATIVES:
+        return "take it out of the network, or write it with other operators"
+    operator, instead = ALTERNATIVES[name]
+    since = _first_opset(operator) if operator else None
+    if since is None:
+        return f"no opset has an operator for it; {instead}"
+    return f"ONNX has {operator} since opset {since}, but PyTorch's exporter does not use it here; {instead}"
+
+
+def _first_opset(operator: str) -> int | None:
+    import onnx
+
+    since = [s.since_version for s in onnx.defs.get_all_schemas_with_history() if (s.domain, s.name) == ("", operator)]
+    return min(since, default=None)
+
+
+def _node_in_work(chain: list[BaseException]) -> Any:
+    """The node of the program that the exporter was translating: its errors do not carry it, but its frames do."""
+    from torch.fx import Node
+
+    for error in chain:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            node = frame.f_locals.get("node")
+            if isinstance(node, Node):
+                return node
+    return None
+
+
+def _function(node: Any) -> str:
+    """What the user's code called, such as `cumprod`; the node itself may be a part of what that became."""
+    called = node.meta.get("torch_fn")
+    return str(called[1]).rpartition(".")[2] if called else str(node.target)
+
+
+def _axis(marked: str, axes: Mapping[int, str]) -> str:
+    number = re.search(r"size\(\)\[(\d+)\]", marked)
+    return axes.get(int(number[1]), marked) if number else marked
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    found = [error]
+    while (cause := found[-1].__cause__ or found[-1].__context__) is not None and cause not in found:
+        found.append(cause)
+    return found
+
+
+def _foreign(file: str) -> bool:
+    parts = Path(file).parts
+    return "torch" in parts or file.startswith("<")

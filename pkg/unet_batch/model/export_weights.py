@@ -1,0 +1,169 @@
+"""Weights files: what PyTorch people save, read into a network without running any code of the file.
+
+Knows `torch.save` files, safetensors, and the wrappings that training tools put around a state dict. Knows nothing of
+ONNX. A file that needs code to be read (a pickled network) is refused: reading it would run whatever it says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unet_batch.errors import JobError, ModelRefused
+
+_NESTED = ("state_dict", "model_state_dict", "model", "net", "network_weights")
+"""Where training tools keep the state dict in a checkpoint: Lightning and MMEngine, plain scripts, nnU-Net."""
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+"""What wrappers put before every key: DataParallel, torch.compile, Lightning and its like."""
+_SHOWN = 3
+"""Keys that a message names; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """A weights file that was loaded."""
+
+    sha256: str
+    notes: tuple[str, ...]
+    """What the person who exports should know, a sentence each."""
+
+
+def load_weights(module: Any, path: Path) -> Weights:
+    """Loads a weights file into a `torch.nn.Module`, every tensor of both accounted for.
+
+    Reads `.safetensors`, and what `torch.save` wrote of a state dict or of a checkpoint that holds one.
+    Raises JobError where there is no such file, or safetensors is not installed; ModelRefused where the file needs
+    code to be read, is no weights file, holds NaN or infinity, or does not fit the network: with the first keys.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise JobError(f"weights {path} cannot be read: {error.strerror or error}") from error
+    tree = _read_safetensors(data, path) if path.suffix == ".safetensors" else _read_torch(data, path)
+    found, notes = _state_dict(tree, path)
+    expected: Mapping[str, Any] = module.state_dict()
+    found = _without_prefixes(found, expected)
+    _refuse_misfit(found, expected, path)
+    ill = [name for name, tensor in found.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if ill:
+        raise ModelRefused(f"weights {path} hold NaN or infinity in {_some(ill)}: the training diverged")
+    narrow = sorted(
+        {str(t.dtype).removeprefix("torch.") for t in found.values() if t.is_floating_point()} - {"float32"}
+    )
+    if narrow:
+        notes.append(f"weights of {' and '.join(narrow)} became float32")
+    module.load_state_dict(found, strict=False)  # strictness is ours: old files lack batch counters
+    return Weights(hashlib.sha256(data).hexdigest(), tuple(notes))
+
+
+def _read_torch(data: bytes, path: Path) -> Any:
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about formats that are refused below, or read all the same
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file makes torch raise anything from EOFError to RuntimeError
+        needs = re.search(r"GLOBAL (\S+)|unrecognized (?:function|class|storage type) (\S+)", str(error))
+        if "TorchScript" in str(error):
+            raise ModelRefused(
+                f"weights {path} are a TorchScript archive: save tensors alone with "
+                "torch.save(torch.jit.load(path).state_dict(), path)"
+            ) from error
+        if isinstance(error, pickle.UnpicklingError) and needs:
+            raise ModelRefused(
+                f"weights {path} can only be read by running code of the file ({needs[1] or needs[2]}): where it was "
+                "made, save tensors alone with torch.save(network.state_dict(), path)"
+            ) from error
+        raise ModelRefused(
+            f"weights {path} are no file of torch.save, or a broken one: {_first_line(error)}"
+        ) from error
+
+
+def _read_safetensors(data: bytes, path: Path) -> Any:
+    try:
+        from safetensors.torch import load
+    except ImportError as error:
+        raise JobError(f"weights {path} need the safetensors package: run `pip install safetensors`") from error
+    try:
+        return load(data)
+    except Exception as error:
+        raise ModelRefused(f"weights {path} are no safetensors file, or a broken one: {_first_line(error)}") from error
+
+
+def _state_dict(tree: Any, path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The tensors by key, and notes on tensors that were left alone."""
+    notes: list[str] = []
+    while isinstance(tree, Mapping):
+        inner = next((name for name in _NESTED if isinstance(tree.get(name), Mapping)), None)
+        if inner is None:
+            break
+        others = [str(name) for name, value in tree.items() if name != inner and _tensors(value)]
+        if others:
+            notes.append(f"of {path.name}, {inner} was used, and not {', '.join(others)}")
+        tree = tree[inner]
+    found = _tensors(tree)
+    if not found:
+        held = f"a {type(tree).__name__}" + (f" with the keys {_some(tree)}" if isinstance(tree, Mapping) else "")
+        raise ModelRefused(
+            f"weights {path} hold no state dict, but {held}: it is looked for at the top and under {', '.join(_NESTED)}"
+        )
+    return found, notes
+
+
+def _tensors(value: Any) -> dict[str, Any]:
+    """A state dict's entries; none where the value is something else."""
+    import torch
+
+    if not isinstance(value, Mapping) or not all(isinstance(t, torch.Tensor) for t in value.values()):
+        return {}
+    return {str(name): tensor for name, tensor in value.items()}
+
+
+def _without_prefixes(found: dict[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    while not found.keys() & expected.keys():
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in found)), None)
+        if prefix is None:
+            break
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
+
+
+def _refuse_misfit(found: Mapping[str, Any], expected: Mapping[str, Any], path: Path) -> None:
+    missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
+    foreign = [name for name in found if name not in expected]
+    shapes = [
+        f"{name} is {'x'.join(map(str, found[name].shape))}, not {'x'.join(map(str, tensor.shape))}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    problems = [
+        f"{len(names)} tensor(s) {what}: {_some(names)}"
+        for what, names in (
+            ("that the network needs are missing", missing),
+            ("that the file holds are not the network's", foreign),
+            ("have another shape", shapes),
+        )
+        if names
+    ]
+    if problems:
+        raise ModelRefused(
+            f"weights {path} do not fit the network: {'; '.join(problems)}. Were the factory's arguments others when "
+            "it was trained?"
+        )
+
+
+def _some(names: Any) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

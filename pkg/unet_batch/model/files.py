@@ -1,0 +1,20 @@
+"""Model files on the local disk, written whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from unet_batch.errors import JobError
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Writes a file whole: readers see the old one or the new one. Raises JobError."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_bytes(data)
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise JobError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,55 @@
+"""An NVIDIA GPU as its driver knows it, and TensorRT's libraries where a wheel keeps them.
+
+Knows the CUDA driver's own calls and no engine. Works, and says so, where there is neither GPU nor library.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+TENSORRT_LIBRARIES = ("libnvinfer.so.10", "libnvinfer_plugin.so.10", "libnvonnxparser.so.10")
+"""What the TensorRT provider of ONNX Runtime 1.31 links against."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The first visible GPU."""
+
+    name: str = "CUDA device"
+    memory_bytes: int | None = None
+
+
+def ask_driver(library: str = "libcuda.so.1") -> Gpu:
+    """The first visible GPU (CUDA Driver API); one of no known size where the driver is silent."""
+    name, ordinal, version, total = ctypes.create_string_buffer(128), ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
+    try:
+        driver = ctypes.CDLL(library)
+        failed = (
+            driver.cuInit(0)
+            or driver.cuDeviceGet(ctypes.byref(ordinal), 0)
+            or driver.cuDeviceGetName(name, 128, ordinal)
+            or driver.cuDriverGetVersion(ctypes.byref(version))
+            or driver.cuDeviceTotalMem_v2(ctypes.byref(total), ordinal)
+        )
+    except (OSError, AttributeError):
+        return Gpu()
+    return Gpu() if failed else Gpu(f"{name.value.decode(errors='replace')} (CUDA {version.value})", total.value)
+
+
+def load_tensorrt() -> list[str]:
+    """Loads TensorRT into this process, from its wheel where there is one; returns a line for each library that failed.
+
+    ONNX Runtime's provider links against these names, and a wheel's folder is on no search path.
+    """
+    found = importlib.util.find_spec("tensorrt_libs")
+    folder = Path(found.origin).parent if found and found.origin else Path()
+    failed = []
+    for name in TENSORRT_LIBRARIES:
+        try:
+            ctypes.CDLL(str(folder / name) if found else name, mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            failed.append(str(error))
+    return failed

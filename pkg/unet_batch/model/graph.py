@@ -1,0 +1,279 @@
+"""ONNX files as graphs: read with distrust, and asked what they hold.
+
+Knows the `onnx` package, which is loaded when a function needs it. Knows no contract, no session and no file: bytes
+come in, messages (`ModelProto`) stay inside `unet_batch.model`.
+
+A model is code from elsewhere. `parse` takes the graphs that this project scores and refuses the rest: external data,
+operators of unknown domains, control flow, functions, inputs that are no tensors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_batch.errors import ModelRefused
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
+"""Domains whose operators ONNX Runtime itself brings; any other needs a library of native code."""
+CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+MAX_NODES = 20_000
+"""Largest graphs of segmentation models have some thousand nodes."""
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Shape = tuple[int | str | None, ...]
+
+QUANTISED = (
+    "ConvInteger",
+    "DequantizeLinear",
+    "DynamicQuantize",
+    "MatMulInteger",
+    "MatMulNBits",
+    "QAttention",
+    "QGemm",
+    "QLinear",
+    "QuantizeLinear",
+)
+"""How the names of operators begin that only a quantised model has: ONNX's, and ONNX Runtime's own."""
+_QUANTISED_OPERANDS = {
+    "QuantizeLinear": (0,),
+    "DequantizeLinear": (0,),
+    "QLinearConv": (0, 3, 8),
+    "QLinearMatMul": (0, 3),
+    "QGemm": (0, 3, 6),
+    "ConvInteger": (0, 1),
+    "MatMulInteger": (0, 1),
+}
+"""Inputs of quantised operators that hold values; their others hold scales and zero points."""
+_NO_WEIGHTS = frozenset({"Clip", "Expand", "Pad", "Pow", "Range", "Resize", "Reshape", "Slice", "Tile", "Upsample"})
+"""Operators whose inputs after the first are settings."""
+
+
+def parse(data: bytes, uri: str, *, custom_domains: Collection[str] = ()) -> ModelProto:
+    """The model in these bytes. Raises ModelRefused where they are none, and where `refusals` has a phrase."""
+    model = read(data, uri)
+    if found := refusals(model, custom_domains=custom_domains):
+        raise ModelRefused(f"{uri} is refused: {'; '.join(found)}. Export it as one plain file without these")
+    return model
+
+
+def read(data: bytes, uri: str) -> ModelProto:
+    """The model in these bytes, whatever it holds. Raises ModelRefused where they are none."""
+    import onnx
+
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(data)
+    except Exception as error:  # protobuf's errors belong to whichever protobuf is installed
+        raise ModelRefused(f"{uri} is no ONNX model: {type(error).__name__}: {error}") from error
+    if not model.graph.node or not model.graph.output:  # almost any bytes parse as an empty message
+        raise ModelRefused(f"{uri} is no ONNX model: it has {len(model.graph.node)} nodes")
+    if not all(isinstance(text, str) for text in _names(model)):  # bytes, where UTF-8 is broken
+        raise ModelRefused(f"{uri} is no ONNX model: some of its names are no text")
+    if not all(len(node.output) for node in model.graph.node):
+        raise ModelRefused(f"{uri} is no ONNX model: it has a node without a result")
+    return model
+
+
+def refusals(model: ModelProto, *, custom_domains: Collection[str] = ()) -> list[str]:
+    """What keeps a model from being trusted, a phrase each; empty for a model that may be run.
+
+    custom_domains: of operators that the job brings a library for.
+    """
+    from onnx import TensorProto
+
+    found = []
+    stored = _all_tensors(model)
+    if external := sorted({t.name for t in stored if t.data_location == TensorProto.EXTERNAL or t.external_data}):
+        found.append(f"{len(external)} tensors lie outside the file ({external[0]})")
+    nodes = [*_all_nodes(model.graph)]
+    if domains := sorted({n.domain for n in nodes} - DOMAINS.union(custom_domains)):
+        found.append(f"operators of unknown domains ({', '.join(domains)})")
+    if flow := sorted({n.op_type for n in nodes if n.op_type in CONTROL_FLOW}):
+        found.append(f"control flow ({', '.join(flow)})")
+    if len(model.functions):
+        found.append(f"{len(model.functions)} functions of its own ({model.functions[0].name})")
+    if len(nodes) > MAX_NODES:
+        found.append(f"{len(nodes):,} nodes, more than {MAX_NODES:,}")
+    for word, values in (("input", inputs(model)), ("output", outputs(model))):
+        found += [f"{word} {name} is no tensor of numbers" for name, dtype, _ in values if dtype in ("", "object")]
+    return found
+
+
+def inputs(model: ModelProto) -> list[tuple[str, str, Shape]]:
+    """Name, NumPy's name of the type ("" for what is no tensor) and shape of each input that has to be fed."""
+    stored = {t.name for t in model.graph.initializer}  # which files of 2018 declare as inputs too
+    return [tensor(value) for value in model.graph.input if value.name not in stored]
+
+
+def outputs(model: ModelProto) -> list[tuple[str, str, Shape]]:
+    """The same of each output."""
+    return [tensor(value) for value in model.graph.output]
+
+
+def tensor(value: ValueInfoProto) -> tuple[str, str, Shape]:
+    """Name, NumPy's name of the type and shape of one declaration; its sizes as they are written."""
+    if not value.type.HasField("tensor_type"):
+        return value.name, "", ()
+    declared = value.type.tensor_type
+    dtype = numpy_type(declared.elem_type)
+    shape = tuple(d.dim_value if d.HasField("dim_value") else (d.dim_param or None) for d in declared.shape.dim)
+    return value.name, "" if dtype is None else dtype.name, shape
+
+
+def opsets(model: ModelProto) -> dict[str, int]:
+    """Version by domain; ONNX's own domain is ""."""
+    return {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
+
+
+def metadata(model: ModelProto) -> dict[str, str]:
+    """The model's custom metadata."""
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def attribute(node: NodeProto, name: str, default: Any) -> Any:
+    """An attribute's value, or the default: numbers, texts, tuples of them, or a tensor."""
+    from onnx import helper
+
+    for entry in node.attribute:
+        if entry.name == name:
+            value = helper.get_attribute_value(entry)
+            if isinstance(value, bytes):
+                return value.decode(errors="replace")
+            return tuple(value) if entry.ints or entry.floats else value
+    return default
+
+
+def array(tensor: TensorProto) -> npt.NDArray[Any]:
+    """The values of a stored tensor."""
+    from onnx import numpy_helper
+
+    return np.asarray(numpy_helper.to_array(tensor))
+
+
+def constants(model: ModelProto) -> dict[str, TensorProto]:
+    """Every stored tensor by name: initialisers, and Constant nodes that hold one."""
+    found = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            found.update((node.output[0], entry.t) for entry in node.attribute if entry.name == "value")
+    return found
+
+
+def fixed_names(model: ModelProto) -> set[str]:
+    """Tensors that depend on no input: constants, and what is computed from them alone."""
+    fixed = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
+    for node in model.graph.node:
+        if not node.op_type.startswith("Random") and all(name in fixed for name in node.input if name):
+            fixed.update(node.output)
+    return fixed
+
+
+def weights(model: ModelProto) -> dict[str, TensorProto]:
+    """Constants that training found: floats and quantised values of at least one axis, settings left out."""
+    stored = constants(model)
+    used: set[str] = set()
+    for node in model.graph.node:
+        operands = (0,) if node.op_type in _NO_WEIGHTS else _QUANTISED_OPERANDS.get(node.op_type)
+        used.update(name for place, name in enumerate(node.input) if operands is None or place in operands)
+    quantised = {
+        name
+        for node in model.graph.node
+        if node.op_type in _QUANTISED_OPERANDS
+        for name in node.input
+        if name in stored
+    }
+    types = _weight_types()
+    return {
+        name: tensor
+        for name, tensor in stored.items()
+        if name in used and tensor.dims and (tensor.data_type in types or name in quantised)
+    }
+
+
+def elements(tensor: TensorProto) -> int:
+    """How many numbers a stored tensor has."""
+    return int(np.prod(tensor.dims, dtype=np.int64))
+
+
+def precision(model: ModelProto) -> Precision:
+    """What the file computes in: `int8` where anything is quantised, `fp16` or `bf16` where weights are stored or cast
+    so, else `fp32`."""
+    from onnx import TensorProto
+
+    if any(node.op_type.startswith(QUANTISED) for node in model.graph.node):
+        return "int8"
+    halves: dict[int, Precision] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
+    stored = constants(model)
+    types = [tensor.data_type for tensor in stored.values() if elements(tensor) > 1]
+    types += [attribute(n, "to", 0) for n in model.graph.node if n.op_type == "Cast" and {*n.input} & stored.keys()]
+    found = Counter(halves[code] for code in types if code in halves)
+    return found.most_common(1)[0][0] if found else "fp32"
+
+
+def numpy_type(code: int) -> np.dtype[Any] | None:
+    """NumPy's type for ONNX's code; None where it has none."""
+    from onnx import helper
+
+    try:
+        return np.dtype(helper.tensor_dtype_to_np_dtype(code))
+    except KeyError:
+        return None
+
+
+def _weight_types() -> set[int]:
+    """ONNX's codes of the types that weights have."""
+    from onnx import TensorProto
+
+    return {
+        TensorProto.FLOAT,
+        TensorProto.DOUBLE,
+        TensorProto.FLOAT16,
+        TensorProto.BFLOAT16,
+        TensorProto.INT8,
+        TensorProto.UINT8,
+    }
+
+
+def _names(model: ModelProto) -> Iterator[object]:
+    for node in _all_nodes(model.graph):
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer):
+        yield value.name
+
+
+def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    for node in graph.node:
+        yield node
+        for entry in node.attribute:
+            for inner in (entry.g, *entry.graphs):
+                yield from _all_nodes(inner)
+
+
+def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    """Every tensor that can hold a reference: initialisers, attributes, sparse ones, in subgraphs and functions too."""
+
+    def of_nodes(nodes: Sequence[NodeProto]) -> Iterator[TensorProto]:
+        for entry in (entry for node in nodes for entry in node.attribute):
+            yield from (entry.t, *entry.tensors)
+            for sparse in (entry.sparse_tensor, *entry.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for inner in (entry.g, *entry.graphs):
+                yield from of_graph(inner)
+
+    def of_graph(graph: GraphProto) -> Iterator[TensorProto]:
+        yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        yield from of_nodes(graph.node)
+
+    yield from of_graph(model.graph)
+    for function in model.functions:
+        yield from of_nodes(function.node)

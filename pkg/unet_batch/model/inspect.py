@@ -1,0 +1,341 @@
+"""What an ONNX file is, before anybody runs it: its tensors, its network, its cost, and what a contract would say.
+
+Knows what the modules beside it find; it opens one plain CPU session to learn what no file says. Knows no store, no job
+and no GPU: what is said about CUDA is an estimate from a list.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unet_batch.errors import ModelRefused, ShapeMismatch, UnetBatchError
+from unet_batch.model import graph
+from unet_batch.model.contract import METADATA_KEY, ModelFile, Tensor, draft, find_contract
+from unet_batch.model.cost import Cost, cost
+from unet_batch.model.graph import Precision
+from unet_batch.model.plain_session import PlainSession
+from unet_batch.model.shapes import Sized, shapes, unknowable, with_outputs
+from unet_batch.model.structure import Structure, activation, structure
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+    from rich.console import RenderableType
+
+DEFAULT_SIDE = 256
+"""Side of the tile that figures are for where file, contract and caller leave it open; rounded up to the multiple."""
+NOT_ON_CUDA = frozenset(
+    """
+    Acos Acosh Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Col2Im ConvInteger Cosh Det
+    DynamicQuantizeLinear DynamicQuantizeMatMul GlobalLpPool Hardmax LpPool MatMulIntegerToFloat MaxRoiPool MaxUnpool
+    Multinomial QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu
+    QLinearMatMul QLinearMul QLinearSigmoid QLinearSoftmax QLinearWhere Sinh Tan Unique
+    """.split()  # noqa: SIM905 - a column of quoted names reads worse
+)
+"""Operators without a CUDA kernel: not in ONNX Runtime's docs/OperatorKernels.md under CUDAExecutionProvider, and no
+such kernel class in the provider library of onnxruntime-gpu 1.31.1 (its type names were read, nothing was run)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What one ONNX file holds. Figures are per tile of `tile_hw`; None where the file does not let them be known."""
+
+    uri: str
+    sha256: str
+    bytes: int
+    producer: str
+    ir_version: int
+    opset: int
+    domains: dict[str, int]
+    """Version of every other operator set that the file names."""
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    symbols: tuple[str, ...]
+    """Names of open axes, as `name: tensor[axis], …`."""
+    metadata: tuple[str, ...]
+    """Keys of the file's own metadata."""
+    nodes: int
+    operators: dict[str, int]
+    """How often each operator occurs, most often first."""
+    parameters: int
+    """Numbers that training found, running statistics of normalisation included."""
+    precision: Precision
+    refusals: tuple[str, ...]
+    """Why a job would not take this file; such a file is not opened."""
+    tile_hw: tuple[int, int] | None
+    structure: Structure | None
+    cost: Cost | None
+    contract: str
+    """The contract in the file's metadata, else a draft with what the file says, as YAML text."""
+    contract_embedded: bool
+    cpu_nodes: dict[str, int]
+    """Operators that ONNX Runtime's CPU provider took, in a session that was really opened."""
+    cpu_problem: str | None
+    """Why no CPU session could be opened or run."""
+    cuda_estimate: dict[str, int]
+    """ESTIMATE, without a GPU: operators that the CUDA provider has no kernel for and leaves to the CPU."""
+    findings: tuple[str, ...]
+    """What somebody who writes the contract should know, a sentence each."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for `json.dumps`."""
+        tree = asdict(self)
+        if self.structure is not None:
+            tree["structure"]["levels"] = self.structure.levels
+        return tree
+
+
+def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) -> Inspection:
+    """What the file in these bytes is. tile_hw: size that figures are for, where the file leaves it open.
+
+    Raises ModelRefused where the bytes are no model, ShapeMismatch for a tile that the file cannot take. What is odd
+    about a real model is told, never raised.
+    """
+    model = graph.read(data, uri)
+    refusals = tuple(graph.refusals(model))
+    file = ModelFile(
+        data=data,
+        sha256=hashlib.sha256(data).hexdigest(),
+        uri=uri,
+        inputs=tuple(Tensor(*value) for value in graph.inputs(model)),
+        outputs=tuple(Tensor(*value) for value in graph.outputs(model)),
+        metadata=graph.metadata(model),
+    )
+    layout = _layout(file)
+    session, problem = (None, "the file is refused") if refusals else _open(data)
+    unmeasured: tuple[str, ...] = ()
+    try:
+        measured = _measure(model, file, layout, tile_hw, session)
+    except ModelRefused as error:
+        measured, unmeasured = None, (str(error),)
+    found = measured.structure if measured else None
+    operators = Counter(node.op_type for node in model.graph.node)
+    opsets = graph.opsets(model)
+    target = file.outputs[0].name if file.outputs else ""
+    return Inspection(
+        uri=uri,
+        sha256=file.sha256,
+        bytes=len(data),
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        ir_version=model.ir_version,
+        opset=opsets.pop("", 0),
+        domains=opsets,
+        inputs=file.inputs,
+        outputs=file.outputs,
+        symbols=tuple(_symbols(file)),
+        metadata=tuple(file.metadata),
+        nodes=len(model.graph.node),
+        operators=dict(operators.most_common()),
+        parameters=sum(graph.elements(tensor) for tensor in graph.weights(model).values()),
+        precision=graph.precision(model),
+        refusals=refusals,
+        tile_hw=measured.tile_hw if measured else None,
+        structure=found,
+        cost=measured.cost if measured else None,
+        contract=file.metadata.get(METADATA_KEY) or _completed(file, layout, measured, activation(model, target)),
+        contract_embedded=METADATA_KEY in file.metadata,
+        cpu_nodes=dict(session.placement().get("CPUExecutionProvider", {})) if session else {},
+        cpu_problem=problem,
+        cuda_estimate={name: count for name, count in operators.items() if name in NOT_ON_CUDA},
+        findings=(*unmeasured, *_findings(model, file, layout, measured)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    tile_hw: tuple[int, int]
+    structure: Structure
+    cost: Cost
+    output_dims: tuple[int, ...]
+    """() where unknown."""
+
+
+def _layout(file: ModelFile) -> str:
+    """The layout of the input: as an embedded contract says, else as the draft guesses."""
+    if METADATA_KEY in file.metadata:
+        with contextlib.suppress(UnetBatchError):
+            return find_contract(file, None, file.uri).input.layout
+    return "nhwc" if "\n  layout: nhwc\n" in draft(file).partition("\noutput:")[0] else "nchw"
+
+
+def _open(data: bytes) -> tuple[PlainSession | None, str | None]:
+    try:
+        return PlainSession(data), None
+    except UnetBatchError as error:
+        return None, str(error)
+
+
+def _measure(
+    model: ModelProto, file: ModelFile, layout: str, tile_hw: tuple[int, int] | None, session: PlainSession | None
+) -> _Measured | None:
+    """Structure and cost at one tile; None for a model whose first input is no picture. Raises ModelRefused."""
+    if not _takes_pictures(file):
+        return None
+    source = file.inputs[0]
+    fixed = source.fixed("height", layout), source.fixed("width", layout)
+    if tile_hw is not None and any(f not in (None, n) for f, n in zip(fixed, tile_hw, strict=True)):
+        raise ShapeMismatch(f"{file.uri} fixes its tiles at {fixed[0]}x{fixed[1]}: leave the tile's size out")
+    wanted = tile_hw or (fixed[0] or DEFAULT_SIDE, fixed[1] or DEFAULT_SIDE)
+    measured = _at(model, file, layout, wanted, session)
+    multiple = measured.structure.multiple_hw
+    if tile_hw is None and multiple is not None:
+        rounded = tuple(f or math.ceil(n / m) * m for f, n, m in zip(fixed, wanted, multiple, strict=True))
+        if rounded != wanted:
+            return _at(model, file, layout, (rounded[0], rounded[1]), session)
+    return measured
+
+
+def _takes_pictures(file: ModelFile) -> bool:
+    """Whether the first input has four axes, or declares none."""
+    return bool(file.inputs) and len(file.inputs[0].shape) in (0, 4)
+
+
+def _at(
+    model: ModelProto, file: ModelFile, layout: str, tile_hw: tuple[int, int], session: PlainSession | None
+) -> _Measured:
+    source, others = file.inputs[0], file.inputs[1:]
+    batch = source.fixed("batch", layout) or 1
+    channels = source.fixed("channels", layout) or 3
+    dims = (batch, *tile_hw, channels) if layout == "nhwc" else (batch, channels, *tile_hw)
+    feed = {t.name: tuple(d if isinstance(d, int) and d > 0 else 1 for d in t.shape) for t in others}
+    feed[source.name] = dims
+    sizes = shapes(model, feed)
+    # Sizes that are computed inside the graph: one run on zeros knows them, where inference gives up.
+    hidden = unknowable(model)
+    if session is not None and hidden and any(size.known is None for size in sizes.values()):
+        sizes = shapes(model, feed, _computed(model, file, feed, hidden))
+    found = cost(model, sizes)
+    return _Measured(
+        tile_hw=tile_hw,
+        structure=structure(model, sizes, 3 if layout == "nhwc" else 1),
+        cost=Cost(found.multiply_adds // batch, found.uncounted, found.peak_bytes // batch, found.unsized),
+        output_dims=_output_dims(file, sizes),
+    )
+
+
+def _computed(
+    model: ModelProto, file: ModelFile, feed: Mapping[str, tuple[int, ...]], names: list[str]
+) -> dict[str, Any]:
+    types = {tensor.name: tensor.dtype for tensor in file.inputs}
+    try:
+        session = PlainSession(with_outputs(model, names))
+        return session.run({name: np.zeros(dims, types[name]) for name, dims in feed.items()}, names)
+    except UnetBatchError:
+        return {}
+
+
+def _output_dims(file: ModelFile, sizes: Mapping[str, Sized]) -> tuple[int, ...]:
+    name = file.outputs[0].name if file.outputs else ""
+    return (sizes[name].known if name in sizes else None) or ()
+
+
+def _symbols(file: ModelFile) -> Iterator[str]:
+    places: dict[str, list[str]] = {}
+    for tensor in (*file.inputs, *file.outputs):
+        for axis, size in enumerate(tensor.shape):
+            if isinstance(size, str):
+                places.setdefault(size, []).append(f"{tensor.name}[{axis}]")
+    yield from (f"{symbol}: {', '.join(found)}" for symbol, found in places.items())
+
+
+def _completed(file: ModelFile, layout: str, measured: _Measured | None, says: str | None) -> str:
+    """The draft with what the graph says beyond its tensors; the draft itself guesses 32 and logits."""
+    if measured is None:
+        return draft(file)
+    target, channels = file.outputs[0], 3 if layout == "nhwc" else 1
+    if len(target.shape) == len(measured.output_dims) == 4 and not isinstance(target.shape[channels], int):
+        counted = *target.shape[:channels], measured.output_dims[channels], *target.shape[channels + 1 :]
+        file = replace(file, outputs=(replace(target, shape=counted), *file.outputs[1:]))
+    text = draft(file)
+    if (multiple := measured.structure.multiple_hw) is not None:
+        text = text.replace("\n  multiple: 32\n", f"\n  multiple: {math.lcm(*multiple)}\n")
+    return text if says is None else text.replace("\n  activation: logits\n", f"\n  activation: {says}\n")
+
+
+def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measured | None) -> Iterator[str]:
+    if not _takes_pictures(file):
+        shape = list(file.inputs[0].shape) if file.inputs else "none"
+        yield f"the first input is no batch of pictures (its shape: {shape}), so tiles have no size or cost"
+    if len(file.inputs) > 1:
+        yield f"the model needs {len(file.inputs)} inputs; a job feeds one: export it with one input"
+    if len(file.outputs) > 1:
+        yield f"the model has {len(file.outputs)} outputs: write output.name to say which one is meant"
+    for source in file.inputs[:1]:
+        if batch := source.fixed("batch", layout):
+            yield f"the batch axis is fixed at {batch}: every run takes exactly {batch} tile(s)"
+        first = source.shape[0] if source.shape else None
+        for target in file.outputs:
+            if isinstance(first, str) and first in target.shape[1:]:
+                yield f"output {target.name} carries the batch's symbol on another axis: the file declares it wrongly"
+    if measured is not None and len(dims := measured.output_dims) in (3, 4):
+        returned = (dims[1], dims[2]) if layout == "nhwc" or len(dims) == 3 else (dims[2], dims[3])
+        if returned != measured.tile_hw:
+            yield f"a tile of {_by(measured.tile_hw)} comes back as {_by(returned)}"
+    if measured is not None and not measured.structure.skips:
+        yield "no skip connection was found: this is no U-Net, or its sizes could not be followed"
+    if any(node.op_type in ("ConvInteger", "DynamicQuantizeLinear") for node in model.graph.node):
+        yield (
+            "activations are quantised by what each batch holds: a tile's labels depend on its neighbours, and it runs "
+            "slower than fp32 on CPUs; quantise it statically"
+        )
+
+
+def _by(size_hw: tuple[int, int] | None) -> str:
+    return "x".join(map(str, size_hw or ()))
+
+
+def render(inspection: Inspection) -> list[RenderableType]:
+    """The inspection for people: tables and text for a rich console."""
+    from rich.syntax import Syntax
+    from rich.table import Table
+    from rich.text import Text
+
+    facts = Table(show_header=False, box=None, title=inspection.uri, title_justify="left")
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    for name, value in _facts(inspection):
+        facts.add_row(name, Text(value))
+    shown: list[RenderableType] = [facts]
+    if inspection.structure is not None and inspection.structure.skips:
+        skips = Table(title="skip connections", title_justify="left")
+        for heading in ("node", "kind", "size", "convolutions behind each side"):
+            skips.add_column(heading, overflow="fold")
+        for skip in inspection.structure.skips:
+            behind = " + ".join(map(str, skip.convolutions))
+            skips.add_row(Text(skip.node), skip.kind, _by((skip.height, skip.width)), behind)
+        shown.append(skips)
+    shown += [Text(f"• {sentence}") for sentence in inspection.findings]
+    shown.append(Text("contract in the file's metadata:" if inspection.contract_embedded else "draft of a contract:"))
+    shown.append(Syntax(inspection.contract, "yaml", background_color="default"))
+    return shown
+
+
+def _facts(seen: Inspection) -> Iterator[tuple[str, str]]:
+    yield "file", f"{seen.bytes:,} bytes, SHA-256 {seen.sha256}"
+    others = "".join(f", {name} {version}" for name, version in seen.domains.items())
+    yield "written by", f"{seen.producer or 'unknown'}: opset {seen.opset}{others}, IR {seen.ir_version}"
+    for word, tensors in (("input", seen.inputs), ("output", seen.outputs)):
+        for tensor in tensors:
+            axes = ", ".join("?" if size is None else str(size) for size in tensor.shape)
+            yield word, f"{tensor.name}: {tensor.dtype} [{axes}]"
+    yield "parameters", f"{seen.parameters:,} in {seen.precision}"
+    yield "nodes", f"{seen.nodes}: {', '.join(f'{name} {count}' for name, count in seen.operators.items())}"
+    if seen.cost is not None and seen.structure is not None:
+        missing = f" (and {seen.cost.uncounted} products of unknown size)" if seen.cost.uncounted else ""
+        yield f"a tile of {_by(seen.tile_hw)}", f"{seen.cost.multiply_adds / 1e9:.2f} G multiply-adds{missing}"
+        missing = f" (without {seen.cost.unsized} tensors of unknown size)" if seen.cost.unsized else ""
+        yield "", f"{seen.cost.peak_bytes / 2**20:.1f} MiB of activations at most{missing}"
+        if seen.structure.multiple_hw is not None:
+            yield "levels", f"{seen.structure.levels}: height, width multiples of {_by(seen.structure.multiple_hw)}"
+    yield "on the CPU", seen.cpu_problem or f"all {sum(seen.cpu_nodes.values())} nodes that are left after folding"
+    left = ", ".join(f"{name} {count}" for name, count in seen.cuda_estimate.items())
+    yield "on CUDA", f"estimate: {f'left to the CPU: {left}' if left else 'no operator is known to lack a kernel'}"
+    if seen.refusals:
+        yield "refused", "; ".join(seen.refusals)

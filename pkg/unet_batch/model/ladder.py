@@ -1,0 +1,214 @@
+"""Batch sizes that pay: which sizes one input shape may use, how fast each ran, and what a machine remembers of it.
+
+Knows sizes and seconds only; no arrays, no engine. The measuring costs nothing, because the first real batches do it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+TIMED_RUNS = 3
+"""Timed runs after which a size counts as measured; its first run is never timed (plans, arena growth)."""
+KEPT_RUNS = 9
+"""Newest timed runs of which the fastest counts: a neighbour on the machine can only slow a run down, and medians of
+three probes on a busy one chose sizes 1 and 8 for the same model (measured)."""
+GAIN = 1.05
+"""A larger size must be this much faster than the best smaller one, or climbing ends."""
+PATIENCE = 3
+"""Sizes in a row without that gain that end climbing: one, and two more, because curves may dip at 2 and 4."""
+KNEE = 0.98
+"""The chosen size is the smallest with this share of the best throughput. With GAIN and PATIENCE that is within 3 % of
+the optimum of any curve of the form n / (a + n)."""
+CLEAN_RUNS = 200
+"""Batches without an out-of-memory error after which a limit from another process's life is tried once more."""
+
+
+def sizes_up_to(cap: int) -> tuple[int, ...]:
+    """1, 2, 4, 8 ... and the cap itself."""
+    return (*(1 << n for n in range(cap.bit_length()) if 1 << n < cap), cap)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What one ladder learned."""
+
+    seconds: Mapping[int, float]
+    """Seconds of the fastest batch by its size, for measured sizes."""
+    limit: int | None = None
+    """Largest size allowed after an out-of-memory error; None without one."""
+
+
+class Ladder:
+    """The allowed batch sizes of one input shape, climbed on real work. Not thread-safe: its Batcher locks."""
+
+    def __init__(self, sizes: Sequence[int], remembered: Remembered | None = None) -> None:
+        """sizes: ascending. remembered: spares the climb, and is forgotten at an out-of-memory error."""
+        self._sizes = tuple(sizes)
+        self._seconds: dict[int, deque[float]] = {size: deque(maxlen=KEPT_RUNS) for size in sizes}
+        self._warmed: set[int] = set()
+        self._limit = math.inf
+        self._from_memory = remembered is not None
+        self._clean = 0
+        if remembered is not None:
+            self._limit = remembered.limit or math.inf
+            for size in self._sizes:
+                if size in remembered.seconds:
+                    self._seconds[size].extend([remembered.seconds[size]] * TIMED_RUNS)
+
+    @property
+    def allowed(self) -> tuple[int, ...]:
+        """Sizes that no out-of-memory error has ruled out; never empty."""
+        return tuple(s for s in self._sizes if s <= self._limit) or self._sizes[:1]
+
+    @property
+    def settled(self) -> bool:
+        """Whether climbing has ended."""
+        return self._probing() is None
+
+    def target(self) -> int:
+        """The size of the next full batch: the one being measured, else the one that pays."""
+        return self._probing() or self._best()
+
+    def fit(self, tiles: int) -> int:
+        """The size of the next batch when so many tiles wait: a full one, else the next of a greedy tail (17 → 16 + 1).
+
+        Larger than `tiles` only where the ladder has a single size: a fixed batch axis, to be padded.
+        """
+        target = self.target()
+        if tiles >= target:
+            return target
+        size = max((s for s in self.allowed if s <= tiles), default=self._sizes[0])
+        return min(size, self._best()) if self._rate(size) else size
+
+    def record(self, size: int, seconds: float) -> None:
+        """One batch of a size ran in so many seconds."""
+        self._clean += 1
+        if size not in self._warmed:
+            self._warmed.add(size)
+        else:
+            self._seconds[size].append(seconds)
+        if self._from_memory and self._clean >= CLEAN_RUNS:
+            self._from_memory = False
+            self._limit = min((s for s in self._sizes if s > self._limit), default=math.inf)
+
+    def out_of_memory(self, size: int) -> bool:
+        """One batch of a size did not fit: half of it is the limit from now on. False where no smaller size is left."""
+        if self._from_memory:
+            self._from_memory = False
+            for seconds in self._seconds.values():
+                seconds.clear()
+        self._clean = 0
+        self._limit = min(self._limit, max(size // 2, self._sizes[0]))
+        return size > self._sizes[0]
+
+    def snapshot(self) -> Remembered:
+        """What is worth remembering."""
+        measured = {s: min(self._seconds[s]) for s in self.allowed if self._rate(s)}
+        return Remembered(measured, None if math.isinf(self._limit) else int(self._limit))
+
+    def _rate(self, size: int) -> float | None:
+        """Tiles per second; None until measured."""
+        seconds = self._seconds[size]
+        return size / max(min(seconds), 1e-9) if len(seconds) >= TIMED_RUNS else None
+
+    def _probing(self) -> int | None:
+        """The size that must be measured next; None once climbing has ended."""
+        if len(self.allowed) == 1:
+            return None
+        top, without_gain = 0.0, 0
+        for size in self.allowed:
+            rate = self._rate(size)
+            if rate is None:
+                return size
+            without_gain = 0 if rate > top * GAIN else without_gain + 1
+            top = rate if without_gain == 0 else top
+            if without_gain == PATIENCE:
+                break
+        return None
+
+    def _best(self) -> int:
+        """The smallest size near the top of those measured; the smallest of all before the first is measured."""
+        rates = {size: rate for size in self.allowed if (rate := self._rate(size))}
+        top = max(rates.values(), default=0.0)
+        return next((size for size, rate in rates.items() if rate >= KNEE * top), self.allowed[0])
+
+
+@dataclass(frozen=True, slots=True)
+class LadderKey:
+    """What a ladder holds for, and for nothing else."""
+
+    model_sha256: str
+    device_name: str
+    provider: str
+    precision: str
+    height: int
+    width: int
+
+
+class LadderMemory:
+    """Ladders of earlier runs, one small JSON file each in a local cache folder. Losing one costs a climb."""
+
+    def __init__(self, precision: str, *, folder: Path | None = None) -> None:
+        """precision: `model.precision` of the job. folder: left out, `$XDG_CACHE_HOME/unet-batch/ladders`."""
+        self.precision = precision
+        cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        self._folder = folder or Path(cache) / "unet-batch" / "ladders"
+
+    def recall(self, key: LadderKey) -> Remembered | None:
+        """What an earlier run learned; None without one. A file that cannot be read is ignored with a log line."""
+        path = self._path(key)
+        try:
+            return _remembered(json.loads(path.read_bytes()), key)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            log.warning("%s is ignored, and its batch sizes are measured again: %r", path, error)
+            return None
+
+    def keep(self, key: LadderKey, remembered: Remembered) -> None:
+        """Writes one ladder, whole or not at all. A folder that cannot be written costs a log line."""
+        tree = {"key": asdict(key), "limit": remembered.limit, "seconds": dict(remembered.seconds)}
+        path = self._path(key)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            handle, scratch = tempfile.mkstemp(dir=self._folder, suffix=".tmp")
+            try:
+                with os.fdopen(handle, "w") as file:
+                    json.dump(tree, file)
+                os.replace(scratch, path)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.unlink(scratch)
+                raise
+        except OSError as error:
+            log.warning("%s cannot be written, so the next run measures again: %s", path, error)
+
+    def _path(self, key: LadderKey) -> Path:
+        text = json.dumps(asdict(key), sort_keys=True)
+        return self._folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _remembered(tree: Any, key: LadderKey) -> Remembered:
+    """Raises ValueError, KeyError, TypeError or AttributeError for anything that `keep` has not written."""
+    if tree["key"] != asdict(key):
+        raise ValueError("it belongs to another key")
+    limit = tree["limit"]
+    seconds = {int(size): float(value) for size, value in tree["seconds"].items()}
+    if not all(math.isfinite(value) and value > 0 for value in seconds.values()):
+        raise ValueError("it holds impossible seconds")
+    if limit is not None and (type(limit) is not int or limit < 1):
+        raise ValueError(f"it holds the impossible limit {limit!r}")
+    return Remembered(seconds, limit)

@@ -1,0 +1,235 @@
+"""The nodes that `pack` writes around a network: from source pixels to what it takes, from its scores to labels.
+
+Knows the contract's words and ONNX's operators, and how both changed over opsets 7 and up. The arithmetic is that of
+`imaging.preprocess.normalize` and `imaging.postprocess.reduce`, step for step in float32, so that pixels and labels
+are equal and not only close.
+
+Legend: N tiles, C channels, K classes, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from unet_batch.contract import MeanStd, ModelInput, ModelOutput, Normalize, Raw, Scale, Unit, Window
+from unet_batch.errors import ModelRefused
+from unet_batch.imaging.preprocess import LARGEST
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+PIXELS, LABELS, CONFIDENCE, ENTROPY, FINITE = "pixels", "labels", "confidence", "entropy", "finite"
+OLDEST_OPSET = 7
+"""Since opset 7 arithmetic broadcasts as NumPy does; ONNX Runtime promises nothing for older files."""
+LEVELS = 255.0
+"""A certainty of 1 in the uint8 outputs."""
+SMALLEST = np.float32(1e-30)
+"""Stands for a probability of 0 inside a logarithm, as in `imaging.postprocess`."""
+LARGEST_SUM = np.finfo(np.float32).max
+
+SourceType = Literal["uint8", "uint16"]
+
+
+class Nodes:
+    """Nodes in the making: operators by name, each result under a name that the graph does not have yet."""
+
+    def __init__(self, opset: int, prefix: str) -> None:
+        self.made: list[NodeProto] = []
+        self.has_integers = opset >= 9
+        """Whether the opset lets a Constant node hold integers."""
+        self._opset, self._prefix = opset, prefix
+
+    def add(
+        self, operator: str, inputs: Sequence[str], settings: Mapping[str, Any] | None = None, *, to: str = ""
+    ) -> str:
+        """One node; returns the name of its result, `to` where that is given."""
+        from onnx import helper
+
+        here = f"{self._prefix}/{operator}_{len(self.made)}"
+        result = to or f"{here}_out"
+        node = helper.make_node(operator, inputs, [result], name=here)
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in (settings or {}).items())
+        self.made.append(node)
+        return result
+
+    def constant(self, value: Any) -> str:
+        """A Constant node: unlike initialisers, every IR version takes it."""
+        from onnx import numpy_helper
+
+        return self.add("Constant", [], {"value": numpy_helper.from_array(np.asarray(value))})
+
+    def cast(self, name: str, dtype: str, *, to: str = "") -> str:
+        from onnx import helper
+
+        return self.add("Cast", [name], {"to": int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))}, to=to)
+
+    def combine(self, operator: str, name: str, value: float | np.float32 | np.ndarray[Any, Any]) -> str:
+        """A tensor and a float32 constant."""
+        return self.add(operator, [name, self.constant(np.asarray(value, np.float32))])
+
+    def clip(self, name: str, low: float | np.float32, high: float | np.float32) -> str:
+        if self._opset < 11:
+            return self.add("Clip", [name], {"min": float(low), "max": float(high)})
+        return self.add("Clip", [name, self.constant(np.float32(low)), self.constant(np.float32(high))])
+
+    def reduce(self, operator: str, name: str, axes: Sequence[int], *, keep: bool = False) -> str:
+        settings: dict[str, Any] = {"keepdims": int(keep)}
+        if self._opset < (13 if operator == "ReduceSum" else 18):
+            return self.add(operator, [name], {**settings, "axes": list(axes)})
+        return self.add(operator, [name, self.constant(np.asarray(axes, np.int64))], settings)
+
+    def squeeze(self, name: str, axis: int) -> str:
+        if self._opset < 13:
+            return self.add("Squeeze", [name], {"axes": [axis]})
+        return self.add("Squeeze", [name, self.constant(np.asarray([axis], np.int64))])
+
+
+def add_input(nodes: Nodes, spec: ModelInput, source: SourceType, *, to: str) -> None:
+    """From (N, H, W, C) source pixels to the tensor that the network takes.
+
+    Raises ModelRefused for a normalisation that no formula per pixel can be.
+    """
+    name = PIXELS
+    if spec.layout == "nchw":  # before the cast: ONNX Runtime transposes bytes 6 to 20 times as fast as floats
+        name = nodes.add("Transpose", [name], {"perm": [0, 3, 1, 2]})
+    if spec.dtype not in ("uint8", "uint16"):
+        name = nodes.cast(name, "float32")
+        for operator, value in _steps(spec.normalize, LARGEST[source]):
+            values = np.broadcast_to(np.asarray(value, np.float32), spec.channels)
+            if (values == values[0]).all():
+                name = nodes.combine(operator, name, values[0])
+            else:
+                name = nodes.combine(operator, name, values[:, None, None] if spec.layout == "nchw" else values)
+        if isinstance(rule := spec.normalize, Window):
+            name = nodes.clip(name, min(rule.low, rule.high), max(rule.low, rule.high))
+        if spec.dtype == "float16":
+            name = nodes.cast(name, "float16")
+    nodes.add("Identity", [name], to=to)
+
+
+def _steps(rule: Normalize, largest: float) -> list[tuple[str, Any]]:
+    """Operators and constants, a number or one per channel, in the order of `imaging.preprocess`."""
+    shift: Any = 0.0
+    factor: Any = 1.0
+    add: Any = 0.0
+    if isinstance(rule, Unit):
+        factor = 1 / largest
+    elif isinstance(rule, Scale):
+        factor, add = rule.scale, rule.offset
+    elif isinstance(rule, MeanStd):
+        mean, std = np.array(rule.mean), np.array(rule.std)
+        factor, add = 1 / (largest * std), -mean / std
+    elif isinstance(rule, Window):
+        shift, factor, add = rule.center - rule.width / 2, (rule.high - rule.low) / rule.width, rule.low
+    elif not isinstance(rule, Raw):
+        raise ModelRefused(
+            f"normalize {rule.kind} is taken from each picture, so it is no formula that a graph of tiles could hold: "
+            "pack without the input's part"
+        )
+    steps = (("Sub", shift, 0), ("Mul", factor, 1), ("Add", add, 0))
+    return [(operator, value) for operator, value, neutral in steps if not np.all(np.asarray(value) == neutral)]
+
+
+def add_outputs(nodes: Nodes, scores: str, dtype: str, output: ModelOutput, layout: str) -> None:
+    """From the network's scores to `labels`, `finite`, `confidence` and `entropy`.
+
+    scores: of this NumPy type, in this layout (nchw, nhwc, or nhw for one class). Whatever nobody wants of these,
+    `graph.prune` takes out again.
+    """
+    if dtype != "float32":
+        scores = nodes.cast(scores, "float32")
+    axis = {"nchw": 1, "nhwc": 3}.get(layout)
+    # One pass over the scores: NaN and infinity survive a sum, on every provider. A sum that overflows counts as
+    # infinite too, but finite scores that reach that are no answer either.
+    total = nodes.reduce("ReduceSum", scores, (1, 2) if axis is None else (1, 2, 3))
+    small = nodes.combine("Less", nodes.add("Abs", [total]), LARGEST_SUM)
+    nodes.cast(small, "uint8", to=FINITE)
+    if output.multi_label:
+        _own_thresholds(nodes, scores, output, axis)
+        top, doubt, outcomes = _own_certainty(nodes, scores, output, axis)
+    else:
+        assert axis is not None  # noqa: S101 - several classes have a channel axis, `contract.resolve` saw to that
+        _best_label(nodes, scores, len(output.classes), axis)
+        top, doubt, outcomes = _shared_certainty(nodes, scores, output, axis)
+    _quantise(nodes, top, 1.0, to=CONFIDENCE)
+    _quantise(nodes, doubt, math.log(outcomes), to=ENTROPY)
+
+
+def _best_label(nodes: Nodes, scores: str, classes: int, axis: int) -> None:
+    if classes == 2 and axis == 1 and nodes.has_integers:  # 4 times as fast as ArgMax with its 64-bit indices
+        first, second = _channel(nodes, scores, 0), _channel(nodes, scores, 1)
+        nodes.cast(nodes.add("Greater", [second, first]), "uint8", to=LABELS)
+    else:
+        nodes.cast(nodes.add("ArgMax", [scores], {"axis": axis, "keepdims": 0}), "uint8", to=LABELS)
+
+
+def _own_thresholds(nodes: Nodes, scores: str, output: ModelOutput, axis: int | None) -> None:
+    """(N, H, W) for one class; (N, K, H, W) of 0 and 1 for several."""
+    t = output.threshold
+    above = math.log(t / (1 - t)) if output.activation == "logits" else t
+    name = nodes.combine("Greater", scores, above)
+    several = len(output.classes) > 1
+    name = nodes.cast(name, "uint8", to=LABELS if axis is None or (several and axis == 1) else "")
+    if axis == 3 and several:
+        nodes.add("Transpose", [name], {"perm": [0, 3, 1, 2]}, to=LABELS)
+    elif axis is not None and not several:
+        nodes.add("Identity", [nodes.squeeze(name, axis)], to=LABELS)
+
+
+def _shared_certainty(nodes: Nodes, scores: str, output: ModelOutput, axis: int) -> tuple[str, str, int]:
+    """Top probability, entropy in nats, and how many outcomes that is over: classes that exclude each other."""
+    classes = len(output.classes)
+    if output.activation == "softmax":
+        top = nodes.clip(nodes.reduce("ReduceMax", scores, (axis,)), 0.0, 1.0)
+        return top, _surprise(nodes, nodes.clip(scores, SMALLEST, 1.0), axis), classes
+    if classes == 2 and axis == 1 and nodes.has_integers:
+        top, doubt = _of_logit(nodes, nodes.add("Sub", [_channel(nodes, scores, 1), _channel(nodes, scores, 0)]))
+        return top, doubt, classes
+    below = nodes.add("Sub", [scores, nodes.reduce("ReduceMax", scores, (axis,), keep=True)])
+    weights = nodes.add("Exp", [below])
+    total = nodes.reduce("ReduceSum", weights, (axis,))
+    mean_below = nodes.add("Div", [nodes.reduce("ReduceSum", nodes.add("Mul", [below, weights]), (axis,)), total])
+    return nodes.add("Reciprocal", [total]), nodes.add("Sub", [nodes.add("Log", [total]), mean_below]), classes
+
+
+def _own_certainty(nodes: Nodes, scores: str, output: ModelOutput, axis: int | None) -> tuple[str, str, int]:
+    """max(p, 1 − p) and entropy in nats of each class by itself, averaged over the classes; two outcomes each."""
+    if output.activation == "logits":
+        top, doubt = _of_logit(nodes, scores)
+    else:
+        p = nodes.clip(scores, 0.0, 1.0)
+        other = nodes.add("Sub", [nodes.constant(np.float32(1)), p])
+        sides = [nodes.add("Mul", [x, nodes.add("Log", [nodes.clip(x, SMALLEST, 1.0)])]) for x in (p, other)]
+        top, doubt = nodes.add("Max", [p, other]), nodes.add("Neg", [nodes.add("Add", sides)])
+    if axis is not None:
+        top, doubt = nodes.reduce("ReduceMean", top, (axis,)), nodes.reduce("ReduceMean", doubt, (axis,))
+    return top, doubt, 2
+
+
+def _of_logit(nodes: Nodes, logit: str) -> tuple[str, str]:
+    """max(p, 1 − p) and the entropy in nats of p = sigmoid(logit), with one exponential."""
+    below = nodes.add("Neg", [nodes.add("Abs", [logit])])
+    weight = nodes.add("Exp", [below])
+    top = nodes.add("Reciprocal", [nodes.combine("Add", weight, 1.0)])
+    spread = nodes.add("Mul", [nodes.add("Mul", [below, weight]), top])
+    return top, nodes.add("Sub", [nodes.add("Neg", [nodes.add("Log", [top])]), spread])
+
+
+def _surprise(nodes: Nodes, probabilities: str, axis: int) -> str:
+    """−Σ p · log p over the classes."""
+    product = nodes.add("Mul", [probabilities, nodes.add("Log", [probabilities])])
+    return nodes.add("Neg", [nodes.reduce("ReduceSum", product, (axis,))])
+
+
+def _channel(nodes: Nodes, scores: str, number: int) -> str:
+    """One class of (N, K, H, W): (N, H, W)."""
+    return nodes.add("Gather", [scores, nodes.constant(np.int64(number))], {"axis": 1})
+
+
+def _quantise(nodes: Nodes, share: str, full: float, *, to: str) -> None:
+    """uint8: the nearest of 255 levels of `full`; the cast cuts, so half a level is added first."""
+    nodes.cast(nodes.combine("Add", nodes.combine("Mul", share, LEVELS / full), 0.5), "uint8", to=to)

@@ -1,0 +1,199 @@
+"""The proof of a pack: what the packed file says, held against the network and the NumPy code it replaces.
+
+Knows plain sessions, arrays and the contract. Knows nothing of how a pack was made.
+
+Legend: N tiles, C channels, K classes, H, W pixels; P planes of labels.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_batch.contract import ModelOutput
+from unet_batch.errors import ImageError, ModelRefused, Reason
+from unet_batch.imaging.preprocess import normalize
+from unet_batch.model import graph_edit
+from unet_batch.model.pack_nodes import CONFIDENCE, ENTROPY, FINITE, LEVELS, PIXELS, Nodes, SourceType, add_input
+from unet_batch.model.pack_reference import decide, digest, label_parity, whole
+from unet_batch.model.plain_session import PlainSession
+from unet_batch.model.session import as_nkhw, in_model_layout
+
+if TYPE_CHECKING:
+    from unet_batch.model.contract import Model
+
+HALF_FLIPPED = 1e-3
+"""Share of labels that may differ where the network computes in fp16 or int8: what ONNX Runtime fuses around its first
+and last nodes changes its last bits. fp32 is held to the pixel."""
+
+
+class Unpacked:
+    """The network by itself, as a job runs it: NumPy, one CPU session, NumPy."""
+
+    def __init__(self, data: bytes, model: Model) -> None:
+        self.model = model
+        self._session = PlainSession(data, threads=_cores())
+        self._known: dict[str, tuple[NDArray[np.float32], int]] = {}
+
+    def run(self, pixels: NDArray[Any]) -> tuple[NDArray[np.float32], int]:
+        """Scores (K, h, w) of (H, W, C) source pixels, and how many bytes went in and out for the tile.
+
+        Pictures are remembered: choosing references and proving the pack ask for the same ones.
+        """
+        key = digest(pixels)
+        if key not in self._known:
+            scores_nkhw, moved = self.run_batch([pixels])
+            self._known[key] = scores_nkhw[0], moved
+        return self._known[key]
+
+    def run_batch(self, pictures: Sequence[NDArray[Any]]) -> tuple[NDArray[np.float32], int]:
+        """The same of several in one batch: (N, K, h, w), and bytes for each tile."""
+        tiles = _tiles(self.model, pictures)
+        output = self._session.run({self.model.input_name: tiles}, [self.model.output_name])[self.model.output_name]
+        return as_nkhw(self.model, output, len(tiles)), (tiles.nbytes + output.nbytes) // len(tiles)
+
+    def labels(self, pixels: NDArray[Any]) -> NDArray[np.uint8] | None:
+        """Labels (P, h, w); None where a score is NaN or infinite."""
+        try:
+            return decide(self.run(pixels)[0], self.model.contract.output)
+        except ImageError as error:
+            if error.reason is not Reason.MODEL_NON_FINITE_OUTPUT:
+                raise
+            return None
+
+
+def prove(
+    packed: bytes, model: Model, unpacked: Unpacked, pictures: Sequence[NDArray[Any]], *, exact: bool
+) -> tuple[int, int]:
+    """Bytes that a tile moves before and after. model: the packed one. pictures: (H, W, C) source pixels.
+
+    Raises ModelRefused where labels differ (not exact: more than HALF_FLIPPED of them), where a certainty is off by
+    more than one level, or where a NaN goes unseen: tile by tile, and two in one batch.
+    """
+    session = PlainSession(packed, threads=_cores())
+    problems: list[str] = []
+    moved = 0, 0
+    for number, pixels in enumerate(pictures):
+        scores_khw, before = unpacked.run(pixels)
+        result, after = _run(session, model, [pixels])
+        moved = before, after
+        found = _compare(scores_khw, result, 0, unpacked=unpacked, model=model, exact=exact)
+        problems += [f"picture {number}: {problem}" for problem in found]
+    if model.batch is None:
+        scores_nkhw, _ = unpacked.run_batch(pictures[:2])
+        result, _ = _run(session, model, pictures[:2])
+        for place, scores_khw in enumerate(scores_nkhw):
+            found = _compare(scores_khw, result, place, unpacked=unpacked, model=model, exact=exact)
+            problems += [f"tile {place} of a batch: {problem}" for problem in found]
+    if problems:
+        raise ModelRefused("the packed model does not say the same as the network: " + "; ".join(problems))
+    return moved
+
+
+def prove_input(model: Model, source: SourceType, opset: int, ir_version: int) -> None:
+    """Runs every value that a source pixel can have through the input's nodes alone, against `normalize`, bit for bit.
+
+    Raises ModelRefused where one differs.
+    """
+    spec = model.contract.input
+    side = 16 if source == "uint8" else 256
+    values = np.arange(side * side, dtype=source).reshape(1, side, side, 1)
+    pixels = np.repeat(values, spec.channels, axis=3)
+    nodes = Nodes(opset, "input")
+    add_input(nodes, spec, source, to="normal")
+    data = graph_edit.build(
+        nodes.made,
+        graph_edit.declare(PIXELS, source, (None, None, None, spec.channels)),
+        graph_edit.declare("normal", spec.dtype, (None,) * 4),
+        opset=opset,
+        ir_version=ir_version,
+    )
+    try:
+        expected = normalize(pixels[0], whole((side, side)), spec)[None]
+    except ImageError as error:
+        raise ModelRefused(f"the model cannot be packed: {error.message}") from error
+    found = PlainSession(data).run({PIXELS: pixels})["normal"]
+    if not np.array_equal(found, in_model_layout(model, expected)):
+        raise ModelRefused("the packed input differs from imaging.preprocess.normalize: this is a bug of unet-batch")
+
+
+def _cores() -> int:
+    """Cores that this process may use; some systems know no affinity."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _tiles(model: Model, pictures: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """A batch as the model takes it; a fixed batch axis is filled with the one picture there is."""
+    spec = model.contract.input
+    try:
+        tiles = np.stack([normalize(pixels, whole(pixels.shape[:2]), spec) for pixels in pictures])
+    except ImageError as error:
+        raise ModelRefused(f"its normalisation does not take {pictures[0].dtype} pixels: {error.message}") from error
+    return in_model_layout(model, np.repeat(tiles, model.batch or 1, axis=0))
+
+
+def _run(session: PlainSession, model: Model, pictures: Sequence[NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], int]:
+    feed = _tiles(model, pictures)
+    result = session.run({model.input_name: feed})
+    return result, (feed.nbytes + sum(values.nbytes for values in result.values())) // len(feed)
+
+
+def _compare(
+    scores_khw: NDArray[np.float32],
+    result: dict[str, NDArray[Any]],
+    place: int,
+    *,
+    unpacked: Unpacked,
+    model: Model,
+    exact: bool,
+) -> list[str]:
+    """What is wrong with one tile of a result, a phrase each."""
+    output = unpacked.model.contract.output
+    finite = bool(np.isfinite(scores_khw).all())
+    if FINITE in result and bool(result[FINITE][place]) != finite:
+        return ["finite scores count as NaN" if finite else "a NaN or infinity in the scores goes unseen"]
+    if not finite:
+        return []
+    expected_phw = decide(scores_khw, output)
+    found = as_nkhw(model, result[model.output_name], len(result[model.output_name]))[place]
+    found_phw = found.astype(np.uint8) if FINITE in result else decide(found, output)
+    parity = label_parity(expected_phw, found_phw, output.classes)
+    problems = []
+    if parity.flipped_share > (0 if exact else HALF_FLIPPED):
+        problems.append(f"{parity.flipped:,} of {parity.decisions:,} labels differ")
+    if CONFIDENCE in result or ENTROPY in result:
+        shares = dict(zip((CONFIDENCE, ENTROPY), certainty(scores_khw, output), strict=True))
+        for name in sorted(shares.keys() & result.keys()):
+            off = float(np.abs(result[name][place] - np.rint(shares[name] * LEVELS)).max())
+            if off > 1:
+                problems.append(f"{name} is off by {off:.0f} of {LEVELS:.0f} levels")
+    return problems
+
+
+def certainty(scores_khw: NDArray[np.float32], output: ModelOutput) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Top probability and entropy of every pixel, (h, w), entropy as a share of its maximum; float64 throughout.
+
+    Written from the definitions, so that it shares no step with what it is to prove.
+    """
+    scores = scores_khw.astype(np.float64)
+    if output.multi_label:
+        p = 1 / (1 + np.exp(-scores)) if output.activation == "logits" else np.clip(scores, 0, 1)
+        both = np.stack([p, 1 - p])
+        return both.max(axis=0).mean(axis=0), _entropy(both).mean(axis=0) / math.log(2)
+    if output.activation == "logits":
+        weights = np.exp(scores - scores.max(axis=0))
+        p = weights / weights.sum(axis=0)
+    else:
+        p = np.clip(scores, 0, 1)
+    return p.max(axis=0), _entropy(p) / math.log(len(p))
+
+
+def _entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """In nats, over the first axis; 0 · log 0 is 0."""
+    terms: NDArray[np.float64] = p * np.log(np.where(p > 0, p, 1))
+    return np.asarray(-terms.sum(axis=0))

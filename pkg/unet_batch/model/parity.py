@@ -1,0 +1,238 @@
+"""Two outputs of one model held against each other: value by value, label by label, class by class.
+
+Knows NumPy and the contract's output. Knows no engine, no file, and not who made the two outputs: the reference is the
+one that is believed, the other one is on trial.
+
+Legend: N images, K channels, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_batch.contract import ModelOutput
+from unet_batch.errors import ShapeMismatch
+
+UNDECIDED = -1
+"""Label of a pixel with a NaN or infinity in any channel: it equals itself and belongs to no class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far an output is from its reference, as counts and sums: the parities of batches add up to that of all."""
+
+    classes: tuple[str, ...]
+    """Names, in the order of the tuples below."""
+    images: int
+    pixels: int
+    decisions: int
+    """Labels compared: one per pixel, or one per pixel and class where classes may overlap."""
+    flipped: int
+    """Decisions that differ."""
+    reference_px: tuple[int, ...]
+    """By class: its pixels in the reference."""
+    other_px: tuple[int, ...]
+    """By class: its pixels in the output on trial."""
+    shared_px: tuple[int, ...]
+    """By class: pixels that have it in both."""
+    values: int
+    """Pairs of numbers that are finite on both sides, over which the errors are; 0 for finished labels."""
+    sum_abs_error: float
+    max_abs_error: float
+    reference_peak: float
+    """Largest magnitude among the reference's finite values: what an error is to be seen against."""
+    reference_nan: int
+    reference_inf: int
+    other_nan: int
+    other_inf: int
+
+    @staticmethod
+    def of(reference_nkhw: NDArray[Any], other_nkhw: NDArray[Any], output: ModelOutput) -> Parity:
+        """The parity of two outputs of the same images.
+
+        Both: float32 (N, K, H, W) as a session returns them; (N, 1, H, W) for `labels`. A label is decided as
+        `imaging.postprocess.reduce` decides it: the first of the largest channels, or, where every class stands for
+        itself, values *above* the threshold.
+        Raises ShapeMismatch where the shapes differ, or shapes or labels do not fit the classes.
+        """
+        planes = 1 if output.activation == "labels" else len(output.classes)
+        if reference_nkhw.shape != other_nkhw.shape or reference_nkhw.ndim != 4 or reference_nkhw.shape[1] != planes:
+            raise ShapeMismatch(
+                f"outputs of shape {reference_nkhw.shape} and {other_nkhw.shape} cannot be compared: both must be "
+                f"(N, {planes}, H, W), because output.activation is {output.activation} with {len(output.classes)} "
+                "class(es)"
+            )
+        none = (0,) * len(output.classes)
+        parity = Parity(output.classes, 0, 0, 0, 0, none, none, none, 0, 0.0, 0.0, 0.0, 0, 0, 0, 0)
+        for reference_khw, other_khw in zip(reference_nkhw, other_nkhw, strict=True):
+            parity += _of_one_image(reference_khw, other_khw, output)
+        return parity
+
+    def __add__(self, more: Parity) -> Parity:
+        """The parity of the images of both. Raises ShapeMismatch where the classes differ."""
+        if self.classes != more.classes:
+            raise ShapeMismatch(f"parities over the classes {self.classes} and {more.classes} cannot be added")
+        joined: dict[str, Any] = {}
+        for name in (field.name for field in fields(self)):
+            mine, others = getattr(self, name), getattr(more, name)
+            if name in ("max_abs_error", "reference_peak"):
+                joined[name] = max(mine, others)
+            elif name.endswith("_px"):
+                joined[name] = tuple(a + b for a, b in zip(mine, others, strict=True))
+            elif name != "classes":
+                joined[name] = mine + others
+        return Parity(classes=self.classes, **joined)
+
+    @property
+    def mean_abs_error(self) -> float:
+        """Over all finite pairs of values, in units of the output."""
+        return self.sum_abs_error / self.values if self.values else 0.0
+
+    @property
+    def flipped_share(self) -> float:
+        """Share of decisions that differ."""
+        return self.flipped / self.decisions if self.decisions else 0.0
+
+    @property
+    def dice(self) -> tuple[float, ...]:
+        """By class: 2|A∩B| / (|A|+|B|) over all images together; 1 for a class that neither output has."""
+        counts = zip(self.reference_px, self.other_px, self.shared_px, strict=True)
+        return tuple(2 * both / (a + b) if a + b else 1.0 for a, b, both in counts)
+
+    @property
+    def constant_mask(self) -> bool:
+        """Whether the output on trial says one and the same everywhere, although the reference does not."""
+        other, reference = (all(n in (0, self.pixels) for n in px) for px in (self.other_px, self.reference_px))
+        return other and not reference
+
+    def to_json(self) -> dict[str, Any]:
+        """Counts, sums and all that follows from them, for `json.dumps`."""
+        tree: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        tree |= {name: list(tree[name]) for name in ("classes", "reference_px", "other_px", "shared_px")}
+        return tree | {
+            "mean_abs_error": self.mean_abs_error,
+            "flipped_share": self.flipped_share,
+            "dice": dict(zip(self.classes, self.dice, strict=True)),
+            "constant_mask": self.constant_mask,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far an output may be from its reference."""
+
+    max_flipped: float
+    """Largest share of decisions that may differ."""
+    min_dice: float
+    """Smallest Dice of any class."""
+    max_abs_error: float | None = None
+    """Largest error of a single value, in units of the output; None: labels alone count."""
+    slack_px: int = 2
+    """So many differing pixels of a class never breach its Dice: one flip at a tie halves the Dice of a two-pixel
+    class."""
+
+    def breaches(self, parity: Parity) -> list[str]:
+        """A sentence for each way in which a parity is out of tolerance; none where all is well.
+
+        NaN and infinity, on either side, and a constant mask are always out of tolerance.
+        """
+        found = []
+        for side, nan, inf in (
+            ("the reference", parity.reference_nan, parity.reference_inf),
+            ("the output", parity.other_nan, parity.other_inf),
+        ):
+            if nan or inf:
+                found.append(f"{side} holds {nan:,} NaN and {inf:,} infinite values")
+        if parity.constant_mask:
+            found.append("the mask is the same in every pixel, although the reference's is not")
+        if parity.flipped_share > self.max_flipped:
+            found.append(
+                f"{parity.flipped_share:.4%} of labels flipped ({parity.flipped:,} of {parity.decisions:,}), "
+                f"more than {self.max_flipped:.4%}"
+            )
+        counts = zip(parity.reference_px, parity.other_px, parity.shared_px, strict=True)
+        for name, dice, (a, b, both) in zip(parity.classes, parity.dice, counts, strict=True):
+            if dice < self.min_dice and a + b - 2 * both > self.slack_px:
+                found.append(
+                    f"the Dice of class {name} is {dice:.4f}, less than {self.min_dice} "
+                    f"({a:,} pixels in the reference, {b:,} in the output, {both:,} in both)"
+                )
+        if self.max_abs_error is not None and parity.max_abs_error > self.max_abs_error:
+            found.append(
+                f"the largest error of a value is {parity.max_abs_error:.3g} (values reach "
+                f"{parity.reference_peak:.3g}), more than {self.max_abs_error:.3g}"
+            )
+        return found
+
+
+def _of_one_image(reference_khw: NDArray[Any], other_khw: NDArray[Any], output: ModelOutput) -> Parity:
+    labels = output.activation == "labels"
+    pixels = reference_khw[0].size
+    reference, other = _decided(reference_khw, output), _decided(other_khw, output)
+    finite = np.isfinite(reference_khw), np.isfinite(other_khw)
+    nan = [int(np.isnan(array).sum()) for array in (reference_khw, other_khw)]
+    both = finite[0] & finite[1]
+    pairs = 0 if labels else int(both.sum())
+    # float64: float16 overflows, and a sum of float32 errors over a million pixels loses its last digits.
+    error = np.abs(np.subtract(reference_khw, other_khw, dtype=np.float64)[both]) if pairs else np.zeros(1)
+    reference_px, other_px, shared_px = _by_class(reference, other, output)
+    return Parity(
+        classes=output.classes,
+        images=1,
+        pixels=pixels,
+        decisions=reference.size,
+        flipped=int((reference != other).sum()),
+        reference_px=reference_px,
+        other_px=other_px,
+        shared_px=shared_px,
+        values=pairs,
+        sum_abs_error=float(error.sum()),
+        max_abs_error=float(error.max()),
+        reference_peak=0.0 if labels else float(np.abs(reference_khw).max(initial=0, where=finite[0])),
+        reference_nan=nan[0],
+        reference_inf=pixels * len(reference_khw) - int(finite[0].sum()) - nan[0],
+        other_nan=nan[1],
+        other_inf=pixels * len(other_khw) - int(finite[1].sum()) - nan[1],
+    )
+
+
+def _decided(values_khw: NDArray[Any], output: ModelOutput) -> NDArray[np.int32]:
+    """Labels (1, H, W), or one mask of 0 and 1 per class (K, H, W); UNDECIDED where a value is not finite."""
+    finite_hw = np.isfinite(values_khw).all(axis=0)
+    decided: NDArray[np.int32]
+    if output.activation == "labels":
+        highest = max(len(output.classes) - 1, 1)
+        whole = np.where(finite_hw, values_khw, 0)
+        if whole.min(initial=0) < 0 or whole.max(initial=0) > highest or (whole % 1).any():
+            raise ShapeMismatch(f"labels of {whole.min()} to {whole.max()} are compared, not 0 to {highest}")
+        decided = whole.astype(np.int32)
+    elif output.multi_label:
+        t = output.threshold
+        above = math.log(t / (1 - t)) if output.activation == "logits" else t
+        decided = (values_khw > np.float32(above)).astype(np.int32)
+    else:
+        decided = np.argmax(values_khw, axis=0)[None].astype(np.int32)
+    return np.where(finite_hw, decided, np.int32(UNDECIDED))
+
+
+def _by_class(
+    reference: NDArray[np.int32], other: NDArray[np.int32], output: ModelOutput
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Pixels of each class: in the reference, in the other, in both."""
+    if output.multi_label:
+        a, b = reference == 1, other == 1
+        counts = [tuple(int(n) for n in masks.sum(axis=(1, 2))) for masks in (a, b, a & b)]
+    else:
+        # A model that names one class has the labels 0 (nothing) and 1 (the class).
+        first = 1 if len(output.classes) == 1 else 0
+        size = first + len(output.classes) + 1  # and one behind for the undecided
+        counts = []
+        for labels in (reference, other, np.where(reference == other, reference, UNDECIDED)):
+            found = np.bincount(np.where(labels == UNDECIDED, size - 1, labels).ravel(), minlength=size)
+            counts.append(tuple(int(n) for n in found[first:-1]))
+    return counts[0], counts[1], counts[2]

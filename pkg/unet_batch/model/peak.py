@@ -1,0 +1,103 @@
+"""The peak memory of a session, in a process that does nothing else: `python -m unet_batch.model.peak FOLDER`.
+
+Knows sessions and Linux's account of a process. What else the asking process holds is not in the figure.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from unet_batch.errors import ModelFailed
+from unet_batch.model.contract import Model
+from unet_batch.model.session import Device, open_session
+from unet_batch.spec import Engine, Precision, SessionSpec
+
+LIMIT_S = 300.0
+"""Of one measurement."""
+RUNS = 3
+"""Batches until the memory of a session no longer grows."""
+
+
+def peak_bytes(
+    data: bytes,
+    model: Model,
+    spec: SessionSpec,
+    *,
+    shape_nhwc: tuple[int, int, int, int],
+    threads: int = 1,
+    engine: Engine = "onnxruntime",
+    precision: Precision = "fp32",
+) -> tuple[int, int]:
+    """Resident bytes of a process at their highest, and before it opened the session.
+
+    Raises ModelFailed, with the last line that the process wrote, where it could not run the batch.
+    """
+    with tempfile.TemporaryDirectory(prefix="unet-batch-") as name:
+        folder = Path(name)
+        (folder / "model.onnx").write_bytes(data)
+        (folder / "model.json").write_bytes(model.to_json())
+        (folder / "spec.json").write_text(spec.model_dump_json())
+        asked = {"shape": shape_nhwc, "threads": threads, "engine": engine, "precision": precision}
+        (folder / "asked.json").write_text(json.dumps(asked))
+        command = [sys.executable, "-m", "unet_batch.model.peak", name]
+        # From the folder above the package, which need not be installed.
+        done = subprocess.run(  # noqa: S603 - our own interpreter and module
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=LIMIT_S,
+            cwd=Path(__file__).resolve().parents[2],
+        )
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ModelFailed(f"the memory of {engine} in {precision} cannot be measured: {said}")
+    before, peak = json.loads(done.stdout.splitlines()[-1])
+    return int(peak), int(before)
+
+
+def main(folder: Path) -> None:
+    """Opens the session that FOLDER describes, runs a batch some times and prints bytes before and at the peak."""
+    asked = json.loads((folder / "asked.json").read_text())
+    model = Model.from_json((folder / "model.json").read_bytes())
+    spec = SessionSpec.model_validate_json((folder / "spec.json").read_text())
+    tiles = np.zeros(asked["shape"], model.contract.input.dtype)
+    data = (folder / "model.onnx").read_bytes()
+    _import_engine(asked["engine"])
+    before = _highest_bytes()
+    session = open_session(
+        data, model, spec, Device(asked["threads"]), engine=asked["engine"], precision=asked["precision"]
+    )
+    for _ in range(RUNS):
+        session.run(tiles)
+    sys.stdout.write(json.dumps([before, _highest_bytes()]) + "\n")
+
+
+def _import_engine(engine: str) -> None:
+    """So that the libraries are in the figure before the model, and only the model in the difference."""
+    __import__({"onnxruntime": "unet_batch.model.onnxruntime_session"}.get(engine, "unet_batch.model.openvino_session"))
+
+
+def _highest_bytes() -> int:
+    """Not `ru_maxrss` where it can be helped: a child begins with its parent's."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)  # nothing is left to write, and engines may take seconds to go

@@ -1,0 +1,175 @@
+"""What a session is: something that scores batches of tiles where it was asked to run, or says why not.
+
+Knows tiles, devices and the way from an engine's name to its session. Knows no engine's library, no images, units,
+batch sizes or storage.
+
+Arrays: N tiles, C channels, K classes, H and W pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from unet_batch.errors import ProviderMissing, ShapeMismatch
+from unet_batch.model.engines import check_file, check_model, find
+
+if TYPE_CHECKING:
+    from unet_batch.model.contract import Model
+    from unet_batch.spec import Engine, Precision, SessionSpec
+
+log = logging.getLogger(__name__)
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """What an actor was given to run a session on."""
+
+    threads: int
+    """Threads of a session on the CPU, at least 1."""
+    gpu_memory_bytes: int | None = None
+    """This actor's part of the GPU's memory; None on the CPU, and where only the share is known."""
+    gpu_share: float | None = None
+    """This actor's share of the GPU, for actors that do not know its memory: the driver is asked. None: no limit."""
+
+    def divided(self, sessions: int) -> Device:
+        """What each of several sessions in one actor gets: they run in turn, but hold their memory at once."""
+        memory, share = self.gpu_memory_bytes, self.gpu_share
+        return replace(
+            self,
+            gpu_memory_bytes=None if memory is None else memory // sessions,
+            gpu_share=None if share is None else share / sessions,
+        )
+
+
+class Session(Protocol):
+    """Runs one model. The fake and the real ones pass the same suite, `tests/contracts/session_suite.py`."""
+
+    @property
+    def provider(self) -> str:
+        """What really runs, as `Provider.label` names it: `cpu`, `cuda`, `openvino` …"""
+
+    @property
+    def device_name(self) -> str:
+        """The processor or GPU, as its maker calls it."""
+
+    @property
+    def model(self) -> Model:
+        """The model that runs."""
+
+    def run(self, tiles: Array) -> Array:
+        """Scores (N, H, W, C) tiles of the contract's dtype; safe to call from several threads.
+
+        Returns float32 (N, K, h, w), contiguous and owned by the caller; label maps are (N, 1, h, w). h and w differ
+        from H and W where the model returns smaller masks.
+        Raises ShapeMismatch, OutOfMemory, SessionBroken, or UnetBatchError where the model itself fails.
+        """
+
+
+def open_session(
+    data: bytes,
+    model: Model,
+    spec: SessionSpec,
+    device: Device,
+    *,
+    engine: Engine = "onnxruntime",
+    precision: Precision = "fp32",
+) -> Session:
+    """The session of the first provider in `spec.providers` that works.
+
+    data: the ONNX file, never a path, so that nothing it refers to is read. engine, precision: of the job's `model`.
+    Raises ProviderMissing where no provider works; ContractError where the file cannot be opened or is of another
+    precision; JobError where the choice is none; OutOfMemory, SessionBroken.
+    """
+    from unet_batch.model.onnxruntime_session import OnnxRuntimeSession  # they are made of this module's words
+    from unet_batch.model.openvino_session import OpenVinoSession
+
+    engines: dict[str, Callable[..., Session]] = {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}
+    check_file(data, precision, f"the model {model.sha256[:12]}")
+    reasons: list[str] = []
+    for name in spec.providers:
+        row = find(engine, name)
+        if precision not in row.precisions:
+            reasons.append(f"{row.engine} on {row.name} does not compute in {precision}")
+            continue
+        check_model(row, model)
+        try:
+            session = engines[row.engine](data, model, spec, device=device, provider=row, precision=precision)
+        except ProviderMissing as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            log.warning("the session runs on %s, because %s", session.provider, "; ".join(reasons))
+        return session
+    raise ProviderMissing("; ".join(reasons))
+
+
+def warm(session: Session, tile_hw: tuple[int, int], batches: Iterable[int]) -> None:
+    """Runs each batch size once on zeros, because the first run of a shape is slow and must not be timed."""
+    spec = session.model.contract.input
+    for size in batches:
+        session.run(np.zeros((size, *tile_hw, spec.channels), spec.dtype))
+
+
+def check_tiles(model: Model, tiles: Array) -> None:
+    """Raises ShapeMismatch where an array is not a batch that this model takes; a batch of 0 is none."""
+    spec = model.contract.input
+    if tiles.ndim != 4 or tiles.dtype != np.dtype(spec.dtype) or tiles.shape[3] != spec.channels or not len(tiles):
+        raise ShapeMismatch(
+            f"the model takes {spec.dtype} tiles of shape (N, H, W, {spec.channels}) with N ≥ 1, "
+            f"not {tiles.dtype} of shape {tiles.shape}"
+        )
+    height, width = tiles.shape[1:3]
+    if model.tile_hw not in (None, (height, width)):
+        raise ShapeMismatch(f"every tile of this model is {model.tile_hw[0]}x{model.tile_hw[1]}, not {height}x{width}")
+    if model.tile_hw is None and (height % spec.multiple or width % spec.multiple):
+        raise ShapeMismatch(f"tiles must be a multiple of {spec.multiple} on each side, not {height}x{width}: pad them")
+    if model.batch not in (None, len(tiles)):
+        raise ShapeMismatch(f"the model's batch axis is fixed at {model.batch}, but {len(tiles)} tiles were sent")
+
+
+def in_model_layout(model: Model, tiles: Array) -> Array:
+    """(N, H, W, C) tiles in the order of the model's axes, contiguous."""
+    return np.ascontiguousarray(
+        tiles if model.contract.input.layout == "nhwc" else tiles.transpose(0, 3, 1, 2),
+    )
+
+
+def as_nkhw(model: Model, output: Array, tiles: int) -> Array:
+    """float32 (N, K, h, w), contiguous, from an output in the model's own layout. Raises ShapeMismatch."""
+    rank = 3 if model.output_layout == "nhw" else 4
+    planes = model.planes
+    if output.ndim == rank:
+        output = {"nchw": lambda a: a, "nhwc": lambda a: a.transpose(0, 3, 1, 2), "nhw": lambda a: a[:, None]}[
+            model.output_layout
+        ](output)
+    if output.ndim != 4 or output.shape[:2] != (tiles, planes):
+        raise ShapeMismatch(
+            f"output {model.output_name} should be {model.output_layout} with {tiles} tiles and {planes} channel(s), "
+            f"but has shape {output.shape}: correct output.layout or output.classes in the contract"
+        )
+    return np.ascontiguousarray(output, dtype=np.float32)
+
+
+def batch_name(tiles: Array) -> str:
+    """How errors call a batch."""
+    return f"batch of {len(tiles)} tiles of {tiles.shape[1]}x{tiles.shape[2]}"
+
+
+def cpu_name() -> str:
+    """The processor, as its maker calls it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,138 @@
+"""The nouns that travel through a job: sources, units, pictures and rejections.
+
+Knows no files, no arrays and no engine. Everything here is frozen and turns into JSON and back, because units and
+receipts cross process borders as bytes (never as pickles).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+ShardFormat = Literal["images", "webdataset", "parquet", "manifest"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file, tar member or Parquet row that holds one image, or several pages of which each is an image."""
+
+    uri: str
+    """Canonical URI of the object: no user info, no query, no fragment."""
+    version: str
+    """The store's ETag of the object, else its size and modification time."""
+    member: str | None = None
+    """Tar member's name, or the row's number in a Parquet file."""
+    ordinal: int = 0
+    """How many members of the same name precede this one in its tar."""
+    size_bytes: int = 0
+    """Encoded size; 0 where the listing does not know it."""
+    offset: int | None = None
+    """Where the member's bytes begin in its uncompressed tar; None where it must be read in order."""
+    problem: tuple[str, str] | None = None
+    """Reason and message of a rejection that is known from the listing alone, e.g. the lost tail of a cut tar."""
+    sha256: str | None = None
+    """Hex digest that a manifest promises for the bytes."""
+
+    @property
+    def key(self) -> str:
+        """The text that names this source in tables; equal for equal sources only."""
+        text = _escape(self.uri)
+        if self.member is not None:
+            text += "#" + _escape(self.member)
+        return text if not self.ordinal else f"{text}#{self.ordinal + 1}"
+
+
+def image_key(source_key: str, page: int) -> str:
+    """The text that names one image: its source's key, and the page from the second page on."""
+    return source_key if page == 0 else f"{source_key}#page={page}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("%", "%25").replace("#", "%23")  # so that "#" only ever separates
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """The sources that one task scores: a slice of one shard, or of one partition's loose files."""
+
+    unit_id: str
+    """Hash of fingerprint, keys and versions: the name of the part that the unit leaves."""
+    partition: str
+    """`date=2026-11-21`, or `all` for an archive without dates."""
+    format: ShardFormat
+    sources: tuple[Source, ...]
+    isolate: bool = False
+    """Decode every image in a child process with a deadline, because an earlier try did not come back."""
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @staticmethod
+    def from_json(text: bytes) -> Unit:
+        fields = json.loads(text)
+        fields["sources"] = tuple(
+            Source(**{**s, "problem": tuple(s["problem"]) if s["problem"] else None}) for s in fields["sources"]
+        )
+        return Unit(**fields)
+
+
+def unit_id(fingerprint: str, sources: Iterable[Source]) -> str:
+    """32 hex digits over the fingerprint and the sorted keys and versions."""
+    digest = hashlib.sha256(fingerprint.encode())
+    for line in sorted(f"{s.key}\0{s.version}\n" for s in sources):
+        digest.update(line.encode())
+    return digest.hexdigest()[:32]
+
+
+def inventory_digest(sources: Sequence[Source]) -> str:
+    """64 hex digits over all keys and versions of a partition, in any order."""
+    digest = hashlib.sha256()
+    for line in sorted(f"{s.key}\0{s.version}\n" for s in sources):
+        digest.update(line.encode())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What one unit left behind: proof of a part, and figures for progress and report."""
+
+    unit_id: str
+    partition: str
+    rows: int
+    ok: int
+    rejected: int
+    images_read_bytes: int = 0
+    provider: str = ""
+    read_s: float = 0.0
+    """Waiting for bytes."""
+    decode_s: float = 0.0
+    """Decoding and fitting."""
+    session_s: float = 0.0
+    """Inside session.run."""
+    encode_s: float = 0.0
+    """Stitching, reducing, encoding and putting the part."""
+    batches: tuple[tuple[int, int], ...] = ()
+    """(tiles in the batch, how often)."""
+    out_of_memory: int = 0
+    """Batches that did not fit and ran again in smaller ones."""
+    reasons: tuple[tuple[str, int], ...] = ()
+    failure: tuple[str, str] | None = None
+    """Code and message of an error that left no part (storage, session): the unit is simply not done yet."""
+    pid: int = 0
+    """Process that ran the session."""
+    peak_rss_bytes: int = 0
+    """Largest resident memory of that process so far."""
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @staticmethod
+    def from_json(text: bytes) -> Receipt:
+        fields: dict[str, Any] = json.loads(text)
+        fields["batches"] = tuple((a, b) for a, b in fields["batches"])
+        fields["reasons"] = tuple((a, b) for a, b in fields["reasons"])
+        fields["failure"] = tuple(fields["failure"]) if fields["failure"] else None
+        return Receipt(**fields)

@@ -1,0 +1,333 @@
+"""The job file: one typed tree, read strictly, that says what is scored and where the rows go.
+
+Unknown keys are refused with the nearest valid name; `--set a.b=c` goes through the same validation; secrets are
+never written but named (`{env: NAME}`) and read only where they are used.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from unet_batch.contract import Section
+from unet_batch.errors import JobError
+from unet_batch.strict import SECRET_NAME, parse_yaml, set_value, validate
+
+MAX_JOB_FILE_BYTES = 1 << 20
+
+
+LEFT_FIRST = Field(union_mode="left_to_right")  # a mapping with the one key `env` is a reference, not a mapping
+
+
+class EnvRef(Section):
+    """A value that lives in an environment variable: `{env: NAME}`."""
+
+    env: str
+    """Name of the variable; its value is read where it is used and never printed."""
+
+
+Option = str | bool | int | float | EnvRef
+Options = dict[str, Annotated[Option | dict[str, Annotated[Option, LEFT_FIRST]], LEFT_FIRST]]
+"""Options of the fsspec file system, e.g. `endpoint_url`, `anon`, `key: {env: NAME}`."""
+
+
+Engine = Literal["onnxruntime", "openvino"]
+ProviderName = Literal["cpu", "cuda", "tensorrt"]
+Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
+"""Each of these three has its rows in the one table, `model/engines.py`."""
+EXECUTION_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
+
+
+class EnsembleSpec(Section):
+    """Models that score together with `model.path`, which is the first of them."""
+
+    members: tuple[str, ...] = Field(min_length=1, strict=False)
+    """URIs or paths of the other ONNX files; one without a contract of its own has the first one's."""
+    combine: Literal["logits", "probabilities", "vote"] = "probabilities"
+    """Mean of the logits, mean of the probabilities, or the share of members that choose a class."""
+    sha256: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = Field(default=(), strict=False)
+    """Digests that the members must have, in their order; left out: none is demanded."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> EnsembleSpec:
+        if self.sha256 and len(self.sha256) != len(self.members):
+            raise ValueError(f"sha256 has {len(self.sha256)} digests for {len(self.members)} members")
+        return self
+
+
+class ModelSpec(Section):
+    """The model that scores."""
+
+    path: str
+    """URI or path of the ONNX file."""
+    engine: Engine = "onnxruntime"
+    """What runs it; enters the fingerprint."""
+    precision: Precision = "fp32"
+    """Arithmetic; enters the fingerprint. fp32 is exact; tf32 is CUDA's faster convolution, bf16 OpenVINO's; fp16 and
+    int8 are properties of the file, and must be said of a file that is one."""
+    ensemble: EnsembleSpec | None = None
+    """Further models whose outputs are combined with this one's."""
+    contract: str | None = None
+    """URI or path of its contract; left out: `<model>.yaml` beside the model, else the model's metadata."""
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """Digest the file must have."""
+    options: Options = {}
+    """Options of the store that holds the model."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every file that scores, the first one first."""
+        return (self.path, *(self.ensemble.members if self.ensemble else ()))
+
+    @model_validator(mode="after")
+    def _names_each_file_once(self) -> ModelSpec:
+        twice = [path for path in self.paths if self.paths.count(path) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} is in the ensemble twice: model.path is its first member already")
+        return self
+
+
+class InputSpec(Section):
+    """The archive."""
+
+    uri: str
+    """Where the images are; `{date:%Y/%m/%d}` in it makes one partition of each day."""
+    format: Literal["images", "webdataset", "parquet", "manifest"] = "images"
+    """Loose images, tars, Parquet files with an image column, or lists of URIs (CSV, JSONL, Parquet)."""
+    pattern: str = "**"
+    """Glob below `uri`: which objects count, e.g. `**/*.png`. Names that start with a dot never do."""
+    members: tuple[str, ...] = Field(
+        default=("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.webp", "*.bmp", "*.gif", "*.npy"), strict=False
+    )
+    """Globs of the tar members that are images; the others are counted, not scored."""
+    column: str | None = None
+    """Column with the image bytes (Parquet; default `image`) or the URI (manifest; default `uri`)."""
+    partition_column: str | None = None
+    """Column of a manifest whose value is the partition."""
+    roots: tuple[str, ...] = Field(default=(), strict=False)
+    """URI prefixes that a manifest may point into; none: only below the manifest's own folder."""
+    options: Options = {}
+    """Options of the store that holds the archive."""
+
+
+class OutputSpec(Section):
+    """Where rows go and what they hold."""
+
+    uri: str
+    """Folder or prefix that receives `predictions/` (what people read) and `_work/`."""
+    masks: tuple[Literal["rle", "png"], ...] = Field(default=("rle",), strict=False)
+    """How masks are stored: COCO RLE per class, and a PNG of the label map."""
+    geometry: Literal["source", "model"] = "source"
+    """Masks, areas and boxes in the source image's pixels, or in those of the resized picture that the model saw
+    (faster where `fit` resizes; `rle.size` says which)."""
+    confidence: bool = True
+    """Mean confidence and entropy per image, and mean probability per class (costs an exponential per pixel)."""
+    compression: Literal["zstd", "snappy", "none"] = "zstd"
+    """Codec of the Parquet files."""
+    buckets: int = Field(default=1, ge=1, le=4096)
+    """Objects per partition: above 2 GiB of rows split each day by a hash of the image key (each bucket is then
+    replaced by itself)."""
+    single_writer: bool = False
+    """You promise that no two runs ever write here: allows stores that ignore conditional writes."""
+    options: Options = {}
+    """Options of the store that receives the rows."""
+
+
+class TilingSpec(Section):
+    """How pictures larger than the model's input are cut and put together."""
+
+    size: int | None = Field(default=None, ge=16)
+    """Side of a tile where the model accepts any size; left out: the whole picture is one tile."""
+    overlap: float = Field(default=0.25, ge=0, lt=1)
+    """Share of a tile that its neighbour covers too (MONAI's meaning)."""
+    blend: Literal["constant", "gaussian"] = "gaussian"
+    """Weight of a tile's pixels where tiles overlap."""
+    sigma: float = Field(default=0.125, gt=0)
+    """Width of the Gaussian, as a share of the tile's side."""
+
+
+ProviderOptions = dict[str, dict[str, str | bool | int | float]]
+
+
+class SessionSpec(Section):
+    """How the model runs. Never changes a result beyond the last bits."""
+
+    providers: tuple[str, ...] = Field(default=("cpu",), min_length=1, strict=False)
+    """`cpu`, `cuda`, `tensorrt`, or ONNX Runtime's name of another one, such as `CoreMLExecutionProvider`. In order of
+    preference: the first one must work, unless others are listed behind it."""
+    provider_options: ProviderOptions = {}
+    """Options by provider, e.g. `tensorrt: {trt_builder_optimization_level: 4}`. Those of a provider that is known by
+    ONNX Runtime's name only enter the fingerprint."""
+    custom_ops: tuple[str, ...] = Field(default=(), strict=False)
+    """Libraries with operators of your own (`libfoo.so`), relative to the folder you start from: native code that runs
+    with all rights of the job. Their names enter the fingerprint."""
+    batch_max: int = Field(default=64, ge=1)
+    """Largest batch the ladder may try."""
+    gpu_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of a GPU that one session actor gets."""
+    gpu_memory_share: float = Field(default=0.85, gt=0, le=1)
+    """Share of the actor's part of the GPU's memory that the arena may take."""
+    cudnn_search: Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"] = "HEURISTIC"
+    """How cuDNN picks its convolutions."""
+
+    @field_validator("providers")
+    @classmethod
+    def _are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        known = get_args(ProviderName)
+        for name in names:
+            if name not in known and not EXECUTION_PROVIDER.fullmatch(name):
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+                hint = f"did you mean {near[0]}?" if near else f"write {', '.join(known)}, or ONNX Runtime's own name"
+                raise ValueError(f"there is no provider {name}; {hint}")
+        return names
+
+    @model_validator(mode="after")
+    def _options_have_a_provider(self) -> SessionSpec:
+        strangers = sorted(self.provider_options.keys() - set(self.providers))
+        if strangers:
+            raise ValueError(f"provider_options.{strangers[0]} belongs to no provider of session.providers")
+        return self
+
+
+class ResourcesSpec(Section):
+    """How much of the cluster a run takes; left out: planned from what the cluster has."""
+
+    load_actors: int | None = Field(default=None, ge=1)
+    """Most actors that read and decode; left out: the cores that session actors on GPUs leave over, and none on CPUs,
+    where each session actor loads its own units."""
+    infer_actors: int | None = Field(default=None, ge=1)
+    """Actors that hold a session."""
+    fetch_threads: int = Field(default=16, ge=1, le=256)
+    """Objects that one actor reads at once."""
+
+
+class LimitsSpec(Section):
+    """What a run accepts before it stops to publish, and what an image may cost."""
+
+    max_rejected: int | float = Field(default=0.01, ge=0)
+    """Rejections a partition may hold: a share below 1 (0.01), or a count (25)."""
+    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    """Pixels of one image, checked before it is decoded."""
+    max_image_bytes: int = Field(default=1 << 30, ge=1)
+    """Encoded bytes of one image."""
+    broken_shards: Literal["refuse", "publish"] = "refuse"
+    """Whether a partition may be published that holds a cut or corrupt shard (its lost images cannot be counted)."""
+    image_timeout_s: float = Field(default=60.0, gt=0)
+    """Longest an isolated decode of one image may take."""
+    unit_timeout_s: float = Field(default=900.0, gt=0)
+    """Longest a unit may take in one stage before its process is given up."""
+    unit_images: int | None = Field(default=None, ge=1)
+    """Most images of a unit; left out: at most 64 of 8 MiB together, as encoded."""
+    lease_s: float = Field(default=300.0, ge=3)
+    """How long a run that died keeps others from its partitions (on its own machine it is seen to be gone at once)."""
+    decode_memory_bytes: int = Field(default=4 << 30, ge=1 << 28)
+    """Address space of an isolated decode."""
+
+    @field_validator("max_rejected", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: object) -> object:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError("must be a share (0.01) or a count (25)")  # noqa: TRY004 - pydantic's word for it
+        if isinstance(value, float) and value > 1:
+            raise ValueError("a share is at most 1.0; write a count without a decimal point")
+        return value
+
+
+class CheckSpec(Section):
+    """The gate: what a session must agree with before it scores, unless it is fp32 in ONNX Runtime on the CPU."""
+
+    images: int = Field(default=4, ge=0, le=64)
+    """Images of the archive that are compared; 0 opens the gate."""
+    reference: str | None = None
+    """URI or path of the trusted fp32 model, for a quantised or otherwise changed one; left out: the same file."""
+    max_flipped: float = Field(default=0.001, ge=0, le=1)
+    """Largest share of labels that may differ."""
+    min_dice: float = Field(default=0.995, ge=0, le=1)
+    """Smallest Dice of any class."""
+    max_abs_error: float | None = Field(default=None, gt=0)
+    """Largest error of a single output value; left out: labels alone count."""
+
+
+class JobSpec(Section):
+    """A job: which archive is scored with which model into which table."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Short name, used in records and reports."""
+    model: ModelSpec
+    """The model that scores."""
+    input: InputSpec
+    """The archive."""
+    output: OutputSpec
+    """Where rows go and what they hold."""
+    window: str = "last"
+    """Partitions of a run when `--window` is not given: `last`, `all`, `today`, `yesterday`, `A` or `A..B`."""
+    tiling: TilingSpec = TilingSpec()
+    """How large pictures are cut."""
+    session: SessionSpec = SessionSpec()
+    """How the model runs."""
+    check: CheckSpec = CheckSpec()
+    """What a session must agree with before it scores."""
+    limits: LimitsSpec = LimitsSpec()
+    """What a run accepts."""
+    resources: ResourcesSpec = ResourcesSpec()
+    """How much of the cluster a run takes."""
+
+    @model_validator(mode="after")
+    def _agrees(self) -> JobSpec:
+        if self.input.partition_column is not None and self.input.format != "manifest":
+            raise ValueError("input.partition_column needs input.format: manifest")
+        for where in ("model", "input", "output"):
+            _refuse_literal_secrets(where, getattr(self, where).options)
+        return self
+
+
+# Loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
+    """The job in a YAML file, with `section.key=value` overrides. Raises JobError with one sentence per mistake."""
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise JobError(f"cannot read the job file {path}: {error.strerror or error}") from error
+    if len(text) > MAX_JOB_FILE_BYTES:
+        raise JobError(f"the job file {path} has {len(text)} bytes; more than {MAX_JOB_FILE_BYTES} are never read")
+    tree = parse_yaml(text, str(path))
+    for override in overrides:
+        set_value(tree, override)
+    return validate(JobSpec, tree, str(path))
+
+
+def resolve_options(options: Options) -> dict[str, Any]:
+    """Store options with their environment variables read. Raises JobError where a variable is not set."""
+
+    def value(v: Any) -> Any:
+        if isinstance(v, EnvRef):
+            if v.env not in os.environ:
+                raise JobError(f"the environment variable {v.env}, which the job file refers to, is not set here")
+            return os.environ[v.env]
+        return {k: value(x) for k, x in v.items()} if isinstance(v, dict) else v
+
+    return {k: value(v) for k, v in options.items()}
+
+
+def job_digest(job: JobSpec) -> str:
+    """12 hex digits over the whole job, for records."""
+    return hashlib.sha256(job.model_dump_json().encode()).hexdigest()[:12]
+
+
+def _refuse_literal_secrets(where: str, options: Mapping[str, Any]) -> None:
+    for key, value in options.items():
+        if isinstance(value, dict):
+            _refuse_literal_secrets(f"{where}.options.{key}", value)
+        elif SECRET_NAME.search(key) and isinstance(value, str):
+            raise ValueError(
+                f"{where}.options.{key} looks like a secret: write {key}: {{env: NAME}} and set the variable"
+            )

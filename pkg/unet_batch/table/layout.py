@@ -1,0 +1,70 @@
+"""Where everything lies below a job's output. Knows names only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """URIs below one output.
+
+    Readers glob `predictions/**/data.parquet`. Staged parts carry another extension and lie elsewhere, because DuckDB's
+    `**` does enter folders that start with an underscore.
+    """
+
+    output: str
+
+    @property
+    def predictions(self) -> str:
+        return f"{self._root}/predictions"
+
+    @property
+    def index(self) -> str:
+        return f"{self._root}/_work/index"
+
+    @property
+    def runs(self) -> str:
+        return f"{self._root}/_work/runs"
+
+    @property
+    def reports(self) -> str:
+        return f"{self._root}/reports"
+
+    @property
+    def scratch(self) -> str:
+        return f"{self._root}/_work/probe"
+
+    @property
+    def staged(self) -> str:
+        return f"{self._root}/_work/parts"
+
+    @property
+    def attempts(self) -> str:
+        return f"{self._root}/_work/attempts"
+
+    @property
+    def leases(self) -> str:
+        return f"{self._root}/_work/leases"
+
+    def lease(self, partition: str) -> str:
+        return f"{self.leases}/{partition}.json"
+
+    def published(self, partition: str) -> str:
+        return f"{self.predictions}/{partition}/data.parquet"
+
+    def parts(self, fingerprint: str, partition: str) -> str:
+        return f"{self._root}/_work/parts/{fingerprint[:32]}/{partition}"
+
+    def part(self, fingerprint: str, partition: str, unit_id: str) -> str:
+        return f"{self.parts(fingerprint, partition)}/{unit_id}.part"
+
+    def attempt(self, unit_id: str) -> str:
+        return f"{self._root}/_work/attempts/{unit_id}"
+
+    def run(self, run_id: str) -> str:
+        return f"{self.runs}/{run_id}.json"
+
+    @property
+    def _root(self) -> str:
+        return self.output.rstrip("/")

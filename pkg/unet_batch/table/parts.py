@@ -1,0 +1,170 @@
+"""Staged parts: one whole object per unit, written once, named by what it holds.
+
+A part holds exactly one row per image of its unit, so its existence is the proof that the unit is done. Written twice
+it is the same part; "already there" is success. Only facts about bytes enter a part, never a fault of the machinery.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unet_batch.errors import AlreadyExists, NotFound, StorageError, UnetBatchError
+from unet_batch.records import Unit
+from unet_batch.table.layout import Layout
+from unet_batch.table.rows import SCHEMA_VERSION, Provenance, to_table
+
+log = logging.getLogger(__name__)
+
+PART_METADATA = b"unet_batch.part"
+KEY_COLUMNS = ["image_key", "source_version", "page", "pages", "status", "reason"]
+
+
+class Objects(Protocol):
+    """What this layer needs of a store."""
+
+    def read(self, uri: str, *, version: str | None = None, max_bytes: int | None = None) -> bytes: ...
+    def create(self, uri: str, body: bytes) -> str: ...
+    def delete(self, uri: str) -> None: ...
+    def read_many(
+        self, requests: Sequence[tuple[str, str | None]], *, max_bytes: int | None = None
+    ) -> Iterator[bytes | StorageError]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowKey:
+    """One row's identity and verdict, and where it lies in its container."""
+
+    source_key: str
+    version: str
+    page: int
+    pages: int
+    reason: str | None
+    row: int
+
+
+def source_key_of(key: str, page: int) -> str:
+    """The source's key inside an image key."""
+    return key if page == 0 else key.removesuffix(f"#page={page}")
+
+
+def write_part(
+    store: Objects,
+    layout: Layout,
+    unit: Unit,
+    rows: Sequence[dict[str, Any]],
+    provenance: Provenance,
+    *,
+    compression: str,
+) -> str:
+    """The URI of the unit's part, put whole and create-only. Rows must cover every source, each page once."""
+    table = to_table(rows, unit.partition, provenance)
+    problem = _coverage_problem(unit, table)
+    if problem is not None:
+        raise UnetBatchError(
+            f"unit {unit.unit_id} of {unit.partition} would leave a wrong part: {problem}; this is a bug"
+        )
+    metadata = {
+        "unit": unit.unit_id,
+        "fingerprint": provenance.fingerprint,
+        "rows": len(rows),
+        "schema": SCHEMA_VERSION,
+    }
+    sink = pa.BufferOutputStream()
+    with parquet_writer(sink, table.schema, compression=compression) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata({PART_METADATA.decode(): json.dumps(metadata)})
+    uri = layout.part(provenance.fingerprint, unit.partition, unit.unit_id)
+    try:
+        store.create(uri, sink.getvalue().to_pybytes())
+    except AlreadyExists:
+        log.info("%s was already there", uri)
+    return uri
+
+
+def parquet_writer(sink: Any, wanted: pa.Schema, *, compression: str) -> pq.ParquetWriter:
+    """A writer with page checksums, and dictionaries only where text repeats."""
+    repeated = [field.name for field in wanted if pa.types.is_dictionary(field.type)]
+    return pq.ParquetWriter(
+        sink,
+        wanted,
+        compression=compression,
+        use_dictionary=repeated,
+        write_page_checksum=True,
+        write_statistics=[f.name for f in wanted if not pa.types.is_nested(f.type)],
+    )
+
+
+def open_rows(text: bytes) -> pq.ParquetFile:
+    """A part or published object from its bytes, page checksums verified. Raises ArrowInvalid or OSError."""
+    return pq.ParquetFile(pa.BufferReader(text), page_checksum_verification=True)
+
+
+def open_stream(stream: BinaryIO) -> pq.ParquetFile:
+    """The same from an open object, of which only what is asked for is read."""
+    return pq.ParquetFile(stream, page_checksum_verification=True)
+
+
+def row_keys(file: pq.ParquetFile) -> list[RowKey]:
+    """Identity and verdict of every row, in file order."""
+    table = file.read(columns=KEY_COLUMNS)
+    columns = [table.column(name).to_pylist() for name in KEY_COLUMNS]
+    return [
+        RowKey(source_key_of(key, page), version, page, pages, reason, row)
+        for row, (key, version, page, pages, _, reason) in enumerate(zip(*columns, strict=True))
+    ]
+
+
+def read_parts(
+    store: Objects, uris: Sequence[str], fingerprint: str, *, repair: bool
+) -> Iterator[tuple[str, list[RowKey]]]:
+    """Every sound part among the URIs with its rows' keys.
+
+    repair: delete a damaged part, so that its unit is scored again under the same name; else it is only left out.
+    """
+    for uri, text in zip(uris, store.read_many([(uri, None) for uri in uris]), strict=True):
+        if isinstance(text, NotFound):
+            continue
+        if isinstance(text, StorageError):
+            raise text
+        try:
+            yield uri, _checked_keys(open_rows(text), fingerprint)
+        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+            log.warning("the part %s is damaged and does not count: its images are scored again (%s)", uri, error)
+            if repair:
+                store.delete(uri)
+
+
+def _checked_keys(file: pq.ParquetFile, fingerprint: str) -> list[RowKey]:
+    """The part's keys, after reading all of it once, so that every page checksum was looked at."""
+    declared = json.loads((file.metadata.metadata or {})[PART_METADATA])
+    file.read()
+    keys = row_keys(file)
+    if declared["rows"] != len(keys) or declared["fingerprint"] != fingerprint:
+        raise ValueError(f"it declares {declared['rows']} rows and holds {len(keys)}")
+    return keys
+
+
+def _coverage_problem(unit: Unit, table: pa.Table) -> str | None:
+    """Why these rows are not exactly one per page of each source; None when they are."""
+    pages: dict[str, list[tuple[int, int]]] = {}
+    for key, page, count in zip(
+        table.column("image_key").to_pylist(),
+        table.column("page").to_pylist(),
+        table.column("pages").to_pylist(),
+        strict=True,
+    ):
+        pages.setdefault(source_key_of(key, page), []).append((page, count))
+    wanted = {source.key for source in unit.sources}
+    if len(wanted) != len(unit.sources):
+        return "a source is listed twice"
+    if wanted != pages.keys():
+        return f"{len(wanted - pages.keys())} sources without a row, {len(pages.keys() - wanted)} rows of other sources"
+    wrong = [key for key, found in pages.items() if sorted(found) != [(i, len(found)) for i in range(len(found))]]
+    return f"pages of {wrong[0]} are not 0 to n − 1" if wrong else None

@@ -1,0 +1,340 @@
+"""Publication: the one step that makes a partition's rows visible, and the place where exactly-once is decided.
+
+Rows already published under the same fingerprint and staged rows are brought together, one per image of the inventory;
+doubles fall away; everything is counted before anything is put; and the object is put once, on the condition that the
+partition still is what it was when the run began. The commit record is the file's own footer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from bisect import bisect_right
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from unet_batch.errors import Conflict, Held, Incomplete, NotFound, PutUnknown, Reason, StorageError
+from unet_batch.records import Source, inventory_digest
+from unet_batch.spec import LimitsSpec
+from unet_batch.table.layout import Layout
+from unet_batch.table.parts import Objects, RowKey, open_stream, parquet_writer, read_parts, row_keys
+from unet_batch.table.rows import SCHEMA_VERSION, schema
+from unet_batch.table.scratch import scratch_folder
+
+log = logging.getLogger(__name__)
+
+COMMIT_METADATA = b"unet_batch.commit"
+ROWS_PER_GROUP = 4096
+OPEN_CONTAINERS = 64
+"""Containers that stay open, and row groups that are kept, because the next rows may need them …"""
+KEPT_BYTES = 64 << 20
+"""… as far as those row groups fit: a published one may hold 4096 masks."""
+MAX_OBJECT_BYTES = 2 << 30
+"""S3 takes 5 GiB in one conditional put; half of that leaves room for every store."""
+
+
+class ObjectInfo(Protocol):
+    """What a store says of an object without reading it."""
+
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def version(self) -> str: ...
+
+
+class Store(Objects, Protocol):
+    """What publication needs of a store beyond reading and writing whole objects."""
+
+    def head(self, uri: str) -> ObjectInfo | None: ...
+    def open(self, uri: str) -> BinaryIO: ...
+    def replace(self, uri: str, body: bytes | Path, *, version: str | None) -> str: ...
+    def put(self, uri: str, body: bytes | Path) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """The commit record in a published object's footer."""
+
+    generation: str
+    """Hash of schema version, fingerprint and inventory: equal generations hold the same rows, but for rejections that
+    another try turned into predictions."""
+    partition: str
+    fingerprint: str
+    model_digest: str
+    inventory: str
+    run_id: str
+    sources: int
+    rows: int
+    rejected: int
+    written_with: str
+    """Versions of what wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A partition as readers see it now."""
+
+    version: str
+    """The store's version of the object: the condition of the next put."""
+    commit: Commit
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What is to become visible."""
+
+    partition: str
+    sources: Sequence[Source]
+    """The inventory."""
+    fingerprint: str
+    model_digest: str
+    run_id: str
+    base: str | None
+    """Version of the object that is to be replaced, as recorded when the run began; None where there was none."""
+    parts: Sequence[str]
+    """URIs of staged parts that may hold rows of the inventory."""
+    compression: str = "zstd"
+    single_writer: bool = False
+
+
+def generation(fingerprint: str, inventory: str) -> str:
+    """64 hex digits: what a published object is a pure function of."""
+    return hashlib.sha256(f"{SCHEMA_VERSION}\0{fingerprint}\0{inventory}".encode()).hexdigest()
+
+
+def read_commit(store: Store, layout: Layout, partition: str) -> Published | None:
+    """What is published for a partition, from its footer alone; None for nothing. Raises StorageError when damaged."""
+    uri = layout.published(partition)
+    found = store.head(uri)
+    if found is None:
+        return None
+    try:
+        with store.open(uri) as stream:
+            footer = pq.read_metadata(stream).metadata or {}
+        return Published(found.version, Commit(**json.loads(footer[COMMIT_METADATA])))
+    except NotFound:
+        return None
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        raise StorageError(
+            f"{uri} is no object of ours or damaged ({error}); move it away and run the job again"
+        ) from error
+
+
+def published_keys(store: Store, layout: Layout, partition: str) -> list[RowKey]:
+    """Every published row's identity and verdict, page checksums verified. Raises ArrowException or OSError."""
+    return row_keys(open_stream(store.open(layout.published(partition))))
+
+
+def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpec) -> Published:
+    """Make the partition's rows visible.
+
+    Raises Incomplete when rows are missing or too many are rejected, Held when another run won, StorageError when a
+    disk is full or what is published is damaged.
+    """
+    digest = inventory_digest(wanted.sources)
+    target = generation(wanted.fingerprint, digest)
+    rows, containers = _choose_rows(store, layout, wanted)
+    rejected = [reason for _, key in rows if (reason := key.reason) is not None]
+    _check_limits(wanted.partition, len(rows), rejected, limits)
+    commit = Commit(
+        generation=target,
+        partition=wanted.partition,
+        fingerprint=wanted.fingerprint,
+        model_digest=wanted.model_digest,
+        inventory=digest,
+        run_id=wanted.run_id,
+        sources=len(wanted.sources),
+        rows=len(rows),
+        rejected=len(rejected),
+        written_with=f"pyarrow {pa.__version__}",
+    )
+    try:
+        with scratch_folder() as folder:
+            path = folder / "data.parquet"
+            _write(path, wanted, commit, rows, _Containers(store, containers))
+            return _swap(store, layout, wanted, commit, path)
+    except (pa.ArrowException, OSError) as error:  # the store's own errors are ours by now
+        raise StorageError(
+            f"the rows of {wanted.partition} cannot be merged on the local disk ({error}): make room there, "
+            f"or move {layout.published(wanted.partition)} away if `verify` calls it damaged"
+        ) from error
+
+
+def _choose_rows(store: Store, layout: Layout, wanted: Publication) -> tuple[list[tuple[int, RowKey]], list[str]]:
+    """(container, row) of every image in key order.
+
+    A source's pages come from one container that has them all: from the first in which it is no rejection, because a
+    later try may have ended better, else from the first.
+    """
+    versions = {source.key: source.version for source in wanted.sources}
+    containers: list[str] = []
+    chosen: dict[str, tuple[int, list[RowKey]]] = {}
+    for uri, keys in _row_keys(store, layout, wanted):
+        sources: dict[str, list[RowKey]] = {}
+        for key in keys:
+            if versions.get(key.source_key) == key.version:
+                sources.setdefault(key.source_key, []).append(key)
+        complete = {
+            name: pages
+            for name, pages in sources.items()
+            if sorted(p.page for p in pages) == list(range(pages[0].pages)) and len({p.pages for p in pages}) == 1
+        }
+        for name, pages in complete.items():
+            if name not in chosen or (_rejected(chosen[name][1]) and not _rejected(pages)):
+                chosen[name] = (len(containers), pages)
+        containers.append(uri)
+    missing = versions.keys() - chosen.keys()
+    if missing:
+        raise Incomplete(
+            f"{wanted.partition}: {len(missing)} of {len(versions)} images have no row yet, e.g. {min(missing)}; "
+            "nothing was published: run the same command again"
+        )
+    rows = [(container, key) for container, keys in chosen.values() for key in keys]
+    rows.sort(key=lambda entry: (entry[1].source_key, entry[1].page))
+    return rows, containers
+
+
+def _rejected(pages: Sequence[RowKey]) -> bool:
+    return any(page.reason is not None for page in pages)
+
+
+def _row_keys(store: Store, layout: Layout, wanted: Publication) -> Iterator[tuple[str, list[RowKey]]]:
+    now = read_commit(store, layout, wanted.partition)
+    if now is not None and now.commit.fingerprint == wanted.fingerprint:
+        uri = layout.published(wanted.partition)
+        try:
+            visible = published_keys(store, layout, wanted.partition)
+        except (pa.ArrowException, OSError) as error:
+            log.warning("%s is damaged, so that staged rows alone count (%s)", uri, error)
+        else:
+            yield uri, visible
+    yield from read_parts(store, sorted(wanted.parts), wanted.fingerprint, repair=True)
+
+
+def _check_limits(partition: str, rows: int, rejected: Sequence[str], limits: LimitsSpec) -> None:
+    broken = [reason for reason in rejected if Reason(reason).shard_level]
+    if broken and limits.broken_shards == "refuse":
+        raise Incomplete(
+            f"{partition}: {len(broken)} shard(s) are cut or corrupt ({', '.join(sorted(set(broken)))}), so images are "
+            "lost that nobody can count; nothing was published: repair the shard, or set limits.broken_shards: publish"
+        )
+    share = isinstance(limits.max_rejected, float)
+    allowed = limits.max_rejected * rows if share else limits.max_rejected
+    if len(rejected) > allowed:
+        described = ", ".join(f"{n} × {reason}" for reason, n in sorted(Counter(rejected).items()))
+        raise Incomplete(
+            f"{partition}: {len(rejected)} of {rows} images were rejected ({described}); "
+            f"limits.max_rejected allows {limits.max_rejected}{' of them' if share else ''}; nothing was published: "
+            "look at the reasons, repair the archive or raise the limit"
+        )
+
+
+def _write(
+    path: Path, wanted: Publication, commit: Commit, rows: Sequence[tuple[int, RowKey]], containers: _Containers
+) -> None:
+    """Stream the chosen rows into one file, a row group at a time, in key order."""
+    own = schema(wanted.partition)
+    with parquet_writer(str(path), own, compression=wanted.compression) as writer:
+        for begin in range(0, len(rows), ROWS_PER_GROUP):
+            writer.write_table(containers.take(rows[begin : begin + ROWS_PER_GROUP], own))
+        writer.add_key_value_metadata({COMMIT_METADATA.decode(): json.dumps(asdict(commit))})
+    size = path.stat().st_size
+    if size > MAX_OBJECT_BYTES:
+        raise Incomplete(
+            f"{wanted.partition} has {size} bytes of rows; one object holds at most {MAX_OBJECT_BYTES}: "
+            f"set output.buckets to {-(-size // (MAX_OBJECT_BYTES // 2))} or more and run again (staged rows are kept)"
+        )
+
+
+def _swap(store: Store, layout: Layout, wanted: Publication, commit: Commit, path: Path) -> Published:
+    """Put the object once, conditionally; settle a refusal or an unknown outcome by reading back."""
+    uri = layout.published(wanted.partition)
+    if wanted.single_writer:
+        return Published(store.put(uri, path), commit)
+    try:
+        return Published(store.replace(uri, path, version=wanted.base), commit)
+    except (Conflict, PutUnknown) as error:
+        now = read_commit(store, layout, wanted.partition)
+        if (
+            now is not None
+            and now.commit.generation == commit.generation
+            and now.commit.rejected <= commit.rejected  # another try of rejections must not be lost to the first one
+        ):
+            log.info("%s already holds this generation, put by run %s", uri, now.commit.run_id)
+            return now
+        if isinstance(error, PutUnknown) and (now.version if now else None) == wanted.base:
+            raise Incomplete(
+                f"{uri}: the store did not answer and nothing changed ({error}); run the same command again"
+            ) from error
+        winner = f"run {now.commit.run_id}" if now else "somebody who removed it"
+        raise Held(
+            f"{wanted.partition} was changed by {winner} while this run was scoring it; its rows stay. "
+            "Run the command again if this job's rows should replace them"
+        ) from error
+
+
+class _Containers:
+    """Rows out of many Parquet objects, with few row groups in memory at a time."""
+
+    def __init__(self, store: Store, uris: Sequence[str]) -> None:
+        self._store = store
+        self._uris = uris
+        self._files: OrderedDict[int, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
+        """Open containers, each with the number of the first row behind every row group."""
+        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        self._groups_bytes = 0
+
+    def take(self, rows: Sequence[tuple[int, RowKey]], wanted: pa.Schema) -> pa.Table:
+        """The rows as one table, in the given order."""
+        by_container: dict[int, list[tuple[int, int]]] = {}
+        for position, (container, key) in enumerate(rows):
+            by_container.setdefault(container, []).append((position, key.row))
+        pieces, order = [], []
+        for container, positions in by_container.items():  # one after the other: each is opened once
+            places: dict[int, list[tuple[int, int]]] = {}
+            for position, in_file in positions:
+                group, row = self._place(container, in_file)
+                places.setdefault(group, []).append((position, row))
+            for group, found in places.items():
+                pieces.append(self._group((container, group)).take(pa.array([row for _, row in found])))
+                order += [position for position, _ in found]
+        table = pa.concat_tables(pieces).unify_dictionaries().cast(wanted)
+        inverse = sorted(range(len(order)), key=order.__getitem__)
+        return table if inverse == list(range(len(order))) else table.take(pa.array(inverse))
+
+    def _place(self, container: int, row: int) -> tuple[int, int]:
+        """Row group of a row, and its number in it."""
+        _, ends = self._file(container)
+        group = bisect_right(ends, row)
+        if group == len(ends):
+            raise StorageError(f"{self._uris[container]} has fewer rows than a moment ago; run the same command again")
+        return group, row - (ends[group - 1] if group else 0)
+
+    def _group(self, place: tuple[int, int]) -> pa.Table:
+        if place not in self._groups:
+            table = self._file(place[0])[0].read_row_group(place[1])
+            self._groups_bytes += table.nbytes
+            while self._groups and (self._groups_bytes > KEPT_BYTES or len(self._groups) >= OPEN_CONTAINERS):
+                self._groups_bytes -= self._groups.popitem(last=False)[1].nbytes
+            self._groups[place] = table
+        self._groups.move_to_end(place)
+        return self._groups[place]
+
+    def _file(self, container: int) -> tuple[pq.ParquetFile, list[int]]:
+        if container not in self._files:
+            file = open_stream(self._store.open(self._uris[container]))
+            groups = range(file.metadata.num_row_groups)
+            ends = list(accumulate(file.metadata.row_group(group).num_rows for group in groups))
+            self._files[container] = file, ends
+            if len(self._files) > OPEN_CONTAINERS:
+                self._files.popitem(last=False)
+        self._files.move_to_end(container)
+        return self._files[container]

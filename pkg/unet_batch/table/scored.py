@@ -1,0 +1,221 @@
+"""The rows of one fingerprint in one partition, wherever they lie: in a published object, or in staged parts.
+
+Knows where a row lies and reads it when it is asked for; keeps keys, and never more masks than a bound. Of doubles it
+takes the row that publication would take: what is published before what is staged, and a prediction before a rejection.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from unet_batch.errors import NotFound, StorageError
+from unet_batch.table.pairs import OK, ClassMask, Row
+from unet_batch.table.parts import open_rows, open_stream
+from unet_batch.table.publish import Store
+
+KEY_COLUMNS = ["image_key", "source_version", "status", "model_digest"]
+ROW_COLUMNS = ["uri", "member", "page", "height", "width", "status", "reason", "classes", "confidence"]
+DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
+"""What a Parquet object raises that is cut, changed, or none of ours."""
+
+KEPT_BYTES = 64 << 20
+"""Row groups of published objects that are kept for the next rows; the last one always is."""
+
+Name = tuple[str, str]
+"""Image key and version: what makes two rows rows of the same image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Containers:
+    """The objects of one partition that may hold rows of a side."""
+
+    published: str | None
+    """URI of the published object."""
+    parts: Sequence[str] = ()
+    """URIs of staged parts."""
+
+
+class Place(NamedTuple):
+    """Where a row lies."""
+
+    container: int
+    row: int
+    ok: bool
+
+
+class ScoredRows:
+    """The rows of one side: their keys in memory, everything else where it lies."""
+
+    def __init__(self, store: Store, partition: Sequence[Containers], fingerprint: str | None) -> None:
+        """Reads all keys. Raises StorageError where the store fails; what is damaged is noted and left out.
+
+        partition: the containers of its buckets, or of the partition itself. fingerprint: whose rows count, as full
+        hex or the beginning of it; None takes every published row.
+        """
+        self.places: dict[Name, Place] = {}
+        self.fingerprints: set[str] = set()
+        self.models: set[str] = set()
+        self.damaged: list[str] = []
+        """URIs of objects that were left out."""
+        self._store = store
+        self._fingerprint = fingerprint or ""
+        self._uris: list[str] = []
+        self._buckets: list[int] = []
+        self._published: dict[int, pq.ParquetFile] = {}
+        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
+        for bucket, containers in enumerate(partition):
+            if containers.published is not None:
+                self._add_published(containers.published, bucket)
+        for bucket, containers in enumerate(partition):
+            for uri, text in zip(containers.parts, store.read_many([(u, None) for u in containers.parts]), strict=True):
+                self._add_part(uri, text, bucket)
+
+    @property
+    def published(self) -> int:
+        """Rows of `places` that readers see."""
+        return sum(place.container in self._published for place in self.places.values())
+
+    def bucket(self, place: Place) -> int:
+        """In which of the containers a row lies: rows of one bucket are best read together, in the order of keys."""
+        return self._buckets[place.container]
+
+    def take(self, places: Sequence[Place]) -> list[Row | None]:
+        """The rows at these places, in their order; None where the object is damaged there."""
+        rows: list[Row | None] = [None] * len(places)
+        wanted: dict[int, dict[int, int]] = {}
+        for position, place in enumerate(places):
+            wanted.setdefault(place.container, {})[place.row] = position
+        for container, file in self._opened(sorted(wanted)):
+            for group, first, count in _groups(file):
+                inside = {row - first: at for row, at in wanted[container].items() if first <= row < first + count}
+                if not inside:
+                    continue
+                try:
+                    found = rows_of(self._group(container, group, file).take(pa.array(list(inside), pa.int64())))
+                except DAMAGE:
+                    self._note_damage(self._uris[container])
+                    continue
+                for at, row in zip(inside.values(), found, strict=True):
+                    rows[at] = row
+        return rows
+
+    def _add_published(self, uri: str, bucket: int) -> None:
+        try:
+            file = open_stream(self._store.open(uri))
+            if self._add_keys(uri, file, bucket):
+                self._published[len(self._uris) - 1] = file
+        except NotFound:
+            return
+        except DAMAGE:
+            self._note_damage(uri)
+
+    def _add_part(self, uri: str, text: bytes | StorageError, bucket: int) -> None:
+        if isinstance(text, NotFound):
+            return
+        if isinstance(text, StorageError):
+            raise text
+        try:
+            file = open_rows(text)
+            file.read(columns=ROW_COLUMNS)  # looks at every page checksum, as a run does before it trusts a part
+            self._add_keys(uri, file, bucket)
+        except DAMAGE:
+            self._note_damage(uri)
+
+    def _add_keys(self, uri: str, file: pq.ParquetFile, bucket: int) -> bool:
+        """Whether the object holds rows of the fingerprint; notes where they are."""
+        marks = file.read(columns=["fingerprint"]).column("fingerprint")
+        mine = {mark for mark in marks.unique().to_pylist() if mark is not None and mark.startswith(self._fingerprint)}
+        if not mine:
+            return False
+        table = file.read(columns=KEY_COLUMNS).append_column("row", pa.array(range(len(marks))))
+        table = table.filter(pc.is_in(marks.cast(pa.string()), pa.array(sorted(mine))))
+        container = len(self._uris)
+        for key, version, status, row in zip(
+            *(table.column(name).to_pylist() for name in ("image_key", "source_version", "status", "row")), strict=True
+        ):
+            place, now = Place(container, row, status == OK), self.places.get((key, version))
+            if now is None or (place.ok and not now.ok):
+                self.places[key, version] = place
+        self._uris.append(uri)
+        self._buckets.append(bucket)
+        self.fingerprints |= mine
+        self.models |= set(table.column("model_digest").unique().to_pylist())
+        return True
+
+    def _opened(self, containers: Sequence[int]) -> Iterator[tuple[int, pq.ParquetFile]]:
+        """Published objects as they are, parts read whole and several at a time."""
+        yield from ((c, self._published[c]) for c in containers if c in self._published)
+        parts = [c for c in containers if c not in self._published]
+        for container, text in zip(parts, self._store.read_many([(self._uris[c], None) for c in parts]), strict=True):
+            if isinstance(text, StorageError):
+                raise text
+            try:
+                yield container, open_rows(text)
+            except DAMAGE:
+                self._note_damage(self._uris[container])
+
+    def _group(self, container: int, group: int, file: pq.ParquetFile) -> pa.Table:
+        """A row group; those of published objects are kept, because the next rows lie in them, too."""
+        if container not in self._published:
+            return file.read_row_group(group, columns=ROW_COLUMNS)
+        kept, place = self._groups, (container, group)
+        if place in kept:
+            kept.move_to_end(place)
+            return kept[place]
+        while kept and sum(table.nbytes for table in kept.values()) > KEPT_BYTES:
+            kept.popitem(last=False)
+        kept[place] = file.read_row_group(group, columns=ROW_COLUMNS)
+        return kept[place]
+
+    def _note_damage(self, uri: str) -> None:
+        if uri not in self.damaged:
+            self.damaged.append(uri)
+
+
+def rows_of(table: pa.Table) -> list[Row]:
+    """Every row of a table that has ROW_COLUMNS. Raises KeyError or ArrowException where it has other ones."""
+    columns = {name: table.column(name).to_pylist() for name in ROW_COLUMNS if name != "classes"}
+    cells = list(_cells(table.column("classes").combine_chunks()))
+    return [
+        Row(
+            uri=uri,
+            member=member,
+            page=page,
+            verdict=OK if status == OK else reason or status,
+            source_px=(height or 0) * (width or 0),
+            confidence=confidence,
+            classes=classes,
+        )
+        for uri, member, page, height, width, status, reason, confidence, classes in zip(
+            *columns.values(), cells, strict=True
+        )
+    ]
+
+
+def _cells(classes: pa.ListArray) -> Iterator[Mapping[str, ClassMask]]:
+    """The classes of every row, by name; read by column, which is several times as fast as row by row."""
+    fields = ("name", "area_px", "fraction", ["rle", "size"], ["rle", "counts"])
+    columns = [pc.struct_field(classes.values, field).to_pylist() for field in fields]
+    masks = [
+        (name, ClassMask(area, fraction, None if size is None else (size[0], size[1]), counts))
+        for name, area, fraction, size, counts in zip(*columns, strict=True)
+    ]
+    for begin, end in pairwise(classes.offsets.to_pylist()):
+        yield dict(masks[begin:end])
+
+
+def _groups(file: pq.ParquetFile) -> Iterator[tuple[int, int, int]]:
+    """Number, first row and count of every row group."""
+    first = 0
+    for group in range(file.metadata.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        yield group, first, count
+        first += count

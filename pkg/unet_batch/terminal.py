@@ -1,0 +1,92 @@
+"""What people read on stderr: tables, and a calendar of partitions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unet_batch.job.verify import PartitionStatus
+from unet_batch.table.rows import partition_values
+
+CALENDAR_FROM = 11
+"""Partitions from which on a calendar says more than a list."""
+LISTED = 20
+TEXTS = ("partition", "state", "holder", "subject", "reason")
+"""Columns of words, set to the left; the others are figures."""
+MARKS = {
+    "published": ("P", "green"),
+    "held": ("H", "cyan"),
+    "partial": ("~", "yellow"),
+    "stale": ("s", "yellow"),
+    "missing": ("-", "red"),
+    "orphaned": ("o", "magenta"),
+    "damaged": ("!", "bold red"),
+}
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """A table: words to the left, figures to the right."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name in TEXTS else "right")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console(stderr=True).print(table)
+
+
+def print_status(title: str, found: Sequence[PartitionStatus], *, every: bool) -> None:
+    """Partitions as a list where there are few (or `every`), else as a calendar and a list of what is not published."""
+    days = {day: s for s in found if (day := _day(s.partition)) is not None}
+    if every or len(found) < CALENDAR_FROM or len(days) < len(found):
+        _print_list(title, found)
+        return
+    console = Console(stderr=True, highlight=False)
+    console.print(Text(title, style="italic"))
+    console.print(Text(f"{'':8} {' '.join(f'{day:2}' for day in range(1, 32))}", style="dim"))
+    for month in sorted({(day.year, day.month) for day in days}):
+        line = Text(f"{month[0]}-{month[1]:02} ")
+        for number in range(1, 32):
+            mark, style = _mark(days, month, number)
+            line.append(f" {mark:>2}", style=style)
+        console.print(line)
+    counts = Counter(s.state for s in found)
+    legend = Text("  ".join(f"{MARKS[state][0]} {state} {counts[state]}" for state in MARKS if counts[state]))
+    console.print(legend)
+    rest = [s for s in found if s.state != "published"]
+    if rest:
+        _print_list("not published", rest[:LISTED])
+        if len(rest) > LISTED:
+            console.print(f"… and {len(rest) - LISTED} more: --list shows all")
+
+
+def _print_list(title: str, found: Sequence[PartitionStatus]) -> None:
+    columns = ["partition", "state", "images", "rows", "rejected", "staged"]
+    rows: list[list[Any]] = [[s.partition, s.state, s.images, s.rows, s.rejected, s.staged] for s in found]
+    if any(s.holder for s in found):
+        columns.append("holder")
+        rows = [[*row, s.holder] for row, s in zip(rows, found, strict=True)]
+    print_table(title, columns, rows)
+
+
+def _mark(days: dict[date, PartitionStatus], month: tuple[int, int], number: int) -> tuple[str, str]:
+    """A day's letter and colour: a dot where the archive has nothing, nothing where the month has no such day."""
+    try:
+        day = date(*month, number)
+    except ValueError:
+        return "", ""
+    return MARKS[days[day].state] if day in days else ("·", "dim")
+
+
+def _day(partition: str) -> date | None:
+    """The day of a partition that is nothing but one."""
+    values = partition_values(partition)
+    try:
+        return date.fromisoformat(values["date"]) if set(values) == {"date"} else None
+    except (KeyError, ValueError):
+        return None
