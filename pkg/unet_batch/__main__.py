@@ -1,5 +1,0 @@
-"""`python -m unet_batch` is the command `unet-batch`."""
-
-from unet_batch.cli import main
-
-main()

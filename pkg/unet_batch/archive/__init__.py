@@ -1,1 +1,0 @@
-"""Where images come from: stores, listings, shards and decoders."""

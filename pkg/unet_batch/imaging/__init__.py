@@ -1,1 +1,0 @@
-"""Pictures as arrays: fitting, normalising, cutting, stitching, reducing. NumPy only: no Ray, no ONNX, no files."""

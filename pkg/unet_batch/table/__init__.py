@@ -1,1 +1,0 @@
-"""Everything Parquet: the table's rows, staged parts and the one published object per partition."""
