@@ -144,6 +144,48 @@ def test_half_size_tiles_are_resized_to_their_boxes():
     np.testing.assert_allclose(finished, 4, rtol=1e-6)
 
 
+@settings(deadline=None)
+@given(
+    height=st.integers(7, 60),
+    width=st.integers(7, 60),
+    side=st.integers(2, 7),
+    overlap=st.floats(0, 0.9),
+    blend=st.sampled_from(["constant", "gaussian"]),
+)
+def test_labels_of_overlapping_tiles_are_never_mixed(height, width, side, overlap, blend):
+    """Labels have no mean: 0 and 2 must not become 1. Tiles that agree come back as the map they were cut from."""
+    labels = np.random.default_rng(1).integers(0, 200, (1, height, width)).astype(np.float32)
+    tiling = TilingSpec(overlap=overlap, blend=blend)
+    canvas = Canvas((height, width), (side, side), tiling, decided=True)
+
+    for box in reversed(grid((height, width), (side, side), overlap)):
+        canvas.add(box, labels[:, *box.slices])
+
+    np.testing.assert_array_equal(canvas.finished(), labels)
+
+
+def test_two_tiles_of_labels_share_their_overlap_in_halves():
+    """Golden: tiles of four pixels over six; of the two pixels that both see, each keeps the nearer one."""
+    canvas = Canvas((1, 6), (1, 4), TilingSpec(overlap=0.5), decided=True)
+
+    canvas.add(Box(0, 0, 1, 4), np.full((1, 1, 4), 5, np.float32))
+    canvas.add(Box(0, 2, 1, 4), np.full((1, 1, 4), 9, np.float32))
+
+    assert canvas.finished().tolist() == [[[5, 5, 5, 9, 9, 9]]]
+
+
+def test_half_size_labels_are_enlarged_by_the_nearest_pixel():
+    """Golden: every label twice, as np.repeat says."""
+    left, right = np.array([[[1, 2]]], np.float32), np.array([[[3, 4]]], np.float32)
+    canvas = Canvas((2, 8), (2, 4), TilingSpec(overlap=0), decided=True)
+
+    canvas.add(Box(0, 0, 2, 4), left)
+    canvas.add(Box(0, 4, 2, 4), right)
+
+    expected = np.repeat(np.concatenate([left, right], 2), 2, axis=2).repeat(2, axis=1)
+    np.testing.assert_array_equal(canvas.finished(), expected)
+
+
 def test_tiles_may_come_in_any_order():
     """Batches of several pictures interleave their tiles."""
     logits, tiling = logits_at((20, 20)), TilingSpec(overlap=0.3)

@@ -90,6 +90,22 @@ def _isolating(project):
     return make
 
 
+def test_a_damaged_day_is_named_when_its_rejections_are_tried_again(project):
+    """Its footer is whole, so it counts as published; the other day is scored again all the same."""
+    fill(project, *DAYS[:2], count=2)
+    for day in ("2026/11/19", "2026/11/20"):
+        project.put(f"{day}/hang.png", png(7) + poison.HANG)
+    project.run(*LIMITS, executor=_isolating(project))
+    data = bytearray(project.data(DAYS[0]).read_bytes())
+    data[8:40] = bytes(32)
+    project.data(DAYS[0]).write_bytes(data)
+
+    summary = project.run(*LIMITS, select="failed")
+
+    assert (summary.partitions, summary.exit_code) == ([f"date={DAYS[1]}"], 3)
+    assert [p for p in summary.problems if f"date={DAYS[0]}" in p and "damaged" in p and "move it away" in p]
+
+
 def test_a_failing_try_again_leaves_the_rows_as_they_are(project):
     """Nothing gets worse, and the partition stays published."""
     fill(project, DAYS[0])

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
-from typing import Any
+from itertools import pairwise, product
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,9 +64,13 @@ class Canvas:
     """The logits of one fitted picture, put together from its tiles; float32 sums of weight · logits.
 
     A picture that is one tile has no sums and no copy: its logits come back as they were added, at their own size.
+    Decided values (labels, masks of 0 and 1) have no mean: each tile fills its own territory and nothing else.
     """
 
-    def __init__(self, size_hw: tuple[int, int], tile_hw: tuple[int, int], tiling: TilingSpec) -> None:
+    def __init__(
+        self, size_hw: tuple[int, int], tile_hw: tuple[int, int], tiling: TilingSpec, *, decided: bool = False
+    ) -> None:
+        self._decided = decided
         self._size_hw = (size_hw[0], size_hw[1])
         self._tile_hw = (tile_hw[0], tile_hw[1])
         self._tiling = tiling
@@ -90,6 +94,9 @@ class Canvas:
             return
         if self._sum_khw is None:
             self._sum_khw = np.zeros((len(logits_khw), *self._size_hw), np.float32)
+        if self._decided:
+            self._fill(box, logits_khw)
+            return
         if logits_khw.shape[1:] != self._tile_hw:
             logits_khw = resize_logits(logits_khw, self._tile_hw)
         rows, columns = box.slices
@@ -104,9 +111,34 @@ class Canvas:
             state = f"{len(self._missing)} tile(s) were never added" if self._missing else "it was finished before"
             raise ShapeMismatch(f"the picture of {self._size_hw} cannot be finished: {state}")
         finished, self._sum_khw = self._sum_khw, None
-        if not self._one_tile:
+        if not self._one_tile and not self._decided:
             finished /= _sum_of_weights(self._size_hw, self._tile_hw, self._tiling)
         return finished
+
+    def _fill(self, box: Box, decided_khw: NDArray[Any]) -> None:
+        """Writes the tile's territory; where the network returns another resolution, by the nearest pixel."""
+        rows, columns = (
+            _territory(length, side, self._tiling.overlap)[start]
+            for length, side, start in zip(self._size_hw, self._tile_hw, (box.top, box.left), strict=True)
+        )
+        down, across = (
+            ((2 * np.arange(first - start, last - start) + 1) * found) // (2 * side)
+            for (first, last), start, found, side in zip(
+                (rows, columns), (box.top, box.left), decided_khw.shape[1:], self._tile_hw, strict=True
+            )
+        )
+        cast(NDArray[np.float32], self._sum_khw)[:, slice(*rows), slice(*columns)] = decided_khw[
+            :, down[:, None], across
+        ]
+
+
+@lru_cache(maxsize=64)
+def _territory(length: int, side: int, overlap: float) -> dict[int, tuple[int, int]]:
+    """First and end pixel of one axis that each tile owns, by its start: two neighbours share their overlap in halves,
+    so that what a tile sees with the least context is another's, and every pixel has one owner."""
+    begins = starts(length, side, overlap)
+    borders = [0, *((before + side + after) // 2 for before, after in pairwise(begins)), length]
+    return dict(zip(begins, pairwise(borders), strict=True))
 
 
 @lru_cache(maxsize=16)

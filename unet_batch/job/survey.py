@@ -116,7 +116,13 @@ def survey_again(prepared: Prepared, plan: PartitionPlan) -> PartitionPlan:
         return plan
     visible: list[RowKey] = []
     if published is not None and published.commit.fingerprint == prepared.fingerprint:
-        visible = published_keys(prepared.output, prepared.layout, plan.partition)
+        try:
+            visible = published_keys(prepared.output, prepared.layout, plan.partition)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            uri = prepared.layout.published(plan.partition)
+            raise StorageError(
+                f"{uri} is published but damaged ({error}); move it away and run the job again"
+            ) from error
     parts = _part_uris(prepared, plan.partition)
     staged = [key for _, keys in read_parts(prepared.output, parts, prepared.fingerprint, repair=False) for key in keys]
     verdicts: dict[tuple[str, str], Reason | None] = {}
