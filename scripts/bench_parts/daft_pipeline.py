@@ -28,7 +28,7 @@ def segment(result: DataType, cores: int) -> Any:
     @daft.cls(max_concurrency=cores, use_process=cores > 1)
     class Segment:
         def __init__(self, model: str) -> None:
-            self._segmenter = Segmenter(model, "CPUExecutionProvider")
+            self._segmenter = Segmenter(model, "CPUExecutionProvider", threads=1)
 
         @daft.method.batch(return_dtype=result, unnest=True, batch_size=BATCH)
         def score(self, pictures: daft.Series) -> list[dict[str, Any]]:

@@ -2,10 +2,10 @@
 
     read_images -> map_batches(preprocess) -> map_batches(actor with a session, fixed batch) -> write_parquet
 
-Written to be fast within that shape: one thread for each session and as many sessions as cores, no progress bars, CPU
-requests that leave room for the read tasks, masks encoded beside the session so that logits stay in the actor. Knows
-nothing of unet_batch. As a program: naive.py PHOTOS MODEL OUT IMAGES prints one JSON line; it starts its own Ray, whose
-start is timed apart.
+As many sessions as cores, no progress bars, CPU requests that leave room for the read tasks, masks encoded beside the
+session so that logits stay in the actor. Sessions have ONNX Runtime's own number of threads, as in the guides, or
+THREADS: with one each, this is as fast as its shape can be. Knows nothing of unet_batch. As a program:
+naive.py PHOTOS MODEL OUT IMAGES [THREADS] prints one JSON line; it starts its own Ray, whose start is timed apart.
 """
 
 from __future__ import annotations
@@ -36,15 +36,18 @@ def preprocess(batch: Batch) -> Batch:
 class Segment:
     """The actor: one session, one batch at a time."""
 
-    def __init__(self, model: str, provider: str) -> None:
-        self._segmenter = Segmenter(model, provider)
+    def __init__(self, model: str, provider: str, threads: int) -> None:
+        self._segmenter = Segmenter(model, provider, threads=threads)
 
     def __call__(self, batch: Batch) -> Batch:
         return {"key": batch["key"], **self._segmenter(batch["tile"])}
 
 
-def run(photos: Path, model: Path, out: Path, images: int) -> dict[str, Any]:
-    """Scores the first `images` JPEGs of a folder; returns wall seconds without Ray's start, and that apart."""
+def run(photos: Path, model: Path, out: Path, images: int, threads: int = 0) -> dict[str, Any]:
+    """Scores the first `images` JPEGs of a folder; returns wall seconds without Ray's start, and that apart.
+
+    threads: of each session; 0 leaves it to ONNX Runtime.
+    """
     started = time.perf_counter()
     cores = os.cpu_count() or 1
     ray.init(address="local", num_cpus=cores, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
@@ -57,7 +60,7 @@ def run(photos: Path, model: Path, out: Path, images: int) -> dict[str, Any]:
         provider = "CUDAExecutionProvider"
         dataset = dataset.map_batches(
             Segment,
-            fn_constructor_args=(str(model.resolve()), provider),
+            fn_constructor_args=(str(model.resolve()), provider, threads),
             batch_size=BATCH,
             compute=ray.data.ActorPoolStrategy(size=gpus),
             num_gpus=1,
@@ -66,7 +69,7 @@ def run(photos: Path, model: Path, out: Path, images: int) -> dict[str, Any]:
         provider = "CPUExecutionProvider"
         dataset = dataset.map_batches(
             Segment,
-            fn_constructor_args=(str(model.resolve()), provider),
+            fn_constructor_args=(str(model.resolve()), provider, threads),
             batch_size=BATCH,
             compute=ray.data.ActorPoolStrategy(size=cores),
             num_cpus=0.5,  # whole ones would hold every core, and the read tasks could never start
@@ -76,12 +79,18 @@ def run(photos: Path, model: Path, out: Path, images: int) -> dict[str, Any]:
 
     rows = ray.data.read_parquet(str(out.resolve())).count()
     ray.shutdown()
-    return {"variant": "naive", "seconds": seconds, "images": rows, "start_s": ready - started, "provider": provider}
+    return {
+        "variant": "tuned" if threads else "naive",
+        "seconds": seconds,
+        "images": rows,
+        "start_s": ready - started,
+        "provider": provider,
+    }
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 5:
-        sys.exit("usage: naive.py PHOTOS MODEL OUT IMAGES")
-    result = run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    if len(sys.argv) not in (5, 6):
+        sys.exit("usage: naive.py PHOTOS MODEL OUT IMAGES [THREADS]")
+    result = run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), *map(int, sys.argv[4:]))
     print(json.dumps(result), flush=True)
     os._exit(0)  # pyarrow may abort while the interpreter winds down, long after the result is written

@@ -1,4 +1,4 @@
-"""What the rivals share: the size they score at, a session of one thread, and masks encoded by pycocotools.
+"""What the rivals share: the size they score at, a session, and masks encoded by pycocotools.
 
 Needs NumPy, ONNX Runtime and pycocotools only, because it runs in two environments. Knows no engine, nor unet_batch.
 """
@@ -20,9 +20,10 @@ BATCH = 16
 class Segmenter:
     """A session that scores tiles and encodes their masks."""
 
-    def __init__(self, model: str, provider: str) -> None:
+    def __init__(self, model: str, provider: str, *, threads: int) -> None:
+        """threads: of the session; 0 leaves it to ONNX Runtime, which takes one for every core of the machine."""
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # there is one session for each core
+        options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(model, options, providers=[provider])
         self._input = self._session.get_inputs()[0].name
 
