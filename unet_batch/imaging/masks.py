@@ -113,12 +113,20 @@ def _pack(counts: NDArray[np.int64]) -> str:
     deltas = counts.copy()
     deltas[3:] -= counts[1:-2]
     magnitudes = deltas ^ (deltas >> 63)  # x, or -x - 1 where negative: what must fit beside the sign bit
-    characters = 1 + (magnitudes[:, None] >= 1 << np.arange(4, 5 * LONGEST_COUNT, 5)).sum(axis=1)
-    places = np.arange(int(characters.max()))
-    codes = (deltas[:, None] >> (5 * places)) & 31
-    codes += 48 + 32 * (places < characters[:, None] - 1)
-    text: bytes = codes[places < characters[:, None]].astype(np.uint8).tobytes()
-    return text.decode("ascii")
+    largest = int(magnitudes.max())
+    # By place, not by count: nearly every count has one character or two, and later places have few counts left.
+    long = [np.flatnonzero(magnitudes >= 1 << bits) for bits in range(4, 5 * LONGEST_COUNT, 5) if largest >= 1 << bits]
+    characters = np.ones(counts.size, np.intp)
+    for places in long:
+        characters[places] += 1
+    offsets = np.cumsum(characters) - characters
+    codes = np.empty(int(offsets[-1] + characters[-1]), np.uint8)
+    codes[offsets] = (deltas & 31) + 48
+    for place, places in enumerate(long, start=1):
+        at = offsets[places] + place
+        codes[at - 1] += 32  # there is another one
+        codes[at] = ((deltas[places] >> (5 * place)) & 31) + 48
+    return codes.tobytes().decode("ascii")
 
 
 def _unpack(text: str) -> NDArray[np.int64]:
