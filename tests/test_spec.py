@@ -67,6 +67,11 @@ def test_a_missing_job_file_is_an_argument_error(tmp_path):
         load_job(tmp_path / "none.yaml")
 
 
+def test_a_glob_needs_no_quotes_in_an_override(tmp_path):
+    """YAML would take its first letter for an alias."""
+    assert load(tmp_path, GOOD, "input.pattern=**/*.png").input.pattern == "**/*.png"
+
+
 @pytest.mark.parametrize("override", ["limits", "=3", "limits.=3", "name.first=3"])
 def test_a_malformed_override_is_refused(tmp_path, override):
     """--set takes section.key=value."""

@@ -176,7 +176,9 @@ def verify(job: JobSpec, window: str) -> None:
     partitions, findings = compare(prepare(job), window_of(window))
     for finding in findings:
         click.echo(f"disagreement: {finding}", err=True)
-    if not findings:
+    if not partitions:
+        click.echo("the window holds no images and no rows, so there is nothing to agree or disagree", err=True)
+    elif not findings:
         click.echo(f"{partitions} partition(s) agree with the archive: every image has exactly one row", err=True)
     finish(
         {"partitions": partitions, "disagreements": len(findings), "findings": [asdict(f) for f in findings]},

@@ -46,7 +46,9 @@ def set_value(tree: dict[str, Any], override: str) -> None:
     if not equals or not all(keys):
         raise JobError(f"--set {override!r} is not of the form section.key=value")
     try:
-        value = yaml.load(text, Loader=_StrictLoader) if text.strip() else text  # noqa: S506
+        # One value has no anchors to refer to, so a leading * is that of a glob.
+        plain = not text.strip() or text.lstrip().startswith("*")
+        value = text.strip() if plain else yaml.load(text, Loader=_StrictLoader)  # noqa: S506
     except yaml.YAMLError as error:
         raise JobError(f"--set {path}: the value is not valid YAML: {' '.join(str(error).split())}") from error
     node: Any = tree

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from unet_batch.archive.discovery import Window, discover, matches, parse_window
+from unet_batch.archive.discovery import Window, discover, matches, parse_window, reaches
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import JobError
 from unet_batch.spec import InputSpec
@@ -227,3 +227,22 @@ def test_dates_in_local_folders(tmp_path: Path) -> None:
     assert {k: [o.uri for o in v] for k, v in found.items()} == {
         "date=2026-11-21": [f"file://{tmp_path}/2026/11/21/a.png"]
     }
+
+
+@pytest.mark.parametrize(
+    ("uri", "pattern", "name", "inside"),
+    [
+        ("s3://a/photos", "**", "s3://a/photos/out/data.parquet", True),
+        ("s3://a/photos/", "**", "s3://a/photos/out/data.parquet", True),
+        ("s3://a/photos", "**/*.png", "s3://a/photos/out/data.parquet", False),
+        ("s3://a/photos", "**", "s3://a/photos-out/data.parquet", False),
+        ("s3://a/photos", "**", "s3://a/photos/.out/data.parquet", False),
+        ("s3://a/{date:%Y/%m/%d}/", "**", "s3://a/out/data.parquet", False),
+        ("s3://a/{date:%Y/%m/%d}/", "**", "s3://a/2026/11/21/out/data.parquet", True),
+        ("s3://a/{date:%Y%m%d}/raw", "**", "s3://a/20261121/out/data.parquet", False),
+        ("s3://a/{date:%Y%m%d}/raw", "**", "s3://a/20261121/raw/data.parquet", True),
+    ],
+)
+def test_the_archive_reaches_what_some_window_would_list(uri: str, pattern: str, name: str, inside: bool) -> None:
+    """Folders of days count as soon as they look like one; the pattern and hidden names hold as for listings."""
+    assert reaches(InputSpec(uri=uri, pattern=pattern), name) is inside

@@ -418,3 +418,23 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(project, arguments, sentence)
     assert sentence in result.stderr
     assert "Traceback" not in result.stderr
     assert not (project.folder / "out" / "predictions").exists()
+
+
+def test_an_output_inside_the_archive_is_refused(project):
+    """The next run would take this one's rows for images, and never be done."""
+    project.fill("2026/11/21", 1)
+    inside = [f"input.uri={project.folder}/archive", f"output.uri={project.folder}/archive/out"]
+    with pytest.raises(JobError, match="lies inside the archive"):
+        project.prepared(*inside)
+    assert project.run(*inside, "input.pattern=**/*.png").ok == 1
+    assert project.run(*inside, "input.pattern=**/*.png").planned == 0
+
+
+def test_a_window_without_images_is_told_from_one_that_is_published(project):
+    """An archive that comes late must not look like a night that is done."""
+    project.fill("2026/11/21", 1)
+    project.run()
+    assert project.run().problems == []
+    summary = project.run(window="2026-11-22")
+    assert (summary.planned, summary.exit_code) == (0, 0)
+    assert "the window holds no images" in summary.problems[0]

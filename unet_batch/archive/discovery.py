@@ -106,6 +106,17 @@ def discover(storage: Storage, spec: InputSpec, window: Window) -> dict[str, lis
     return {f"date={day}": objects for day, objects in sorted(found) if objects}
 
 
+def reaches(spec: InputSpec, uri: str) -> bool:
+    """Whether the archive, in some window, would hold an object of this URI."""
+    template = canonical(spec.uri)
+    folder = re.escape(template)
+    if "{" in template or "}" in template:
+        before, form, after = _date_field(template)
+        folder = re.escape(before) + _level(form) + re.escape(after)
+    found = re.match(folder.removesuffix("/") + "/", canonical(uri))
+    return found is not None and _counts(spec, canonical(uri)[found.end() :])
+
+
 def matches(pattern: str, name: str) -> bool:
     """Whether a relative name fits a glob: `*` and `?` stay within a folder, `**` crosses folders."""
     return _compiled(pattern).fullmatch(name) is not None
