@@ -6,9 +6,11 @@ receipts cross process borders as bytes (never as pickles).
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -136,3 +138,16 @@ class Receipt:
         fields["reasons"] = tuple((a, b) for a, b in fields["reasons"])
         fields["failure"] = tuple(fields["failure"]) if fields["failure"] else None
         return Receipt(**fields)
+
+
+@contextlib.contextmanager
+def uncollected() -> Iterator[None]:
+    """While very many records are made, the cycle collector rests: they form no cycles, and its walks over all of them
+    are what grows faster than their number (10⁶ planned images: a quarter of the time)."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

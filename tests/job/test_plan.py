@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +12,7 @@ from unet_batch.contract import Contract
 from unet_batch.errors import JobError
 from unet_batch.job.plan import fingerprint, halves, place, plan_partition, units, wants
 from unet_batch.model.contract import Model
-from unet_batch.records import Source, inventory_digest
+from unet_batch.records import Source, inventory_digest, uncollected
 from unet_batch.spec import InputSpec, JobSpec, LimitsSpec, ModelSpec, OutputSpec, ResourcesSpec
 from unet_batch.table.publish import Commit, Published, generation
 
@@ -190,3 +192,20 @@ def test_without_a_gpu_a_job_that_allows_the_cpu_is_placed_on_cpus():
     """[cuda, cpu] is permission, given in the job file."""
     where = place(4, 0, ResourcesSpec(), providers=["cuda", "cpu"], gpu_share=1.0)
     assert (where.infer_actors, where.infer_gpus) == (4, 0.0)
+
+
+def test_the_collector_rests_only_while_records_are_made():
+    """Also where one survey calls another, where it fails, and where somebody had switched it off before."""
+    with uncollected(), uncollected():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ValueError, match="a fault"), uncollected():
+        raise ValueError("a fault")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with uncollected():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -14,7 +14,7 @@ from unet_batch.archive.shards import StoredIndex, inventory
 from unet_batch.errors import Reason, StorageError
 from unet_batch.job.plan import PartitionPlan, Select, again_plan, plan_partition, wants
 from unet_batch.job.prepare import Prepared
-from unet_batch.records import Source
+from unet_batch.records import Source, uncollected
 from unet_batch.table.parts import RowKey, read_parts
 from unet_batch.table.publish import Published, published_keys, read_commit
 from unet_batch.table.rows import partition_values
@@ -45,6 +45,7 @@ class _ReadOnlyIndex(StoredIndex):
         """Keep nothing."""
 
 
+@uncollected()
 def archive_partitions(prepared: Prepared, window: Window, *, keep: bool) -> dict[str, list[Source]]:
     """The inventory of every partition of the window; lists only the window's prefixes.
 
@@ -94,6 +95,7 @@ def selected(prepared: Prepared, window: Window, select: Select) -> list[Partiti
     return [plan for plan in plans if wants(select, plan)]
 
 
+@uncollected()
 def survey_partition(prepared: Prepared, partition: str, sources: Sequence[Source], *, repair: bool) -> PartitionPlan:
     """One partition compared with what is published and staged under this job's fingerprint."""
     mark = prepared.fingerprint
@@ -109,6 +111,7 @@ def survey_partition(prepared: Prepared, partition: str, sources: Sequence[Sourc
     return plan_partition(partition, sources, mark=mark, published=published, done=done, parts=sound)
 
 
+@uncollected()
 def survey_again(prepared: Prepared, plan: PartitionPlan) -> PartitionPlan:
     """The plan of a complete partition whose rejections may end differently now; the plan as it is for any other."""
     published = plan.published

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unet_batch.errors import Conflict, Held, Incomplete, NotFound, PutUnknown, Reason, StorageError
-from unet_batch.records import Source, inventory_digest
+from unet_batch.records import Source, inventory_digest, uncollected
 from unet_batch.spec import LimitsSpec
 from unet_batch.table.layout import Layout
 from unet_batch.table.parts import Objects, RowKey, open_stream, parquet_writer, read_parts, row_keys
@@ -168,6 +168,7 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
         ) from error
 
 
+@uncollected()
 def _choose_rows(store: Store, layout: Layout, wanted: Publication) -> tuple[list[tuple[int, RowKey]], list[str]]:
     """(container, row) of every image in key order.
 
