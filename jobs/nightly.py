@@ -12,6 +12,6 @@ import sys
 from unet_batch.cli import main
 
 if __name__ == "__main__":
-    cluster = ["--address", "auto"] if os.environ.get("RAY_ADDRESS") else []
+    cluster = ["--address", "auto", "--wait", "600"] if os.environ.get("RAY_ADDRESS") else []
     sys.argv[1:] = ["run", "--window", "yesterday", *cluster, *sys.argv[1:]]
     main()

@@ -9,16 +9,17 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from unet_batch.spec import load_job
 
 if __name__ == "__main__":
-    job, words = sys.argv[1], sys.argv[2:]
-    overrides = [word for i, word in enumerate(words) if word == "--set" or words[i - 1 : i] == ["--set"]]
-    scratch = f"{load_job(job, overrides[1::2]).output.uri}/{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+    job = sys.argv[1]
+    words = [w for word in sys.argv[2:] for w in (word.split("=", 1) if word.startswith("--set=") else [word])]
+    overrides = [after for word, after in pairwise(words) if word == "--set"]
+    scratch = f"{load_job(job, overrides).output.uri.rstrip('/')}/{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
     cluster = ["--address", "auto"] if os.environ.get("RAY_ADDRESS") else []
-    for command in (["run", *cluster, *words], ["verify", *overrides]):
+    for command in (["run", *cluster, *words], ["verify", *(f"--set={o}" for o in overrides)]):
         command += [job, "--window", "all", "--set", f"output.uri={scratch}"]
-        code = subprocess.run([sys.executable, "-m", "unet_batch", *command], check=False).returncode  # noqa: S603
-        if code != 0:
+        if code := subprocess.run([sys.executable, "-m", "unet_batch", *command], check=False).returncode:  # noqa: S603
             sys.exit(code)

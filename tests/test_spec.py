@@ -90,6 +90,25 @@ def test_a_secret_written_into_the_job_file_is_refused_and_not_echoed(tmp_path, 
     assert "hunter2" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:hunter2@store",
+        "https://hunter2@store/x",
+        "https://store/x?sv=1&sig=hunter2",
+        "s3://b/?X-Token=hunter2",
+    ],
+)
+def test_a_secret_inside_a_url_of_the_options_is_refused_and_not_echoed(tmp_path, url):
+    """User info and signatures are secrets under whatever key they stand; other URLs are settings."""
+    options = f"{{uri: s3://t, options: {{client_kwargs: {{endpoint_url: '{url}'}}}}}}"
+    with pytest.raises(JobError) as raised:
+        load(tmp_path, GOOD.replace("{uri: s3://tables/nuclei}", options))
+    assert "output.options.client_kwargs.endpoint_url looks like a secret" in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+    load(tmp_path, GOOD.replace("{uri: s3://tables/nuclei}", options.replace(url, "https://store:9000/x?list-type=2")))
+
+
 def test_a_secret_is_read_from_its_variable_only_where_it_is_used(tmp_path, monkeypatch):
     """The job's JSON holds the reference, never the value."""
     text = GOOD.replace("{uri: s3://tables/nuclei}", "{uri: s3://t, options: {secret: {env: MY_SECRET}}}")

@@ -84,11 +84,11 @@ def plan(job: JobSpec, window: str) -> None:
 
 @job_command(None)
 @runner
-def run(job: JobSpec, window: str, executor: str, address: str | None, quiet: bool) -> None:
+def run(job: JobSpec, window: str, executor: str, address: str | None, wait_s: float, quiet: bool) -> None:
     """Score what the window still needs and publish every complete partition. Resuming is running again."""
     from unet_batch.job.run import Choice
 
-    _run(job, window, Choice(), executor=executor, address=address, quiet=quiet)
+    _run(job, window, Choice(wait_s=wait_s), executor=executor, address=address, quiet=quiet)
 
 
 @job_command("all")
@@ -125,6 +125,7 @@ def backfill(
     dry_run: bool,
     executor: str,
     address: str | None,
+    wait_s: float,
     quiet: bool,
 ) -> None:
     """Score many partitions with one pool of sessions; each is published as soon as it is complete."""
@@ -133,7 +134,7 @@ def backfill(
     if dry_run:
         _plan(job, window, select)
     until = None if deadline is None else parse_deadline(deadline, datetime.now().astimezone())
-    choice = Choice(select, newest_first=newest_first, max_active=max_active, deadline=until)
+    choice = Choice(select, newest_first=newest_first, max_active=max_active, deadline=until, wait_s=wait_s)
     _run(job, window, choice, executor=executor, address=address, quiet=quiet)
 
 

@@ -43,7 +43,20 @@ def runner(command: Callable[..., None]) -> Callable[..., None]:
     )
     address = click.option("--address", metavar="HOST:PORT", help="Ray cluster to join; without it Ray is embedded.")
     quiet = click.option("--quiet", is_flag=True, help="No progress.")
-    return executor(address(quiet(command)))
+    return executor(address(wait(quiet(command))))
+
+
+def wait(command: Callable[..., None]) -> Callable[..., None]:
+    """The option of commands that may meet the leases of a run that died."""
+    option = click.option(
+        "--wait",
+        "wait_s",
+        type=click.FloatRange(min=0),
+        default=0.0,
+        metavar="SECONDS",
+        help="Wait so long for the leases of a run that may have died; one that renews them is never waited for.",
+    )
+    return option(command)
 
 
 class Exit(Exception):

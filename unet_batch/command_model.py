@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import click
 
@@ -123,16 +123,17 @@ def pack(path: str, out: Path, contract: str | None, source: Any, **parts: bool)
     click.echo(
         f"wrote {out}: {packed.bytes_after} bytes in and out per tile instead of {packed.bytes_before}", err=True
     )
-    finish(
-        {
-            "path": str(out),
-            "sha256": packed.model.sha256,
-            "bytes_before": packed.bytes_before,
-            "bytes_after": packed.bytes_after,
-            "tells": packed.tells,
-            "notes": list(packed.notes),
-        }
-    )
+    report = {
+        "path": str(out),
+        "sha256": packed.model.sha256,
+        "source_sha256": found.sha256,
+        "bytes_before": packed.bytes_before,
+        "bytes_after": packed.bytes_after,
+        "tells": packed.tells,
+        "notes": list(packed.notes),
+    }
+    replace_file(out.with_suffix(".pack.json"), json.dumps(report, indent=1).encode())
+    finish(report)
 
 
 @model.command()
@@ -152,12 +153,13 @@ def quantize(
     kind: Literal["int8", "fp16"],
     table: bool,
 ) -> None:
-    """Quantise a job's model with images of its archive; layers stay fp32 until the masks agree."""
+    """Quantise a job's model with images of its archive; layers stay fp32 until its `check` would agree."""
     from unet_batch.job.prepare import prepare
     from unet_batch.job.sample import archive_tiles
     from unet_batch.job.survey import window_of
     from unet_batch.model.engines import file_precision
     from unet_batch.model.files import replace_file
+    from unet_batch.model.parity import Tolerance
     from unet_batch.model.quantize import QuantizeSpec, rows
     from unet_batch.model.quantize import quantize as quantize_model
     from unet_batch.spec import load_job
@@ -166,7 +168,9 @@ def quantize(
     spec = load_job(job, overrides)
     prepared = prepare(spec)
     sample = archive_tiles(prepared, window_of(window or spec.window), images)
-    made = quantize_model(prepared.model_bytes, prepared.model, sample.tiles_nhwc, QuantizeSpec(kind=kind))
+    tolerance = Tolerance(spec.check.max_flipped, spec.check.min_dice, spec.check.max_abs_error)
+    asked = QuantizeSpec(kind=kind, tolerance=tolerance)
+    made = quantize_model(prepared.model_bytes, prepared.model, sample.tiles_nhwc, asked)
     if file_precision(made.data) != kind:
         raise ModelRefused(f"nothing of {spec.model.path} was quantised: its first and last layers stay fp32")
     replace_file(out, made.data)
@@ -177,7 +181,7 @@ def quantize(
         from unet_batch.model import variants
 
         tiles = [tile for n, tile in enumerate(sample.tiles_nhwc) if n % 3 != 2]
-        ways = variants.variants(prepared.model_bytes, prepared.model, tiles, chosen=made.data)
+        ways = variants.variants(prepared.model_bytes, prepared.model, tiles, chosen=made.data, keep=made.report.kept)
         figures = variants.measure(ways, prepared.model, list(sample.tiles_nhwc[2::3]))
         heading, *lines = variants.rows(figures)
         print_table("variants, measured in turns", heading, lines)
@@ -192,25 +196,47 @@ def quantize(
 @click.option("--contract", help="Contract of the model; left out: beside it, or in its metadata.")
 @click.option("--batch-max", type=click.IntRange(min=1), default=8, show_default=True, help="Largest batch to try.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each point.")
-@click.option("--plot", type=click.Path(path_type=Path), help="PNG of the curves (needs the extra `export`).")
+@click.option("--size", metavar="HxW", help="Tile to measure with, where the model takes any size.")
+@click.option("--plot", type=click.Path(path_type=Path), help="PNG of the curves, and JSON beside it (extra `export`).")
 @click.option(
     "--remember/--no-remember", default=True, show_default=True, help="Keep the curve for this machine's jobs."
 )
-def tune(path: str, contract: str | None, batch_max: int, rounds: int, plot: Path | None, remember: bool) -> None:
+def tune(
+    path: str,
+    contract: str | None,
+    batch_max: int,
+    rounds: int,
+    size: str | None,
+    plot: Path | None,
+    remember: bool,
+) -> None:
     """Measure batch sizes, threads and engines on this machine, and keep what a job's ladder would find."""
     from unet_batch.job.prepare import model_at
     from unet_batch.model import tune as tuning
+    from unet_batch.model.engines import file_precision
+    from unet_batch.model.files import replace_file
     from unet_batch.model.ladder import LadderMemory
-    from unet_batch.spec import SessionSpec
+    from unet_batch.spec import Precision, SessionSpec
     from unet_batch.terminal import print_table
 
     data, found = model_at(path, contract, TilingSpec())
-    profile = tuning.tune(data, found, SessionSpec(batch_max=batch_max), rounds=rounds)
+    precision = cast(Precision, file_precision(data, path))
+    profile = tuning.tune(
+        data,
+        found,
+        SessionSpec(batch_max=batch_max),
+        precision=precision,
+        rounds=rounds,
+        tile_hw=None if size is None else _size(size),
+    )
     heading, *lines = profile.rows()
-    print_table(f"{path} on this machine", heading, lines)
+    print_table(f"{path} in {precision} on this machine", heading, lines)
+    for reason in profile.left_out:
+        click.echo(f"left out: {reason}", err=True)
     if plot is not None:
         tuning.draw(profile, plot)
-    kept = tuning.remember(profile, LadderMemory("fp32")) if remember else 0
+        replace_file(plot.with_suffix(".tune.json"), json.dumps(profile.to_json(), indent=1).encode())
+    kept = tuning.remember(profile, LadderMemory(precision)) if remember else 0
     finish({**profile.to_json(), "remembered": kept})
 
 
@@ -221,14 +247,32 @@ def tune(path: str, contract: str | None, batch_max: int, rounds: int, plot: Pat
 def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
     """Hold a job's session against a trusted one on images of its archive, as every run does before its first unit."""
     from unet_batch.job.diagnosis import check_job
+    from unet_batch.job.prepare import prepare
     from unet_batch.job.survey import window_of
+    from unet_batch.model.peak import crash_of
+    from unet_batch.model.tune import tile_of
     from unet_batch.spec import load_job
 
     spec = load_job(job, overrides)
+    if spec.model.engine != "onnxruntime" and spec.model.ensemble is None:
+        # Here a crash would end this very command, without a word.
+        prepared = prepare(spec)
+        scored = prepared.model
+        shape = (scored.batch or 1, *tile_of(scored, None), scored.contract.input.channels)
+        crash = crash_of(
+            prepared.model_bytes,
+            scored,
+            spec.session,
+            shape_nhwc=shape,
+            engine=spec.model.engine,
+            precision=spec.model.precision,
+        )
+        if crash is not None:
+            raise ModelRefused(crash)
     checked = check_job(spec, window_of(window or spec.window))
     said = "agrees with the trusted one" if checked else "is the trusted one itself (or check.images is 0)"
     click.echo(f"the session of {spec.name} {said}", err=True)
-    finish({"checked": checked, "agrees": True})
+    finish({"checked": checked, "agrees": True if checked else None})
 
 
 def _classes(text: str) -> tuple[str, ...]:

@@ -160,8 +160,9 @@ class ModelOutput(Section):
     """Output tensor; may be left out where the model has one output."""
     layout: Literal["nchw", "nhwc", "nhw"] | None = None
     """Order of the axes; left out: the input's (`nhw` for label maps)."""
-    activation: Literal["logits", "softmax", "sigmoid", "labels"] = "logits"
-    """What the numbers are: raw scores, probabilities over the classes, a probability per class, or finished labels."""
+    activation: Literal["logits", "softmax", "sigmoid", "labels", "masks"] = "logits"
+    """What the numbers are: raw scores, probabilities over the classes, a probability per class, finished labels, or
+    finished masks (0 or 1 per class, and classes may overlap)."""
     classes: tuple[str, ...] = Field(default=("background", "foreground"), strict=False)
     """Names by channel; one name alone is a binary model (one channel)."""
     background: int | None = 0
@@ -181,7 +182,12 @@ class ModelOutput(Section):
     @property
     def multi_label(self) -> bool:
         """Whether every class is decided by its own threshold, so that classes may overlap."""
-        return self.activation == "sigmoid" or (len(self.classes) == 1 and self.activation != "labels")
+        return self.activation in ("sigmoid", "masks") or (len(self.classes) == 1 and self.activation != "labels")
+
+    @property
+    def decided(self) -> bool:
+        """Whether the model decides itself: there are no scores to blend, to resize or to take a confidence from."""
+        return self.activation in ("labels", "masks")
 
 
 class Contract(Section):

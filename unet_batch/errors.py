@@ -6,11 +6,11 @@
     ├── ProviderMissing     the provider that was asked for cannot run here              exit 2
     ├── ModelRefused        a model that would not give its right results: says why      exit 2
     ├── StorageError        a store answered with something other than the bytes
-    │   ├── NotFound        no such object
-    │   ├── Denied          the store refuses these credentials
+    │   ├── NotFound        no such object                                               exit 2
+    │   ├── Denied          the store refuses these credentials                          exit 2
     │   ├── Changed         the object is no longer the version that was planned
     │   ├── TooLarge        the object is larger than the caller allows
-    │   ├── Unavailable     a transient fault that outlived its retries
+    │   ├── Unavailable     a transient fault that outlived its retries                  exit 3
     │   ├── AlreadyExists   a create-only put found an object (often this is success)
     │   ├── Conflict        a conditional put lost against another writer
     │   └── PutUnknown      a put whose outcome nobody knows: settle it by reading back
@@ -76,12 +76,14 @@ class NotFound(StorageError):
     """No such object."""
 
     code = "storage.not_found"
+    exit_code = 2
 
 
 class Denied(StorageError):
     """The store refuses these credentials, or the URI is outside what the job allows."""
 
     code = "storage.denied"
+    exit_code = 2
 
 
 class Changed(StorageError):
@@ -100,6 +102,7 @@ class Unavailable(StorageError):
     """A transient fault that outlived its retries."""
 
     code = "storage.unavailable"
+    exit_code = 3
     retryable = True
 
 

@@ -21,6 +21,7 @@ from unet_batch.errors import JobError
 from unet_batch.strict import SECRET_NAME, parse_yaml, set_value, validate
 
 MAX_JOB_FILE_BYTES = 1 << 20
+_SECRET_IN_URL = re.compile(r"://[^/\s]*@|[?&][^=&\s]*(sig|token|secret|credential|key)[^=&\s]*=", re.IGNORECASE)
 
 
 LEFT_FIRST = Field(union_mode="left_to_right")  # a mapping with the one key `env` is a reference, not a mapping
@@ -74,12 +75,20 @@ class ModelSpec(Section):
     int8 are properties of the file, and must be said of a file that is one."""
     ensemble: EnsembleSpec | None = None
     """Further models whose outputs are combined with this one's."""
+    pack: Literal["auto", "off"] = "auto"
+    """Whether a job puts normalisation (and the decision, where no score is needed behind it) into the graph, as far as
+    that leaves every row exactly as it is."""
     contract: str | None = None
     """URI or path of its contract; left out: `<model>.yaml` beside the model, else the model's metadata."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Digest the file must have."""
     options: Options = {}
     """Options of the store that holds the model."""
+
+    @field_validator("pack", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML 1.1 reads off as false
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -167,7 +176,7 @@ class SessionSpec(Section):
     ONNX Runtime's name only enter the fingerprint."""
     custom_ops: tuple[str, ...] = Field(default=(), strict=False)
     """Libraries with operators of your own (`libfoo.so`), relative to the folder you start from: native code that runs
-    with all rights of the job. Their names enter the fingerprint."""
+    with all rights of the job. Their names and digests enter the fingerprint."""
     batch_max: int = Field(default=64, ge=1)
     """Largest batch the ladder may try."""
     gpu_share: float = Field(default=1.0, gt=0, le=1)
@@ -284,7 +293,7 @@ class JobSpec(Section):
         if self.input.partition_column is not None and self.input.format != "manifest":
             raise ValueError("input.partition_column needs input.format: manifest")
         for where in ("model", "input", "output"):
-            _refuse_literal_secrets(where, getattr(self, where).options)
+            _refuse_literal_secrets(f"{where}.options", getattr(self, where).options)
         return self
 
 
@@ -326,8 +335,6 @@ def job_digest(job: JobSpec) -> str:
 def _refuse_literal_secrets(where: str, options: Mapping[str, Any]) -> None:
     for key, value in options.items():
         if isinstance(value, dict):
-            _refuse_literal_secrets(f"{where}.options.{key}", value)
-        elif SECRET_NAME.search(key) and isinstance(value, str):
-            raise ValueError(
-                f"{where}.options.{key} looks like a secret: write {key}: {{env: NAME}} and set the variable"
-            )
+            _refuse_literal_secrets(f"{where}.{key}", value)
+        elif isinstance(value, str) and (SECRET_NAME.search(key) or _SECRET_IN_URL.search(value)):
+            raise ValueError(f"{where}.{key} looks like a secret: write {key}: {{env: NAME}} and set the variable")

@@ -1,8 +1,8 @@
 """The limit: decode, fit, session and encode in a plain loop, one process per core, no Ray, nothing written.
 
 Uses the package's own functions, so that what is between this and the job is the job: planning, actors, the object
-store, parts and publication. As a program: limit.py PHOTOS MODEL OUT IMAGES prints one JSON line; imports and opening
-the session are not timed (which flatters the limit).
+store, parts and publication. As a program: limit.py PHOTOS MODEL OUT IMAGES [ENGINE PRECISION REFERENCE] prints one
+JSON line; imports and opening the session are not timed (which flatters the limit).
 """
 
 from __future__ import annotations
@@ -26,19 +26,29 @@ from unet_batch.imaging.preprocess import fit, normalize
 from unet_batch.imaging.tiling import Box
 from unet_batch.job.prepare import prepare
 from unet_batch.model.batching import Batcher, Tile
+from unet_batch.model.ladder import LadderMemory
 from unet_batch.model.session import Device, open_session
 from unet_batch.records import Source
-from unet_batch.spec import InputSpec, JobSpec, ModelSpec, OutputSpec
+from unet_batch.spec import CheckSpec, InputSpec, JobSpec, ModelSpec, OutputSpec
 from unet_batch.table.rows import Provenance, prediction_row, to_table
 
 BATCH_IMAGES = 32
 
 
-def bench_job(photos: Path, model: Path, out: Path) -> JobSpec:
-    """The job that both the limit and ours run."""
+def bench_job(
+    photos: Path,
+    model: Path,
+    out: Path,
+    engine: str = "onnxruntime",
+    *,
+    precision: str = "fp32",
+    reference: str | None = None,
+) -> JobSpec:
+    """The job that both the limit and ours run. reference: the fp32 model that the gate holds another one against."""
     return JobSpec(
         name="bench",
-        model=ModelSpec(path=str(model)),
+        model=ModelSpec.model_validate({"path": str(model), "engine": engine, "precision": precision}),
+        check=CheckSpec(reference=reference if reference != str(model) else None),
         input=InputSpec(uri=str(photos)),
         output=OutputSpec(uri=str(out), geometry="model", confidence=False),  # what the rivals write, and no more
     )
@@ -49,12 +59,16 @@ def work(photos: list[str], job: JobSpec, ready: Barrier) -> None:
     try:
         prepared = prepare(job)
         model = prepared.model
-        session = open_session(prepared.model_bytes, model, job.session, Device(threads=1))
+        engine, precision = job.model.engine, job.model.precision
+        session = open_session(
+            prepared.model_bytes, model, job.session, Device(threads=1), engine=engine, precision=precision
+        )
     except BaseException:
         ready.abort()  # nobody waits for a process that cannot start
         raise
-    batcher = Batcher(session, batch_max=job.session.batch_max)
-    provenance = Provenance(model.sha256, prepared.fingerprint, "bench", session.provider, "fp32")
+    # With what the machine remembers, as the job has it: else a short limit climbs the ladder for most of its time.
+    batcher = Batcher(session, batch_max=job.session.batch_max, memory=LadderMemory(precision))
+    provenance = Provenance(model.sha256, prepared.fingerprint, "bench", session.provider, precision)
     ready.wait()
     for begin in range(0, len(photos), BATCH_IMAGES):
         names = photos[begin : begin + BATCH_IMAGES]
@@ -76,13 +90,12 @@ def work(photos: list[str], job: JobSpec, ready: Barrier) -> None:
         to_table(rows, "all", provenance)
 
 
-def run(photos: Path, model: Path, out: Path, images: int) -> dict[str, Any]:
+def run(job: JobSpec, photos: Path, images: int) -> dict[str, Any]:
     """Seconds of the slowest process, from the moment all are ready."""
     names = first_photos(photos, images)
     cores = len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
     ready = context.Barrier(cores + 1)
-    job = bench_job(photos, model, out)
     workers = [context.Process(target=work, args=(names[i::cores], job, ready)) for i in range(cores)]
     started = time.perf_counter()
     for worker in workers:
@@ -100,7 +113,14 @@ def run(photos: Path, model: Path, out: Path, images: int) -> dict[str, Any]:
     return {"variant": "limit", "seconds": seconds, "images": len(names), "start_s": begun - started}
 
 
+def job_of(arguments: list[str]) -> tuple[JobSpec, Path, int]:
+    """The job that PHOTOS MODEL OUT IMAGES [ENGINE PRECISION REFERENCE] ask for, the photographs, and how many."""
+    if len(arguments) not in (4, 7):
+        sys.exit("usage: PHOTOS MODEL OUT IMAGES [ENGINE PRECISION REFERENCE]")
+    photos, model, out = map(Path, arguments[:3])
+    engine, precision, reference = arguments[4:] or ("onnxruntime", "fp32", None)
+    return bench_job(photos, model, out, engine, precision=precision, reference=reference), photos, int(arguments[3])
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 5:
-        sys.exit("usage: limit.py PHOTOS MODEL OUT IMAGES")
-    print(json.dumps(run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))), flush=True)
+    print(json.dumps(run(*job_of(sys.argv[1:]))), flush=True)

@@ -1,7 +1,8 @@
 """Ours: the job end to end, from listing the archive to one published partition, on an embedded Ray.
 
-As a program: ours.py PHOTOS MODEL OUT IMAGES prints one JSON line. Ray's start and, after the publication, its end are
-timed apart, as for naive; starting the actors and opening their sessions is part of the time.
+As a program: ours.py PHOTOS MODEL OUT IMAGES [ENGINE PRECISION REFERENCE] prints one JSON line. Ray's start and, after
+the publication, its end are timed apart, as for naive; starting the actors, opening their sessions and the gate are
+part of the time.
 """
 
 from __future__ import annotations
@@ -11,22 +12,22 @@ import os
 import resource
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from limit import bench_job
+from limit import job_of
 
 from unet_batch.job.prepare import prepare
 from unet_batch.job.ray_executor import RayExecutor
 from unet_batch.job.run import run as run_job
 from unet_batch.job.survey import window_of
 from unet_batch.job.verify import verify
+from unet_batch.spec import JobSpec
 
 
-def run(photos: Path, model: Path, out: Path, images: int) -> dict[str, Any]:
+def run(job: JobSpec, images: int) -> dict[str, Any]:
     """Seconds from the job file to the published partition, without Ray's start and end; and what verify says."""
     started = time.perf_counter()
-    prepared = prepare(bench_job(photos, model, out))
+    prepared = prepare(job)
     summary = run_job(prepared, window_of("all"), RayExecutor, quiet=True)
     seconds = time.perf_counter() - started - summary.start_s - summary.stop_s
     partitions, findings = verify(prepared, window_of("all"))
@@ -47,7 +48,6 @@ def run(photos: Path, model: Path, out: Path, images: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 5:
-        sys.exit("usage: ours.py PHOTOS MODEL OUT IMAGES")
-    print(json.dumps(run(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))), flush=True)
+    wanted, _, count = job_of(sys.argv[1:])
+    print(json.dumps(run(wanted, count)), flush=True)
     os._exit(0)  # pyarrow may abort while the interpreter winds down, long after the result is written

@@ -15,6 +15,7 @@ import fsspec
 import pytest
 from contracts.store_suite import StoreSuite
 
+from unet_batch.archive import local
 from unet_batch.archive.objects import join
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import Changed, Conflict, Denied, JobError, NotFound, StorageError, TooLarge
@@ -152,7 +153,26 @@ def test_a_put_leaves_no_temporary_file_and_no_lock_in_a_listing(tmp_path: Path)
     version = storage.create(uri, b"1")
     storage.replace(uri, b"2", version=version)
     assert [o.uri for o in storage.list(f"file://{tmp_path}")] == [uri]
-    assert [name for name in os.listdir(tmp_path) if not name.endswith(".lock")] == ["data.parquet"]
+    assert os.listdir(tmp_path) == ["data.parquet"]
+
+
+def test_those_who_waited_for_a_lock_that_was_removed_take_a_new_one(tmp_path: Path) -> None:
+    """The last holder removes the lock: of twenty who replace at once, one at a time is in, and no lock is left."""
+    inside, most, done = 0, 0, 0
+
+    def enter(_: int) -> None:
+        nonlocal inside, most, done
+        with local.locked(str(tmp_path / "a")):
+            inside += 1
+            most = max(most, inside)
+            time.sleep(0.001)
+            done += 1
+            inside -= 1
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(enter, range(200)))
+    assert (most, done) == (1, 200)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_failed_put_leaves_the_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 
 from unet_batch.cli import cli
+from unet_batch.spec import LimitsSpec
 
 FOLDER = crds.ROOT / "cluster" / "kuberay"
 CLUSTER, JOB, NIGHTLY = (
@@ -135,6 +136,13 @@ def test_the_entry_point_is_a_command_of_this_package():
     assert mount["readOnly"]
     result = CliRunner().invoke(cli, ["run", "/nowhere/job.yaml", *options])
     assert "nowhere" in str(result.exception)
+
+
+def test_an_attempt_outlasts_the_leases_of_the_one_before():
+    """The next attempt runs on other nodes, where the dead process cannot be looked for."""
+    words = JOB["spec"]["entrypoint"].split()
+    assert float(words[words.index("--wait") + 1]) > LimitsSpec().lease_s
+    assert JOB["spec"]["backoffLimit"] > 0
 
 
 # What pods may do -------------------------------------------------------------------------------------------------

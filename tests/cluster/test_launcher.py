@@ -66,7 +66,7 @@ def test_ray_refuses_a_misspelt_key(name, path):
 @BOTH
 def test_every_mounted_file_is_in_the_checkout(name):
     """What the set-up commands install from, and the token, which is not."""
-    mounts = FILES[name]["file_mounts"]
+    mounts = dict(FILES[name]["file_mounts"])
     assert mounts.pop("/home/ubuntu/.ray/auth_token") == "~/.ray/auth_token"
     assert mounts
     for remote, local in mounts.items():

@@ -1,6 +1,7 @@
-"""Strikes: what happens to a process at the n-th call of a named point. The package itself knows nothing of them.
+"""Strikes: what happens to a process at the n-th call of a named point; weather: how its local store behaves all along.
 
-A point is a function of the package that is wrapped in the process that is to be struck. As a script: a driver on Ray.
+The package itself knows nothing of them: functions of it are wrapped in the process that is to be struck. As a script:
+a driver on Ray, which reads in STRIKE what is to happen to it or to its workers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from typing import Any
 import numpy as np
 import poison
 
+from unet_batch.archive import conditional
 from unet_batch.archive.decode import Page
+from unet_batch.archive.local import LocalStore
+from unet_batch.archive.objects import Object
 from unet_batch.contract import ModelInput
 from unet_batch.errors import SessionBroken, UnetBatchError
 from unet_batch.job.lease import Leases
@@ -124,11 +128,71 @@ def decode(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
     return poison.decode(data, spec, limits)
 
 
+def blind(text: str) -> None:
+    """Let this process's listings leave out whatever has this text in its URI."""
+    inner = LocalStore.list
+
+    def listed(store: LocalStore, folder: str) -> Iterator[Object]:
+        return (found for found in inner(store, folder) if text not in found.uri)
+
+    LocalStore.list = listed  # type: ignore[method-assign]
+
+
+def slow(seconds: float) -> None:
+    """Let every read and every put of this process take some seconds more."""
+    read, put = LocalStore.read, conditional.put_local
+
+    def slow_read(store: LocalStore, uri: str, **how: Any) -> bytes:
+        time.sleep(seconds)
+        return read(store, uri, **how)
+
+    def slow_put(*what: Any) -> str:
+        time.sleep(seconds)
+        return put(*what)
+
+    LocalStore.read, conditional.put_local = slow_read, slow_put  # type: ignore[method-assign]
+
+
+def flaky(text: str) -> None:
+    """Let this process's first read and first put of each object with this text be reset, the put after it landed."""
+    read, put, met = LocalStore.read, conditional.put_local, set()
+
+    def first(what: str, uri: str) -> bool:
+        new = text in uri and (what, uri) not in met
+        met.add((what, uri))
+        return new
+
+    def flaky_read(store: LocalStore, uri: str, **how: Any) -> bytes:
+        if first("read", uri):
+            raise ConnectionResetError("reset")
+        return read(store, uri, **how)
+
+    def flaky_put(uri: str, *what: Any) -> str:
+        version = put(uri, *what)
+        if first("put", uri):
+            raise ConnectionResetError("reset")
+        return version
+
+    LocalStore.read, conditional.put_local = flaky_read, flaky_put  # type: ignore[method-assign]
+
+
+WEATHER: dict[str, Callable[[Any], None]] = {"blind": blind, "slow": slow, "flaky": flaky}
+
+
+def _arm(where: str) -> None:
+    """Do to this process what STRIKE wants for its kind."""
+    wanted = json.loads(os.environ.get(VARIABLE, "{}"))
+    if where not in wanted.get("where", ""):
+        return
+    if "strike" in wanted:
+        arm(Strike(**wanted["strike"]))
+    for name, value in wanted.get("weather", {}).items():
+        WEATHER[name](value)
+
+
 @functools.cache
 def _arm_worker() -> None:
-    wanted = json.loads(os.environ.get(VARIABLE, "{}"))
-    if wanted.get("where") == "worker":
-        arm(Strike(**wanted["strike"]))
+    _arm("worker")
 
 
 def _act(strike: Strike) -> None:
@@ -160,9 +224,7 @@ def _leave(job: str, overrides: tuple[str, ...], make: Callable[..., Any], told:
 def _on_ray(job: str, told: str, *overrides: str) -> None:
     from unet_batch.job.ray_executor import RayExecutor
 
-    wanted = json.loads(os.environ.get(VARIABLE, "{}"))
-    if wanted.get("where") == "driver":
-        arm(Strike(**wanted["strike"]))
+    _arm("driver")
     sys.stdout = sys.stderr
     _leave(job, overrides, lambda settings: RayExecutor(replace(settings, decoder=NAME)), told)
 

@@ -1,4 +1,4 @@
-"""The same strikes under Ray: a worker's death costs the run one unit's work, a driver's death the units in flight."""
+"""The same strikes and the same weather under Ray: what a worker's or a driver's death, or a bad store, costs there."""
 
 from __future__ import annotations
 
@@ -25,14 +25,18 @@ AT_ONCE = 2
 """Units that one actor works on; there is an actor for each core."""
 
 
-def on_ray(faulty: Faulty, where: str, strike: Strike) -> tuple[int, dict]:
-    """A struck run with embedded Ray in a process group of its own: exit code and summary."""
+def on_ray(faulty: Faulty, where: str, strike: Strike | None = None, **weather: object) -> tuple[int, dict]:
+    """A run with embedded Ray in a process group of its own: exit code and summary.
+
+    where: `driver`, `worker` or `driver and worker`: what is struck, or lives under some weather.
+    """
     tests, folder = Path(__file__).parents[1], faulty.project.folder
     told = folder / "told.json"
+    wanted = {"where": where, "weather": weather, **({"strike": asdict(strike)} if strike else {})}
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tests), str(tests / "faults")]),
-        VARIABLE: json.dumps({"where": where, "strike": asdict(strike)}),
+        VARIABLE: json.dumps(wanted),
         LOG_VARIABLE: str(faulty.log),
     }
     command = [sys.executable, str(tests / "faults" / "strikes.py"), str(folder / "job.yaml"), str(told), *LIMITS]
@@ -92,6 +96,53 @@ def test_a_driver_that_is_killed_is_followed_by_a_run_that_completes(faulty, poi
     assert len(project.rows(NAME)) == IMAGES
     assert project.verify() == []
     assert faulty.left_after_sweep() == []
+
+
+@pytest.mark.parametrize("weather", [{"slow": 0.3}, {"flaky": "2026"}], ids=["slow", "reset once for each object"])
+def test_a_store_that_is_slow_or_breaks_off_costs_time_and_nothing_else(faulty, weather):
+    """In the driver and in every worker: each image is decoded once, and nothing is reported."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    code, told = on_ray(faulty, "driver and worker", **weather)
+    assert code == 0
+    assert [told[k] for k in ("ok", "rejected", "remaining", "published", "problems")] == [IMAGES, 0, 0, 1, []]
+    assert set(faulty.decoded().values()) == {1}
+    assert len(faulty.parts()) == IMAGES // UNIT
+    assert len(project.rows(NAME)) == IMAGES
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
+
+
+def test_parts_that_no_listing_shows_are_redone_and_count_once(faulty):
+    """After a driver's death, with a listing that lags: parts are met again by name, none is rewritten."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    on_ray(faulty, "driver", Strike("a part has arrived", 3))
+    settled(faulty)
+    written = faulty.parts()
+    assert len(written) >= 3
+    code, told = on_ray(faulty, "driver", blind="/_work/parts/")
+    assert (code, told["planned"], told["ok"], told["problems"]) == (0, IMAGES, IMAGES, [])
+    assert {path: at for path, at in faulty.parts().items() if path in written} == written
+    assert len(faulty.parts()) == IMAGES // UNIT
+    assert [row["uri"][-7:] for row in project.rows(NAME)] == [f"{i:03}.png" for i in range(IMAGES)]
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
+
+
+def test_rows_and_images_that_a_listing_shows_late_are_scored_once(faulty):
+    """An image that the listing hides is added by the next run, which finds the published rows by their name."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    code, told = on_ray(faulty, "driver", blind="/004.png")
+    assert (code, told["ok"], len(project.rows(NAME))) == (0, IMAGES - 1, IMAGES - 1)
+    for part in faulty.parts():
+        part.unlink()
+    code, told = on_ray(faulty, "driver", blind="/predictions/")
+    assert (code, told["planned"], told["ok"], told["published"]) == (0, 1, 1, 1)
+    assert set(faulty.decoded().values()) == {1}
+    assert len(project.rows(NAME)) == IMAGES
+    assert project.verify() == []
 
 
 def settled(faulty: Faulty) -> None:

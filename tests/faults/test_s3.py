@@ -106,6 +106,50 @@ def test_a_publication_whose_put_is_unsure_is_read_back(remote, faults, puts, ex
     assert remote.project.verify(*remote.overrides) == []
 
 
+@pytest.mark.parametrize("fault", ["reset", "landed"])
+def test_the_probes_first_put_may_lose_its_answer(remote, fault):
+    """Whether it landed or not: the store is asked again, and the run is as any other."""
+    remote.proxy.schedule = [("PUT", "", fault)]
+    summary = remote.run()
+    assert (summary.ok, summary.published, summary.exit_code, summary.problems) == (IMAGES, 1, 0, [])
+    assert remote.proxy.schedule == []
+    assert list(remote.direct.list(f"{remote.bucket}/out/_work/probe")) == []
+    assert remote.project.verify(*remote.overrides) == []
+
+
+def test_a_store_that_resets_every_put_is_one_sentence_on_the_command_line(remote):
+    """Exit code 3, one line on stderr, nothing in the output; the same command completes when it is back."""
+    remote.proxy.schedule = [("PUT", "", "reset")] * 100
+    words = [word for override in remote.overrides for word in ("--set", override)]
+    result = remote.project.command("run", "job.yaml", "--window", "all", "--executor", "local", *words)
+    assert (result.returncode, result.stdout) == (3, "")
+    [line] = result.stderr.strip().splitlines()
+    assert line.startswith(f"error [run.incomplete]: nothing was scored: {remote.bucket}/out/_work/probe/")
+    assert list(remote.direct.list(f"{remote.bucket}/out")) == []
+    remote.proxy.schedule.clear()
+    assert remote.run().exit_code == 0
+
+
+def test_a_run_record_that_cannot_be_finished_leaves_the_rows_published(remote):
+    """On the wire: every try of the last put is reset; exit code 3 and one sentence."""
+    puts = 0
+
+    def fault(method: str, path: str) -> str:
+        nonlocal puts
+        puts += method == "PUT" and "/_work/runs/" in path
+        return "reset" if puts > 1 and method == "PUT" and "/_work/runs/" in path else ""
+
+    remote.proxy.fault = fault
+    summary = remote.run()
+    assert (summary.ok, summary.published, summary.exit_code) == (IMAGES, 1, 3)
+    [problem] = summary.problems
+    assert problem.startswith("the run's record could not be finished, and nothing else is missing: ")
+    del remote.proxy.fault
+    again = remote.run()
+    assert (again.planned, again.published, again.exit_code) == (0, 0, 0)
+    assert remote.project.verify(*remote.overrides) == []
+
+
 def test_a_store_that_stays_away_leaves_everything_staged_where_it_was(remote):
     """The publication's put is refused five times; nothing is scored again by the next run."""
     remote.proxy.schedule = [("PUT", "data.parquet", "503")] * 5

@@ -20,7 +20,7 @@ from unet_batch.archive import conditional
 from unet_batch.archive.conditional import ANYTHING
 from unet_batch.archive.faults import ShortReadError
 from unet_batch.archive.local import LocalStore
-from unet_batch.errors import Denied, JobError
+from unet_batch.errors import Incomplete, JobError
 from unet_batch.job.lease import Leases, read_lease
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.survey import window_of
@@ -309,10 +309,114 @@ def test_an_output_that_may_not_be_written_is_said_before_anything_is_scored(pro
     """One sentence with the place, nothing below the output."""
     project.fill(DAY, IMAGES)
     weather.always("put", "/out/", PermissionError(errno.EACCES, "not yours"))
-    with pytest.raises(Denied, match=r"refuses access to .*/out/_work/"):
+    with pytest.raises(JobError, match=r"nothing was scored: the store refuses access to .*/out/_work/"):
         project.run(*LIMITS)
     assert files_below(project.folder / "out") == []
     assert weather.calls.total() == len([n for n in weather.calls if n.startswith("read")]) + 1
+
+
+PROBE = "/_work/probe/"
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        (("after", ConnectionResetError("reset")),),
+        (("before", ConnectionResetError("reset")),),
+        (None, ("after", TimeoutError("slow"))),
+        (None, None, ("after", ConnectionResetError("reset"))),
+        (None, None, ("before", ConnectionResetError("reset"))),
+        (None, None, None, ("after", ConnectionResetError("reset"))),
+    ],
+    ids=["the first put, landed", "the first put, lost", "the second put", "the replacement, landed", "and lost",
+         "the stale one"],
+)  # fmt: skip
+def test_an_answer_that_the_probe_loses_is_no_verdict_on_the_store(project, weather, faults):
+    """A probe that cannot tell begins again under a fresh name; the run is as any other, and nothing is left of it."""
+    project.fill(DAY, IMAGES)
+    weather.next("put", PROBE, *faults)
+    summary = project.run(*LIMITS)
+    assert (summary.exit_code, summary.ok, summary.published, summary.problems) == (0, IMAGES, 1, [])
+    assert files_below(project.folder / "out" / "_work" / "probe") == []
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("reset"), Answered(503), TimeoutError("slow")])
+def test_an_output_that_does_not_answer_is_one_sentence_before_anything_is_scored(project, weather, error):
+    """Exit code 3, which says: again. Nothing was put; the next run does it all."""
+    project.fill(DAY, IMAGES)
+    weather.always("put", PROBE, error)
+    with pytest.raises(Incomplete, match=r"nothing was scored: .*/out/_work/probe/.* is not available now") as ended:
+        project.run(*LIMITS)
+    assert (ended.value.exit_code, "\n" in str(ended.value)) == (3, False)
+    assert files_below(project.folder / "out") == []
+    weather.clear()
+    assert project.run(*LIMITS).exit_code == 0
+
+
+def test_an_output_whose_answers_get_lost_again_and_again_is_given_up(project, weather):
+    """Three probes, each with a put that landed without an answer."""
+    project.fill(DAY, IMAGES)
+    weather.next("put", PROBE, *[("after", ConnectionResetError("reset")), None] * 3)
+    with pytest.raises(Incomplete, match="3 probes lost an answer"):
+        project.run(*LIMITS)
+    assert files_below(project.folder / "out") == []
+
+
+def test_an_archive_that_cannot_be_listed_is_one_sentence(project, monkeypatch):
+    """Away: exit code 3. Not ours to see: exit code 2."""
+    project.fill(DAY, IMAGES)
+    error: list[Exception] = [ConnectionResetError("reset")]
+
+    def refused(*_: Any) -> Any:
+        raise error[0]
+
+    monkeypatch.setattr(LocalStore, "list", refused)
+    with pytest.raises(Incomplete, match=r"nothing was scored: .*/archive/.* is not available now"):
+        project.run(*LIMITS)
+    error[0] = PermissionError(errno.EACCES, "not yours")
+    with pytest.raises(JobError, match=r"nothing was scored: the store refuses access to .*/archive/"):
+        project.run(*LIMITS)
+
+
+def test_a_record_that_cannot_be_begun_ends_the_run_before_it_scores(project, weather):
+    """What a run will replace must be known before it does so: exit code 3, and the lease is given back."""
+    project.fill(DAY, IMAGES)
+    weather.always("put", "/_work/runs/", ConnectionResetError("reset"))
+    summary = project.run(*LIMITS)
+    assert (summary.exit_code, summary.ok, summary.published) == (3, 0, 0)
+    assert "the run ended early, because a store failed: " in summary.problems[0]
+    assert files_below(project.folder / "out") == []
+    weather.clear()
+    assert project.run(*LIMITS).exit_code == 0
+
+
+def test_a_record_that_cannot_be_finished_costs_a_sentence(project, weather):
+    """Exit code 3 once; the rows are published, and the next run has nothing to do."""
+    project.fill(DAY, IMAGES)
+    weather.next("put", "/_work/runs/", None, *[("before", ConnectionResetError("reset"))] * TRIES)
+    summary = project.run(*LIMITS)
+    assert (summary.exit_code, summary.ok, summary.published) == (3, IMAGES, 1)
+    [problem] = summary.problems
+    assert problem.startswith("the run's record could not be finished, and nothing else is missing: file://")
+    assert len(project.rows(NAME)) == IMAGES
+    assert project.verify() == []
+    weather.clear()
+    again = project.run(*LIMITS)
+    assert (again.planned, again.published, again.exit_code) == (0, 0, 0)
+
+
+def test_a_store_that_goes_away_between_two_days_ends_the_run_with_what_it_has(project, weather):
+    """The first day is published; the sentence names the object, exit code 3."""
+    project.fill(DAY, IMAGES)
+    project.fill("2026/11/22", IMAGES)
+    weather.next("put", "/_work/runs/", None, *[("before", ConnectionResetError("reset"))] * TRIES)
+    summary = project.run(*LIMITS, max_active=1)
+    assert (summary.exit_code, summary.partitions) == (3, [f"date={NAME}"])
+    assert "the run ended early, because a store failed: " in summary.problems[0]
+    weather.clear()
+    again = project.run(*LIMITS)
+    assert (again.partitions, again.exit_code) == (["date=2026-11-22"], 0)
+    assert project.verify() == []
 
 
 def test_a_permission_that_goes_away_before_publication_keeps_what_was_staged(project, weather):
@@ -343,7 +447,7 @@ def test_a_store_that_ignores_conditions_is_refused_unless_one_run_writes(projec
     monkeypatch.setattr(conditional, "put_local", careless)
     with pytest.raises(JobError, match=rf"ignores.*{ignored}.*single_writer"):
         project.run(*LIMITS)
-    assert [n for n in files_below(project.folder / "out") if not n.endswith(".lock")] == []
+    assert files_below(project.folder / "out") == []
     summary = project.run(*LIMITS, "output.single_writer=true")
     assert (summary.ok, summary.published, summary.exit_code) == (IMAGES, 1, 0)
     assert project.verify() == []
@@ -376,7 +480,7 @@ def test_a_full_disk_leaves_the_old_rows_and_no_half_file(project, monkeypatch, 
     assert "No space left on device" in summary.problems[0]
     assert digest(project.data(NAME)) == old
     assert len(project.parts()) - parts == (IMAGES - again_planned) // UNIT
-    assert [n for n in files_below(project.folder / "out") if n.startswith(".put-") and not n.endswith(".lock")] == []
+    assert [n for n in files_below(project.folder / "out") if n.startswith(".put-")] == []
     again = project.run(*LIMITS)
     assert (again.planned, again.published, again.exit_code) == (again_planned, 1, 0)
     assert project.verify() == []

@@ -210,6 +210,38 @@ def test_finished_labels_are_cropped_and_taken_as_they_are():
     assert (prediction.score, prediction.confidence, prediction.entropy) == (None, None, None)
 
 
+def test_finished_masks_may_overlap_and_have_no_certainty():
+    """Golden: by hand; the map shows the first class that holds a pixel, and None stands for what nobody knows."""
+    masks = [[[1, 1, 0, 0]], [[0, 1, 1, 0]]]
+
+    prediction = predict(masks, classes(2, activation="masks", background=None))
+
+    assert [(c.id, c.area_px, c.bbox) for c in prediction.classes] == [(0, 2, (0, 0, 2, 1)), (1, 2, (1, 0, 2, 1))]
+    assert prediction.labels_hw.tolist() == [[1, 1, 2, 0]]
+    assert (prediction.confidence, prediction.entropy, prediction.score) == (None, None, None)
+    assert {c.mean_probability for c in prediction.classes} == {None}
+
+
+def test_finished_masks_are_enlarged_by_the_nearest_pixel():
+    """np.repeat says where; two classes that share no pixel share none afterwards."""
+    masks = np.random.default_rng(4).integers(0, 2, (1, 5, 6)).repeat(2, axis=0).astype(np.float32)
+    masks[1] = 1 - masks[0]
+
+    prediction = predict(masks, classes(2, activation="masks"), Geometry((15, 18), (5, 6), 0, 0, (5, 6)))
+
+    larger = masks.repeat(3, axis=1).repeat(3, axis=2)
+    for area in prediction.classes:
+        found = coco.decode({"size": [15, 18], "counts": area.rle})
+        np.testing.assert_array_equal(found, larger[area.id])
+
+
+@pytest.mark.parametrize("value", [0.5, 2.0, -1.0])
+def test_values_that_are_no_masks_are_an_error(value):
+    """A probability under this name would lose its threshold."""
+    with pytest.raises(ContractError, match=r"output\.activation is masks, but values are .*, not 0 and 1"):
+        predict([[[0, 1]], [[value, 0]]], classes(2, activation="masks"))
+
+
 def test_finished_labels_are_enlarged_without_new_values():
     """The nearest pixel by half-pixel centres: no label 1 between 0 and 2."""
     geometry = Geometry((2, 6), (1, 2), 0, 0, (1, 2))

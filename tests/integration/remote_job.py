@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.prepare import prepare
 from unet_batch.job.run import Summary, run
 from unet_batch.job.survey import window_of
+from unet_batch.job.sweep import sweep
 from unet_batch.job.verify import Finding, verify
 from unet_batch.spec import load_job
 
@@ -39,7 +40,18 @@ PATIENCE_S = 100
 class RemoteJob:
     """A job file here; everything it names is there."""
 
-    def __init__(self, cluster: SmallCluster, endpoint: str, store: Path, folder: Path, token: str) -> None:
+    def __init__(
+        self,
+        cluster: SmallCluster,
+        endpoint: str,
+        store: Path,
+        folder: Path,
+        token: str,
+        *,
+        model: tuple[bytes, str] | None = None,
+        more: str = f"limits: {{max_rejected: 0.5, unit_images: {UNIT}}}",
+    ) -> None:
+        """model: an ONNX file and its contract; default: the threshold model. more: further sections of the job."""
         import boto3
 
         self.cluster = cluster
@@ -49,8 +61,9 @@ class RemoteJob:
         self.bucket = f"bucket-{os.urandom(6).hex()}"
         self._s3.create_bucket(Bucket=self.bucket)
         made = threshold_model("nchw", 1, 2, size=SIZE)
-        self.put("model.onnx", made.data)
-        self.put("model.yaml", made.contract_yaml.encode())
+        data, contract = model or (made.data, made.contract_yaml)
+        self.put("model.onnx", data)
+        self.put("model.yaml", contract.encode())
         self.file = folder / "job.yaml"
         options = f"{{endpoint_url: '{endpoint}'}}"
         self.file.write_text(
@@ -59,7 +72,7 @@ name: test
 model: {{path: s3://{self.bucket}/model.onnx, options: {options}}}
 input: {{uri: "s3://{self.bucket}/archive/{{date:%Y/%m/%d}}/", options: {options}}}
 output: {{uri: s3://{self.bucket}/out, options: {options}}}
-limits: {{max_rejected: 0.5, unit_images: {UNIT}}}
+{more}
 window: all
 """
         )
@@ -85,13 +98,21 @@ window: all
         found = self._s3.list_objects_v2(Bucket=self.bucket, Prefix="out/_work/parts/")
         return sum(part["Key"].endswith(".part") for part in found.get("Contents", []))
 
-    def table(self, output: str = "out") -> bytes:
-        key = f"{output}/predictions/{NAME}/data.parquet"
+    def left_after_sweep(self) -> list[str]:
+        """Everything below the output but rows, records and indexes of tars, when `sweep` has been there."""
+        sweep(prepare(load_job(self.file)), window_of("all"), keep_other_models=False, dry_run=False)
+        listed = self._s3.list_objects_v2(Bucket=self.bucket, Prefix="out/").get("Contents", [])
+        names = (found["Key"] for found in listed)
+        kept = ("out/predictions/", "out/_work/runs/", "out/_work/index/")
+        return [name for name in names if not name.startswith(kept)]
+
+    def table(self, output: str = "out", name: str = NAME) -> bytes:
+        key = f"{output}/predictions/{name}/data.parquet"
         return self._s3.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
-    def rows(self, output: str = "out") -> list[dict]:
+    def rows(self, output: str = "out", name: str = NAME) -> list[dict]:
         """Published rows, but for the run that scored them."""
-        return [{**row, "run_id": None} for row in pq.read_table(io.BytesIO(self.table(output))).to_pylist()]
+        return [{**row, "run_id": None} for row in pq.read_table(io.BytesIO(self.table(output, name))).to_pylist()]
 
     def run_here(self, *overrides: str) -> Summary:
         """The same job in a plain loop."""
@@ -100,9 +121,9 @@ window: all
     def verify(self) -> list[Finding]:
         return verify(prepare(load_job(self.file)), window_of("all"))[1]
 
-    def submit(self, *overrides: str, token: str | None = None) -> Following:
+    def submit(self, *overrides: str, token: str | None = None, options: Sequence[str] = ()) -> Following:
         """Send the job with the command line, with the store's keys, and follow it there."""
-        words = [str(self.file), "--address", self.cluster.address, "--follow"]
+        words = [str(self.file), "--address", self.cluster.address, "--follow", *options]
         words += [word for name in KEYS for word in ("--forward-env", name)]
         words += [word for override in overrides for word in ("--set", override)]
         environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or self._token}
@@ -139,10 +160,10 @@ class Following:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
 
-    def ended(self) -> tuple[int, dict, str]:
+    def ended(self, timeout_s: float = PATIENCE_S) -> tuple[int, dict, str]:
         """Exit code, last line, and what was said."""
         try:
-            out, err = self.process.communicate(timeout=PATIENCE_S)
+            out, err = self.process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError(f"not ended in time; it said: {self.process.communicate()[1]}") from None

@@ -36,7 +36,8 @@ class SmallCluster:
             "RAY_health_check_period_ms": "500",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
-        self._sessions: dict[str, int] = {}
+        self._starters: dict[str, subprocess.Popen[bytes]] = {}
+        """The first process of each node: ended, and not waited for, so that its number stays the session's."""
         self._next_address = 2
         control, dashboard = free_ports(2)
         self.head, self.address = f"127.0.0.2:{control}", f"http://127.0.0.1:{dashboard}"
@@ -52,26 +53,30 @@ class SmallCluster:
 
     def kill(self, name: str) -> None:
         """End a node at once: its raylet, its agents and its workers."""
-        session = self._sessions.pop(name)
+        starter = self._starters[name]
         deadline = time.monotonic() + START_S
-        while found := processes_of(session):
+        while found := processes_of(starter.pid):
             for pid in found:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             if time.monotonic() > deadline:
                 raise TimeoutError(f"processes {found} of the node {name} do not end")
             time.sleep(0.05)
+        del self._starters[name]
+        starter.wait()
 
     def pids(self, name: str, words: str, *, without: str) -> list[int]:
         """The processes of a node whose command line holds some words and not others."""
-        lines, mine = command_lines(), processes_of(self._sessions[name])
+        lines, mine = command_lines(), processes_of(self._starters[name].pid)
         return [pid for pid in mine if words in lines.get(pid, "") and without not in lines.get(pid, "")]
 
     def close(self) -> None:
         """End all nodes, whatever state they are in, and remove their folder."""
-        for name in list(self._sessions):
-            self.kill(name)
-        self._folder.cleanup()
+        try:
+            for name in list(self._starters):
+                self.kill(name)
+        finally:
+            self._folder.cleanup()
 
     def _start(self, name: str, *arguments: list[str]) -> None:
         agent, grpc_agent, runtime_agent, metrics = free_ports(4)
@@ -95,12 +100,23 @@ class SmallCluster:
             starter = subprocess.Popen(
                 command, env=self._environment, stdout=out, stderr=out, start_new_session=True, cwd=self._folder.name
             )
-        self._sessions[name] = starter.pid
+        self._starters[name] = starter
         self._next_address += 1
-        if starter.wait(START_S) != 0:
+        if _exit_code(starter.pid) != 0:
             said = log.read_text()
             self.close()
             raise RuntimeError(f"the node {name} did not start: {said[-2000:]}")
+
+
+def _exit_code(pid: int) -> int | None:
+    """Of a child that ends in time and is not waited for here; None of one that does not."""
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if ended is not None:
+            return ended.si_status
+        time.sleep(0.05)
+    return None
 
 
 def processes_of(session: int) -> list[int]:

@@ -92,6 +92,7 @@ def test_a_killed_driver_costs_the_units_in_flight(job):
     assert 0 < redone <= CORES * AT_ONCE * UNIT
     assert len(job.rows()) == images
     assert job.verify() == []
+    assert job.left_after_sweep() == []
 
 
 def test_a_lost_node_costs_the_units_in_flight_on_it(job):
@@ -111,3 +112,4 @@ def test_a_lost_node_costs_the_units_in_flight_on_it(job):
     assert 0 < redone <= LARGE * AT_ONCE * UNIT
     assert len(job.rows()) == images
     assert job.verify() == []
+    assert job.left_after_sweep() == []

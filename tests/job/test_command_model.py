@@ -27,10 +27,13 @@ def test_a_packed_model_scores_the_same_job(project):
 
 
 def test_check_says_when_there_is_nothing_to_check(project):
-    """The trusted session, and a session beside it that agrees."""
+    """The trusted session; the same one with a packed graph, and one with a reference, agree with it."""
     project.fill("2026/11/21", 2)
-    result = project.command("model", "check", "job.yaml")
+    result = project.command("model", "check", "job.yaml", "--set", "model.pack=off")
     assert (result.returncode, last_json(result)["checked"]) == (0, False), result.stderr
+    packed = project.command("model", "check", "job.yaml")
+    assert (packed.returncode, last_json(packed)["checked"]) == (0, True), packed.stderr
+    assert "packed by the job" in packed.stderr
     other = project.command("model", "check", "job.yaml", "--set", f"check.reference={project.folder}/model.onnx")
     assert (other.returncode, last_json(other)["checked"]) == (0, True), other.stderr
 

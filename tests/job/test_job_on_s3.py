@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from project_fixture import Project, png
+from project_fixture import Project, last_json, png
 
 from unet_batch.archive.s3 import S3Store
 from unet_batch.archive.storage import Storage
@@ -267,6 +272,81 @@ def test_no_secret_leaves_the_environment(remote, s3_options, monkeypatch, caplo
     assert [uri for uri, body in written.items() if canary in body or canary in uri] == []
     assert [text for text in said if canary in text] == []
     assert any("CANARY_SECRET" in body for body in written.values())  # the reference is recorded, so the test sees
+
+
+CANARIES = {
+    "CANARY_KEY": "canary-key-5b1d9c0f7e",
+    "CANARY_SECRET": "canary-secret-8e02d7",
+    "CANARY_SAS": "sv=2026&sig=canary-sas-77ab31%3D",
+}
+"""What nobody must find, given to jobs by the names of variables."""
+USER_INFO = "canary-user:canary-password-c41f@"
+PLANTED = ("canary-key-5b1d9c0f7e", "canary-secret-8e02d7", "canary-sas-77ab31", "canary-password-c41f")
+IN_THE_MANIFEST = ("canary-row-user-9d", "canary-row-sas-2c")
+
+
+@pytest.mark.ray
+def test_no_planted_secret_is_in_anything_that_a_whole_job_leaves(remote, s3_options, tmp_path):
+    """Keys, a signed token and a URL with user info, in the environment, in options, in URIs and in a manifest's rows.
+
+    Looked for in stdout, stderr, the rows and metadata of every object (parts, published Parquet, records, leases), and
+    in every file that Ray's session and this package's cache leave on the disk; the job runs on Ray, fails, and is
+    asked about by every command that reads.
+    """
+    url = s3_options["endpoint_url"]
+    with_user = url.replace("//", f"//{USER_INFO}")  # aiohttp signs no request to such a URL: each of them fails
+    scratch = Path(tempfile.mkdtemp(prefix="rs-", dir="/tmp"))  # Ray's sockets lie below, and their names are limited
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RAY_"))}
+    environment = {
+        **kept, **CANARIES, "CANARY_URL": url, "AWS_DEFAULT_REGION": "us-east-1",
+        "RAY_TMPDIR": str(scratch), "XDG_CACHE_HOME": str(scratch / "cache"), "TMPDIR": str(scratch),
+    }  # fmt: skip
+    options = "{endpoint_url: {env: CANARY_URL}, key: {env: CANARY_KEY}, secret: {env: CANARY_SECRET}, "
+    options += "client_kwargs: {aws_session_token: {env: CANARY_SAS}}}"
+    for i in range(6):
+        remote.put(f"{DAY}/{i:03}.png", png(i))
+    remote.put(f"{DAY}/bad.png", b"no image")
+    lines = [f"{DAY}/{i:03}.png" for i in range(6)]
+    lines += [f"{DAY}/bad.png", f"s3://me:{IN_THE_MANIFEST[0]}@bucket/a.png", f"{DAY}/missing.png"]
+    lines += [f"https://account.blob/a.png?sv=1&sig={IN_THE_MANIFEST[1]}", f"az://c/a.png?sig={IN_THE_MANIFEST[1]}"]
+    remote.put("list.csv", "\n".join(["uri", *lines, ""]).encode())
+    words = [
+        *remote.overrides[1:2], f"input.uri={remote.bucket}/archive/list.csv", "input.format=manifest",
+        f"input.options={options}", f"output.options={options}", "limits.max_rejected=0.9", "limits.unit_images=2",
+    ]  # fmt: skip
+
+    def command(name: str, *more: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        sets = [part for word in words for part in ("--set", word)]
+        return remote.project.command(name, "job.yaml", *sets, *more, env={**environment, **changed})
+
+    try:
+        done = command("run", "--window", "all")
+        assert (done.returncode, last_json(done)["ok"], last_json(done)["rejected"]) == (0, 6, 5), done.stderr
+        remote.put("list.csv", "\n".join(["uri", *lines, f"{DAY}/late.png", ""]).encode())
+        remote.put(f"{DAY}/late.png", png(9))
+        said = [done, command("plan"), command("status"), command("verify"), command("doctor")]
+        said += [command("compare", "published", "job"), command("sweep", "--dry-run")]
+        said += [command("run", CANARY_URL=with_user)]
+        said += [command("run", CANARY_URL=f"http://{USER_INFO}127.0.0.1:1")]
+        said += [command("run", "--set", f"output.uri=s3://me:{PLANTED[1]}@bucket/out")]
+        said += [command("run", "--set", f"input.uri={remote.bucket}/list.csv?{CANARIES['CANARY_SAS']}")]
+        said += [command("run", "--set", f"output.options={{secret: {PLANTED[1]}}}")]
+        assert [result.returncode for result in said[-5:]] == [3, 3, 2, 2, 2]
+        last = command("run", "--window", "all", "--executor", "local")
+        assert (last.returncode, last_json(last)["published"]) == (0, 1)
+        outputs = {f"{' '.join(r.args[3:5])} said": r.stdout + r.stderr for r in (*said, last)}
+        outputs |= {uri: uri + in_the_clear(body) for uri, body in remote.objects("out").items()}
+        files = [path for path in scratch.rglob("*") if path.is_file()]
+        outputs |= {str(path): f"{path} {path.read_bytes().decode('latin-1')}" for path in files}
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    found = {(name, word) for name, text in outputs.items() for word in (*PLANTED, *IN_THE_MANIFEST) if word in text}
+    assert found == set()
+    # The places that were looked into are the ones where it could be: the names of the variables are in some of them.
+    assert any("/_work/runs/" in name and "CANARY_SAS" in text for name, text in outputs.items())
+    assert [name for name in outputs if name.startswith(str(scratch)) and "/logs/" in name]
+    assert {name.rpartition("/")[2] for name in outputs} >= {"data.parquet"}
+    assert sum("bad.png" in text for name, text in outputs.items() if name.endswith(".part")) == 1
 
 
 def test_a_bucket_that_is_not_there_is_said_in_a_sentence(remote):

@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from project_fixture import last_json
 
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import Held
-from unet_batch.job.lease import Leases, read_lease
+from unet_batch.job import lease as lease_module
+from unet_batch.job.lease import Lease, Leases, read_lease
 from unet_batch.table.layout import Layout
 
 DAY, NAME = "2026/11/21", "date=2026-11-21"
@@ -114,6 +118,109 @@ def test_an_unreadable_lease_does_not_block(store, layout):
     assert read_lease(store, layout, NAME).run == "first"
 
 
+def elsewhere(store, layout, *, ends_in_s: float) -> Lease:
+    """A lease of a process that cannot be looked for."""
+    lease = Lease(NAME, "theirs", "elsewhere", 2, "1", 1, time.time() + ends_in_s)
+    store.put(layout.lease(NAME), json.dumps(asdict(lease)).encode())
+    return lease
+
+
+def refused(store, layout) -> Leases:
+    """The leases of a run that was refused."""
+    mine = Leases(store, layout, "mine", 60)
+    with pytest.raises(Held):
+        mine.take(NAME)
+    return mine
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch):
+    monkeypatch.setattr(lease_module, "LOOK_EVERY_S", 0.02)
+
+
+def test_a_lease_that_nobody_renews_is_waited_for_until_it_expires(store, layout):
+    """And no longer; then it can be taken."""
+    lease = elsewhere(store, layout, ends_in_s=0.4)
+    mine = refused(store, layout)
+    mine.wait(NAME, time.time() + 60)
+    assert 0 <= time.time() - lease.expires_s < 5
+    mine.take(NAME)
+    assert read_lease(store, layout, NAME).attempt == 2
+
+
+def test_a_lease_that_is_given_back_is_waited_for_no_longer(store, layout):
+    """Minutes before it would have expired."""
+    elsewhere(store, layout, ends_in_s=600)
+    mine = refused(store, layout)
+    threading.Timer(0.1, store.delete, [layout.lease(NAME)]).start()
+    mine.wait(NAME, time.time() + 60)
+    mine.take(NAME)
+
+
+@pytest.mark.parametrize("by", ["theirs", "another's"])
+def test_a_lease_that_is_renewed_or_taken_over_meanwhile_is_not_waited_for(store, layout, by):
+    """Whoever writes it is alive: told at once, by name."""
+    lease = elsewhere(store, layout, ends_in_s=600)
+    mine = refused(store, layout)
+    newer = replace(lease, run=by, expires_s=lease.expires_s + 1)
+    threading.Timer(0.1, store.put, [layout.lease(NAME), json.dumps(asdict(newer)).encode()]).start()
+    begun = time.monotonic()
+    with pytest.raises(Held, match=rf"run {by} \(process 2 on elsewhere.*renewed its lease meanwhile"):
+        mine.wait(NAME, time.time() + 60)
+    assert time.monotonic() - begun < 5
+
+
+def test_waiting_ends_when_its_time_is_over(store, layout):
+    """With the sentence that not waiting has."""
+    elsewhere(store, layout, ends_in_s=600)
+    mine = refused(store, layout)
+    with pytest.raises(Held, match=r"run theirs .* the lease of a run that died ends by itself"):
+        mine.wait(NAME, time.time() + 0.2)
+
+
+def test_a_run_waits_for_a_dead_holder_when_the_free_days_are_done(project):
+    """Exit code 0, and everything is published by one command."""
+    project.fill(DAY, 2)
+    project.fill("2026/11/20", 2)
+    prepared = project.prepared()
+    elsewhere(prepared.output, prepared.layout, ends_in_s=3)
+    held = project.run()
+    assert (held.exit_code, held.partitions) == (4, ["date=2026-11-20"])
+    project.data("2026-11-20").unlink()
+    lease = elsewhere(prepared.output, prepared.layout, ends_in_s=3)
+    summary = project.run(wait_s=60)
+    assert (summary.exit_code, summary.problems) == (0, [])
+    assert summary.partitions == ["date=2026-11-20", NAME]
+    assert time.time() >= lease.expires_s
+    assert project.verify() == []
+
+
+def test_a_run_does_not_wait_for_a_holder_that_lives(project):
+    """Its free days are published; exit code 4 names the holder as soon as its lease was renewed."""
+    project.fill(DAY, 2)
+    project.fill("2026/11/20", 2)
+    prepared = project.prepared()
+    with Leases(prepared.output, prepared.layout, "somebody", 1.5) as leases:
+        leases.take(NAME)
+        begun = time.monotonic()
+        summary = project.run(wait_s=300)
+    assert time.monotonic() - begun < 30
+    assert (summary.exit_code, summary.partitions) == (4, ["date=2026-11-20"])
+    assert "run somebody" in summary.problems[0]
+    assert project.run().partitions == [NAME]
+
+
+def test_a_run_waits_no_longer_than_its_deadline(project):
+    """What cannot be begun in time is not waited for."""
+    project.fill(DAY, 1)
+    prepared = project.prepared()
+    elsewhere(prepared.output, prepared.layout, ends_in_s=600)
+    begun = time.monotonic()
+    summary = project.run(wait_s=300, deadline=datetime.now(UTC) + timedelta(seconds=2))
+    assert time.monotonic() - begun < 30
+    assert summary.exit_code == 4
+
+
 def test_a_held_partition_ends_a_run_with_exit_code_4_and_the_holder_in_status(project):
     """The command line says who; the other days of the window are scored all the same."""
     project.fill(DAY, 2)
@@ -127,3 +234,15 @@ def test_a_held_partition_ends_a_run_with_exit_code_4_and_the_holder_in_status(p
         assert [(s.state, s.holder is not None) for s in project.status()] == [("published", False), ("held", True)]
     assert project.run().partitions == [NAME]
     assert read_lease(prepared.output, prepared.layout, NAME) is None
+
+
+def test_the_command_waits_where_it_is_told_to(project):
+    """Without --wait it leaves at once, with exit code 4."""
+    project.fill(DAY, 1)
+    prepared = project.prepared()
+    words = ("run", "job.yaml", "--window", "all", "--executor", "local")
+    elsewhere(prepared.output, prepared.layout, ends_in_s=12)
+    assert project.command(*words).returncode == 4
+    result = project.command(*words, "--wait", "60")
+    assert (result.returncode, last_json(result)["published"]) == (0, 1)
+    assert "waiting for the leases of 1 partition(s), such as date=2026-11-21, to end" in result.stderr

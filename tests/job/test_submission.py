@@ -110,6 +110,7 @@ def test_another_request_has_another_name(job_file, other):
         ("model.path", "model.path=models/m.onnx"),
         ("model.contract", "model.contract=m.yaml"),
         ("model.ensemble.members[0]", "model.ensemble={members: [b.onnx]}"),
+        ("check.reference", "check.reference=fp32.onnx"),
         ("session.custom_ops[0]", "session.custom_ops=[libfoo.so]"),
         ("input.uri", "input.uri=archive/"),
         ("input.roots[1]", "input.roots=[s3://other, pictures]"),

@@ -254,3 +254,17 @@ def test_composing_loads_no_ray():
     """A wrong job file is refused in a moment."""
     code = "import sys, unet_batch.job.submission, unet_batch.job.submit; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, env=dict(os.environ)).returncode == 0
+
+
+def test_the_command_line_sends_the_time_to_wait(server, submission):
+    """The driver there meets the leases of the one that was lost with its head."""
+    from click.testing import CliRunner
+
+    from unet_batch.cli import cli
+
+    words = ["submit", str(submission.job_file), "--address", server.url, "--wait", "600"]
+    CliRunner().invoke(cli, words)
+    CliRunner().invoke(cli, [*words, "--backfill", "missing"])
+    first, second = (sent["entrypoint"] for sent in server.requests)
+    assert " run --wait 600 job.yaml " in first
+    assert " backfill --select missing --wait 600 job.yaml " in second

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pytest
 from project_fixture import last_json
 
+from unet_batch.archive import local
 from unet_batch.job.lease import Leases
 from unet_batch.job.survey import window_of
 from unet_batch.job.sweep import sweep
@@ -75,6 +83,79 @@ def test_what_a_killed_run_left_goes_and_a_live_run_is_left_alone(project):
         leases.take(f"date={NAME}")
         assert swept(project) == []
     assert swept(project) == ["attempt", "part", "probe"]
+
+
+PUT_SLOWLY = """
+import sys, time
+from unet_batch.archive import conditional
+from unet_batch.archive.storage import Storage
+write = conditional._write
+def slowly(path, body):
+    write(path, body)
+    print("half", flush=True)
+    time.sleep(600)
+conditional._write = slowly
+Storage().put(sys.argv[1], b"half of an object")
+"""
+
+
+def hidden(project) -> list[Path]:
+    return sorted(path for path in (project.folder / "out").rglob(".*") if path.is_file())
+
+
+@pytest.mark.parametrize("name", ["predictions/date=2026-11-21/data.parquet", "_work/parts/f/date=2026-11-21/u.part"])
+def test_the_file_of_a_put_goes_when_its_process_is_dead_and_not_before(project, name):
+    """kill -9 in the middle of a put leaves a hidden file beside the name that it was to have."""
+    project.fill(DAY, 1)
+    project.run()
+    command = [sys.executable, "-c", PUT_SLOWLY, f"file://{project.folder}/out/{name}"]
+    putting = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        assert putting.stdout.readline() == b"half\n"
+        [file] = hidden(project)
+        assert swept(project) == ["part"]
+        assert hidden(project) == [file]
+    finally:
+        putting.send_signal(signal.SIGKILL)
+        putting.wait()
+    assert (swept(project, dry_run=True), hidden(project)) == (["put"], [file])
+    assert (swept(project), hidden(project), swept(project)) == (["put"], [], [])
+
+
+def test_the_file_of_another_machines_put_goes_when_nothing_was_written_for_long(project, monkeypatch):
+    """Its process cannot be looked for."""
+    project.fill(DAY, 1)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(local, "host", lambda: "elsewhere")
+        temporary = Path(local.temporary_beside(str(project.folder / "out" / "_work" / "runs" / "r.json")))
+    temporary.parent.mkdir(parents=True)
+    temporary.write_bytes(b"{")
+    assert swept(project) == []
+    long_ago = time.time() - local.STRANGERS_PUT_S - 5
+    os.utime(temporary, (long_ago, long_ago))
+    assert (swept(project), hidden(project)) == (["put"], [])
+
+
+def test_a_lock_that_a_killed_put_left_goes_and_one_that_is_held_stays(project):
+    """Nobody waits at a lock whose holder is dead, whoever it was."""
+    project.fill(DAY, 1)
+    lock = project.folder / "out" / "predictions" / f".put-{'0' * 16}.lock"
+    lock.parent.mkdir(parents=True)
+    with lock.open("ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert (swept(project), hidden(project)) == ([], [lock])
+    assert (swept(project), hidden(project)) == (["put"], [])
+
+
+def test_hidden_files_of_others_stay(project):
+    """Only names that this package gives are its own."""
+    project.fill(DAY, 1)
+    work = project.folder / "out" / "_work"
+    work.mkdir(parents=True)
+    for name in (".put-notes.txt", ".put-my.lock", ".hidden"):
+        (work / name).write_bytes(b"mine")
+        os.utime(work / name, (0, 0))
+    assert (swept(project), len(hidden(project))) == ([], 3)
 
 
 def test_the_command_counts_what_it_removed(project):

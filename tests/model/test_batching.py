@@ -113,6 +113,33 @@ def test_shapes_never_share_a_batch() -> None:
     assert all(logits.shape[1:] == tile.pixels_hwc.shape[:2] for tile, logits in results)
 
 
+def test_types_never_share_a_batch() -> None:
+    """Source pixels and normalised ones of one size reach the sessions that take them, whole."""
+    sent: list[str] = []
+
+    class Watched(FakeSession):
+        def run(self, tiles: np.ndarray) -> np.ndarray:
+            sent.append(tiles.dtype.name)
+            return super().run(tiles.astype(np.float32) / (255 if tiles.dtype == np.uint8 else 1))
+
+    bright = [Tile(100 + n, BOX, np.full((2, 2, 3), 255, np.uint8)) for n in range(9)]
+    mixed = [tile for pair in zip(tiles(9), bright, strict=True) for tile in pair]
+    results = list(batcher(Watched()).run(mixed))
+    assert images(results) == [*range(9), *range(100, 109)]
+    assert {*sent} == {"float32", "uint8"}
+    assert all(logits[1, 0, 0] == 0.5 for tile, logits in results if tile.image >= 100)
+
+
+@pytest.mark.parametrize(("provider", "sizes"), [("cpu", [1]), ("cuda", [8])])
+def test_a_ladder_of_one_thread_is_not_one_of_sixteen(tmp_path: Path, provider: str, sizes: list[int]) -> None:
+    """But on a GPU, where a session's threads change nothing."""
+    one = LadderMemory("fp32", threads=1, folder=tmp_path)
+    list(batcher(FakeSession(provider=provider, seconds=lambda size: 4.0 + size), 8, one).run(tiles(300)))
+    other = FakeSession(provider=provider, seconds=lambda size: 4.0 + size)
+    list(batcher(other, 8, LadderMemory("fp32", threads=16, folder=tmp_path)).run(tiles(16)))
+    assert other.sizes[:1] == sizes
+
+
 def test_more_than_four_shapes_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     """Every shape costs plans and memory; the line says what to do."""
     many = [t for side in range(1, 8) for t in tiles(1, (side, side))]

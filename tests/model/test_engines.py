@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -170,11 +172,19 @@ def test_most_sessions_leave_no_mark() -> None:
     assert fingerprint_marks(SessionSpec(providers=("cuda",), provider_options=known)) == {}
 
 
-def test_what_nobody_here_can_judge_enters_the_fingerprint() -> None:
-    """Options of a provider without a row, and operators of one's own, by the library's name wherever it lies."""
-    name = "CoreMLExecutionProvider"
-    spec = SessionSpec(providers=(name,), provider_options={name: {"a": "b"}}, custom_ops=("/opt/libfoo.so",))
-    assert fingerprint_marks(spec) == {"provider_options": {name: {"a": "b"}}, "custom_ops": ["libfoo.so"]}
+def test_what_nobody_here_can_judge_enters_the_fingerprint(tmp_path: Path) -> None:
+    """Options of a provider without a row, and operators of one's own: name and digest, wherever the library lies."""
+    name, library = "CoreMLExecutionProvider", tmp_path / "libfoo.so"
+    library.write_bytes(b"first build")
+    spec = SessionSpec(providers=(name,), provider_options={name: {"a": "b"}}, custom_ops=(str(library),))
+    marks = fingerprint_marks(spec)
+    digest = hashlib.sha256(b"first build").hexdigest()
+    assert marks == {"provider_options": {name: {"a": "b"}}, "custom_ops": [["libfoo.so", digest]]}
+    library.write_bytes(b"second build")
+    assert fingerprint_marks(spec) != marks
+    library.unlink()
+    with pytest.raises(JobError, match=r"custom_ops: .*libfoo\.so cannot be read"):
+        fingerprint_marks(spec)
 
 
 # Files ------------------------------------------------------------------------------------------------------------

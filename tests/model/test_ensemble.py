@@ -216,6 +216,18 @@ def test_equal_logits_vote_for_the_first_class() -> None:
     )
 
 
+def test_finished_masks_vote_as_they_are() -> None:
+    """1 is a vote, whatever the threshold; they have no probabilities to average."""
+    output = ModelOutput(activation="masks", classes=("a", "b"), threshold=0.9)
+    masks = np.array([[[[1, 0]], [[1, 1]]]], np.float32)
+    np.testing.assert_array_equal(votes(masks, output), masks)
+    contract = Contract(output=output)
+    models = [Model(n * 64, contract, "image", "mask", None, None, "nchw") for n in "12"]
+    with pytest.raises(ContractError, match="finished masks, which have no probabilities: combine by vote"):
+        combined_model(models, "probabilities")
+    assert combined_model(models, "vote").contract.output.activation == "sigmoid"
+
+
 # Against ONNX Runtime -----------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import json
 import models
 import numpy as np
 import pytest
+import yaml
 from networks import Network
 from onnx import TensorProto, defs, helper, load_from_string
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema as onnxruntime_schemas
@@ -20,6 +21,7 @@ from unet_batch.errors import ModelRefused, ShapeMismatch
 from unet_batch.model.contract import METADATA_KEY, find_contract, read_model, resolve
 from unet_batch.model.graph_edit import set_metadata
 from unet_batch.model.inspect import NOT_ON_CUDA, inspect, render
+from unet_batch.model.pack import PackSpec, pack
 from unet_batch.spec import TilingSpec
 
 UNET = models.unet_model(None, 8, 3)
@@ -243,6 +245,26 @@ def test_people_see_a_page():
     assert "cat0" in page
     assert "draft of a contract:" in page
     assert "  multiple: 4\n" in "\n".join(line.rstrip() for line in page.splitlines()) + "\n"
+
+
+def test_a_draft_can_be_copied_from_a_narrow_terminal():
+    """No line is cut at 80 columns, and what a comment goes on with is a comment."""
+    tiny = models.unet_model(None, base=2, levels=1)
+    console = Console(width=80, record=True, file=io.StringIO())
+    for part in render(inspect(tiny.data, "file:///a/folder/with/a/rather/long/name/for/a/model.onnx")):
+        console.print(part)
+    shown = console.export_text().split("draft of a contract:")[1]
+    assert "classes." in shown.replace("\n# ", " ")
+    assert yaml.safe_load(shown)["input"]["channels"] == 3
+
+
+def test_outputs_that_a_contract_inside_chose_from_are_no_finding():
+    """Packed files have one for labels and one that says whether their scores were finite."""
+    tiny = models.unet_model(32, base=2, levels=1)
+    model = resolve(tiny.contract, read_model(tiny.data, "the model", None), TilingSpec())
+    seen = inspect(pack(tiny.data, model, PackSpec()).data, "packed.onnx")
+    assert len(seen.outputs) == 2
+    assert not any("outputs" in finding for finding in seen.findings)
 
 
 @pytest.mark.real

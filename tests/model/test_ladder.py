@@ -226,10 +226,12 @@ def test_what_was_kept_is_recalled(tmp_path: Path) -> None:
         LadderKey("a" * 64, "Fake 1", "cpu", "fp32", 256, 256),
         LadderKey("a" * 64, "Fake 1", "cuda", "tf32", 256, 256),
         LadderKey("a" * 64, "Fake 1", "cuda", "fp32", 256, 512),
+        LadderKey("a" * 64, "Fake 1", "cuda", "fp32", 256, 256, dtype="uint8"),
+        LadderKey("a" * 64, "Fake 1", "cuda", "fp32", 256, 256, threads=16),
     ],
 )
 def test_nothing_is_recalled_for_another_key(tmp_path: Path, other: LadderKey) -> None:
-    """Model, device, provider, precision and shape all count."""
+    """Model, device, provider, precision, shape, type of tiles and threads all count."""
     memory = LadderMemory("fp32", folder=tmp_path)
     memory.keep(KEY, Remembered({1: 1.0}))
     assert memory.recall(other) is None

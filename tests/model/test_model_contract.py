@@ -97,6 +97,20 @@ def test_a_model_with_external_data_is_refused() -> None:
         read_model(model.SerializeToString(), "m.onnx", None)
 
 
+def test_operators_that_nobody_brings_are_named_by_their_domain() -> None:
+    """With what to do about them; functions of the model's own are no strangers."""
+    model = load_from_string(free_model().data)
+    model.graph.node[0].domain = "my.team"
+    model.opset_import.append(helper.make_opsetid("my.team", 1))
+    with pytest.raises(ContractError, match=r"m\.onnx has operators of my\.team, .* in session\.custom_ops"):
+        read_model(model.SerializeToString(), "m.onnx", None)
+    source = helper.make_node("Identity", ["x"], ["y"])
+    model.functions.append(
+        helper.make_function("my.team", "Slice", ["x", "a", "b", "c"], ["y"], [source], [helper.make_opsetid("", 17)])
+    )
+    assert read_model(model.SerializeToString(), "m.onnx", None).outputs[0].name == "mask"
+
+
 # Finding ---------------------------------------------------------------------------------------------------------
 
 
@@ -143,6 +157,15 @@ def test_without_a_contract_the_message_holds_a_draft() -> None:
     assert "height: 64" in str(caught.value)
 
 
+def test_a_draft_says_what_the_graph_ends_in() -> None:
+    """A softmax at the end is no logit, and a draft that somebody accepts unread should not be wrong."""
+    for word in ("logits", "softmax", "sigmoid"):
+        tiny = threshold_model(activation=word)
+        with pytest.raises(ContractError, match=f"activation: {word}\n"):
+            find_contract(opened(tiny), None, "tiny.yaml")
+    assert "\n  multiple: 8\n" in draft(opened(free_model()), multiple=8)
+
+
 DRAFTED = [
     threshold_model(),
     threshold_model("nhwc", channels=1, size=64, batch=1),
@@ -165,6 +188,19 @@ def test_a_draft_fits_the_file_it_was_read_from(tiny: TinyModel) -> None:
     assert model.contract.input.layout == tiny.contract.input.layout
     assert model.contract.input.channels == tiny.contract.input.channels
     assert model.contract.input.dtype == tiny.contract.input.dtype
+
+
+def test_masks_are_numbers_of_any_type() -> None:
+    """A packed model returns them as uint8, (N, K, H, W); with one class the channel axis may be missing."""
+    several = load_from_string(threshold_model(classes=3, activation="sigmoid").data)
+    several.graph.node[-1].output[0] = "soft"
+    several.graph.node.append(helper.make_node("Cast", ["soft"], ["mask"], to=TensorProto.UINT8))
+    several.graph.output[0].type.tensor_type.elem_type = TensorProto.UINT8
+    file = read_model(several.SerializeToString(), "m.onnx", None)
+    contract = changed(threshold_model(classes=3).contract, "output", activation="masks")
+    model = resolve(contract, file, WHOLE)
+    assert (model.planes, model.output_layout, model.contract.output.multi_label) == (3, "nchw", True)
+    assert "uint8, which cannot be sigmoid" in problem(changed(contract, "output", activation="sigmoid"), file)
 
 
 # Resolving: accepted ---------------------------------------------------------------------------------------------

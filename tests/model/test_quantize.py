@@ -208,6 +208,48 @@ def test_the_report_is_a_table_and_json(quantized):
     assert any("check.reference" in note for note in quantized.report.notes)
 
 
+def test_a_model_that_finds_nothing_is_named(unet, quantized):
+    """A Dice of 1 over masks that are one class everywhere is no proof, and the report says so."""
+    blind = onnx.load_from_string(unet.data)
+    returned, score = blind.graph.output[0].name, blind.graph.node[-1]
+    score.output[0] = "score"
+    loud = helper.make_tensor("loud", TensorProto.FLOAT, [1, 3, 1, 1], [1e3, 0, 0])
+    blind.graph.initializer.append(loud)
+    blind.graph.node.append(helper.make_node("Add", ["score", "loud"], [returned]))
+    data = blind.SerializeToString()
+    source = resolve(unet.contract, read_model(data, "the model", None), TilingSpec())
+    made = quantize(data, source, pictures(12), QuantizeSpec(tolerance=ANYTHING))
+    assert any("Dice proves nothing" in note for note in made.report.notes)
+    assert not any("Dice proves nothing" in note for note in quantized.report.notes)
+
+
+def test_a_result_near_the_limit_is_named(unet, quantized):
+    """Other images may be worse: the gate will look at some."""
+    share = quantized.report.parity.flipped_share
+    assert share > 0
+    limit = Tolerance(max_flipped=1.5 * share, min_dice=0.0)
+    near = quantize(unet.data, resolved(unet), pictures(9), QuantizeSpec(tolerance=limit))
+    assert any("near a limit" in note for note in near.report.notes)
+    assert not any("near a limit" in note for note in quantized.report.notes)
+
+
+def test_a_contract_that_lay_beside_the_model_is_put_inside(unet, quantized):
+    """The new file lies somewhere else, and resolves by itself."""
+    assert METADATA_KEY not in graph.metadata(onnx.load_from_string(unet.data))
+    file = read_model(quantized.data, "the new model", None)
+    assert resolve(find_contract(file, None, ""), file, TilingSpec()) == quantized.model
+
+
+def test_a_verdict_is_a_few_words(unet):
+    """What was breached lies in the JSON; the table fits a terminal."""
+    first = quantize(unet.data, resolved(unet), pictures(9), QuantizeSpec(tolerance=ANYTHING)).report.parity
+    limit = Tolerance(max_flipped=1.0, min_dice=0.0, max_abs_error=0.7 * first.max_abs_error)
+    report = quantize(unet.data, resolved(unet), pictures(9), QuantizeSpec(tolerance=limit)).report
+    assert rows(report)[1][-1] == "not within the tolerance"
+    assert rows(report)[-1][-1] == "within the tolerance"
+    assert "the largest error of a value" in report.to_json()["attempts"][0]["breaches"][0]
+
+
 def test_the_table_holds_every_variant_against_fp32(unet, quantized):
     """fp32 is 1 by definition and flips nothing; a child process told its peak, more than its beginning."""
     source = resolved(unet)

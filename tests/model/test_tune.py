@@ -12,9 +12,11 @@ from unet_batch.errors import JobError, OutOfMemory, ProviderMissing
 from unet_batch.model import tune as module
 from unet_batch.model.batching import Batcher
 from unet_batch.model.contract import read_model, resolve
+from unet_batch.model.doctor import Machine
 from unet_batch.model.ladder import Ladder, LadderKey, LadderMemory
 from unet_batch.model.session import Device, open_session
 from unet_batch.model.tune import Point, Profile, draw, remember, tune
+from unet_batch.model.variants import interleaved
 from unet_batch.spec import SessionSpec, TilingSpec
 
 SIDE = 16
@@ -102,6 +104,44 @@ def test_a_batch_that_does_not_fit_ends_its_curve(tiny, model, monkeypatch):
     assert found.limits == (("onnxruntime", 1, 2),)
 
 
+def test_a_batch_that_would_fill_the_memory_is_not_tried(tiny, model, monkeypatch):
+    """Peaks of 4 and 6 GB at 1 and 2 foretell 10 GB at 4: more than half of a machine of 16."""
+    monkeypatch.setattr(module, "machine", lambda: Machine("a processor", 1, 16 * 10**9, False, False))
+    monkeypatch.setattr(module, "peak_bytes", lambda *a, shape_nhwc, **k: ((2 + 2 * shape_nhwc[0]) * 10**9, 10**8))
+    found = tune(tiny.data, model, SessionSpec(), engines=["onnxruntime"], threads=[1], rounds=1)
+    assert [p.batch for p in found.points] == [1, 2]
+    assert "batches from 4 on: 1 sessions side by side would need about 10 GB" in found.left_out[0]
+    assert found.limits == ()  # a job's ladder, which has the machine to itself, may climb on
+
+
+def test_a_slow_model_gets_fewer_rounds(tiny, model, monkeypatch):
+    """Where one turn takes a tenth of the budget's seconds there is no time for fifty."""
+    asked = []
+
+    def watched(sessions, batch_nhwc, *, rounds, warm):
+        asked.append(rounds)
+        return interleaved(sessions, batch_nhwc, rounds=1, warm=warm)
+
+    monkeypatch.setattr(module, "interleaved", watched)
+    monkeypatch.setattr(module, "BUDGET_S", 0.0)
+    spec = SessionSpec(batch_max=1)
+    tune(tiny.data, model, spec, engines=["onnxruntime"], threads=[1], rounds=50, memory=False)
+    assert asked == [2]
+
+
+def test_the_size_of_tile_can_be_chosen_where_it_is_open(tiny, model):
+    """A fixed size is kept, and one that is no multiple is refused."""
+    made = unet_model(None, base=2, levels=1)
+    free = resolve(made.contract, read_model(made.data, "the model", None), TilingSpec())
+    spec = SessionSpec(batch_max=1)
+    found = tune(made.data, free, spec, engines=["onnxruntime"], threads=[1], rounds=1, memory=False, tile_hw=(32, 64))
+    assert found.tile_hw == (32, 64)
+    with pytest.raises(JobError, match="fixes its tiles at 16x16"):
+        tune(tiny.data, model, spec, tile_hw=(32, 32))
+    with pytest.raises(JobError, match="no multiples of 2"):
+        tune(made.data, free, spec, tile_hw=(33, 32))
+
+
 def test_an_engine_that_is_missing_is_named(tiny, model, monkeypatch):
     """The others are measured; without any there is nothing to say."""
 
@@ -115,6 +155,14 @@ def test_an_engine_that_is_missing_is_named(tiny, model, monkeypatch):
     assert found.left_out == ("openvino: it is not installed",)
     with pytest.raises(ProviderMissing, match="it is not installed"):
         tune(tiny.data, model, SessionSpec(), engines=["openvino"], threads=[1], rounds=1)
+
+
+def test_an_engine_that_crashes_is_left_out(tiny, model, monkeypatch):
+    """It is tried in a process of its own first, so that the command lives to tell."""
+    monkeypatch.setattr(module, "crash_of", lambda *a, engine, **k: f"{engine} crashes")
+    found = tune(tiny.data, model, SessionSpec(batch_max=1), threads=[1], rounds=1)
+    assert found.left_out == ("openvino crashes",)
+    assert {p.engine for p in found.points} == {"onnxruntime"}
 
 
 def test_peak_memory_comes_from_a_process_of_its_own(tiny, model):

@@ -7,13 +7,8 @@ always one single put: several stores ignore conditions on multipart uploads, in
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
-import secrets
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +29,9 @@ _MEMORY = threading.Lock()
 def put_local(uri: str, body: bytes | Path, expect: str | None) -> str:
     """A whole file beside its final name, made durable, then linked (nothing there) or renamed over the old one."""
     path = path_of(uri)
-    folder, name = os.path.split(path)
+    folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    beside = os.path.join(folder, local.TEMPORARY + hashlib.sha256(os.fsencode(name)).hexdigest()[:16])
-    temporary = f"{beside}.{os.getpid():x}-{secrets.token_hex(6)}"
+    temporary = local.temporary_beside(path)
     try:
         _write(temporary, body)
         if expect is None:
@@ -50,7 +44,7 @@ def put_local(uri: str, body: bytes | Path, expect: str | None) -> str:
             version = local.version_of(os.stat(temporary))
             os.replace(temporary, path)
         else:
-            with _locked(beside + ".lock"):
+            with local.locked(path):
                 version = _replace(uri, path, temporary, expect)
     finally:
         if os.path.lexists(temporary):
@@ -150,10 +144,3 @@ def _sync(folder: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _locked(path: str) -> Iterator[None]:
-    with open(path, "ab") as lock:  # opened for writing: NFS locks need that; never removed: removal would race
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

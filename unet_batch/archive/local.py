@@ -1,13 +1,22 @@
 """Objects that are files on this machine's own disks: listing and reading, without any layer in between.
 
-Knows no retries and no threads; raises OSError where the disk does, our errors where a promise would break.
+Knows what a put leaves when its process is killed, and which processes of this machine are still there. Knows no
+retries and no threads; raises OSError where the disk does, our errors where a promise would break.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
+import re
+import secrets
+import socket
 import stat
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from unet_batch.archive.faults import ShortReadError
 from unet_batch.archive.objects import Names, Object, path_of
@@ -15,6 +24,11 @@ from unet_batch.errors import Changed, NotFound, Reason, TooLarge
 
 TEMPORARY = ".put-"
 """Files with this prefix are puts in flight and locks: no objects."""
+STRANGERS_PUT_S = 3600.0
+"""A put of another machine that has written nothing for so long is dead: even 5 GiB are a matter of minutes."""
+
+_LOCK = re.compile(r"\.put-[0-9a-f]{16}\.lock")
+_PUT = re.compile(r"\.put-[0-9a-f]{16}\.(?:(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<began>\d+)-)?[0-9a-z-]+")
 
 
 class LocalStore:
@@ -88,6 +102,61 @@ class LocalStore:
         except FileNotFoundError:
             return
 
+    def leftovers(self, folder: str, *, remove: bool) -> Iterator[Object]:
+        """Files that killed puts left below a folder, hidden from `list`: halves of objects, and locks nobody holds.
+
+        Never a file of a put that may still be under way: its process lives, or, on another machine, wrote just now.
+        remove: delete each before it is given.
+        """
+        for path, _, names in os.walk(path_of(folder)):
+            for name in names:
+                if name.startswith(TEMPORARY):
+                    found = _leftover(os.path.join(path, name), remove=remove)
+                    if found is not None:
+                        yield found
+
+
+def temporary_beside(path: str) -> str:
+    """A name beside a file's own for a put of this process; says whose it is, so that it can be seen to be dead."""
+    return f"{_hidden(path)}.{_mark()}{secrets.token_hex(6)}"
+
+
+@contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Alone among all who replace this file, on this machine or over NFS."""
+    lock_path = _hidden(path) + ".lock"
+    while True:
+        with open(lock_path, "ab") as lock:  # opened for writing: NFS locks need that
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not os.fstat(lock.fileno()).st_nlink:
+                continue  # removed by its last holder: whoever came after holds another file
+            try:
+                yield
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(lock_path)
+            return
+
+
+def host() -> str:
+    """This machine's name and PID namespace: processes of other hosts and containers cannot be looked for."""
+    try:
+        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def began(pid: int) -> str:
+    """When a process of this machine began, in the kernel's own count: a PID alone may be another one's by now.
+
+    Field 22 of proc(5)'s stat; empty for a process that is gone or dead, `?` where the system has no /proc.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "" if fields[0] in ("Z", "X") else fields[19]
+    except (OSError, IndexError):
+        return "" if Path("/proc/self").exists() else "?"
+
 
 def version_of(found: os.stat_result) -> str:
     """The version text of a file."""
@@ -97,6 +166,57 @@ def version_of(found: os.stat_result) -> str:
 def real(uri: str) -> str:
     """The URI of what a local path leads to when all its links are followed."""
     return "file://" + os.path.realpath(path_of(uri))
+
+
+def _hidden(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(folder, TEMPORARY + hashlib.sha256(os.fsencode(name)).hexdigest()[:16])
+
+
+def _mark() -> str:
+    pid = os.getpid()
+    since = began(pid)
+    return f"{_short(host())}-{pid}-{since}-" if since.isdigit() else ""
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+def _leftover(path: str, *, remove: bool) -> Object | None:
+    try:
+        found = os.stat(path, follow_symlinks=False)
+        name = os.path.basename(path)
+        if _LOCK.fullmatch(name):
+            dead = _is_free(path, remove=remove)
+        else:
+            dead = _is_dead(name, found)
+            if dead and remove:
+                os.unlink(path)
+    except FileNotFoundError:
+        return None  # its put has ended meanwhile
+    return Object("file://" + path, found.st_size, version_of(found)) if dead else None
+
+
+def _is_dead(name: str, found: os.stat_result) -> bool:
+    put = _PUT.fullmatch(name)
+    if put is None or not stat.S_ISREG(found.st_mode):
+        return False  # none of ours
+    if put["host"] == _short(host()):
+        return began(int(put["pid"])) not in (put["began"], "?")
+    return time.time() - found.st_mtime > STRANGERS_PUT_S
+
+
+def _is_free(path: str, *, remove: bool) -> bool:
+    with open(path, "r+b") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        free = os.fstat(lock.fileno()).st_nlink > 0
+        if free and remove:
+            os.unlink(path)
+        return free
 
 
 def _read(descriptor: int, start: int, size: int) -> bytes:

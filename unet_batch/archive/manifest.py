@@ -109,15 +109,16 @@ def _named(entry: Entry, manifest: Object, folder: str, roots: Sequence[str]) ->
         return refused(Reason.CELL_NULL if text is None else Reason.CELL_EMPTY, "the row names nothing")
     if not isinstance(text, str):
         return refused(Reason.CELL_TYPE, f"the row names a {type(text).__name__}, not a URI")
-    if ".." in text.split("/"):
-        return refused(Reason.READ_DENIED, "'..' is not allowed in a manifest", redact(text))
     relative = not _SCHEME.match(text) and not text.startswith("/")
+    shown = redact(join(folder, text) if relative else text)
+    if ".." in text.split("/"):
+        return refused(Reason.READ_DENIED, "'..' is not allowed in a manifest", shown)
     try:
         uri = canonical(join(folder, text.removeprefix("./")) if relative else text)
         uri.encode()
     except (JobError, UnicodeEncodeError):
-        text = redact(text).encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-        return refused(Reason.READ_DENIED, "the manifest names what jobs do not read", text)
+        shown = shown.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+        return refused(Reason.READ_DENIED, "the manifest names what jobs do not read", shown)
     if not _below(uri, roots):
         return refused(Reason.READ_DENIED, "outside the manifest's folder and input.roots", uri)
     digest = entry.sha256.strip().lower() if isinstance(entry.sha256, str) else None

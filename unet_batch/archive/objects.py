@@ -19,7 +19,8 @@ Names = list[str]
 
 _ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
 _HAS_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
-_USER_INFO = re.compile(r"(?<=://)[^/\s'\"@]*:[^/\s'\"@]*@")
+# A token alone may stand before the host of a web address; Azure's abfs://container@account is no user info.
+_USER_INFO = re.compile(r"(?<=://)[^/\s'\"@]*:[^/\s'\"@]*@|(?:(?<=http://)|(?<=https://))[^/\s'\"@]+@")
 _QUERY = re.compile(r"(?P<uri>[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"?]*)\?[^\s'\"]*")
 
 

@@ -34,6 +34,7 @@ from unet_batch.errors import (
     PutUnknown,
     StorageError,
     TooLarge,
+    Unavailable,
     UnetBatchError,
 )
 from unet_batch.spec import Options, resolve_options
@@ -44,6 +45,9 @@ T = TypeVar("T")
 
 FACTS = (NotFound, Changed, TooLarge, Denied)
 """What a read can find out about an object; any other failure says something about the store."""
+
+PROBES = 3
+"""Of an output, until one of them got all its answers."""
 
 _CONDITIONAL = ("file", "memory", "s3")
 _PACKAGES = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
@@ -213,11 +217,34 @@ class Storage:
         except NotFound:
             return
 
+    def leftovers(self, folder: str, *, remove: bool) -> Iterator[Object]:
+        """What killed puts left below a folder and no listing shows; nothing in stores where puts leave nothing.
+
+        remove: delete each before it is given. Never a file of a put that may still be under way.
+        """
+        store = self._store(folder)
+        if not isinstance(store, LocalStore):
+            return
+        try:
+            yield from store.leftovers(folder, remove=remove)
+        except OSError as error:
+            raise translated(error, folder) from error
+
     def probe(self, scratch: str) -> str | None:
-        """None where the store honours conditional puts in the folder `scratch`, else a sentence about what it does."""
+        """None where the store honours conditional puts in the folder `scratch`, else a sentence about what it does.
+
+        Raises Unavailable where it keeps its answers to itself.
+        """
         if scheme_of(scratch) not in _CONDITIONAL:
             return f"{scheme_of(scratch)}:// has no conditional puts here; it needs output.single_writer: true"
-        uri = join(scratch, f"probe-{secrets.token_hex(8)}")
+        for _ in range(PROBES):
+            try:
+                return self._probe(scratch, join(scratch, f"probe-{secrets.token_hex(8)}"))
+            except (AlreadyExists, PutUnknown) as error:  # an answer was lost: a fresh name leaves nothing to guess
+                unsure = error
+        raise Unavailable(f"{scratch}: {PROBES} probes lost an answer ({unsure}); run the same command again later")
+
+    def _probe(self, scratch: str, uri: str) -> str | None:
         try:
             first = self.create(uri, b"1")
             if _succeeds(lambda: self.create(uri, b"2")):

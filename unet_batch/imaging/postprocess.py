@@ -77,11 +77,13 @@ def reduce(
 
     logits_khw: any float (K, h, w) of the whole fitted picture, at its size or another resolution (half-size masks);
     for `labels` any dtype (1, h, w). The padding is cropped, the content brought to source size by two-tap bilinear
-    with half-pixel centres (labels: the nearest pixel), and only then decided: in strips, exact as the full frame.
+    with half-pixel centres (labels and masks: the nearest pixel), and only then decided: in strips, exact as the full
+    frame.
 
     Classes that exclude each other: argmax, the first of equals wins; ids and label values are channel numbers.
     One class name: id 1, label value 1, and 0 is nothing. Sigmoid with several classes: ids are channel numbers, a
-    label value is id + 1 of the most probable class above the threshold, 0 is nothing. A pixel belongs to a class
+    label value is id + 1 of the most probable class above the threshold, 0 is nothing; finished masks have no
+    probabilities, so there it is the first class that holds the pixel, and no confidence. A pixel belongs to a class
     *above* its threshold: p > t, or for one channel of logits logit > log(t / (1 − t)).
 
     Raises ImageError (MODEL_NON_FINITE_OUTPUT) for NaN or infinity anywhere, padding included; ShapeMismatch where
@@ -95,6 +97,8 @@ def reduce(
     rows, columns = (_way_back(geometry, n, along) for along, n in enumerate(logits_khw.shape[1:]))
     if output.activation == "labels":
         return _described(_nearest_labels(logits_khw[0], rows, columns, output), None, output, rle=rle)
+    if output.activation == "masks":
+        return _reduce_masks(_nearest(logits_khw, rows, columns) > 0, output, rle=rle)
     if output.multi_label:
         return _reduce_multi_label(logits_khw, rows, columns, output, rle=rle, confidence=confidence)
     labels_hw = np.empty(geometry.source_hw, _label_dtype(channels))
@@ -136,6 +140,8 @@ def _check_values(logits_khw: NDArray[Any], output: ModelOutput) -> None:
     lowest, highest = float(logits_khw.min()), float(logits_khw.max())  # a NaN comes through both
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ImageError(Reason.MODEL_NON_FINITE_OUTPUT, "the model returned NaN or infinity: check its precision")
+    if output.activation == "masks" and not ((logits_khw == 0) | (logits_khw == 1)).all():
+        raise ContractError(f"output.activation is masks, but values are {lowest:.4g} to {highest:.4g}, not 0 and 1")
     probabilities = output.activation in ("softmax", "sigmoid")
     if probabilities and not -PROBABILITY_SLACK <= lowest <= highest <= 1 + PROBABILITY_SLACK:
         found = f"{lowest:.4g} to {highest:.4g}"
@@ -238,14 +244,28 @@ def _one_class(
 
 
 def _nearest_labels(found_hw: NDArray[Any], rows: Axis, columns: Axis, output: ModelOutput) -> NDArray[Any]:
-    """The label map at source size: a weight of ½ and more takes the higher neighbour."""
+    """The label map at source size."""
     highest = 1 if len(output.classes) == 1 else len(output.classes) - 1
     lowest, largest = found_hw.min(), found_hw.max()
     if lowest < 0 or largest > highest or (found_hw.dtype.kind == "f" and (found_hw % 1).any()):
         found = f"{lowest} to {largest}"
         raise ShapeMismatch(f"the model returned labels {found}, not 0 to {highest}: correct output.classes")
+    return _nearest(found_hw.astype(_label_dtype(highest + 1)), rows, columns)
+
+
+def _nearest(decided: NDArray[Any], rows: Axis, columns: Axis) -> NDArray[Any]:
+    """Its last two axes at source size: a weight of ½ and more takes the higher neighbour."""
     down, across = (np.where(along.weight >= 0.5, along.high, along.low) for along in (rows, columns))
-    return found_hw.astype(_label_dtype(highest + 1))[down[:, None], across]
+    return decided[..., down[:, None], across]
+
+
+def _reduce_masks(masks_khw: NDArray[np.bool_], output: ModelOutput, *, rle: bool) -> Prediction:
+    """Finished masks at source size, one per class; the label map shows the first class that holds a pixel."""
+    labels_hw = np.zeros(masks_khw.shape[1:], _label_dtype(len(masks_khw) + 1))
+    for channel in reversed(range(len(masks_khw))):
+        labels_hw[masks_khw[channel]] = channel + 1
+    masks = {id_: runs_by_label(mask).get(1) for id_, mask in enumerate(masks_khw, start=_first_id(output))}
+    return _prediction({id_: runs for id_, runs in masks.items() if runs}, labels_hw, None, output, rle=rle)
 
 
 def _described(labels_hw: NDArray[Any], certainty: _Certainty | None, output: ModelOutput, *, rle: bool) -> Prediction:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 from unet_batch.archive.discovery import Window
 from unet_batch.errors import JobError, UnetBatchError
-from unet_batch.job.gate import check_unit
+from unet_batch.job.gate import check_images, dtypes, has_references, needed
+from unet_batch.job.packing import packing
 from unet_batch.job.plan import plan_partition, units
 from unet_batch.job.prepare import Prepared, new_run_id, prepare
 from unet_batch.job.survey import archive_partitions, window_of
-from unet_batch.job.worker import Settings, build_infer
+from unet_batch.job.worker import Settings, build_infer, build_load
 from unet_batch.model.doctor import Finding
 from unet_batch.model.session import Device
 from unet_batch.spec import JobSpec
+
+ANOTHER = "write another --window"
 
 
 def diagnose_job(job: JobSpec) -> list[Finding]:
@@ -35,10 +37,18 @@ def check_job(job: JobSpec, window: Window) -> bool:
     prepared = prepare(job)
     for partition, sources in archive_partitions(prepared, window, keep=False).items():
         plan = plan_partition(partition, sources, mark=prepared.fingerprint, published=None, done=frozenset(), parts=())
-        unit = check_unit(prepared.job, units(plan, prepared.job, prepared.fingerprint, workers=1))
-        build_infer(replace(_settings(prepared), check_unit=unit), Device(threads=1))
-        return unit is not None
-    raise JobError(f"the window holds no image of {job.input.uri} to check with: write another --window")
+        settings = _settings(prepared)
+        infer = build_infer(settings, Device(threads=1))
+        if prepared.members or not prepared.job.check.images:
+            return False
+        unit = check_images(prepared.job, units(plan, prepared.job, prepared.fingerprint, workers=1))
+        loaded = build_load(settings)(unit)
+        if not dtypes(loaded):
+            raise JobError(f"none of {len(unit.sources)} images of {job.input.uri} could be read: {ANOTHER}")
+        infer.check(loaded)
+        packs = packing(prepared.job, prepared.model).anything
+        return packs or needed(prepared.job) or has_references(prepared.job, prepared.model_bytes)
+    raise JobError(f"the window holds no image of {job.input.uri} to check with: {ANOTHER}")
 
 
 def _settings(prepared: Prepared) -> Settings:

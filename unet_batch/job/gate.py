@@ -1,7 +1,8 @@
 """The gate: before a session scores an archive it must say what a trusted one says, on images of that archive.
 
 It runs where the session runs, because what is to be found out is what that very machine computes: in the first actor
-of each machine as in a plain loop. The verdict is kept beside the ladders, so that one machine asks once.
+of each machine as in a plain loop. The verdict is kept beside the ladders, so that one machine asks once. A packed file
+is asked too whether it still says what it said when it was packed.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,59 +24,128 @@ from numpy.typing import NDArray
 from unet_batch import __version__
 from unet_batch.archive.decode import encode_png
 from unet_batch.archive.storage import Storage
-from unet_batch.errors import ImageError, ModelRefused, NotFound, StorageError
+from unet_batch.errors import ImageError, JobError, ModelRefused, NotFound, StorageError
 from unet_batch.imaging.preprocess import normalize
 from unet_batch.imaging.tiling import grid
 from unet_batch.job.loaded import Loaded, pixels_of
 from unet_batch.job.prepare import model_at
-from unet_batch.model.check import CheckReport, check, picture
+from unet_batch.model.check import check, picture
 from unet_batch.model.contract import Model
+from unet_batch.model.engines import file_precision
+from unet_batch.model.pack_nodes import FINITE
+from unet_batch.model.pack_reference import PACK_KEY, decide, digest, verify_reference, whole
+from unet_batch.model.packed_session import takes
 from unet_batch.model.parity import Tolerance
 from unet_batch.model.session import Device, Session, open_session
 from unet_batch.records import Unit
-from unet_batch.spec import JobSpec, SessionSpec
+from unet_batch.spec import JobSpec, Precision, SessionSpec
 from unet_batch.table.layout import Layout
 
 log = logging.getLogger(__name__)
 
+LARGEST_SIDE = 1024
+"""Pixels of a tile's side that is compared, where the model takes whole pictures."""
+
 
 def needed(job: JobSpec) -> bool:
-    """Whether this job's session is anything else than the trusted one: fp32 in ONNX Runtime on the CPU."""
+    """Whether this job's session is anything else than the trusted one, fp32 in ONNX Runtime on the CPU, but for what
+    the job packs by itself."""
     trusted = job.model.engine == "onnxruntime" and job.session.providers == ("cpu",) and job.model.precision == "fp32"
     return job.check.images > 0 and (not trusted or job.check.reference is not None)
 
 
 def check_unit(job: JobSpec, units: Sequence[Unit]) -> bytes | None:
-    """Some images of the work as a unit's JSON: more than the gate needs, because some may be unreadable.
+    """Some images of the work as a unit's JSON, for a session that is checked before its first unit.
 
-    None where the gate has nothing to check.
+    None where the gate has nothing to check then.
     """
-    if not needed(job) or not units:
-        return None
-    return replace(units[0], sources=units[0].sources[: 4 * job.check.images]).to_json()
+    return check_images(job, units).to_json() if needed(job) and units else None
 
 
-def pass_gate(job: JobSpec, session: Session, loaded: Loaded, data: bytes, run_id: str) -> None:
-    """Compare the session with the trusted one on the images of a unit, and write down what was found.
+def check_images(job: JobSpec, units: Sequence[Unit]) -> Unit:
+    """More images than the gate needs, because some may be unreadable; one that kills its decoder kills no actor."""
+    first = units[0]
+    alike = [unit for unit in units if (unit.partition, unit.format) == (first.partition, first.format)]
+    sources = tuple(islice((source for unit in alike for source in unit.sources), 4 * job.check.images))
+    return replace(first, sources=sources, isolate=True)
 
-    data: the file that the session was opened from; it is the reference where the job names none.
-    Raises ModelRefused beyond `check`'s tolerances, with the place of a picture of the worst tile.
+
+def dtypes(loaded: Loaded) -> list[str]:
+    """The types of a unit's pictures, NumPy's names, in the order in which they come."""
+    return list(dict.fromkeys(np.dtype(e.dtype).name for e in loaded.entries if e.geometry is not None))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the gate compares."""
+
+    session: Session
+    """That will score."""
+    model: Model
+    """As planned: what the trusted session runs, where the job names no reference."""
+    data: bytes
+    """The file of that model."""
+
+    def packed(self, dtype: str) -> bool:
+        """Whether the job packed what runs for pictures of this type."""
+        labels = self.session.model.contract.output.decided and not self.model.contract.output.decided
+        return labels or takes(self.session, dtype)
+
+
+class Gate:
+    """Asks a session about every type of pictures once: those that it is given, before they are scored.
+
+    What a job packs by itself is checked on the first unit that comes, and nothing is read for it; a session that is
+    not the trusted one has been asked before, on a unit that was loaded for that (`check_unit`).
     """
-    kept = _verdict_path(job, session)
+
+    def __init__(self, job: JobSpec, asked: Asked, run_id: str, *, seen: Callable[[str], None]) -> None:
+        """seen: is told every type of pictures that comes."""
+        self._job, self._asked, self._run_id, self._seen = job, asked, run_id, seen
+        self._known: set[str] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, loaded: Loaded) -> None:
+        """Raises ModelRefused beyond `check`'s tolerances, with the place of a picture of the worst tile."""
+        with self._lock:
+            for dtype in dtypes(loaded):
+                if dtype not in self._known:
+                    wanted = needed(self._job) or (self._job.check.images > 0 and self._asked.packed(dtype))
+                    if wanted and self._job.model.ensemble is None:
+                        _compare(self._job, self._asked, loaded, dtype, self._run_id)
+                    self._known.add(dtype)
+                    self._seen(dtype)
+
+
+def _compare(job: JobSpec, asked: Asked, loaded: Loaded, dtype: str, run_id: str) -> None:
+    """Compare the session with the trusted one on the pictures of this type, and write down what was found.
+
+    Nothing is done where this machine has its verdict. What a job packed leaves a report only where it does not agree.
+    """
+    session = asked.session
+    kept = _verdict_path(job, asked, dtype)
     if kept.exists():
         return
-    tiles = list(_tiles(job, session.model, loaded))[: job.check.images]
+    trusted = _Trusted(_trusted(job, asked), session.model)
+    tiles: list[tuple[str, NDArray[Any]]] = []
+    for name, tile in _tiles(job, session, loaded, dtype):
+        # A picture that makes the fp32 network ill costs that picture, as ever; an fp16 file may be what is ill.
+        fits = not tiles or tile.shape == tiles[0][1].shape
+        if fits and (job.model.precision != "fp32" or trusted.is_well(tile)):
+            tiles.append((name, tile))
+        if len(tiles) == job.check.images:
+            break
     if not tiles:
-        log.warning("the gate found no image that it could read, so %s was not checked", session.provider)
+        log.warning("the gate found no image to check with, so %s was not checked", session.provider)
         return
-    shape = tiles[0][1].shape
-    tiles = [tile for tile in tiles if tile[1].shape == shape]
-    trusted = _trusted(job, session.model, data)
     tolerance = Tolerance(job.check.max_flipped, job.check.min_dice, job.check.max_abs_error)
-    report = check(session, trusted, np.stack([tile for _, tile in tiles]), tolerance)
+    tested = session if needed(job) else _OneByOne(session)
+    report = check(tested, trusted, np.stack([tile for _, tile in tiles]), tolerance)
     name, worst = tiles[report.worst]
     what = f"{job.model.engine} on {session.provider} in {job.model.precision}"
-    _write(job, run_id, "json", json.dumps({"session": what, **report.to_json()}).encode())
+    what += f", packed for {dtype}," if asked.packed(dtype) else ""
+    if report.breaches or needed(job):
+        _write(job, run_id, "json", json.dumps({"session": what, **report.to_json()}).encode())
     if report.breaches:
         where = _write(job, run_id, "png", encode_png(picture(worst, report)))
         raise ModelRefused(
@@ -81,29 +153,141 @@ def pass_gate(job: JobSpec, session: Session, loaded: Loaded, data: bytes, run_i
             f"{len(tiles)} images of the archive: {'; '.join(report.breaches)}; it is worst on {name}"
             f"{f', pictured in {where}' if where else ''}. Correct the model, or the tolerances in `check`"
         )
-    _keep(kept, report)
+    _keep(kept, report.to_json())
     log.info("%s agrees on %d images: %.4f%% of labels differ", what, len(tiles), 100 * report.parity.flipped_share)
 
 
-def _trusted(job: JobSpec, model: Model, data: bytes) -> Session:
+def has_references(job: JobSpec, data: bytes) -> bool:
+    """Whether a file was packed, and the gate is to ask it what it said then."""
+    return job.check.images > 0 and PACK_KEY.encode() in data
+
+
+def check_references(job: JobSpec, asked: Asked) -> None:
+    """A packed file must say what it said when it was packed; nothing happens to any other.
+
+    Raises ModelRefused where it does not: pixels, normalisation or weights inside it were changed.
+    """
+    if not has_references(job, asked.data):
+        return
+    kept = _verdict_path(job, asked, "references")
+    if kept.exists():
+        return
+    session = asked.session
+    any_size: list[Session] = []
+
+    def run(tiles: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        tile_hw = tiles.shape[1:3]
+        if session.model.tile_hw not in (None, tile_hw) and not any_size:  # `tiling.size` cuts tiles of its own size
+            any_size.append(_of_any_size(job, asked))
+        result = (any_size or [session])[0].run(tiles)
+        finite: NDArray[np.bool_] = np.asarray(np.isfinite(result).all(axis=(1, 2, 3)))
+        return {session.model.output_name: np.nan_to_num(result), FINITE: finite}
+
+    try:
+        found = verify_reference(asked.data, run, tolerance=Tolerance(job.check.max_flipped, 0.0))
+    except JobError as error:  # TensorRT has one size of tile
+        log.warning("%s was not asked what it said when it was packed: %s", job.model.path, error)
+        return
+    if found.problems:
+        raise ModelRefused(
+            f"{job.model.path} does not say what it said when it was packed: {'; '.join(found.problems)}. "
+            "Pack it again from its network"
+        )
+    _keep(kept, found.to_json())
+    log.info("%s says what it said when it was packed, on %d pictures", job.model.path, found.checked)
+
+
+class _OneByOne:
+    """A session that takes one tile at a time: how many fit at once is not for the gate to find out."""
+
+    def __init__(self, inner: Session) -> None:
+        self._inner, self.model = inner, inner.model
+        self.provider, self.device_name = inner.provider, inner.device_name
+
+    def run(self, tiles: NDArray[Any]) -> NDArray[Any]:
+        if self.model.batch is not None:
+            return self._inner.run(tiles)
+        return np.concatenate([self._inner.run(tile[None]) for tile in tiles])
+
+
+class _Trusted:
+    """The trusted session, fed with what the tested one is fed and answering in its words."""
+
+    def __init__(self, inner: Session, model: Model) -> None:
+        """model: of the tested session, whose results are labels where its decision is packed."""
+        self._inner = inner
+        self.model = model if model.contract.output.decided else inner.model
+        self.provider = inner.provider
+        self.device_name = inner.device_name
+        self._said: dict[str, NDArray[Any]] = {}
+
+    def is_well(self, tile_hwc: NDArray[Any]) -> bool:
+        """Whether everything that it says about a tile is finite."""
+        return bool(np.isfinite(self.run(np.repeat(tile_hwc[None], self.model.batch or 1, axis=0))).all())
+
+    def run(self, tiles: NDArray[Any]) -> NDArray[Any]:
+        """Each batch once: `is_well` and the check ask for the same ones."""
+        key = digest(tiles)
+        if key not in self._said:
+            self._said[key] = self._answer(tiles)
+        return self._said[key]
+
+    def _answer(self, tiles: NDArray[Any]) -> NDArray[Any]:
+        spec, output = self._inner.model.contract.input, self._inner.model.contract.output
+        if tiles.dtype.name != spec.dtype:
+            tiles = np.stack([normalize(tile, whole(tile.shape[:2]), spec) for tile in tiles])
+        scores = self._inner.run(tiles)
+        if output.decided or not self.model.contract.output.decided:
+            return scores
+        ill = ~np.isfinite(scores).all(axis=(1, 2, 3))
+        labels = np.stack([decide(one, output) for one in np.nan_to_num(scores)]).astype(np.float32)
+        labels[ill] = np.nan
+        return labels
+
+
+def _trusted(job: JobSpec, asked: Asked) -> Session:
     on_cpu = SessionSpec(custom_ops=job.session.custom_ops)
+    data, model = asked.data, asked.model
     if job.check.reference is not None:
         data, model = model_at(job.check.reference, None, job.tiling, job.model.options)
-    precision = job.model.precision if job.model.precision in ("int8", "fp16") and not job.check.reference else "fp32"
+    held = file_precision(data)
+    precision: Precision = "int8" if held == "int8" else "fp16" if held == "fp16" else "fp32"
     return open_session(data, model, on_cpu, Device(threads=1), precision=precision)
 
 
-def _tiles(job: JobSpec, model: Model, loaded: Loaded) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Name and middle tile, (H, W, C), of every picture that could be read."""
+def _of_any_size(job: JobSpec, asked: Asked) -> Session:
+    """The session once more, for tiles of every size."""
+    return open_session(
+        asked.data,
+        replace(asked.model, tile_hw=None),
+        job.session,
+        Device(threads=1),
+        engine=job.model.engine,
+        precision=job.model.precision,
+    )
+
+
+def _tiles(job: JobSpec, session: Session, loaded: Loaded, dtype: str) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Name and middle tile, (H, W, C), of every picture of this type, as the session is fed with it."""
+    model = session.model
     for entry in loaded.entries:
-        if entry.geometry is None:
+        if entry.geometry is None or np.dtype(entry.dtype).name != dtype:
             continue
+        pixels = pixels_of(loaded, entry)
         try:
-            whole = normalize(pixels_of(loaded, entry), entry.geometry, model.contract.input)
+            if not takes(session, pixels.dtype.name):
+                pixels = normalize(pixels, entry.geometry, model.contract.input)
         except ImageError:
             continue
-        boxes = grid(entry.geometry.fitted_hw, model.tile_hw or entry.geometry.fitted_hw, job.tiling.overlap)
-        yield loaded.unit.sources[entry.source].key, whole[boxes[len(boxes) // 2].slices]
+        tile_hw = model.tile_hw or _cut(entry.geometry.fitted_hw, model.contract.input.multiple)
+        boxes = grid(entry.geometry.fitted_hw, tile_hw, job.tiling.overlap)
+        yield loaded.unit.sources[entry.source].key, pixels[boxes[len(boxes) // 2].slices]
+
+
+def _cut(size_hw: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """A tile for a model that takes any size: the picture, or a part of it that every machine has room for twice."""
+    most = max(LARGEST_SIDE // multiple, 1) * multiple
+    return min(size_hw[0], most), min(size_hw[1], most)
 
 
 def _write(job: JobSpec, run_id: str, suffix: str, body: bytes) -> str | None:
@@ -117,8 +301,8 @@ def _write(job: JobSpec, run_id: str, suffix: str, body: bytes) -> str | None:
     return uri
 
 
-def _verdict_path(job: JobSpec, session: Session) -> Path:
-    """One file per model, machine, arithmetic and tolerance, in the cache folder that ladders lie in."""
+def _verdict_path(job: JobSpec, asked: Asked, subject: str) -> Path:
+    """One file per subject, model, machine, arithmetic and tolerance, in the cache folder that ladders lie in."""
     reference = None
     if job.check.reference is not None:
         try:
@@ -126,13 +310,14 @@ def _verdict_path(job: JobSpec, session: Session) -> Path:
         except NotFound as error:
             raise ModelRefused(f"check.reference: there is no {job.check.reference}") from error
     key = {
-        "model": session.model.sha256,
-        "contract": session.model.contract.model_dump(mode="json"),
+        "subject": subject,
+        "model": asked.model.sha256,
+        "contract": asked.session.model.contract.model_dump(mode="json"),
         "reference": None if reference is None else hashlib.sha256(reference).hexdigest(),
         "engine": job.model.engine,
         "precision": job.model.precision,
-        "provider": session.provider,
-        "device": session.device_name,
+        "provider": asked.session.provider,
+        "device": asked.session.device_name,
         "options": job.session.model_dump(mode="json"),
         "check": job.check.model_dump(mode="json"),
         "version": __version__,
@@ -142,9 +327,9 @@ def _verdict_path(job: JobSpec, session: Session) -> Path:
     return Path(cache) / "unet-batch" / "checks" / f"{name}.json"
 
 
-def _keep(path: Path, report: CheckReport) -> None:
+def _keep(path: Path, verdict: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report.to_json()))
+        path.write_text(json.dumps(verdict))
     except OSError as error:
         log.warning("%s cannot be written, so the next run checks again: %s", path, error)

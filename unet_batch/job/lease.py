@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 
+from unet_batch.archive import local
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import AlreadyExists, Changed, Conflict, Held, NotFound, PutUnknown, StorageError
 from unet_batch.table.layout import Layout
@@ -26,6 +25,8 @@ log = logging.getLogger(__name__)
 
 RENEWALS = 3
 """Renewals in the life of a lease: two may fail before it ends."""
+LOOK_EVERY_S = 2.0
+"""How often a lease that is waited for is looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Lease:
         """Whether the owner may still be working."""
         if now_s >= self.expires_s:
             return False
-        return self.host != _host() or _started(self.pid) == self.started
+        return self.host != local.host() or local.began(self.pid) == self.started
 
     def __str__(self) -> str:
         until = datetime.fromtimestamp(self.expires_s, UTC)
@@ -74,6 +75,8 @@ class Leases:
         self._ttl_s = ttl_s
         self._clock = clock
         self._held: dict[str, tuple[Lease, str]] = {}
+        self._refused_by: dict[str, str] = {}
+        """Versions of the leases that kept this run away."""
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._keep, name="leases", daemon=True)
@@ -100,6 +103,24 @@ class Leases:
             mine, version = self._take_over(uri, partition)
         with self._lock:
             self._held[partition] = (mine, version)
+
+    def wait(self, partition: str, until_s: float) -> None:
+        """Return when the lease that refused this run has expired or was given back, so that `take` may succeed.
+
+        until_s: seconds since 1970. Raises Held at that moment, and at once where the lease was renewed or taken over
+        since it refused this run: whoever does that is alive.
+        """
+        uri, known = self._layout.lease(partition), self._refused_by.get(partition)
+        while True:
+            found, now_s = _read(self._store, uri), self._clock()
+            version, owner = found or ("", None)
+            if owner is None or not owner.alive(now_s):
+                return
+            if version != known:
+                raise Held(f"{partition} is being worked on by {owner}, which renewed its lease meanwhile")
+            if now_s >= until_s:
+                raise _held(partition, owner)
+            time.sleep(min(LOOK_EVERY_S, until_s - now_s, owner.expires_s - now_s))
 
     def release(self, partition: str) -> None:
         """Give a lease back, unless somebody else has taken it over. A store that fails costs a log line."""
@@ -155,10 +176,8 @@ class Leases:
                 raise Held(f"{partition} was taken by another run just now; run the command again") from error
         version, owner = found
         if owner is not None and owner.run != self._run and owner.alive(self._clock()):
-            raise Held(
-                f"{partition} is being worked on by {owner}; wait for it or stop it: the lease of a run that died ends "
-                "by itself"
-            )
+            self._refused_by[partition] = version
+            raise _held(partition, owner)
         if owner is not None:
             log.warning("%s: taking over from %s, which is gone", partition, owner)
         mine = self._mine(partition, 1 + (owner.attempt if owner else 0))
@@ -172,7 +191,7 @@ class Leases:
 
     def _mine(self, partition: str, attempt: int) -> Lease:
         pid = os.getpid()
-        return Lease(partition, self._run, _host(), pid, _started(pid), attempt, self._clock() + self._ttl_s)
+        return Lease(partition, self._run, local.host(), pid, local.began(pid), attempt, self._clock() + self._ttl_s)
 
     def _keep(self) -> None:
         while not self._stop.wait(self._ttl_s / RENEWALS):
@@ -195,21 +214,12 @@ def _read(store: Storage, uri: str) -> tuple[str, Lease | None] | None:
         return found.version, None
 
 
+def _held(partition: str, owner: Lease) -> Held:
+    return Held(
+        f"{partition} is being worked on by {owner}; wait for it or stop it: the lease of a run that died ends by "
+        "itself"
+    )
+
+
 def _body(lease: Lease) -> bytes:
     return json.dumps(asdict(lease)).encode()
-
-
-def _host() -> str:
-    try:
-        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _started(pid: int) -> str:
-    """Field 22 of proc(5)'s stat; empty for a process that is gone or dead, `?` where the system has no /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return "" if fields[0] in ("Z", "X") else fields[19]
-    except (OSError, IndexError):
-        return "" if Path("/proc/self").exists() else "?"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
+from unet_batch.archive.discovery import reaches
 from unet_batch.archive.storage import Storage, canonical
 from unet_batch.contract import Contract
 from unet_batch.errors import ContractError, JobError, NotFound, StorageError
@@ -44,6 +45,7 @@ def prepare(job: JobSpec) -> Prepared:
     """Read and check everything but the archive. Raises JobError, ContractError or StorageError."""
     job = _with_canonical_uris(job)
     _check_partition_column(job)
+    _check_output_is_apart(job)
     check_choice(job.model, job.session)
     files = [read_model_file(job, number) for number in range(len(job.model.paths))]
     models = _models(job, files)
@@ -110,6 +112,17 @@ def _check_partition_column(job: JobSpec) -> None:
             f"input.partition_column: {job.input.partition_column} is a column of the output already; rename it in the "
             "manifest, e.g. to site or date"
         )
+
+
+def _check_output_is_apart(job: JobSpec) -> None:
+    """Rows inside the archive would be the next run's images."""
+    layout = Layout(job.output.uri)
+    for uri in (layout.published("all"), layout.run("run"), layout.part("0" * 64, "all", "unit")):
+        if reaches(job.input, uri):
+            raise JobError(
+                f"output.uri {job.output.uri} lies inside the archive {job.input.uri}, so the next run would take what "
+                "this one writes for images: choose a folder beside it, or narrow input.pattern"
+            )
 
 
 def _with_canonical_uris(job: JobSpec) -> JobSpec:

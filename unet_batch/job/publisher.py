@@ -1,16 +1,107 @@
-"""Publishes each partition of a run by itself, as soon as its last unit has arrived."""
+"""What a run leaves for others: each partition, published when its last unit has arrived, and the run's own record."""
 
 from __future__ import annotations
 
+import json
+import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
 
-from unet_batch.errors import Held, Incomplete, StorageError
+from unet_batch import __version__
+from unet_batch.archive.objects import redact
+from unet_batch.errors import AlreadyExists, Denied, Held, Incomplete, JobError, NotFound, StorageError
+from unet_batch.job.packing import packing
 from unet_batch.job.plan import PartitionPlan
 from unet_batch.job.prepare import Prepared
 from unet_batch.records import Unit
 from unet_batch.table.publish import Publication, publish
+
+log = logging.getLogger(__name__)
+
+
+def demand_conditional_puts(prepared: Prepared) -> None:
+    """Ask the output's store whether it can publish safely, unless the job says that one run writes.
+
+    Raises JobError where it cannot, and as `before_scoring` does.
+    """
+    output = prepared.job.output
+    if output.single_writer:
+        return
+    with before_scoring():
+        refused = prepared.output.probe(prepared.layout.scratch)
+    if refused is not None:
+        raise JobError(
+            f"{output.uri} cannot publish safely: {refused}; use another store, or set output.single_writer: true if "
+            "no two runs ever write there"
+        )
+
+
+@contextmanager
+def before_scoring() -> Iterator[None]:
+    """What a store that fails means before anything was done.
+
+    Raises JobError where somebody must change something (a bucket, a permission), Incomplete where the same command
+    may succeed later.
+    """
+    try:
+        yield
+    except (Denied, NotFound) as error:
+        raise JobError(f"nothing was scored: {error}") from error
+    except StorageError as error:
+        raise Incomplete(f"nothing was scored: {error}") from error
+
+
+class Record:
+    """A run's record in the output: what it set out to do and what it will replace; at its end, what it did."""
+
+    def __init__(self, prepared: Prepared, run_id: str, select: str) -> None:
+        self._prepared = prepared
+        self._uri = prepared.layout.run(run_id)
+        self._begun = False
+        self._tree: dict[str, Any] = {
+            "run": run_id,
+            "started": datetime.now(UTC).isoformat(),
+            "version": __version__,
+            "job": prepared.job.model_dump(mode="json"),
+            "model": prepared.model.sha256,
+            "fingerprint": prepared.fingerprint,
+            "packing": packing(prepared.job, prepared.model).why,
+            "select": select,
+            "conditional_writes": "not needed: single_writer" if prepared.job.output.single_writer else "honoured",
+            "partitions": {},
+        }
+
+    def begin(self, work: Iterable[PartitionPlan]) -> None:
+        """Write down, before anything else happens to them, what is to be done with some partitions."""
+        self._tree["partitions"] |= {
+            p.partition: {
+                "state": p.state,
+                "images": len(p.sources),
+                "open": len(p.open),
+                "base": p.published.version if p.published else None,
+            }
+            for p in work
+        }
+        put = self._prepared.output.put if self._begun else self._prepared.output.create
+        self._begun = True
+        try:
+            put(self._uri, self._body())
+        except AlreadyExists:
+            log.info("%s was put by a try whose answer was lost", self._uri)
+
+    def end(self, did: dict[str, Any]) -> None:
+        """Write down what was done; nothing for a run that never began."""
+        if self._begun:
+            self._tree["did"] = did
+            self._prepared.output.put(self._uri, self._body())
+
+    def _body(self) -> bytes:
+        # Options may hold URLs: what people sign or log in with stays out of a file that others read.
+        return redact(json.dumps(self._tree, indent=1, default=str)).encode()
 
 
 @dataclass(slots=True)

@@ -5,24 +5,22 @@ Nightly, submitted and backfilled runs are this one function; resuming is runnin
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
 
-from unet_batch import __version__
 from unet_batch.archive.discovery import Window
-from unet_batch.errors import AlreadyExists, Held, ImageError, Incomplete, JobError, StorageError
+from unet_batch.errors import Held, ImageError, Incomplete, JobError, StorageError
 from unet_batch.job.gate import check_unit
 from unet_batch.job.lease import Leases
 from unet_batch.job.plan import PartitionPlan, Select, units, wants
 from unet_batch.job.prepare import Prepared, new_run_id
 from unet_batch.job.progress import ProgressDisplay
-from unet_batch.job.publisher import Published, Publisher
+from unet_batch.job.publisher import Published, Publisher, Record, before_scoring, demand_conditional_puts
 from unet_batch.job.reconcile import Executor, score
 from unet_batch.job.stages import reject_unit
 from unet_batch.job.survey import archive_partitions, glance, survey_again, survey_partition
@@ -89,6 +87,8 @@ class Choice:
     """Partitions that are held and worked on at a time; each such group starts its sessions anew. None: all."""
     deadline: datetime | None = None
     """No unit is begun after it, less what publishing may take; finished partitions are published."""
+    wait_s: float = 0.0
+    """How long leases that nobody renews are waited for, once the other partitions are done."""
 
 
 def run(
@@ -99,20 +99,32 @@ def run(
     choice: Choice = Choice(),
     quiet: bool = False,
 ) -> Summary:
-    """Score what the window still needs and publish it. Problems of single partitions end in the summary."""
+    """Score what the window still needs and publish it.
+
+    Problems of single partitions, and a store that fails on the way, end in the summary. Raises JobError and Incomplete
+    before anything was scored, and what says that the model or the machine cannot score.
+    """
     summary = Summary(run=new_run_id(prepared.job), fingerprint=prepared.fingerprint)
-    inventory = archive_partitions(prepared, window, keep=True)
+    with before_scoring():
+        inventory = archive_partitions(prepared, window, keep=True)
+    if not inventory:
+        summary.problems.append("the window holds no images: the archive is late, or input.uri is another")
     names = [name for name, sources in inventory.items() if glance(prepared, name, sources, choice.select)]
     if choice.newest_first:
         names.reverse()
     if not names:
         return summary
-    _demand_conditional_puts(prepared)
+    demand_conditional_puts(prepared)
     scoring = _Run(prepared, choice, summary, make_executor, quiet=quiet)
     try:
         size = choice.max_active or len(names)
-        for begin in range(0, len(names), size):
-            scoring.work({name: inventory[name] for name in names[begin : begin + size]})
+        while names:
+            for begin in range(0, len(names), size):
+                scoring.work({name: inventory[name] for name in names[begin : begin + size]})
+            names = scoring.wait()
+    except StorageError as error:
+        summary.problems.append(f"the run ended early, because a store failed: {error}")
+        summary.exit_code = max(summary.exit_code, Incomplete.exit_code)
     except KeyboardInterrupt:
         summary.problems.append("stopped by Ctrl-C; finished units are staged: run the same command again to go on")
         summary.exit_code = 3
@@ -134,7 +146,9 @@ class _Run:
         self._quiet = quiet
         self._stop_at = _stop_at(choice.deadline)
         self._executor: Executor | None = None
-        self._record: dict[str, Any] = {}
+        self._record = Record(prepared, summary.run, choice.select)
+        self._waiting: list[str] | None = [] if choice.wait_s else None
+        """Partitions that others hold, and whose leases may end; None where nobody is waited for any more."""
         self._published = Published()
         self._scoring_s = 0.0
         self._leases: Leases | None = None
@@ -150,7 +164,7 @@ class _Run:
         claimed = list(self._claim(inventory))
         if not claimed:
             return
-        self._note(claimed)
+        self._record.begin(claimed)
         publisher = Publisher(self._prepared, self._summary.run, claimed, self._published, self._give_back)
         planned = sum(len(p.open) for p in claimed)
         self._summary.planned += planned
@@ -164,6 +178,23 @@ class _Run:
         publisher.report_incomplete()
         self._count_published()
 
+    def wait(self) -> list[str]:
+        """The partitions whose holders seem to be dead, when their leases have ended; once in a run."""
+        names, self._waiting = self._waiting or [], None
+        until_s = min(time.time() + self._choice.wait_s, self._stop_at or math.inf)
+        if names:
+            log.info("waiting for the leases of %d partition(s), such as %s, to end", len(names), names[0])
+        free = []
+        for name in names:
+            try:
+                if self._leases is not None:
+                    self._leases.wait(name, until_s)
+                free.append(name)
+            except Held as error:
+                self._published.problem(str(error), error.exit_code)
+        self._count_published()
+        return free
+
     def close(self) -> None:
         """End the executor, give back the leases, and write down what was done."""
         summary, started = self._summary, time.perf_counter()
@@ -175,9 +206,11 @@ class _Run:
             if self._leases is not None:
                 self._leases.__exit__(None, None, None)
             _finish(summary, self._scoring_s)
-            if self._record:
-                record = {**self._record, "did": asdict(summary)}
-                self._prepared.output.put(self._prepared.layout.run(summary.run), _json(record))
+            try:
+                self._record.end(asdict(summary))
+            except StorageError as error:
+                summary.problems.append(f"the run's record could not be finished, and nothing else is missing: {error}")
+                summary.exit_code = max(summary.exit_code, Incomplete.exit_code)
 
     def _claim(self, inventory: dict[str, list[Source]]) -> Iterator[PartitionPlan]:
         """Plans of the partitions that this run may and wants to work on, made while it holds their leases."""
@@ -189,7 +222,10 @@ class _Run:
                 if self._choice.select in ("failed", "all"):
                     plan = survey_again(self._prepared, plan)
             except Held as error:
-                self._published.problem(str(error), error.exit_code)
+                if self._waiting is None:
+                    self._published.problem(str(error), error.exit_code)
+                else:
+                    self._waiting.append(name)
                 continue
             except StorageError as error:
                 self._published.problem(f"{name} cannot be worked on: {error}", Incomplete.exit_code)
@@ -204,7 +240,8 @@ class _Run:
     def _score(self, work: Sequence[PartitionPlan], publisher: Publisher, planned: int) -> None:
         prepared, summary = self._prepared, self._summary
         marks = [(p, self._mark if p.again else prepared.fingerprint) for p in work]
-        executor = self._running([u for p, mark in marks for u in units(p, prepared.job, mark, workers=1)][:1])
+        first = next(units(p, prepared.job, mark, workers=1) for p, mark in marks if p.open)
+        executor = self._running(first)
         todo = [u for p, mark in marks for u in units(p, prepared.job, mark, workers=executor.workers)]
         nobody = Provenance(
             prepared.model.sha256, prepared.fingerprint, summary.run, "none", prepared.job.model.precision
@@ -260,35 +297,6 @@ class _Run:
         summary.publish_s += found.seconds
         found.partitions, found.problems, found.seconds = [], [], 0.0
 
-    def _note(self, work: Sequence[PartitionPlan]) -> None:
-        """Write down, before anything else, what the run set out to do and what it will replace."""
-        layout, output = self._prepared.layout, self._prepared.output
-        first = not self._record
-        if first:
-            self._record = _new_record(self._prepared, self._choice, self._summary)
-        self._record["partitions"] |= {
-            p.partition: {
-                "state": p.state,
-                "images": len(p.sources),
-                "open": len(p.open),
-                "base": p.published.version if p.published else None,
-            }
-            for p in work
-        }
-        try:
-            (output.create if first else output.put)(layout.run(self._summary.run), _json(self._record))
-        except AlreadyExists:
-            log.info("the record of %s was put by a try whose answer was lost", self._summary.run)
-
-
-def _demand_conditional_puts(prepared: Prepared) -> None:
-    refused = None if prepared.job.output.single_writer else prepared.output.probe(prepared.layout.scratch)
-    if refused is not None:
-        raise JobError(
-            f"{prepared.job.output.uri} cannot publish safely: {refused}; use another store, or set "
-            "output.single_writer: true if no two runs ever write there"
-        )
-
 
 def _stop_at(deadline: datetime | None) -> float | None:
     """Seconds since 1970 after which no unit is begun. Raises JobError for a deadline that has passed."""
@@ -315,20 +323,6 @@ def _count(summary: Summary, unit: Unit, receipt: Receipt) -> None:
     summary.batches = dict(Counter(summary.batches) + Counter(dict(receipt.batches)))
 
 
-def _new_record(prepared: Prepared, choice: Choice, summary: Summary) -> dict[str, Any]:
-    return {
-        "run": summary.run,
-        "started": datetime.now(UTC).isoformat(),
-        "version": __version__,
-        "job": prepared.job.model_dump(mode="json"),
-        "model": prepared.model.sha256,
-        "fingerprint": prepared.fingerprint,
-        "select": choice.select,
-        "conditional_writes": "not needed: single_writer" if prepared.job.output.single_writer else "honoured",
-        "partitions": {},
-    }
-
-
 def _finish(summary: Summary, scoring_s: float) -> None:
     summary.stage_s = {name: round(seconds, 3) for name, seconds in summary.stage_s.items()}
     for name in ("score_s", "publish_s", "start_s", "stop_s"):
@@ -336,7 +330,3 @@ def _finish(summary: Summary, scoring_s: float) -> None:
     summary.images_per_s = round((summary.ok + summary.rejected) / scoring_s, 2) if scoring_s else 0.0
     if summary.remaining and not summary.exit_code:
         summary.exit_code = Incomplete.exit_code
-
-
-def _json(tree: dict[str, Any]) -> bytes:
-    return json.dumps(tree, indent=1, default=str).encode()

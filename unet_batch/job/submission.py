@@ -142,6 +142,8 @@ def _places(job: JobSpec) -> Iterator[tuple[str, str]]:
         yield "model.contract", job.model.contract
     for i, member in enumerate(job.model.ensemble.members if job.model.ensemble else ()):
         yield f"model.ensemble.members[{i}]", member
+    if job.check.reference is not None:
+        yield "check.reference", job.check.reference
     for i, library in enumerate(job.session.custom_ops):
         yield f"session.custom_ops[{i}]", library
     yield "input.uri", job.input.uri

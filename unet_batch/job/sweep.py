@@ -1,4 +1,5 @@
-"""Removes what runs left behind and nobody needs: staged parts whose rows are published, dead leases, old markers.
+"""Removes what runs left behind and nobody needs: staged parts whose rows are published, dead leases, old markers,
+and on local disks the halves of killed puts.
 
 Never touches published rows, and never a part whose rows readers do not see yet.
 """
@@ -25,7 +26,7 @@ class Litter:
 
     uri: str
     kind: str
-    """`part`, `lease`, `attempt` or `probe`."""
+    """`part`, `lease`, `attempt`, `probe` or `put`."""
     size_bytes: int
 
 
@@ -38,7 +39,7 @@ def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_ru
     if not dry_run:
         for litter in found:
             prepared.output.delete(litter.uri)
-    return found
+    return [*found, *_puts(prepared, dry_run=dry_run)]
 
 
 def _parts(prepared: Prepared, window: Window, *, keep_other_models: bool) -> Iterator[Litter]:
@@ -104,6 +105,13 @@ def _markers(prepared: Prepared) -> Iterator[Litter]:
             yield Litter(found.uri, "attempt", found.size_bytes)
         for found in prepared.output.list(prepared.layout.scratch):
             yield Litter(found.uri, "probe", found.size_bytes)
+
+
+def _puts(prepared: Prepared, *, dry_run: bool) -> Iterator[Litter]:
+    """Hidden files of killed puts, wherever a run puts something; a put that may be under way keeps its own."""
+    for folder in (prepared.layout.predictions, prepared.layout.work):
+        for found in prepared.output.leftovers(folder, remove=not dry_run):
+            yield Litter(found.uri, "put", found.size_bytes)
 
 
 def _leased(prepared: Prepared) -> list[str]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from unet_batch.archive.isolate import DECODER
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import ContractError
-from unet_batch.job.gate import pass_gate
+from unet_batch.job.gate import Asked, Gate, check_references, dtypes
+from unet_batch.job.packing import ModelBytes, Packing, expected_dtype, open_packed, packing, remember_dtype
 from unet_batch.job.stages import Infer, Load
 from unet_batch.model.batching import Batcher
 from unet_batch.model.contract import Model
 from unet_batch.model.ensemble import Ensemble
 from unet_batch.model.ladder import LadderMemory
+from unet_batch.model.packed_session import takes
 from unet_batch.model.session import Device, Session, open_session, warm
 from unet_batch.records import Unit
 from unet_batch.spec import JobSpec
@@ -54,13 +58,24 @@ def build_infer(settings: Settings, device: Device) -> Infer:
     """The Infer stage of this process, with its session open. Raises ProviderMissing,
     ContractError, ModelRefused, StorageError."""
     job, model = settings.job, settings.model
-    session = _session(settings, device)
-    if model.tile_hw is not None:
-        warm(session, model.tile_hw, [model.batch or 1])  # a session that cannot run says so before the first image
-    if settings.check_unit is not None and job.model.ensemble is None:
-        loaded = build_load(settings)(Unit.from_json(settings.check_unit))
-        pass_gate(job, session, loaded, Storage(job.model.options).read(job.model.path), settings.run_id)
-    batcher = Batcher(session, batch_max=job.session.batch_max, memory=LadderMemory(job.model.precision))
+    plan, files = packing(job, model), _files(settings)
+    looked = None if settings.check_unit is None else build_load(settings)(Unit.from_json(settings.check_unit))
+    seen = dtypes(looked) if looked is not None else []
+    first = (seen or [expected_dtype(job, model)])[0] if plan.dtypes else model.contract.input.dtype
+    session = open_packed(
+        model, files, device, plan=plan, first=first, open_files=lambda files, share: _session(settings, files, share)
+    )
+    dtype = first if takes(session, first) else model.contract.input.dtype
+    if model.tile_hw is not None:  # a session that cannot run says so before the first image
+        warm(session, model.tile_hw, [model.batch or 1], dtype=dtype)
+    asked = Asked(session, model, files[0][0])
+    gate = Gate(job, asked, settings.run_id, seen=functools.partial(_remember, job, model, plan))
+    if job.model.ensemble is None:
+        check_references(job, asked)
+        if looked is not None:
+            gate(looked)
+    memory = LadderMemory(job.model.precision, threads=device.threads)
+    batcher = Batcher(session, batch_max=job.session.batch_max, memory=memory)
     provenance = Provenance(
         model_digest=model.sha256,
         fingerprint=settings.fingerprint,
@@ -68,28 +83,42 @@ def build_infer(settings: Settings, device: Device) -> Infer:
         provider=session.provider,
         precision=job.model.precision,
     )
-    return Infer(job, session, batcher, provenance)
+    return Infer(job, session, batcher, provenance, gate=gate)
 
 
-def _session(settings: Settings, device: Device) -> Session:
-    """The session of the model, or of every member of its ensemble; each file must be the one that was planned with."""
+def _remember(job: JobSpec, model: Model, plan: Packing, dtype: str) -> None:
+    """Where anything is packed, the next process opens the right session first."""
+    if plan.anything:
+        remember_dtype(job, model, dtype)
+
+
+def _session(settings: Settings, files: Sequence[ModelBytes], device: Device) -> Session:
+    """The session of a file, or of every member of an ensemble."""
+    job = settings.job
+    sessions = [
+        open_session(
+            data,
+            model,
+            job.session,
+            device.divided(len(files)),
+            engine=job.model.engine,
+            precision=job.model.precision,
+        )
+        for data, model in files
+    ]
+    if job.model.ensemble is None:
+        return sessions[0]
+    return Ensemble(sessions, settings.model, job.model.ensemble.combine)
+
+
+def _files(settings: Settings) -> list[ModelBytes]:
+    """The model, or every member of its ensemble; each file must be the one that was planned with."""
     job, store = settings.job, Storage(settings.job.model.options)
     members = [Model.from_json(text) for text in settings.members] or [settings.model]
-    sessions = []
+    files = []
     for path, member in zip(job.model.paths, members, strict=True):
         data = store.read(path)
         if hashlib.sha256(data).hexdigest() != member.sha256:
             raise ContractError(f"{path} changed since the run was planned; run the same command again")
-        sessions.append(
-            open_session(
-                data,
-                member,
-                job.session,
-                device.divided(len(members)),
-                engine=job.model.engine,
-                precision=job.model.precision,
-            )
-        )
-    if job.model.ensemble is None:
-        return sessions[0]
-    return Ensemble(sessions, settings.model, job.model.ensemble.combine)
+        files.append((data, member))
+    return files

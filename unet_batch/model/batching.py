@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_batch.errors import OutOfMemory
-from unet_batch.model.engines import on_cpu
+from unet_batch.model.engines import on_cpu, on_gpu
 from unet_batch.model.ladder import Ladder, LadderKey, LadderMemory, Remembered, sizes_up_to
 from unet_batch.model.session import Session
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
-Shape = tuple[int, int]
+Shape = tuple[int, int, str]
+"""Rows, columns and type of a tile: tiles of different shapes or types never share a batch."""
 
 CPU_BATCH_MAX = 8
 """On a CPU throughput is flat from 1 on, and a batch only costs memory."""
@@ -44,7 +45,7 @@ class Tile:
     box: Box
     """Where the tile lies in it."""
     pixels_hwc: Array
-    """(H, W, C) of the contract's dtype."""
+    """(H, W, C) of a type that the session takes."""
 
 
 @dataclass(slots=True)
@@ -97,7 +98,7 @@ class Batcher:
         mine = stats if stats is not None else BatchStats()
         waiting: dict[Shape, list[Tile]] = {}
         for tile in tiles:
-            shape = (tile.pixels_hwc.shape[0], tile.pixels_hwc.shape[1])
+            shape = (*tile.pixels_hwc.shape[:2], tile.pixels_hwc.dtype.name)
             queue = waiting.setdefault(shape, [])
             queue.append(tile)
             if len(queue) >= self._target(shape):
@@ -117,7 +118,7 @@ class Batcher:
                 logits_nkhw = self._run_batch(shape, batch, size=size, mine=mine)
             except OutOfMemory as error:
                 if self._shorten(shape, size, mine):
-                    log.warning("%d tiles of %dx%d did not fit; smaller batches follow: %s", size, *shape, error)
+                    log.warning("%d tiles of %dx%d did not fit; smaller batches follow: %s", size, *shape[:2], error)
                     continue
                 yield from ((tile, error) for tile in batch)
             else:
@@ -180,7 +181,14 @@ class Batcher:
 
     def _key(self, memory: LadderMemory, shape: Shape) -> LadderKey:
         session = self._session
-        return LadderKey(session.model.sha256, session.device_name, session.provider, memory.precision, *shape)
+        return LadderKey(
+            session.model.sha256,
+            session.device_name,
+            session.provider,
+            memory.precision,
+            *shape,
+            threads=1 if on_gpu(session.provider) else memory.threads,
+        )
 
 
 def _differs(new: Remembered, old: Remembered | None) -> bool:

@@ -16,8 +16,10 @@ from typing import Any, Literal
 import yaml
 
 from unet_batch.contract import Contract, ModelInput
-from unet_batch.errors import ContractError, JobError
+from unet_batch.errors import ContractError, JobError, ModelRefused
+from unet_batch.model import graph
 from unet_batch.model.onnxruntime_session import describe
+from unet_batch.model.structure import activation
 from unet_batch.spec import TilingSpec
 from unet_batch.strict import parse_yaml, validate
 
@@ -36,6 +38,8 @@ _AXES: dict[str, dict[str, int]] = {
 _DTYPES = {"float": "float32", "double": "float64"}
 _FLOATS = ("float16", "float32", "float64")
 _NUMBERS = (*_FLOATS, "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
+UNKNOWN_MULTIPLE = 32
+"""Of a draft: five levels, as the encoders of most U-Nets have."""
 _MOST_CHANNELS = 16
 """A static axis up to this size is read as channels in a draft; larger ones are pixels."""
 
@@ -114,7 +118,10 @@ def read_model(data: bytes, uri: str, pinned_sha256: str | None, *, custom_ops: 
             f"{uri} has the SHA-256 {sha256}, but model.sha256 demands {pinned_sha256}: "
             "the file was replaced, or the job file is older than the model"
         )
-    inputs, outputs, metadata = describe(data, uri, custom_ops)
+    try:
+        inputs, outputs, metadata = describe(data, uri, custom_ops)
+    except ContractError as error:
+        raise ContractError(_why_unopened(data, uri, custom_ops) or str(error)) from error
     return ModelFile(
         data=data,
         sha256=sha256,
@@ -123,6 +130,26 @@ def read_model(data: bytes, uri: str, pinned_sha256: str | None, *, custom_ops: 
         outputs=tuple(Tensor(name, _dtype(kind), shape) for name, kind, shape in outputs),
         metadata=metadata,
     )
+
+
+def _why_unopened(data: bytes, uri: str, custom_ops: Sequence[str]) -> str | None:
+    """Why ONNX Runtime opens no session of a file, where the graph says it in plainer words; None where it does not."""
+    try:
+        model = graph.read(data, uri)
+    except ModelRefused as error:
+        return f"{uri} cannot be opened as an ONNX model: {error}"
+    if outside := graph.external(model):
+        return (
+            f"{uri} cannot be opened as an ONNX model: {len(outside)} tensors ({outside[0]}) lie in another file; "
+            "a model has no external data here: export it as one file"
+        )
+    strange = sorted(graph.domains(model) - graph.DOMAINS)
+    if strange and not custom_ops:
+        return (
+            f"{uri} has operators of {', '.join(strange)}, which ONNX Runtime does not bring: name the library that "
+            "holds them in session.custom_ops, or export the model without them"
+        )
+    return None
 
 
 def find_contract(file: ModelFile, text: bytes | None, where: str) -> Contract:
@@ -135,12 +162,20 @@ def find_contract(file: ModelFile, text: bytes | None, where: str) -> Contract:
     if text is None:
         raise ContractError(
             f"{file.uri} has no contract: write one to {where}, beginning with this draft, which knows only what "
-            f"the file declares:\n\n{draft(file)}"
+            f"the file declares:\n\n{draft(file, activation=_activation(file))}"
         )
     try:
         return validate(Contract, parse_yaml(text, where), where)
     except JobError as error:
         raise ContractError(str(error)) from error
+
+
+def _activation(file: ModelFile) -> str | None:
+    """What the last operator says that the first output is; None where it says nothing."""
+    try:
+        return activation(graph.read(file.data, file.uri), file.outputs[0].name) if file.outputs else None
+    except ModelRefused:
+        return None
 
 
 def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
@@ -161,8 +196,7 @@ def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
     fixed_hw = (source.fixed("height", declared), source.fixed("width", declared))
     known_hw, tile_hw = _sizes(contract.input, fixed_hw, tiling.size, problems)
 
-    labels = contract.output.activation == "labels"
-    rank_3 = labels and len(target.shape) == 3
+    rank_3 = contract.output.decided and len(target.shape) == 3
     layout: Layout = contract.output.layout or ("nhw" if rank_3 else declared)
     model = Model(
         sha256=file.sha256,
@@ -176,7 +210,7 @@ def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
         output_layout=layout,
     )
     _check_tensor(target, layout, model.planes, "output", problems)
-    if target.dtype not in (_NUMBERS if labels else _FLOATS):
+    if target.dtype not in (_NUMBERS if contract.output.decided else _FLOATS):
         problems.append(f"output {target.name} is {target.dtype}, which cannot be {contract.output.activation}")
     if layout == "nhw" and model.planes > 1:
         problems.append(f"output.layout nhw has no channel axis, but the contract names {model.planes} classes")
@@ -187,8 +221,11 @@ def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
     return model
 
 
-def draft(file: ModelFile) -> str:
-    """A contract as YAML text with what the file declares; what it cannot declare is marked to be checked."""
+def draft(file: ModelFile, *, multiple: int | None = None, activation: str | None = None) -> str:
+    """A contract as YAML text with what the file declares; what it cannot declare is marked to be checked.
+
+    multiple, activation: what the graph's wiring says (`structure`), where somebody looked.
+    """
     source, target = (tensors[0] if tensors else Tensor("", "float32", ()) for tensors in (file.inputs, file.outputs))
     layout = _guess_layout(source)
     channels = source.fixed("channels", layout) or 3
@@ -204,21 +241,21 @@ def draft(file: ModelFile) -> str:
             "dtype": source.dtype,
             "color": {1: "gray", 3: "rgb"}.get(channels, "bands"),
             "channels": channels,
-            **({"height": height, "width": width} if height and width else {"multiple": 32}),
+            **({"height": height, "width": width} if height and width else {"multiple": multiple or UNKNOWN_MULTIPLE}),
             "fit": "tile",
             "normalize": {"kind": "unit" if source.dtype in _FLOATS else "none"},
         },
         "output": {
             "name": target.name,
             "layout": output_layout,
-            "activation": "labels" if labels else "logits",
+            "activation": "labels" if labels else activation or "logits",
             "classes": [f"class_{k}" for k in range(2 if labels else classes)],
         },
     }
     return (
         f"# Draft, read from {file.uri}. The file cannot say these, so check each:\n"
-        "# input.color, fit, multiple, normalize; output.activation (logits, softmax, sigmoid, labels) and classes.\n"
-        + yaml.safe_dump(entries, sort_keys=False)
+        "# input.color, fit, multiple, normalize; output.activation (logits, softmax, sigmoid, labels, masks) and "
+        "classes.\n" + yaml.safe_dump(entries, sort_keys=False)
     )
 
 

@@ -7,13 +7,13 @@ engine's library; `onnx` is imported only to look into a file.
 from __future__ import annotations
 
 import difflib
-import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unet_batch.errors import ContractError, JobError
+from unet_batch.errors import ContractError, JobError, ModelRefused
+from unet_batch.model import graph
 from unet_batch.spec import Engine, Precision
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ class Provider:
     precisions: tuple[Precision, ...]
     options: frozenset[str] | None
     """What `session.provider_options` may set; None: whatever ONNX Runtime accepts."""
+    packs: bool
+    """Whether normalisation inside the graph may leave every bit of the scores as it was. OpenVINO and TensorRT fold it
+    into the first weights (OpenVINO: up to 8e-6 of a logit, measured); on the others a job proves it where it runs."""
     arena: str | None
     """ONNX Runtime's name of its memory arena; None where it has none that can be emptied."""
     needs: str
@@ -59,6 +62,7 @@ TABLE = (
         gpu=False,
         precisions=_FILE_PRECISIONS,
         options=frozenset(),
+        packs=True,
         arena="cpu:0",
         needs="it is part of ONNX Runtime: install unet-batch again",
     ),
@@ -74,6 +78,7 @@ TABLE = (
             fuse_conv_bias prefer_nhwc use_ep_level_unified_stream
             """.split()  # noqa: SIM905 - a column of quoted names reads worse
         ),
+        packs=True,
         arena="gpu:0",
         needs="it needs an NVIDIA driver for CUDA 13 and its libraries: run `pip install unet-batch[cuda]`, or write "
         "session.providers: [cpu]",
@@ -90,6 +95,7 @@ TABLE = (
             trt_timing_cache_path
             """.split()  # noqa: SIM905
         ),
+        packs=False,
         arena="gpu:0",
         needs="it needs an NVIDIA driver for CUDA 13, its libraries and TensorRT 10: run `pip install unet-batch[cuda] "
         "'tensorrt-cu13>=10,<11'`, or write session.providers: [cuda]",
@@ -101,6 +107,7 @@ TABLE = (
         gpu=False,
         precisions=("fp32", "fp16", "bf16", "int8"),
         options=frozenset(),
+        packs=False,
         arena=None,
         needs="run `pip install unet-batch[openvino]`, or write model.engine: onnxruntime",
     ),
@@ -115,19 +122,6 @@ _HELD_BY: dict[Precision, tuple[str, ...]] = {
     "int8": ("int8",),
 }
 """Which files a precision runs: tf32 and bf16 are arithmetic on fp32 weights, the others are what the file is."""
-
-_QUANTIZED = (
-    "QuantizeLinear",
-    "DequantizeLinear",
-    "DynamicQuantize",
-    "QLinear",
-    "ConvInteger",
-    "MatMulInteger",
-    "MatMulNBits",
-    "QGemm",
-    "QAttention",
-)
-"""How the names of operators begin that compute on quantised numbers: ONNX's, and ONNX Runtime's own."""
 
 
 def find(engine: Engine, name: str) -> Provider:
@@ -149,6 +143,7 @@ def find(engine: Engine, name: str) -> Provider:
         gpu=False,
         precisions=_FILE_PRECISIONS,
         options=None,
+        packs=False,
         arena=None,
         needs=f"it needs an ONNX Runtime that was built with {name}, and what that one needs",
     )
@@ -193,7 +188,10 @@ def check_model(row: Provider, model: Model) -> None:
 
 
 def fingerprint_marks(session: SessionSpec) -> dict[str, object]:
-    """What of a session may change results in ways that nobody here can know; empty for nearly every job."""
+    """What of a session may change results in ways that nobody here can know; empty for nearly every job.
+
+    Raises JobError for a library of operators that cannot be read.
+    """
     strangers = {
         name: options
         for name, options in sorted(session.provider_options.items())
@@ -201,8 +199,15 @@ def fingerprint_marks(session: SessionSpec) -> dict[str, object]:
     }
     marks: dict[str, object] = {"provider_options": strangers} if strangers else {}
     if session.custom_ops:
-        marks["custom_ops"] = [path.rpartition("/")[2] for path in session.custom_ops]
+        marks["custom_ops"] = [[path.rpartition("/")[2], _library_digest(path)] for path in session.custom_ops]
     return marks
+
+
+def _library_digest(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise JobError(f"session.custom_ops: {path} cannot be read: {error.strerror or error}") from error
 
 
 def check_file(data: bytes, precision: Precision, uri: str) -> None:
@@ -217,29 +222,18 @@ def check_file(data: bytes, precision: Precision, uri: str) -> None:
 
 
 def file_precision(data: bytes, uri: str = "the model") -> str:
-    """fp32, fp16, bf16 or int8: what the nodes and weights of an ONNX file are.
+    """fp32, fp16, bf16 or int8: what the nodes and weights of an ONNX file are (`graph.precision`).
 
-    int8: any node that quantises. fp16, bf16: any such weight with more than one element, or weights that are cast to
-    it. Raises ContractError where the bytes are no model, and where weights lie in another file (OpenVINO would read
-    it, relative to the working directory).
+    Raises ContractError where the bytes are no model, and where weights lie in another file (OpenVINO would read it,
+    relative to the working directory).
     """
-    bodies = list(_bodies(_parsed(data, uri)))
-    from onnx import TensorProto
-
-    small = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-    names = {tensor.name for body in bodies for tensor in _initializers(body)}
-    found: Counter[str] = Counter()
-    for tensor in (tensor for body in bodies for tensor in _tensors(body)):
-        if tensor.external_data or tensor.data_location == TensorProto.EXTERNAL:
-            raise ContractError(f"{uri} keeps {tensor.name or 'a tensor'} in another file: export it as one file")
-        if tensor.data_type in small and math.prod(tensor.dims) > 1:
-            found[small[tensor.data_type]] += 1
-    for node in (node for body in bodies for node in body.node):
-        if node.op_type.startswith(_QUANTIZED):
-            return "int8"
-        if node.op_type == "Cast" and node.input[0] in names:
-            found.update(small[a.i] for a in node.attribute if a.name == "to" and a.i in small)
-    return found.most_common(1)[0][0] if found else "fp32"
+    try:
+        model = graph.read(data, uri)
+    except ModelRefused as error:
+        raise ContractError(f"{uri} cannot be opened as an ONNX model: {error}") from error
+    if outside := graph.external(model):
+        raise ContractError(f"{uri} keeps {outside[0] or 'a tensor'} in another file: export it as one file")
+    return graph.precision(model)
 
 
 def _check_options(row: Provider, options: dict[str, Any]) -> None:
@@ -251,46 +245,3 @@ def _check_options(row: Provider, options: dict[str, Any]) -> None:
         known = ", ".join(sorted(row.options or ())) or "none"
         hint = f"did you mean {near[0]}?" if near else f"a job may set: {known}"
         raise JobError(f"session.provider_options.{row.name}.{name} is not for a job to set; {hint}")
-
-
-def _parsed(data: bytes, uri: str) -> Any:
-    """An `onnx.ModelProto`. Raises ContractError."""
-    import onnx
-
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(data)
-    except Exception as error:  # protobuf's own class
-        raise ContractError(f"{uri} cannot be opened as an ONNX model: {error}") from error
-    if not model.graph.node:
-        raise ContractError(f"{uri} cannot be opened as an ONNX model: its graph is empty")
-    return model
-
-
-def _bodies(model: Any) -> Iterator[Any]:
-    """Everything that holds nodes: the graph, functions, and the graphs inside their nodes."""
-    waiting = [model.graph, *model.functions]
-    while waiting:
-        body = waiting.pop()
-        yield body
-        for attribute in (attribute for node in body.node for attribute in node.attribute):
-            waiting += [attribute.g] if attribute.HasField("g") else []
-            waiting += attribute.graphs
-
-
-def _initializers(body: Any) -> Sequence[Any]:
-    return getattr(body, "initializer", ())  # functions have none
-
-
-def _tensors(body: Any) -> Iterator[Any]:
-    """Every constant tensor, wherever a body may keep one."""
-    yield from _initializers(body)
-    sparse = list(getattr(body, "sparse_initializer", ()))
-    for attribute in (attribute for node in body.node for attribute in node.attribute):
-        yield from [attribute.t] if attribute.HasField("t") else []
-        yield from attribute.tensors
-        sparse += [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-        sparse += attribute.sparse_tensors
-    for tensor in sparse:
-        yield tensor.values
-        yield tensor.indices

@@ -116,7 +116,7 @@ def votes(output_nkhw: Array, output: ModelOutput) -> Array:
     classes = len(output.classes)
     if output.multi_label:
         logit = math.log(output.threshold / (1 - output.threshold))
-        above = output.threshold if output.activation == "sigmoid" else logit
+        above = logit if output.activation == "logits" else output.threshold
         return (output_nkhw > np.float32(above)).astype(np.float32)
     if output.activation != "labels":
         labels_nhw = output_nkhw.argmax(axis=1)
@@ -169,6 +169,6 @@ def _unfit(model: Model, number: int, combine: Combine) -> list[str]:
     activation = model.contract.output.activation
     if combine == "logits" and activation != "logits":
         return [f"member {number} returns {activation}, of which there is no mean of logits: combine probabilities"]
-    if combine == "probabilities" and activation == "labels":
-        return [f"member {number} returns finished labels, which have no probabilities: combine by vote"]
+    if combine == "probabilities" and model.contract.output.decided:
+        return [f"member {number} returns finished {activation}, which have no probabilities: combine by vote"]
     return []

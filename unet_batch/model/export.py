@@ -149,10 +149,10 @@ def export(spec: ExportSpec) -> ExportReport:
         output_name=OUTPUT_NAMES[spec.activation],
     )
     without_traces(captured.model)
-    set_metadata(captured.model, {METADATA_KEY: _as_yaml(contract)})
+    set_metadata(captured.model, {METADATA_KEY: contract_text(contract)})
     multiple, notes = _multiple(spec, examined, captured, network, images)
     contract = _with_multiple(contract, multiple, given)
-    set_metadata(captured.model, {METADATA_KEY: _as_yaml(contract)})
+    set_metadata(captured.model, {METADATA_KEY: contract_text(contract)})
     trials = verify(
         captured.model.SerializeToString(),
         captured,
@@ -190,6 +190,11 @@ def export(spec: ExportSpec) -> ExportReport:
     replace_file(spec.out, data)
     replace_file(report_path(spec.out), json.dumps(report.to_json(), indent=2).encode())
     return report
+
+
+def contract_text(contract: Contract) -> str:
+    """A contract as it lies in a file's metadata: YAML, with every null, because a background left out is class 0."""
+    return yaml.safe_dump(contract.model_dump(mode="json"), sort_keys=False)
 
 
 def report_path(out: Path) -> Path:
@@ -271,11 +276,6 @@ def _given_images(spec: ExportSpec) -> Array | None:
     if not fits:
         raise JobError(f"the given images have the shape {images.shape}, not (N, {channels}, {height}, {width})")
     return images
-
-
-def _as_yaml(contract: Contract) -> str:
-    # With every null: a background that is left out would be class 0 again.
-    return yaml.safe_dump(contract.model_dump(mode="json"), sort_keys=False)
 
 
 def _provenance(spec: ExportSpec, weights: Weights | None, parity: Parity) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -16,5 +17,6 @@ def replace_file(path: Path, data: bytes) -> None:
         draft.write_bytes(data)
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first one says what is wrong
+            draft.unlink(missing_ok=True)
         raise JobError(f"{path} cannot be written: {error.strerror or error}") from error

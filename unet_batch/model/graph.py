@@ -10,7 +10,7 @@ operators of unknown domains, control flow, functions, inputs that are no tensor
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -87,12 +87,9 @@ def refusals(model: ModelProto, *, custom_domains: Collection[str] = ()) -> list
 
     custom_domains: of operators that the job brings a library for.
     """
-    from onnx import TensorProto
-
     found = []
-    stored = _all_tensors(model)
-    if external := sorted({t.name for t in stored if t.data_location == TensorProto.EXTERNAL or t.external_data}):
-        found.append(f"{len(external)} tensors lie outside the file ({external[0]})")
+    if outside := external(model):
+        found.append(f"{len(outside)} tensors lie outside the file ({outside[0]})")
     nodes = [*_all_nodes(model.graph)]
     if domains := sorted({n.domain for n in nodes} - DOMAINS.union(custom_domains)):
         found.append(f"operators of unknown domains ({', '.join(domains)})")
@@ -105,6 +102,21 @@ def refusals(model: ModelProto, *, custom_domains: Collection[str] = ()) -> list
     for word, values in (("input", inputs(model)), ("output", outputs(model))):
         found += [f"{word} {name} is no tensor of numbers" for name, dtype, _ in values if dtype in ("", "object")]
     return found
+
+
+def external(model: ModelProto) -> list[str]:
+    """Names of the tensors whose values lie in another file, wherever the model keeps them."""
+    from onnx import TensorProto
+
+    stored = _all_tensors(model)
+    return sorted({t.name for t in stored if t.data_location == TensorProto.EXTERNAL or t.external_data})
+
+
+def domains(model: ModelProto) -> set[str]:
+    """Domains of all operators that are no functions of the model's own."""
+    own = {(function.domain, function.name) for function in model.functions}
+    nodes = [*_all_nodes(model.graph), *(node for function in model.functions for node in _inside(function.node))]
+    return {node.domain for node in nodes if (node.domain, node.op_type) not in own}
 
 
 def inputs(model: ModelProto) -> list[tuple[str, str, Shape]]:
@@ -204,16 +216,17 @@ def elements(tensor: TensorProto) -> int:
 
 
 def precision(model: ModelProto) -> Precision:
-    """What the file computes in: `int8` where anything is quantised, `fp16` or `bf16` where weights are stored or cast
-    so, else `fp32`."""
+    """What the file computes in: `int8` where anything is quantised, `fp16` or `bf16` where weights of more than one
+    element are stored or cast so, else `fp32`; branches and functions are looked into."""
     from onnx import TensorProto
 
-    if any(node.op_type.startswith(QUANTISED) for node in model.graph.node):
+    nodes = [*_all_nodes(model.graph), *(node for function in model.functions for node in _inside(function.node))]
+    if any(node.op_type.startswith(QUANTISED) for node in nodes):
         return "int8"
     halves: dict[int, Precision] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16"}
-    stored = constants(model)
-    types = [tensor.data_type for tensor in stored.values() if elements(tensor) > 1]
-    types += [attribute(n, "to", 0) for n in model.graph.node if n.op_type == "Cast" and {*n.input} & stored.keys()]
+    stored = constants(model).keys() | {t.name for inner in _branches(nodes) for t in inner.initializer}
+    types = [tensor.data_type for tensor in _all_tensors(model) if elements(tensor) > 1]
+    types += [attribute(n, "to", 0) for n in nodes if n.op_type == "Cast" and {*n.input} & stored]
     found = Counter(halves[code] for code in types if code in halves)
     return found.most_common(1)[0][0] if found else "fp32"
 
@@ -250,11 +263,21 @@ def _names(model: ModelProto) -> Iterator[object]:
 
 
 def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    for node in graph.node:
+    yield from _inside(graph.node)
+
+
+def _inside(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """The nodes, and those of the graphs inside them."""
+    for node in nodes:
         yield node
-        for entry in node.attribute:
-            for inner in (entry.g, *entry.graphs):
-                yield from _all_nodes(inner)
+        for inner in _branches([node]):
+            yield from _inside(inner.node)
+
+
+def _branches(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
+    """The graphs that nodes hold as attributes."""
+    for entry in (entry for node in nodes for entry in node.attribute):
+        yield from (entry.g, *entry.graphs)
 
 
 def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:

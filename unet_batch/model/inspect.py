@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 DEFAULT_SIDE = 256
 """Side of the tile that figures are for where file, contract and caller leave it open; rounded up to the multiple."""
+COMMENT_CHARS = 78
+"""Of a line of comment in a drafted contract."""
 NOT_ON_CUDA = frozenset(
     """
     Acos Acosh Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Col2Im ConvInteger Cosh Det
@@ -253,10 +256,8 @@ def _completed(file: ModelFile, layout: str, measured: _Measured | None, says: s
     if len(target.shape) == len(measured.output_dims) == 4 and not isinstance(target.shape[channels], int):
         counted = *target.shape[:channels], measured.output_dims[channels], *target.shape[channels + 1 :]
         file = replace(file, outputs=(replace(target, shape=counted), *file.outputs[1:]))
-    text = draft(file)
-    if (multiple := measured.structure.multiple_hw) is not None:
-        text = text.replace("\n  multiple: 32\n", f"\n  multiple: {math.lcm(*multiple)}\n")
-    return text if says is None else text.replace("\n  activation: logits\n", f"\n  activation: {says}\n")
+    multiple = measured.structure.multiple_hw
+    return draft(file, multiple=None if multiple is None else math.lcm(*multiple), activation=says)
 
 
 def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measured | None) -> Iterator[str]:
@@ -265,7 +266,7 @@ def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measur
         yield f"the first input is no batch of pictures (its shape: {shape}), so tiles have no size or cost"
     if len(file.inputs) > 1:
         yield f"the model needs {len(file.inputs)} inputs; a job feeds one: export it with one input"
-    if len(file.outputs) > 1:
+    if len(file.outputs) > 1 and METADATA_KEY not in file.metadata:  # a contract inside has chosen already
         yield f"the model has {len(file.outputs)} outputs: write output.name to say which one is meant"
     for source in file.inputs[:1]:
         if batch := source.fixed("batch", layout):
@@ -313,8 +314,14 @@ def render(inspection: Inspection) -> list[RenderableType]:
         shown.append(skips)
     shown += [Text(f"• {sentence}") for sentence in inspection.findings]
     shown.append(Text("contract in the file's metadata:" if inspection.contract_embedded else "draft of a contract:"))
-    shown.append(Syntax(inspection.contract, "yaml", background_color="default"))
+    shown.append(Syntax(_folded(inspection.contract), "yaml", background_color="default"))
     return shown
+
+
+def _folded(contract: str) -> str:
+    """The contract with its comments in lines that no terminal cuts off, so that it can be copied."""
+    comment = textwrap.TextWrapper(COMMENT_CHARS, subsequent_indent="# ")
+    return "\n".join(comment.fill(line) if line.startswith("# ") else line for line in contract.splitlines())
 
 
 def _facts(seen: Inspection) -> Iterator[tuple[str, str]]:

@@ -156,14 +156,20 @@ class LadderKey:
     precision: str
     height: int
     width: int
+    dtype: str = "float32"
+    """Of the tiles: a packed graph takes source pixels and has another curve."""
+    threads: int = 1
+    """Of the session; 1 on a GPU, where they change nothing."""
 
 
 class LadderMemory:
     """Ladders of earlier runs, one small JSON file each in a local cache folder. Losing one costs a climb."""
 
-    def __init__(self, precision: str, *, folder: Path | None = None) -> None:
-        """precision: `model.precision` of the job. folder: left out, `$XDG_CACHE_HOME/unet-batch/ladders`."""
+    def __init__(self, precision: str, *, threads: int = 1, folder: Path | None = None) -> None:
+        """precision: `model.precision` of the job. threads: of the session. folder: left out,
+        `$XDG_CACHE_HOME/unet-batch/ladders`."""
         self.precision = precision
+        self.threads = threads
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         self._folder = folder or Path(cache) / "unet-batch" / "ladders"
 

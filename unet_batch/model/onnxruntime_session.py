@@ -16,7 +16,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from importlib.metadata import distributions
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from unet_batch.model import gpu
 from unet_batch.model.engines import Provider
 from unet_batch.model.failures import cannot_open, cannot_run, no_memory
 from unet_batch.model.onnxruntime_options import provider_options
+from unet_batch.model.pack_nodes import FINITE
 from unet_batch.model.session import (
     Array,
     Device,
@@ -33,6 +34,7 @@ from unet_batch.model.session import (
     check_tiles,
     cpu_name,
     in_model_layout,
+    with_ill_tiles,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +73,9 @@ class OnnxRuntimeSession:
         self.provider: str = provider.label
         self._arena = provider.arena
         self._ort = _open(data, model, spec, device=device, provider=provider, precision=precision)
+        self._wanted = [model.output_name]
+        if model.contract.output.decided and FINITE in {output.name for output in self._ort.get_outputs()}:
+            self._wanted.append(FINITE)
         self.device_name = gpu.ask_driver().name if provider.gpu else cpu_name()
 
     def run(self, tiles: Array) -> Array:
@@ -93,8 +98,9 @@ class OnnxRuntimeSession:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arena)
         try:
             feed = {self.model.input_name: in_model_layout(self.model, tiles)}
-            output = self._ort.run([self.model.output_name], feed, options)[0]
-            return as_nkhw(self.model, output, len(tiles))
+            output, *finite = self._ort.run(self._wanted, feed, options)
+            result = as_nkhw(self.model, output, len(tiles))
+            return with_ill_tiles(result, finite[0]) if finite else result
         except UnetBatchError:
             raise
         except Exception as error:  # ONNX Runtime's errors share no class below Exception
@@ -138,9 +144,11 @@ def check_installation(folder: Path | None = None) -> None:
     if folder is None:
         found = importlib.util.find_spec("onnxruntime")
         folder = Path(found.origin).parent.parent if found and found.origin else Path()
+    # By the names of their folders: asking every distribution for its name takes a tenth of a second in every actor.
+    own = [path for path in folder.glob("*-info") if path.name.lower().startswith("onnxruntime")]
     owners = sorted(
         dist.name
-        for dist in distributions(path=[str(folder)])
+        for dist in map(Distribution.at, own)
         if re.fullmatch(r"onnxruntime([-_.].*)?", dist.name, re.IGNORECASE)
         and any(file.parts[:2] == ("onnxruntime", "capi") for file in dist.files or ())
     )
@@ -217,10 +225,15 @@ def misplaced(session: Any, execution_provider: str) -> list[str]:
 def engine_cache(model: Model, precision: Precision) -> Path:
     """Where built engines of a model are kept: `$XDG_CACHE_HOME/unet-batch/tensorrt/…`, by model, precision and version
     of ONNX Runtime (engines of other GPUs and TensorRT versions have other names inside)."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(cache) / "unet-batch" / "tensorrt" / f"{model.sha256[:32]}-{precision}-{version()}"
+
+
+def version() -> str:
+    """Of ONNX Runtime: what is built or proven with one may differ with another."""
     import onnxruntime as ort
 
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(cache) / "unet-batch" / "tensorrt" / f"{model.sha256[:32]}-{precision}-{ort.__version__}"
+    return str(ort.__version__)
 
 
 @contextlib.contextmanager

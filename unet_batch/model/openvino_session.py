@@ -17,7 +17,17 @@ import numpy as np
 
 from unet_batch.errors import ContractError, OutOfMemory, ProviderMissing, ShapeMismatch, UnetBatchError
 from unet_batch.model.failures import cannot_run, no_memory
-from unet_batch.model.session import Array, Device, as_nkhw, batch_name, check_tiles, cpu_name, in_model_layout
+from unet_batch.model.pack_nodes import FINITE
+from unet_batch.model.session import (
+    Array,
+    Device,
+    as_nkhw,
+    batch_name,
+    check_tiles,
+    cpu_name,
+    in_model_layout,
+    with_ill_tiles,
+)
 
 if TYPE_CHECKING:
     from unet_batch.model.contract import Model
@@ -61,6 +71,7 @@ class OpenVinoSession:
         self._properties = properties(device, precision)
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise ProviderMissing(f"{self.device_name} has no bf16 instructions: write model.precision: fp32")
+        self._guarded = False
         self._graph = self._read(data)
         self._requests: dict[Shape, Any] = {}
         self._running = threading.Lock()  # one stream: requests side by side would only wait inside
@@ -80,7 +91,9 @@ class OpenVinoSession:
                 # Never `infer`: with one thread it swallows errors and leaves the tensors of an earlier batch.
                 request.start_async({0: pixels}, share_inputs=True)
                 request.wait()
-                return as_nkhw(self.model, np.array(request.get_output_tensor(0).data), len(tiles))
+                output = request.get_tensor(self.model.output_name) if self._guarded else request.get_output_tensor(0)
+                result = as_nkhw(self.model, np.array(output.data), len(tiles))
+                return with_ill_tiles(result, request.get_tensor(FINITE).data) if self._guarded else result
             except Exception as error:  # OpenVINO raises RuntimeError for everything
                 # What was compiled for a batch that failed keeps its memory, which the smaller ones after it need.
                 self._requests.pop(shape, None)
@@ -89,13 +102,18 @@ class OpenVinoSession:
                 raise cannot_run(error, batch_name(tiles)) from error
 
     def _read(self, data: bytes) -> Any:
-        """The model as OpenVINO sees it, with the one output that is wanted. Raises ContractError."""
+        """The model as OpenVINO sees it, with the one output that is wanted, and the guard of a packed one.
+
+        Raises ContractError.
+        """
+        wanted = {self.model.output_name, *([FINITE] if self.model.contract.output.decided else [])}
         try:
             graph = self._core.read_model(data)
             for result in graph.get_results():
-                if self.model.output_name not in result.output(0).get_names():
+                if not wanted & result.output(0).get_names():
                     graph.remove_result(result)
             graph.input(self.model.input_name), graph.output(self.model.output_name)
+            self._guarded = len(graph.outputs) == 2
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise _unopened(error) from error
         return graph

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ from unet_batch.model.pack_nodes import (
     add_outputs,
 )
 from unet_batch.model.pack_pictures import synthetic
-from unet_batch.model.pack_proof import Unpacked, prove, prove_input
+from unet_batch.model.pack_proof import Unpacked, prove, prove_input, prove_scores
 from unet_batch.model.pack_reference import PACK_KEY
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def pack(data: bytes, model: Model, spec: PackSpec, images: Sequence[NDArray[Any
     NaN or infinity in its scores, which no label shows.
     Raises ModelRefused where the model cannot be packed, or the packed file would not say the same.
     """
-    shape_hwc = _reference_shape(model)
+    shape_hwc = reference_shape(model)
     if problems := [*_problems(model, spec), *_image_problems(images, shape_hwc, spec)]:
         raise ModelRefused("the model cannot be packed: " + "; ".join(problems))
     source = graph.parse(data, "the model")
@@ -113,26 +113,66 @@ def pack(data: bytes, model: Model, spec: PackSpec, images: Sequence[NDArray[Any
         "references": [asdict(reference) for reference in references],
         "tells": tells,
     }
-    contract = _packed_contract(model, spec)
-    assembled = assemble(source, model, spec)
-    text = yaml.safe_dump(contract.model_dump(mode="json"), sort_keys=False)
-    graph_edit.set_metadata(assembled, {METADATA_KEY: text, PACK_KEY: json.dumps(entry, separators=(",", ":"))})
-    graph_edit.check(assembled)
-    packed: bytes = assembled.SerializeToString()
-    changed = replace(
-        model,
-        sha256=hashlib.sha256(packed).hexdigest(),
-        contract=contract,
-        input_name=contract.input.name or model.input_name,
-        output_name=contract.output.name or model.output_name,
-        output_layout=contract.output.layout or model.output_layout,
-    )
+    packed = _finished(source, model, spec, {PACK_KEY: json.dumps(entry, separators=(",", ":"))})
+    changed = packed_model(model, spec, hashlib.sha256(packed).hexdigest())
     if spec.pre:
         prove_input(model, spec.source_dtype, opset, source.ir_version)
     pictures = [synthetic(n, shape_hwc, spec.source_dtype) for n in range(pack_reference.CANDIDATES)]
     exact = graph.precision(source) == "fp32"
     before, after = prove(packed, changed, unpacked, [*pictures, *images], exact=exact)
     return Packed(packed, changed, tuple(_notes(model, spec, tells)), tells, before, after)
+
+
+def fold(data: bytes, model: Model, spec: PackSpec) -> bytes:
+    """The packed file for a job's own use, with as much of a proof as a start may cost: it carries no references.
+
+    Every source pixel's value goes through the input's nodes, and one tile through the whole graph: the same bits where
+    scores come out, the same labels where those do. Labels are for masks of a tile's own size only.
+    Raises ModelRefused, with the reason, where one of them differs or the model cannot be packed; and what packing
+    raises of a model that contradicts its contract.
+    """
+    if problems := list(_problems(model, spec)):
+        raise ModelRefused("; ".join(problems))
+    source = graph.parse(data, "the model")
+    if (opset := graph.opsets(source).get("", 0)) < OLDEST_OPSET:
+        raise ModelRefused(f"the model is of opset {opset}: export it again with opset 17 or later")
+    packed = _finished(source, model, spec, {})
+    changed = packed_model(model, spec, hashlib.sha256(packed).hexdigest())
+    if spec.pre:
+        prove_input(model, spec.source_dtype, opset, source.ir_version)
+    picture = synthetic(0, reference_shape(model), spec.source_dtype)
+    unpacked = Unpacked(data, model)
+    if not spec.post:
+        prove_scores(packed, changed, unpacked, picture)
+        return packed
+    size_hw = unpacked.run(picture)[0].shape[1:]
+    if size_hw != picture.shape[:2]:
+        raise ModelRefused(f"its masks are {size_hw[0]}x{size_hw[1]} and go back to a tile's size as scores")
+    prove(packed, changed, unpacked, [picture], exact=True)
+    return packed
+
+
+def packed_model(model: Model, spec: PackSpec, sha256: str) -> Model:
+    """What the packed file of a model resolves to. sha256: its digest."""
+    contract = _packed_contract(model, spec)
+    return replace(
+        model,
+        sha256=sha256,
+        contract=contract,
+        input_name=contract.input.name or model.input_name,
+        output_name=contract.output.name or model.output_name,
+        output_layout=contract.output.layout or model.output_layout,
+    )
+
+
+def _finished(source: ModelProto, model: Model, spec: PackSpec, entries: Mapping[str, str]) -> bytes:
+    """The packed graph as a file, with its contract and these entries in the metadata. Raises ModelRefused."""
+    assembled = assemble(source, model, spec)
+    text = yaml.safe_dump(_packed_contract(model, spec).model_dump(mode="json"), sort_keys=False)
+    graph_edit.set_metadata(assembled, {METADATA_KEY: text, **entries})
+    graph_edit.check(assembled)
+    data: bytes = assembled.SerializeToString()
+    return data
 
 
 def assemble(source: ModelProto, model: Model, spec: PackSpec) -> ModelProto:
@@ -186,8 +226,8 @@ def _problems(model: Model, spec: PackSpec) -> Iterator[str]:
         )
     if taken.dtype in ("uint8", "uint16") and taken.dtype != spec.source_dtype:
         yield f"it takes {taken.dtype} pixels, not {spec.source_dtype}"
-    if spec.post and returned.activation == "labels":
-        yield "it returns finished labels already: pack the input alone"
+    if spec.post and returned.decided:
+        yield f"it returns finished {returned.activation} already: pack the input alone"
     if spec.post and len(returned.classes) > MAX_LABELS:
         yield f"{len(returned.classes)} classes do not fit into uint8 labels: pack the input alone"
 
@@ -220,8 +260,6 @@ def _notes(model: Model, spec: PackSpec, tells: dict[str, float]) -> Iterator[st
             )
         if not spec.confidence:
             yield "probabilities stay inside: classes have no mean_probability, images no confidence and no entropy"
-        if model.contract.output.multi_label and len(model.contract.output.classes) > 1:
-            yield "masks of 0 and 1 pass for probabilities: any confidence that is computed from them is 1"
     for mistake, share in tells.items():
         if share < pack_reference.TELLING and (mistake != "channels_reversed" or model.contract.input.channels > 1):
             yield f"the references would hardly notice the mistake {mistake}: it changes {share:.2%} of their labels"
@@ -235,9 +273,8 @@ def _packed_contract(model: Model, spec: PackSpec) -> Contract:
         changes = {"name": PIXELS, "layout": "nhwc", "dtype": spec.source_dtype, "normalize": Raw()}
         taken = taken.model_copy(update=changes)
     if spec.post and returned.multi_label and len(returned.classes) > 1:
-        # Masks of 0 and 1 are probabilities of a sort: above ½ is 1.
         returned = returned.model_copy(
-            update={"name": LABELS, "layout": "nchw", "activation": "sigmoid", "threshold": 0.5}
+            update={"name": LABELS, "layout": "nchw", "activation": "masks", "threshold": 0.5}
         )
     elif spec.post:
         returned = returned.model_copy(
@@ -246,7 +283,8 @@ def _packed_contract(model: Model, spec: PackSpec) -> Contract:
     return model.contract.model_copy(update={"input": taken, "output": returned})
 
 
-def _reference_shape(model: Model) -> tuple[int, int, int]:
+def reference_shape(model: Model) -> tuple[int, int, int]:
+    """Rows, columns and channels of the pictures that a pack is proven on."""
     multiple = model.contract.input.multiple
     side = -(-SIDE // multiple) * multiple
     return (*(model.tile_hw or (side, side)), model.contract.input.channels)

@@ -248,8 +248,8 @@ def _as_labels(result: Mapping[str, NDArray[Any]], output: ModelOutput) -> NDArr
     first = result[name][0]
     if output.activation == "labels":
         return np.asarray(first, np.uint8).reshape(1, *first.shape[-2:])
-    if result[name].dtype == np.uint8:
-        return np.asarray(first)
+    if output.decided:
+        return np.asarray(first, np.uint8)
     return decide(first.astype(np.float32), output)
 
 

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.model import graph, graph_edit
-from unet_batch.model.contract import Model
+from unet_batch.model.contract import METADATA_KEY, Model
 from unet_batch.model.doctor import machine
+from unet_batch.model.export import contract_text
 from unet_batch.model.parity import Parity, Tolerance
 from unet_batch.model.plain_session import PlainSession
 from unet_batch.model.quantize_graph import FloatGraph
@@ -122,7 +123,7 @@ def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spe
 
     data: the fp32 file that `model` was resolved from. images_nhwc: tiles (H, W, C) of the contract's dtype and of one
     size, normalised, at least two. Where the tolerance is breached, the group of layers that errs most goes back to
-    fp32, then the next one. The new file carries the old one's metadata, its contract too, and `unet_batch.quantize`.
+    fp32, then the next one. The new file carries the old one's metadata, the contract, and `unet_batch.quantize`.
     Raises JobError for too few tiles, ShapeMismatch for tiles that the model does not take, ModelRefused where the file
     is none to quantise or no mixture passes.
     """
@@ -151,7 +152,7 @@ def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spe
         "flipped_share": attempts[-1].parity.flipped_share,
         "min_dice": min(attempts[-1].parity.dice),
     }
-    result = _with_metadata(data, made, entry)
+    result = _with_metadata(data, made, model, entry)
     report = Report(
         source_sha256=model.sha256,
         spec=spec,
@@ -164,7 +165,7 @@ def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spe
         sensitivity=tuple(ranking),
         source_bytes=len(data),
         file_bytes=len(result),
-        notes=tuple(_notes(spec, judges=len(judges), kept=len(kept), layers=len(trial.layers))),
+        notes=tuple(_notes(spec, attempts[-1].parity, kept=len(kept), layers=len(trial.layers))),
     )
     return Quantized(result, replace(model, sha256=hashlib.sha256(result).hexdigest()), report)
 
@@ -258,10 +259,11 @@ def _outputs(data: bytes, model: Model, tiles: Sequence[NDArray[Any]]) -> NDArra
     return np.concatenate(found)
 
 
-def _with_metadata(source: bytes, made: bytes, entry: dict[str, Any]) -> bytes:
-    """The new file with the old one's metadata and declared axes, checked."""
+def _with_metadata(source: bytes, made: bytes, model: Model, entry: dict[str, Any]) -> bytes:
+    """The new file with the old one's metadata and declared axes, and with its contract inside, checked."""
     old, new = graph.read(source, "the model"), graph.read(made, "the quantised model")
-    graph_edit.set_metadata(new, graph.metadata(old) | {QUANTIZE_KEY: json.dumps(entry, separators=(",", ":"))})
+    own = {METADATA_KEY: contract_text(model.contract), QUANTIZE_KEY: json.dumps(entry, separators=(",", ":"))}
+    graph_edit.set_metadata(new, graph.metadata(old) | own)
     if [value[:2] for value in graph.inputs(old)] != [value[:2] for value in graph.inputs(new)]:
         raise ModelRefused("the quantiser changed the model's inputs: this is a bug of unet-batch")
     used = {node.domain for node in new.graph.node}
@@ -273,7 +275,7 @@ def _with_metadata(source: bytes, made: bytes, entry: dict[str, Any]) -> bytes:
     return data
 
 
-def _notes(spec: QuantizeSpec, *, judges: int, kept: int, layers: int) -> Iterable[str]:
+def _notes(spec: QuantizeSpec, parity: Parity, *, kept: int, layers: int) -> Iterable[str]:
     yield (
         f"write model.precision: {spec.kind}, and check.reference: the fp32 file, so that every machine compares the "
         "two on images of the archive before it scores"
@@ -288,8 +290,16 @@ def _notes(spec: QuantizeSpec, *, judges: int, kept: int, layers: int) -> Iterab
             "fp16 pays on GPUs, and was judged on the CPU, which computes most of it in fp32: the first verdict on a "
             "GPU's arithmetic is that of check"
         )
-    if judges < 4:
-        yield f"only {judges} held-out tile(s) judged the result: give more images"
+    if parity.images < 4:
+        yield f"only {parity.images} held-out tile(s) judged the result: give more images"
+    if all(count in (0, parity.pixels) for count in parity.reference_px):
+        yield (
+            "the fp32 file says one and the same in every pixel of the held-out tiles, so that Dice proves nothing: "
+            "take images on which it finds something"
+        )
+    limit = spec.tolerance
+    if 2 * parity.flipped_share > limit.max_flipped > 0 or 2 * (1 - min(parity.dice)) > 1 - limit.min_dice > 0:
+        yield "the result is near a limit of the tolerance, so that `check` may refuse it on other images"
     if kept > layers / 2:
         yield f"{kept} of {layers} layers stay fp32, so little is gained"
 
@@ -299,6 +309,6 @@ def rows(report: Report) -> list[list[str]]:
     found = [["layers in fp32", "labels flipped", *(f"Dice {name}" for name in report.parity.classes), "verdict"]]
     for attempt in report.attempts:
         dice = [f"{value:.5f}" for value in attempt.parity.dice]
-        verdict = "; ".join(attempt.breaches) or "within the tolerance"
+        verdict = "not within the tolerance" if attempt.breaches else "within the tolerance"
         found.append([f"{attempt.kept} of {report.layers}", f"{attempt.parity.flipped_share:.4%}", *dice, verdict])
     return found

@@ -71,7 +71,8 @@ class Session(Protocol):
         """Scores (N, H, W, C) tiles of the contract's dtype; safe to call from several threads.
 
         Returns float32 (N, K, h, w), contiguous and owned by the caller; label maps are (N, 1, h, w). h and w differ
-        from H and W where the model returns smaller masks.
+        from H and W where the model returns smaller masks. A tile whose labels a packed model calls worthless (its
+        scores were not finite) is NaN everywhere.
         Raises ShapeMismatch, OutOfMemory, SessionBroken, or UnetBatchError where the model itself fails.
         """
 
@@ -114,11 +115,14 @@ def open_session(
     raise ProviderMissing("; ".join(reasons))
 
 
-def warm(session: Session, tile_hw: tuple[int, int], batches: Iterable[int]) -> None:
-    """Runs each batch size once on zeros, because the first run of a shape is slow and must not be timed."""
+def warm(session: Session, tile_hw: tuple[int, int], batches: Iterable[int], *, dtype: str | None = None) -> None:
+    """Runs each batch size once on zeros, because the first run of a shape is slow and must not be timed.
+
+    dtype: of the tiles; left out, the contract's.
+    """
     spec = session.model.contract.input
     for size in batches:
-        session.run(np.zeros((size, *tile_hw, spec.channels), spec.dtype))
+        session.run(np.zeros((size, *tile_hw, spec.channels), dtype or spec.dtype))
 
 
 def check_tiles(model: Model, tiles: Array) -> None:
@@ -159,6 +163,15 @@ def as_nkhw(model: Model, output: Array, tiles: int) -> Array:
             f"but has shape {output.shape}: correct output.layout or output.classes in the contract"
         )
     return np.ascontiguousarray(output, dtype=np.float32)
+
+
+def with_ill_tiles(result_nkhw: Array, finite_n: Array) -> Array:
+    """Finished labels or masks in which every tile is NaN whose scores were not finite: labels cannot show that.
+
+    finite_n: 0 or 1 per tile, the output `finite` of a packed model. Writes into `result_nkhw` and returns it.
+    """
+    result_nkhw[np.asarray(finite_n).reshape(-1)[: len(result_nkhw)] == 0] = np.nan
+    return result_nkhw
 
 
 def batch_name(tiles: Array) -> str:

@@ -9,22 +9,24 @@ from __future__ import annotations
 import importlib.util
 import logging
 import statistics
+import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unet_batch.errors import JobError, OutOfMemory, ProviderMissing, UnetBatchError
 from unet_batch.model.batching import CPU_BATCH_MAX
 from unet_batch.model.contract import Model
 from unet_batch.model.doctor import machine
-from unet_batch.model.engines import on_cpu
+from unet_batch.model.engines import on_cpu, on_gpu
 from unet_batch.model.ladder import LadderKey, LadderMemory, Remembered, sizes_up_to
-from unet_batch.model.peak import peak_bytes
+from unet_batch.model.peak import crash_of, peak_bytes
 from unet_batch.model.session import Device, Session, open_session
-from unet_batch.model.variants import interleaved
+from unet_batch.model.variants import RUNS, interleaved
 from unet_batch.spec import Engine, Precision, SessionSpec
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,12 @@ log = logging.getLogger(__name__)
 KNEE = 0.95
 """The size that pays is the smallest with this share of the best throughput."""
 ROUNDS = 5
+BUDGET_S = 60.0
+"""Of one batch size, all sessions together: slow models get fewer rounds, but two."""
+MEMORY_SHARE = 0.5
+"""Of the machine's memory, which the sessions that are open side by side may be expected to fill."""
+TILE_TYPES = ("float32", "float16", "uint8", "uint16")
+"""Types of tiles that a curve is kept for: a graph that a job packs costs what the network costs, within 3 %."""
 SIDE = 256
 """Tile of a model that takes any, rounded up to its multiple."""
 
@@ -70,7 +78,7 @@ class Profile:
     limits: tuple[tuple[Engine, int, int], ...]
     """Engine, threads and the largest batch that fitted, where a larger one did not."""
     left_out: tuple[str, ...]
-    """Engines that do not run here, and why."""
+    """Engines and batch sizes that were not measured, and why."""
 
     @property
     def cores(self) -> int:
@@ -122,6 +130,7 @@ def tune(
     threads: Sequence[int] | None = None,
     precision: Precision = "fp32",
     rounds: int = ROUNDS,
+    tile_hw: tuple[int, int] | None = None,
     memory: bool = True,
 ) -> Profile:
     """Throughput and peak memory by engine, threads and batch size.
@@ -129,16 +138,24 @@ def tune(
     threads: None means 1 and, where there are more, all cores. The batches are those of a job's ladder: up to
     `spec.batch_max`, on a CPU up to 8. For each batch size all sessions take turns, so that a busy machine slows all
     of them. An engine that is not installed is left out and named; an unknown combination of engine and provider too.
-    memory: whether a process is started for each point to find its peak.
-    Raises ProviderMissing where no engine runs, JobError for a number of threads below 1.
+    tile_hw: for a model that takes any size; None means 256, rounded up to its multiple. memory: whether a process is
+    started for each point to find its peak; only then is left out what would fill this machine's memory, or crash.
+    Raises ProviderMissing where no engine runs, JobError for a number of threads below 1 or a size of tile that the
+    model does not take.
     """
     tried = tuple(threads) if threads is not None else tuple(dict.fromkeys((1, machine().cores)))
     if not tried or min(tried) < 1 or rounds < 1:
         raise JobError(f"threads {tried} and rounds {rounds} must be 1 or more")
-    tile_hw = model.tile_hw or _any_size(model)
+    tile_hw = tile_of(model, tile_hw)
+    smallest = (model.batch or 1, *tile_hw, model.contract.input.channels)
     opened: list[tuple[Engine, int, Session]] = []
     left_out = []
     for engine in dict.fromkeys(engines):
+        if memory and engine != "onnxruntime":
+            crash = crash_of(data, model, spec, shape_nhwc=smallest, engine=engine, precision=precision)
+            if crash is not None:
+                left_out.append(crash)
+                continue
         try:
             for count in dict.fromkeys(tried):
                 session = open_session(data, model, spec, Device(count), engine=engine, precision=precision)
@@ -147,13 +164,18 @@ def tune(
             left_out.append(f"{engine}: {error}")
     if not opened:
         raise ProviderMissing("; ".join(left_out))
-    points, limits = _points(opened, model, spec, tile_hw=tile_hw, rounds=rounds)
-    if memory:
-        points = [_with_peak(point, data, model, spec, tile_hw=tile_hw, precision=precision) for point in points]
+    found = _Measuring(data, model, spec, precision, tile_hw, rounds, memory=memory)
+    found.measure(opened)
     order = [(engine, count) for engine, count, _ in opened]
-    points.sort(key=lambda p: (order.index((p.engine, p.threads)), p.batch))
+    found.points.sort(key=lambda p: (order.index((p.engine, p.threads)), p.batch))
     return Profile(
-        model.sha256, opened[0][2].device_name, precision, tile_hw, tuple(points), tuple(limits), tuple(left_out)
+        model.sha256,
+        opened[0][2].device_name,
+        precision,
+        tile_hw,
+        tuple(found.points),
+        tuple(found.limits),
+        (*left_out, *found.left_out),
     )
 
 
@@ -171,10 +193,17 @@ def remember(profile: Profile, memory: LadderMemory, *, threads: int = 1) -> int
         if not curve:
             continue
         limit = next((size for name, count, size in profile.limits if (name, count) == (engine, threads)), None)
-        key = LadderKey(
-            profile.model_sha256, profile.device_name, curve[0].provider, profile.precision, *profile.tile_hw
-        )
-        memory.keep(key, Remembered({point.batch: point.fastest_s for point in curve}, limit))
+        for dtype in TILE_TYPES:
+            key = LadderKey(
+                profile.model_sha256,
+                profile.device_name,
+                curve[0].provider,
+                profile.precision,
+                *profile.tile_hw,
+                dtype=dtype,
+                threads=1 if on_gpu(curve[0].provider) else threads,
+            )
+            memory.keep(key, Remembered({point.batch: point.fastest_s for point in curve}, limit))
         kept += 1
     return kept
 
@@ -192,79 +221,127 @@ def draw(profile: Profile, path: Path) -> None:
     figure = Figure(figsize=(7, 6), layout="constrained")
     FigureCanvasAgg(figure)
     speed, memory = figure.subplots(2, 1, sharex=True)
+    fewest = min(point.threads for point in profile.points)
+    colors = {engine: f"C{n}" for n, engine in enumerate(dict.fromkeys(p.engine for p in profile.points))}
     for engine, threads in dict.fromkeys((p.engine, p.threads) for p in profile.points):
         curve, knee = profile.curve(engine, threads), profile.knee(engine, threads)
         label = f"{engine}, {threads} thread{'s' if threads > 1 else ''}"
-        (line,) = speed.plot([p.batch for p in curve], [p.tiles_per_s for p in curve], marker="o", label=label)
-        speed.plot(
-            [knee.batch], [knee.tiles_per_s], marker="o", markersize=12, fillstyle="none", color=line.get_color()
-        )
+        # Threads hardly change memory: the dashes let the line below be seen.
+        style = {"color": colors[engine], "linestyle": "-" if threads == fewest else "--", "marker": "o"}
+        speed.plot([p.batch for p in curve], [p.tiles_per_s for p in curve], label=label, **style)
+        speed.plot([knee.batch], [knee.tiles_per_s], marker="o", markersize=12, fillstyle="none", color=colors[engine])
         known = [p for p in curve if p.peak_bytes is not None]
-        memory.plot([p.batch for p in known], [(p.peak_bytes or 0) / 1e6 for p in known], marker="o", label=label)
-    speed.set(ylabel="tiles/s", ylim=(0, None), title=f"{profile.device_name}, {profile.precision}")
+        memory.plot([p.batch for p in known], [(p.peak_bytes or 0) / 1e6 for p in known], label=label, **style)
+    sizes = sorted({point.batch for point in profile.points})
+    height, width = profile.tile_hw
+    speed.set(title=f"{profile.device_name}, {profile.precision}, tiles of {height}x{width}", ylabel="tiles/s")
+    speed.set_ylim(0, 1.1 * max(point.tiles_per_s for point in profile.points))
     memory.set(ylabel="peak memory, MB", ylim=(0, None), xlabel="batch size (circle: smallest within 5 % of the best)")
     memory.set_xscale("log", base=2)
+    memory.set_xticks(sizes, [str(size) for size in sizes])
+    memory.minorticks_off()
     speed.legend()
     figure.savefig(path, format="png", dpi=120)
 
 
-def _points(
-    opened: Sequence[tuple[Engine, int, Session]],
-    model: Model,
-    spec: SessionSpec,
-    *,
-    tile_hw: tuple[int, int],
-    rounds: int,
-) -> tuple[list[Point], list[tuple[Engine, int, int]]]:
-    """Every batch size that fits, and the limits of those that ran out of memory."""
-    cap = min(spec.batch_max, CPU_BATCH_MAX) if all(on_cpu(s.provider) for _, _, s in opened) else spec.batch_max
-    sizes = sizes_up_to(cap) if model.batch is None else (model.batch,)
-    points: list[Point] = []
-    limits: list[tuple[Engine, int, int]] = []
-    running = list(opened)
-    for size in sizes:
-        shape = (size, *tile_hw, model.contract.input.channels)
-        batch_nhwc = np.zeros(shape, model.contract.input.dtype)
+@dataclass(slots=True)
+class _Measuring:
+    """One profile in the making: batch sizes ascending, until they no longer fit."""
+
+    data: bytes
+    model: Model
+    spec: SessionSpec
+    precision: Precision
+    tile_hw: tuple[int, int]
+    rounds: int
+    _: KW_ONLY
+    memory: bool
+    points: list[Point] = field(default_factory=list)
+    limits: list[tuple[Engine, int, int]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def measure(self, opened: Sequence[tuple[Engine, int, Session]]) -> None:
+        """Every batch size that fits, and the limits of those that ran out of memory."""
+        on_cpus = all(on_cpu(session.provider) for _, _, session in opened)
+        cap = min(self.spec.batch_max, CPU_BATCH_MAX) if on_cpus else self.spec.batch_max
+        sizes = sizes_up_to(cap) if self.model.batch is None else (self.model.batch,)
+        running = list(opened)
+        for size in sizes:
+            if on_cpus and (needed := self._expected_bytes(size)) > MEMORY_SHARE * (machine().memory_bytes or needed):
+                self.left_out.append(
+                    f"batches from {size} on: {len(running)} sessions side by side would need about "
+                    f"{needed / 1e9:.0f} GB, which is much of this machine's memory"
+                )
+                break
+            started = time.perf_counter()
+            batch_nhwc = np.zeros((size, *self.tile_hw, self.model.contract.input.channels), self._dtype)
+            running = self._fitting(running, batch_nhwc, smallest=size == sizes[0])
+            once_s = time.perf_counter() - started
+            rounds = min(self.rounds, max(2, int(BUDGET_S / (RUNS * once_s))))
+            seconds = interleaved([session for _, _, session in running], batch_nhwc, rounds=rounds, warm=False)
+            for (engine, count, session), mine in zip(running, seconds, strict=True):
+                point = Point(engine, session.provider, count, size, statistics.median(mine), min(mine), None)
+                self.points.append(self._with_peak(point) if self.memory else point)
+            log.info("batches of %d: %d rounds in %.0f s", size, rounds, time.perf_counter() - started)
+
+    @property
+    def _dtype(self) -> str:
+        return self.model.contract.input.dtype
+
+    def _fitting(
+        self, running: Sequence[tuple[Engine, int, Session]], batch_nhwc: NDArray[Any], *, smallest: bool
+    ) -> list[tuple[Engine, int, Session]]:
+        """The sessions that can run the batch, each of which ran it once; the others get a limit."""
         fitting = []
         for way in running:
             try:
                 way[2].run(batch_nhwc)
             except OutOfMemory as error:
-                if size == sizes[0]:
+                if smallest:
                     raise
-                limits.append((way[0], way[1], max(s for s in sizes if s < size)))
-                log.warning("%s with %d threads does not fit a batch of %d: %s", *way[:2], size, error)
+                fitted = max(p.batch for p in self.points if (p.engine, p.threads) == way[:2])
+                self.limits.append((way[0], way[1], fitted))
+                log.warning("%s with %d threads does not fit a batch of %d: %s", *way[:2], len(batch_nhwc), error)
             else:
                 fitting.append(way)
-        running = fitting
-        seconds = interleaved([session for _, _, session in running], batch_nhwc, rounds=rounds)
-        points += [
-            Point(engine, session.provider, count, size, statistics.median(mine), min(mine), None)
-            for (engine, count, session), mine in zip(running, seconds, strict=True)
-        ]
-    return points, limits
+        return fitting
+
+    def _expected_bytes(self, size: int) -> float:
+        """What all sessions will hold at this batch size, as the two sizes before foretell; 0 where nobody knows."""
+        total = 0.0
+        for engine, threads in dict.fromkeys((p.engine, p.threads) for p in self.points):
+            known = [(p.batch, p.peak_bytes) for p in self.points if (p.engine, p.threads) == (engine, threads)]
+            peaks = [(batch, peak) for batch, peak in known if peak is not None][-2:]
+            if len(peaks) == 2:
+                (small, low), (large, high) = peaks
+                total += high + max(0.0, (high - low) / (large - small)) * (size - large)
+        return total
+
+    def _with_peak(self, point: Point) -> Point:
+        try:
+            peak, _ = peak_bytes(
+                self.data,
+                self.model,
+                self.spec,
+                shape_nhwc=(point.batch, *self.tile_hw, self.model.contract.input.channels),
+                threads=point.threads,
+                engine=point.engine,
+                precision=self.precision,
+            )
+        except UnetBatchError as error:
+            log.warning("%s", error)
+            return point
+        return replace(point, peak_bytes=peak)
 
 
-def _with_peak(
-    point: Point, data: bytes, model: Model, spec: SessionSpec, *, tile_hw: tuple[int, int], precision: Precision
-) -> Point:
-    shape = (point.batch, *tile_hw, model.contract.input.channels)
-    try:
-        peak, _ = peak_bytes(
-            data,
-            model,
-            spec,
-            shape_nhwc=shape,
-            threads=point.threads,
-            engine=point.engine,
-            precision=precision,
-        )
-    except UnetBatchError as error:
-        log.warning("%s", error)
-        return point
-    return replace(point, peak_bytes=peak)
-
-
-def _any_size(model: Model) -> tuple[int, int]:
-    side = -(-SIDE // model.contract.input.multiple) * model.contract.input.multiple
-    return side, side
+def tile_of(model: Model, wanted: tuple[int, int] | None) -> tuple[int, int]:
+    """The size of tile to measure with. Raises JobError where the model does not take the wanted one."""
+    multiple = model.contract.input.multiple
+    if wanted is None:
+        side = -(-SIDE // multiple) * multiple
+        return model.tile_hw or (side, side)
+    if model.tile_hw not in (None, wanted):
+        raise JobError(f"the model fixes its tiles at {model.tile_hw[0]}x{model.tile_hw[1]}: leave the size out")
+    if wanted[0] % multiple or wanted[1] % multiple:
+        raise JobError(f"tiles of {wanted[0]}x{wanted[1]} are no multiples of {multiple}")
+    return wanted

@@ -146,11 +146,16 @@ def measure(
     return found
 
 
-def interleaved(sessions: Sequence[Session], batch_nhwc: NDArray[Any], *, rounds: int) -> list[list[float]]:
-    """By session: seconds of its fastest run in each round; the sessions take turns within a round."""
+def interleaved(
+    sessions: Sequence[Session], batch_nhwc: NDArray[Any], *, rounds: int, warm: bool = True
+) -> list[list[float]]:
+    """By session: seconds of its fastest run in each round; the sessions take turns within a round.
+
+    warm: whether each runs the batch once before, for the plans and memory of a new shape.
+    """
     seconds: list[list[float]] = [[] for _ in sessions]
-    for session in sessions:
-        session.run(batch_nhwc)  # plans and memory of a new shape
+    for session in sessions if warm else ():
+        session.run(batch_nhwc)
     for _ in range(rounds):
         for mine, session in zip(seconds, sessions, strict=True):
             runs = []

@@ -20,6 +20,10 @@ class Layout:
         return f"{self._root}/predictions"
 
     @property
+    def work(self) -> str:
+        return f"{self._root}/_work"
+
+    @property
     def index(self) -> str:
         return f"{self._root}/_work/index"
 
