@@ -113,11 +113,10 @@ def test_heavy_operators_elsewhere_are_found_by_name_and_count() -> None:
         )
         for tiny in (unet_model(32, base=2, levels=1), free_model())
     )
-    found = owner.misplaced(unet, "CUDAExecutionProvider")
-    assert "ConvTranspose x1" in found
-    assert "MaxPool x1" in found
-    assert owner.misplaced(unet, "CPUExecutionProvider") == []
-    assert owner.misplaced(free, "CUDAExecutionProvider") == []
+    found = owner.elsewhere(unet, "CUDAExecutionProvider")
+    assert (found["ConvTranspose"], found["MaxPool"]) == (1, 1)
+    assert not owner.elsewhere(unet, "CPUExecutionProvider")
+    assert not owner.elsewhere(free, "CUDAExecutionProvider").keys() & owner.HEAVY
 
 
 # Options ---------------------------------------------------------------------------------------------------------
@@ -288,6 +287,18 @@ def test_a_convolution_that_tensorrt_leaves_to_cuda_is_refused(monkeypatch: pyte
     fake = FakeOnnxRuntime(GPU_PROVIDERS, [Assigned("CUDAExecutionProvider", "Conv", "Conv", "Cast")])
     with pytest.raises(ProviderMissing, match="TensorrtExecutionProvider leaves Conv x2 to others"):
         opened_on(monkeypatch, fake, "tensorrt")
+
+
+def test_small_operators_that_cuda_leaves_to_the_cpu_are_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are right and run all the same, but every one of them costs copies between host and device."""
+    placement = [
+        Assigned("CUDAExecutionProvider", "Conv"),
+        Assigned("CPUExecutionProvider", "Gather", "Shape", "Shape"),
+    ]
+    assert opened_on(monkeypatch, FakeOnnxRuntime(GPU_PROVIDERS[1:], placement), "cuda").provider == "cuda"
+    assert "leaves Gather x1, Shape x2 to others" in caplog.text
 
 
 @pytest.mark.parametrize("provider", ["cuda", "CoreMLExecutionProvider"])

@@ -15,7 +15,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import Distribution
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,22 +204,28 @@ def _open(
     running = session.get_providers()[0]
     if running != provider.execution_provider:
         raise ProviderMissing(f"{provider.execution_provider} was asked for, but ONNX Runtime chose {running}")
-    problems = misplaced(session, provider.execution_provider)
-    if problems:
-        left = ", ".join(problems)
-        raise ProviderMissing(f"{running} leaves {left} to others: export the model with another opset")
+    others = elsewhere(session, provider.execution_provider)
+    heavy = {name: count for name, count in others.items() if name in HEAVY}
+    if heavy:
+        raise ProviderMissing(f"{running} leaves {_counted(heavy)} to others: export the model with another opset")
+    if others and provider.gpu:
+        log.warning("%s leaves %s to others: tensors between them are copied back and forth", running, _counted(others))
     return session
 
 
-def misplaced(session: Any, execution_provider: str) -> list[str]:
-    """Heavy operators that another provider took, with their counts, e.g. `Conv x3`."""
-    elsewhere = Counter(
+def elsewhere(session: Any, execution_provider: str) -> Counter[str]:
+    """Operators that another provider took. Each of them beside a GPU costs copies between host and device."""
+    return Counter(
         node.op_type
         for graph in session.get_provider_graph_assignment_info()
         if graph.ep_name != execution_provider
         for node in graph.get_nodes()
     )
-    return [f"{name} x{count}" for name, count in sorted(elsewhere.items()) if name in HEAVY]
+
+
+def _counted(operators: Mapping[str, int]) -> str:
+    """`Conv x3, Resize x1`."""
+    return ", ".join(f"{name} x{count}" for name, count in sorted(operators.items()))
 
 
 def engine_cache(model: Model, precision: Precision) -> Path:
