@@ -136,7 +136,7 @@ window: all
                 stderr=subprocess.PIPE,
                 text=True,
                 # Background jobs of a shell begin with Ctrl-C ignored, and their children inherit that.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )
         )
 
