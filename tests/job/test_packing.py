@@ -29,6 +29,7 @@ from unet_batch.spec import SessionSpec, TilingSpec
 
 DAY, NAME = "2026/11/21", "2026-11-21"
 OFF = "model.pack=off"
+LABELS = "model.pack=labels"
 LABELS_ONLY = ("output.geometry=model", "output.confidence=false", "output.masks=[rle, png]", "limits.max_rejected=1")
 
 UNET = unet_model(32, base=4, levels=2, in_channels=1, classes=3)
@@ -118,7 +119,7 @@ def test_labels_come_out_where_no_row_needs_a_score(project, cache, caplog):
     for dtype in ("uint8", "uint16", "float32"):
         put(project, dtype)
     with caplog.at_level(logging.INFO, "unet_batch"):
-        packed = table(project, "packed", *LABELS_ONLY)
+        packed = table(project, "packed", LABELS, *LABELS_ONLY)
     assert "labels come out of it instead of scores" in caplog.text
     assert packed_files(cache) == 3
     assert len({row["mask"]["bytes"] for row in packed}) == 6
@@ -132,7 +133,7 @@ def test_a_tile_that_makes_the_network_ill_is_rejected_all_the_same(project):
         out = io.BytesIO()
         Image.fromarray(np.full((32, 32), level, np.uint8)).save(out, "PNG")
         project.put(f"{DAY}/{n}.png", out.getvalue())
-    packed = table(project, "packed", *LABELS_ONLY)
+    packed = table(project, "packed", LABELS, *LABELS_ONLY)
     assert [row["reason"] for row in packed] == [None, "model.non_finite_output", None]
     assert packed == table(project, "off", OFF, *LABELS_ONLY)
 
@@ -142,7 +143,7 @@ def test_masks_of_another_size_come_out_as_scores(project, cache, caplog):
     use(project, threshold_model("nchw", 1, 3, size=32, half_size=True), fit="stretch", height=32, width=32)
     put(project, "uint8")
     with caplog.at_level(logging.INFO, "unet_batch"):
-        packed = table(project, "packed", *LABELS_ONLY)
+        packed = table(project, "packed", LABELS, *LABELS_ONLY)
     assert "scores come out of the graph, because its masks are 16x16" in caplog.text
     assert packed == table(project, "off", OFF, *LABELS_ONLY)
 
@@ -197,7 +198,7 @@ def test_off_is_a_word_in_yaml_too(project):
         job.write_text(text.replace("model.onnx}", f"model.onnx, pack: {word}}}"))
         assert project.job().model.pack == read
     job.write_text(text.replace("model.onnx}", "model.onnx, pack: on}"))
-    with pytest.raises(JobError, match=r"model\.pack: input should be 'auto' or 'off'"):
+    with pytest.raises(JobError, match=r"model\.pack: input should be 'auto', 'labels' or 'off'"):
         project.job()
 
 
@@ -303,18 +304,22 @@ STRETCHED = {"fit": "stretch", "height": 32, "width": 32}
 def test_scores_come_out_wherever_a_row_needs_them(project, made, taken, left_out):
     """Each of the conditions alone."""
     use(project, made, **taken)
-    prepared = project.prepared(*(words for words in LABELS_ONLY if words != left_out))
+    prepared = project.prepared(LABELS, *(words for words in LABELS_ONLY if words != left_out))
     assert not packing(prepared.job, prepared.model).labels
     use(project, UNET, **STRETCHED)
-    prepared = project.prepared(*LABELS_ONLY)
+    prepared = project.prepared(LABELS, *LABELS_ONLY)
     assert packing(prepared.job, prepared.model).labels
+    # Left to itself, a job packs them where they save a way back from a device.
+    for providers, packed in (("[cpu]", False), ("[cuda, cpu]", False), ("[cuda]", True)):
+        prepared = project.prepared(f"session.providers={providers}", *LABELS_ONLY)
+        assert packing(prepared.job, prepared.model).labels is packed
 
 
 def test_labels_alone_come_out_of_a_model_that_normalises_by_the_picture(project, cache):
     """Percentiles stay outside, the decision goes inside."""
     use(project, UNET, **STRETCHED, normalize={"kind": "percentile"})
     put(project, "uint8")
-    packed = table(project, "packed", *LABELS_ONLY)
+    packed = table(project, "packed", LABELS, *LABELS_ONLY)
     assert packed_files(cache) == 1
     assert packed == table(project, "off", OFF, *LABELS_ONLY)
 
