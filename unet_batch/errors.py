@@ -19,6 +19,7 @@
     ├── ModelFailed         the model itself raised on a batch
     ├── OutOfMemory         a batch did not fit into memory: retried with a smaller one
     ├── SessionBroken       the process's device context is lost: the process must be replaced
+    ├── HandoverFailed      pixels did not get from one actor to the next, and no image can have done it
     ├── TooLate             the run's deadline came before a unit was begun: the unit is simply not done yet
     ├── Incomplete          the run ended, but a partition could not be published        exit 3
     └── Held                another run holds the partition, or published it first       exit 4
@@ -147,6 +148,14 @@ class SessionBroken(UnetBatchError):
     """The process's device context is lost; only a fresh process can go on."""
 
     code = "session.broken"
+    retryable = True
+
+
+class HandoverFailed(UnetBatchError):
+    """Pixels did not get from one actor to the next (a full disk, a lost node), and no image can have done it."""
+
+    code = "run.handover"
+    exit_code = 3
     retryable = True
 
 

@@ -6,6 +6,7 @@ a driver on Ray, which reads in STRIKE what is to happen to it or to its workers
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -176,7 +177,33 @@ def flaky(text: str) -> None:
     LocalStore.read, conditional.put_local = flaky_read, flaky_put  # type: ignore[method-assign]
 
 
+def no_spill(store_mib: int) -> None:
+    """Let Ray take every disk for full (its own check, with another limit), and give it a small object store."""
+    from unet_batch.job import ray_executor
+
+    os.environ |= {"RAY_local_fs_capacity_threshold": "0.0001"}
+    ray_executor.OBJECT_STORE_BYTES = store_mib << 20
+
+
+def full_disk(folder: str) -> None:
+    """Let Ray keep everything in a folder with a disk of its own, which is full as soon as Ray has started."""
+    from unet_batch.job import ray_executor
+
+    os.environ["RAY_TMPDIR"] = folder
+    ray_executor.LOOK_EVERY_S = 2.0
+    connect = ray_executor._connect
+
+    def connect_and_fill(address: str | None) -> None:
+        connect(address)
+        with Path(folder, "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+            while True:
+                ballast.write(bytes(1 << 12))
+
+    ray_executor._connect = connect_and_fill
+
+
 WEATHER: dict[str, Callable[[Any], None]] = {"blind": blind, "slow": slow, "flaky": flaky}
+WEATHER |= {"no_spill": no_spill, "full_disk": full_disk}
 
 
 def _arm(where: str) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from faulty import Faulty, Reader, digest
+from models import threshold_model
+from PIL import Image
 from poison import LOG_VARIABLE
 from strikes import VARIABLE, Strike
 
@@ -25,7 +30,9 @@ AT_ONCE = 2
 """Units that one actor works on; there is an actor for each core."""
 
 
-def on_ray(faulty: Faulty, where: str, strike: Strike | None = None, **weather: object) -> tuple[int, dict]:
+def on_ray(
+    faulty: Faulty, where: str, strike: Strike | None = None, overrides: tuple[str, ...] = (), **weather: object
+) -> tuple[int, dict]:
     """A run with embedded Ray in a process group of its own: exit code and summary.
 
     where: `driver`, `worker` or `driver and worker`: what is struck, or lives under some weather.
@@ -40,6 +47,7 @@ def on_ray(faulty: Faulty, where: str, strike: Strike | None = None, **weather: 
         LOG_VARIABLE: str(faulty.log),
     }
     command = [sys.executable, str(tests / "faults" / "strikes.py"), str(folder / "job.yaml"), str(told), *LIMITS]
+    command += overrides
     driver = subprocess.Popen(
         command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -143,6 +151,61 @@ def test_rows_and_images_that_a_listing_shows_late_are_scored_once(faulty):
     assert set(faulty.decoded().values()) == {1}
     assert len(project.rows(NAME)) == IMAGES
     assert project.verify() == []
+
+
+APART = ("resources.load_actors=1", "resources.infer_actors=1")
+"""Pixels cross the object store, as they do where sessions run on GPUs."""
+STORE_MIB, GIANT_PX = 80, 9300
+"""An object store just above Ray's minimum, and the side of a gray picture that does not fit into it."""
+
+
+def test_an_image_that_a_full_disk_keeps_from_its_session_is_left_open_and_not_rejected(faulty):
+    """What fits into the store is scored; what would be spilled waits, and the reason is told."""
+    project, limits = faulty.project, ("limits.max_image_pixels=100000000", *LIMITS)
+    model = threshold_model("nchw", 1, 2, size=1024)
+    (project.folder / "model.onnx").write_bytes(model.data)
+    project.fill(DAY, 6)
+    giant = io.BytesIO()
+    Image.new("L", (GIANT_PX, GIANT_PX), 255).save(giant, "PNG")
+    project.put(f"{DAY}/giant.png", giant.getvalue())
+    code, told = on_ray(faulty, "driver", overrides=(*APART, *limits), no_spill=STORE_MIB)
+    assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "published")] == [3, 6, 0, 1, 0]
+    assert told["problems"][0].startswith("run.handover: the object store is full, and so is the disk that Ray spills")
+    assert faulty.decoded().total() <= 6 + 2 * UNIT + 3
+    again = faulty.rerun(*limits)
+    assert (again.planned, again.ok, again.published, again.exit_code) == (1, 1, 1, 0)
+    assert len(project.rows(NAME)) == 7
+    assert project.verify(*limits) == []
+
+
+@pytest.fixture
+def small_disk() -> Iterator[str]:
+    """A folder with a disk of 32 MiB of its own; Ray's sockets lie in it, so its name is short."""
+    with tempfile.TemporaryDirectory(prefix="rd-", dir="/tmp") as folder:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", folder]
+        if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+            pytest.skip("only root can make a disk of its own")
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_disk_without_a_free_byte_ends_the_run_in_one_sentence_and_keeps_the_old_rows(faulty, small_disk):
+    """Ray's processes die at their start and are started again without an end; the run looks, and says why."""
+    project = faulty.project
+    project.fill(DAY, 1)
+    project.run()
+    old = digest(project.data(NAME))
+    project.fill(DAY, IMAGES)
+    code, told = on_ray(faulty, "driver", full_disk=small_disk)
+    assert [code] + [told[k] for k in ("ok", "rejected", "published")] == [3, 0, 0, 0]
+    assert told["problems"][0].startswith(f"the disk of Ray's folder {small_disk}")
+    assert digest(project.data(NAME)) == old
+    again = faulty.rerun(*LIMITS)
+    assert (again.ok, again.published, again.exit_code) == (IMAGES, 1, 0)
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
 
 
 def settled(faulty: Faulty) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from unet_batch.errors import ImageError, ProviderMissing, Reason, UnetBatchError
+from unet_batch.errors import HandoverFailed, ImageError, ProviderMissing, Reason, UnetBatchError
 from unet_batch.job.reconcile import score
 from unet_batch.records import Receipt, Source, Unit, unit_id
 
@@ -24,19 +24,25 @@ class FakeExecutor:
 
     name = "fake"
     workers = 2
+    fault: HandoverFailed | None = None
 
     def __init__(self, verdict: Callable[[Unit, int], tuple[str, str] | str | None]) -> None:
+        """verdict: "lost" with its process, "unfit" where the machinery lost it and says so, or a failure."""
         self.verdict = verdict
         self.tries: Counter[str] = Counter()
         self.passes: list[int] = []
 
     def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
         self.passes.append(len(units))
+        self.fault = None
         for u in units:
             for s in u.sources:
                 self.tries[s.uri[-1]] += 1
             found = self.verdict(u, max(self.tries[s.uri[-1]] for s in u.sources))
             if found == "lost":
+                continue
+            if found == "unfit":
+                self.fault = HandoverFailed("the disk is full")
                 continue
             failure = found if isinstance(found, tuple) else None
             rows = 0 if failure else len(u.sources)
@@ -158,3 +164,56 @@ def test_a_unit_that_decodes_to_too_much_is_halved_without_suspicion():
     executor = FakeExecutor(lambda u, _: ("unit.too_large", "") if len(u.sources) > 1 else None)
     done, rejected, _ = drive(executor, unit("a", "b", "c"))
     assert (done, rejected) == (Counter("abc"), {})
+
+
+# Faults between two actors ------------------------------------------------------------------------------------------
+
+
+def test_units_that_do_not_fit_between_two_actors_are_halved_until_they_do():
+    """A full store holds two images, not four: all are scored, none is rejected, nothing is left to report."""
+    executor = FakeExecutor(lambda u, _: "unfit" if len(u.sources) > 2 else None)
+    done, rejected, outcome = drive(executor, unit(*"abcd"), unit(*"efgh"), unit(*"ijkl"), unit(*"mnop"), unit(*"qrst"))
+    assert (done, rejected) == (Counter("abcdefghijklmnopqrst"), {})
+    assert (outcome.open, outcome.failures) == ([], {})
+    assert executor.passes == [5, 5, 10]
+
+
+def test_an_image_that_fits_nowhere_stays_open_and_is_no_rejection():
+    """Lost again and again while it is alone, as a poisonous one would be; but here a disk was full."""
+    executor = FakeExecutor(lambda u, _: "unfit" if any(s.uri.endswith("d") for s in u.sources) else None)
+    done, rejected, outcome = drive(executor, unit(*"abcd"), unit("x"))
+    assert (done, rejected) == (Counter("abcx"), {})
+    assert [s.uri[-1] for u in outcome.open for s in u.sources] == ["d"]
+    assert outcome.failures == {"run.handover": "the disk is full"}
+    assert executor.tries["d"] == 6
+
+
+def test_where_nothing_fits_the_run_gives_up_soon():
+    """Three passes without a receipt: a full disk must not cost a pass for every image of an archive."""
+    executor = FakeExecutor(lambda u, _: "unfit")
+    done, rejected, outcome = drive(executor, *(unit(*(f"{n}{c}" for c in "abcdefgh")) for n in range(100)))
+    assert (done, rejected) == (Counter(), {})
+    assert sum(len(u.sources) for u in outcome.open) == 800
+    assert executor.passes == [100, 100, 200]
+
+
+def test_single_images_that_do_not_fit_end_the_tries_of_others_like_them():
+    """Four in a row, three tries each: the rest of such images waits for a person."""
+    executor = FakeExecutor(lambda u, _: "unfit" if u.sources[0].uri[-1].isupper() else None)
+    done, rejected, outcome = drive(executor, *(unit(n) for n in "abcABCDEFGH"))
+    assert (done, rejected) == (Counter("abc"), {})
+    assert sorted(s.uri[-1] for u in outcome.open for s in u.sources) == list("ABCDEFGH")
+    assert len(executor.passes) == 1 + 8 + 4
+
+
+def test_a_loss_beside_a_full_disk_is_still_found_to_be_an_images_fault():
+    """One pass with a fault excuses that pass alone."""
+
+    def verdict(u: Unit, tries: int) -> str | None:
+        if any(s.uri.endswith("d") for s in u.sources):
+            return "lost"
+        return "unfit" if tries == 1 else None
+
+    done, rejected, _ = drive(FakeExecutor(verdict), unit(*"abcd"), unit("w"), unit("x"), unit("y"), unit("z"))
+    assert done == Counter("abcdwxyz")
+    assert rejected == {"d": Reason.MODEL_CRASHED}

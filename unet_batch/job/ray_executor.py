@@ -1,4 +1,4 @@
-"""The stages as Ray actors. The only module that knows Ray.
+"""Units through a Ray Data pipeline of actors. The only module that scores and knows Ray.
 
 One Ray row is one unit and `batch_size` is 1, because blocks are no unit of commit: image rows in blocks were mixed
 between units in half of the calls. Ray's own success proves nothing (it drops blocks), so this module only promises
@@ -9,24 +9,21 @@ bounded pool can be emptied and hangs, ray#62746), tasks do not (`max_task_retri
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import logging
 import os
 import queue
+import shutil
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pyarrow as pa
-
-from unet_batch.errors import JobError, SessionBroken, UnetBatchError
-from unet_batch.job.loaded import Loaded, from_arrow, to_arrow
+from unet_batch.errors import HandoverFailed, JobError, UnetBatchError
+from unet_batch.job.actors import InferActor, LoadActor, ScoreActor
+from unet_batch.job.losses import Losses
 from unet_batch.job.plan import UNITS_AT_ONCE, Placement, place
-from unet_batch.job.stages import Fetched
-from unet_batch.job.worker import Settings, build_infer, build_load
-from unet_batch.model.session import Device
+from unet_batch.job.worker import Settings
 from unet_batch.records import Receipt, Unit
 
 log = logging.getLogger(__name__)
@@ -40,111 +37,12 @@ KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_"
 TELL_NOBODY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
 """Embedded Ray reports nothing about an archive's work to its makers, and needs no actor that collects it."""
 ACTOR_STARTS = 3
+LOOK_EVERY_S = 30.0
+"""How often a silent pass is looked at: on a full disk Ray starts processes that die at once, without an end."""
+FULL_BYTES = 1 << 20
+"""A disk with less room than this is full: a process of Ray cannot even begin its log there."""
 STOP_S = 10.0
 """How long a pass that is left early may take to end by itself: about the time of a unit."""
-
-
-class _Deadlines:
-    """Ends this process when a stage works on one unit for too long.
-
-    faulthandler's timer lives in C, so it fires even when a decoder hangs with the GIL held. There is one timer per
-    process: it is always set to the earliest deadline of the units that are being worked on.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._ends: list[float] = []
-        self._lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        end = time.monotonic() + self._timeout_s
-        self._change(add=end)
-        try:
-            yield
-        finally:
-            self._change(remove=end)
-
-    def _change(self, *, add: float | None = None, remove: float | None = None) -> None:
-        with self._lock:
-            if add is not None:
-                self._ends.append(add)
-            if remove is not None:
-                self._ends.remove(remove)
-            if self._ends:
-                left_s = max(min(self._ends) - time.monotonic(), 0.001)
-                faulthandler.dump_traceback_later(left_s, exit=True)
-            else:
-                faulthandler.cancel_dump_traceback_later()
-
-
-class LoadActor:
-    """Load in a Ray actor: a unit in, its pixels out, as one row. While one unit is decoded, the next is fetched."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._load = build_load(settings)
-        self._deadline = _Deadlines(settings.job.limits.unit_timeout_s)
-        self._core = threading.Lock()
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        fetched = self.fetch(table)
-        with self._core:
-            return to_arrow(self.decode(fetched))
-
-    def fetch(self, table: pa.Table) -> Fetched:
-        """The encoded images of a row's unit."""
-        with self._deadline():
-            return self._load.fetch(Unit.from_json(table.column("unit")[0].as_py()))
-
-    def decode(self, fetched: Fetched) -> Loaded:
-        """The pixels of a unit."""
-        with self._deadline():
-            return self._load.decode(fetched)
-
-
-class InferActor:
-    """Infer in a Ray actor: a loaded unit in, its receipt out, as one row."""
-
-    def __init__(self, settings: Settings, threads: int, gpu_share: float) -> None:
-        self._deadline = _Deadlines(settings.job.limits.unit_timeout_s)
-        self._failure: tuple[str, str] | None = None
-        try:
-            self._infer = build_infer(settings, Device(threads=threads, gpu_share=gpu_share or None))
-        except (
-            UnetBatchError
-        ) as error:  # told by every receipt: an actor whose start fails is retried by Ray without an end
-            self._failure = (error.code, str(error))
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        return self.score(from_arrow(table))
-
-    def score(self, loaded: Loaded) -> pa.Table:
-        """The receipt of a loaded unit, as one row."""
-        if self._failure is not None:
-            return _receipt_row(Receipt(loaded.unit.unit_id, loaded.unit.partition, 0, 0, 0, failure=self._failure))
-        try:
-            with self._deadline():
-                return _receipt_row(self._infer(loaded))
-        except SessionBroken:
-            log.exception("the session is broken: this process leaves, and a fresh one takes its place")
-            os._exit(1)  # an exception would keep the broken process; ray.actor.exit_actor() is not restarted
-
-
-class ScoreActor:
-    """Load and Infer in one Ray actor, where both want the same core: a unit in, its receipt out.
-
-    One thread computes at a time (two that take turns at the interpreter's lock cost a fifth); the other fetches.
-    """
-
-    def __init__(self, settings: Settings, threads: int, gpu_share: float) -> None:
-        self._loader = LoadActor(settings)
-        self._scorer = InferActor(settings, threads, gpu_share)
-        self._core = threading.Lock()
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        fetched = self._loader.fetch(table)
-        with self._core:
-            return self._scorer.score(self._loader.decode(fetched))
 
 
 class RayExecutor:
@@ -157,6 +55,8 @@ class RayExecutor:
 
         self._settings = settings
         self._address = address
+        self._losses = Losses()
+        self.fault: HandoverFailed | None = None
         started = time.perf_counter()
         _connect(address)
         self.start_s = time.perf_counter() - started
@@ -171,19 +71,29 @@ class RayExecutor:
         )
         self.workers = self.placement.infer_actors
         _quiet_ray_data()
+        self._losses.listen()
 
     def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
-        """Receipts as they arrive, in any order; units of processes that died have none."""
+        """Receipts as they arrive, in any order; units of processes that died have none.
+
+        Raises HandoverFailed where nothing arrives because the disk is full.
+        """
         receipts: queue.Queue[Receipt | BaseException | None] = queue.Queue()
         stopping = threading.Event()
         feeder = threading.Thread(target=self._consume, args=(units, receipts, stopping), daemon=True)
         feeder.start()
         patience_s = SILENCE_S + self._settings.job.limits.unit_timeout_s
+        heard_s = time.monotonic()
         try:
             while True:
                 try:
-                    found = receipts.get(timeout=patience_s)
+                    found = receipts.get(timeout=LOOK_EVERY_S)
+                    heard_s = time.monotonic()
                 except queue.Empty:
+                    if (full := _full_disk()) is not None:
+                        raise full from None
+                    if time.monotonic() - heard_s < patience_s:
+                        continue
                     log.error(
                         "no unit was finished for %.0f s; this pass is given up and its open units are planned again",
                         patience_s,
@@ -199,6 +109,7 @@ class RayExecutor:
         finally:
             stopping.set()
             feeder.join(STOP_S)  # a pipeline that outlives its cluster asks a dead one for news
+            self.fault = self._losses.take() or _full_disk()
 
     def close(self) -> None:
         """Leave the cluster; an embedded one ends."""
@@ -289,6 +200,22 @@ def _connect(address: str | None) -> None:
         )
 
 
+def _full_disk() -> HandoverFailed | None:
+    """What is wrong with the disk on which this node's Ray works; the disks of other nodes cannot be seen from here."""
+    import ray
+
+    try:
+        folder = ray.get_runtime_context().get_temp_dir()
+        usage = shutil.disk_usage(folder)
+    except (OSError, RuntimeError):
+        return None  # no Ray any more
+    if usage.free >= FULL_BYTES:
+        return None
+    return HandoverFailed(
+        f"the disk of Ray's folder {folder} is full: make room there, or set RAY_TMPDIR to a folder on another disk"
+    )
+
+
 @contextlib.contextmanager
 def _native_stderr_closed() -> Iterator[None]:
     """Ray's C++ part announces its own log level on file descriptor 2; failures to start still raise."""
@@ -300,10 +227,6 @@ def _native_stderr_closed() -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
-
-
-def _receipt_row(receipt: Receipt) -> pa.Table:
-    return pa.table({"receipt": pa.array([receipt.to_json()], pa.large_binary())})
 
 
 def _quiet_ray_data() -> None:

@@ -2,7 +2,7 @@
 
 A unit without a receipt was lost with its process. It is decoded in isolation next time, then halved, until the one
 poisonous image is alone and becomes a rejection; innocent neighbours are scored on the way. Faults of the machinery
-(storage, memory of the host) never become rows: their units stay open.
+(storage, memory of the host, a full disk between two actors) never become rows: their units stay open.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Protocol
 
 from unet_batch.errors import (
     ContractError,
+    HandoverFailed,
     ImageError,
     JobError,
     ModelRefused,
@@ -43,6 +44,8 @@ class Executor(Protocol):
 
     name: str
     workers: int
+    fault: HandoverFailed | None
+    """Why units were lost in the pass that ended last, where it is known and no image can have done it."""
 
     def run(self, units: Sequence[Unit]) -> Iterator[Receipt]: ...
     def close(self) -> None: ...
@@ -113,9 +116,16 @@ class _Reconciliation:
         self._suspects: set[str] = set()
         """Units that were lost once, and run again in isolation."""
         self._lost_twice: set[str] = set()
+        self._dry = 0
+        """Passes in a row from which the machinery let nothing come back."""
+        self._unfit = 0
+        """Single images in a row that the machinery did not let through."""
 
     def run(self, units: Sequence[Unit]) -> list[Unit]:
         """Run the units once; the units to run next."""
+        fault = self._executor.fault
+        if fault is not None and (self._dry > RETRIES or self._unfit >= SYSTEMATIC):
+            return self._left_open(units, fault.code, str(fault))
         missing = {unit.unit_id: unit for unit in units}
         again: list[Unit] = []
         self._condemned = []
@@ -128,6 +138,11 @@ class _Reconciliation:
                 self._done(unit, receipt)
                 continue
             again += self._after_failure(unit, *receipt.failure)
+        fault = self._executor.fault
+        if missing and fault is not None:
+            self._judge()
+            return again + self._after_fault(list(missing.values()), fault, units)
+        self._dry = self._unfit = 0
         # A process that dies takes other units along; only a second loss, in isolation, speaks of the unit itself.
         self._lost_twice |= self._suspects & missing.keys()
         _refuse_systematic(len(self._lost_twice), len(self._suspects), "their processes died or ran out of time")
@@ -150,10 +165,12 @@ class _Reconciliation:
         if code in HALVED:
             self._condemned.append((unit, message))
             return []
-        if self._tried(unit) <= RETRIES:
-            return [unit]
-        log.error("unit %s of %s is left open: %s", unit.unit_id, unit.partition, message)
-        self.outcome.open.append(unit)
+        return [unit] if self._tried(unit) <= RETRIES else self._left_open([unit], code, message)
+
+    def _left_open(self, units: Sequence[Unit], code: str, message: str) -> list[Unit]:
+        first = units[0]
+        log.error("%d unit(s) left open, %s of %s: %s", len(units), first.unit_id, first.partition, message)
+        self.outcome.open += units
         self.outcome.failures[code] = message
         return []
 
@@ -164,6 +181,21 @@ class _Reconciliation:
             _refuse_systematic(self._blamed, self._blamed + self._scored, self._condemned[0][1])
         for unit, message in self._condemned:
             self._rejected(unit, Reason.MODEL_FAILED, message)
+
+    def _after_fault(self, lost: Sequence[Unit], fault: HandoverFailed, units: Sequence[Unit]) -> list[Unit]:
+        """Smaller units need less room between two actors; nobody is suspected, and nobody is rejected."""
+        log.warning("%d of %d unit(s) were lost: %s", len(lost), len(units), fault)
+        self._dry = self._dry + 1 if len(lost) == len(units) > 1 else 0
+        again: list[Unit] = []
+        for unit in lost:
+            if len(unit.sources) > 1:
+                again += halves(unit, self._mark) if unit.isolate else [replace(unit, isolate=True)]
+            elif self._tried(unit) <= RETRIES:
+                again.append(replace(unit, isolate=True))
+            else:
+                self._unfit += 1
+                again += self._left_open([unit], fault.code, str(fault))
+        return again
 
     def _after_loss(self, unit: Unit) -> list[Unit]:
         if not unit.isolate:

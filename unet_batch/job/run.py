@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
 from unet_batch.archive.discovery import Window
-from unet_batch.errors import Held, ImageError, Incomplete, JobError, StorageError
+from unet_batch.errors import HandoverFailed, Held, ImageError, Incomplete, JobError, StorageError
 from unet_batch.job.gate import check_unit
 from unet_batch.job.lease import Leases
 from unet_batch.job.plan import PartitionPlan, Select, units, wants
@@ -125,6 +125,9 @@ def run(
     except StorageError as error:
         summary.problems.append(f"the run ended early, because a store failed: {error}")
         summary.exit_code = max(summary.exit_code, Incomplete.exit_code)
+    except HandoverFailed as error:
+        summary.problems.append(f"{error}; what was finished is staged: run the same command again")
+        summary.exit_code = max(summary.exit_code, error.exit_code)
     except KeyboardInterrupt:
         summary.problems.append("stopped by Ctrl-C; finished units are staged: run the same command again to go on")
         summary.exit_code = 3
