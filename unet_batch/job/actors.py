@@ -1,7 +1,7 @@
 """The stages as actors: one row in, one row out, and a process that leaves rather than goes on broken.
 
-Plain classes, which `ray_executor` hands to Ray; none of them imports it. A row is one unit: as planned, with its pixels,
-or its receipt.
+Plain classes, which `ray_executor` hands to Ray; none of them imports it. A row is one unit: as planned, with its
+pixels, or its receipt.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class RayExecutor:
                 if found is None:
                     return
                 if isinstance(found, BaseException):
-                    raise found
+                    raise _full_disk() or found
                 yield found
         finally:
             stopping.set()
