@@ -168,6 +168,11 @@ def real(uri: str) -> str:
     return "file://" + os.path.realpath(path_of(uri))
 
 
+def is_link(uri: str) -> bool:
+    """Whether the last name of a local path is a link; False where nothing is there."""
+    return os.path.islink(path_of(uri))
+
+
 def _hidden(path: str) -> str:
     folder, name = os.path.split(path)
     return os.path.join(folder, TEMPORARY + hashlib.sha256(os.fsencode(name)).hexdigest()[:16])

@@ -10,13 +10,13 @@ import io
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import pyarrow.parquet as pq
 
-from unet_batch.archive.local import real
+from unet_batch.archive.local import is_link, real
 from unet_batch.archive.objects import canonical, join, parent, redact, scheme_of
 from unet_batch.archive.parquet import FOREIGN
 from unet_batch.archive.storage import Object, Storage
@@ -25,6 +25,9 @@ from unet_batch.records import Source
 from unet_batch.spec import InputSpec
 
 MAX_MANIFEST_BYTES = 2 << 30
+TOGETHER, BUNCHES = 64, 256
+"""Rows that one thread looks at in a row, of a long manifest: on a disk handing over a row costs more than looking. A
+short one is cut into as many bunches, so that every thread has some."""
 
 log = logging.getLogger(__name__)
 _BROKEN = (*FOREIGN, csv.Error, RecursionError)
@@ -95,8 +98,11 @@ def sources_of(storage: Storage, spec: InputSpec, manifest: Object, entries: Seq
         if named.setdefault(source.key, source).sha256 != source.sha256:
             log.warning("%s names %s twice, with different digests; the first counts", manifest.uri, source.uri)
     links = [real(root) for root in roots if scheme_of(root) == "file"]
-    calls = (partial(_seen, storage, source, links) for source in named.values())
-    return list(storage.ahead(calls))
+    real_folder, listed = cache(real), list(named.values())
+    size = min(TOGETHER, len(listed) // BUNCHES + 1)
+    bunches = (listed[begin : begin + size] for begin in range(0, len(listed), size))
+    calls = (partial(_all_seen, storage, bunch, links, real_folder) for bunch in bunches)
+    return [source for bunch in storage.ahead(calls) for source in bunch]
 
 
 def _named(entry: Entry, manifest: Object, folder: str, roots: Sequence[str]) -> Source:
@@ -125,14 +131,20 @@ def _named(entry: Entry, manifest: Object, folder: str, roots: Sequence[str]) ->
     return Source(uri, "", sha256=digest or None)
 
 
-def _seen(storage: Storage, source: Source, links: Sequence[str]) -> Source:
-    """The source with the version and size that the object has now.
+def _all_seen(
+    storage: Storage, sources: Sequence[Source], links: Sequence[str], real_folder: Callable[[str], str]
+) -> list[Source]:
+    """The sources with the versions and sizes that their objects have now.
 
-    links: what the roots that are local folders lead to when all their links are followed.
+    links: what the roots that are local folders lead to when all their links are followed; real_folder: what any does.
     """
+    return [_seen(storage, source, links, real_folder) for source in sources]
+
+
+def _seen(storage: Storage, source: Source, links: Sequence[str], real_folder: Callable[[str], str]) -> Source:
     if source.problem is not None:
         return source
-    if scheme_of(source.uri) == "file" and not _below(real(source.uri), links):
+    if scheme_of(source.uri) == "file" and not _below(_real_file(source.uri, real_folder), links):
         return replace(source, version="link", problem=(Reason.READ_DENIED, "a link that leads out of the archive"))
     try:
         found = storage.head(source.uri)
@@ -141,6 +153,11 @@ def _seen(storage: Storage, source: Source, links: Sequence[str]) -> Source:
     if found is None:
         return replace(source, version="missing", problem=(Reason.READ_NOT_FOUND, "there is no such object"))
     return replace(source, version=found.version, size_bytes=found.size_bytes)
+
+
+def _real_file(uri: str, real_folder: Callable[[str], str]) -> str:
+    """What a path leads to; only the first of a folder's files pays for the links above it."""
+    return real(uri) if is_link(uri) else join(real_folder(parent(uri)), uri.rpartition("/")[2])
 
 
 def _below(uri: str, roots: Sequence[str]) -> bool:

@@ -99,4 +99,6 @@ def parent(uri: str) -> str:
 
 def redact(text: str) -> str:
     """The text without the user info and the queries of the URLs in it, for messages and logs."""
+    if "@" not in text and "?" not in text:
+        return text
     return _QUERY.sub(r"\g<uri>?…", _USER_INFO.sub("", text))
