@@ -7,12 +7,16 @@ import json
 import multiprocessing.context
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import MappingProxyType
 
 import poison
 import strikes
@@ -52,6 +56,58 @@ class Faulty:
         """A run that kill -9 ends at a point."""
         child = self.start(strikes.Strike(point, nth), overrides=overrides)
         assert ended(child) == -signal.SIGKILL
+
+    def on_ray(
+        self,
+        where: str,
+        strike: strikes.Strike | None = None,
+        *,
+        overrides: tuple[str, ...] = (),
+        address: str | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+        **weather: object,
+    ) -> tuple[int, dict]:
+        """A run on Ray in a process group of its own: exit code and summary.
+
+        where: `driver`, `worker` or `driver and worker`: what is struck, or lives under some weather. address: of the
+        cluster that it joins, else its Ray is embedded; environment: what it needs for that.
+        """
+        tests, told = Path(__file__).parents[1], self.project.folder / "told.json"
+        told.unlink(missing_ok=True)
+        wanted = {"where": where, "weather": weather, "address": address}
+        wanted |= {"strike": asdict(strike)} if strike else {}
+        environment = {
+            **os.environ,
+            **environment,
+            "PYTHONPATH": os.pathsep.join([str(tests), str(tests / "faults")]),
+            strikes.VARIABLE: json.dumps(wanted),
+            poison.LOG_VARIABLE: str(self.log),
+        }
+        script = tests / "faults" / "strikes.py"
+        driver = subprocess.Popen(
+            [sys.executable, str(script), str(self.project.folder / "job.yaml"), str(told), *overrides],
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            code = driver.wait(timeout=150)
+        finally:
+            if driver.poll() is None:
+                os.killpg(driver.pid, signal.SIGKILL)
+                driver.wait()
+        return code, json.loads(told.read_text()) if told.exists() else {}
+
+    def settled(self) -> None:
+        """Wait until a dead driver's workers have noticed: nothing was decoded or staged for a while."""
+        before: tuple[int, int] | None = None
+        for _ in range(60):
+            now = (self.decoded().total(), len(self.parts()))
+            if now == before:
+                return
+            before = now
+            time.sleep(1.5)
 
     def told(self, child: BaseProcess) -> dict:
         """The summary of a run that ended by itself."""

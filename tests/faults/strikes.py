@@ -1,7 +1,7 @@
 """Strikes: what happens to a process at the n-th call of a named point; weather: how its local store behaves all along.
 
 The package itself knows nothing of them: functions of it are wrapped in the process that is to be struck. As a script:
-a driver on Ray, which reads in STRIKE what is to happen to it or to its workers.
+a driver on Ray, which reads in STRIKE what is to happen to it or to its workers, and which cluster it is to join.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ class Strike:
     point: str
     nth: int = 1
     act: str = "kill"
-    """kill, stop (SIGSTOP), wait (until the file `<token>.go` is there), or broken (the session's context is lost)."""
+    """kill, stop (SIGSTOP), wait (until the file `<token>.go` is there), broken (the session's context is lost), or
+    node (the raylet that started this worker dies, and with it the node)."""
     token: str = ""
     """A file that the first process to be struck makes: no other is struck then."""
 
@@ -234,7 +235,9 @@ def _act(strike: Strike) -> None:
         while not Path(strike.token + ".go").exists():
             time.sleep(0.01)
         return
-    os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[strike.act])
+    if strike.act == "node":
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGSTOP if strike.act == "stop" else signal.SIGKILL)
 
 
 def _leave(job: str, overrides: tuple[str, ...], make: Callable[..., Any], told: str) -> None:
@@ -253,7 +256,17 @@ def _on_ray(job: str, told: str, *overrides: str) -> None:
 
     _arm("driver")
     sys.stdout = sys.stderr
-    _leave(job, overrides, lambda settings: RayExecutor(replace(settings, decoder=NAME)), told)
+    address = json.loads(os.environ.get(VARIABLE, "{}")).get("address")
+    if address:
+        _take_along(VARIABLE, poison.LOG_VARIABLE, "PYTHONPATH")
+    _leave(job, overrides, lambda settings: RayExecutor(replace(settings, decoder=NAME), address=address), told)
+
+
+def _take_along(*names: str) -> None:
+    """Let workers of a standing cluster have variables of this process, as those of an embedded Ray have them."""
+    import ray
+
+    ray.init = functools.partial(ray.init, runtime_env={"env_vars": {name: os.environ[name] for name in names}})
 
 
 if __name__ == "__main__":

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import dataclass
 
 import pytest
-from faulty import Faulty, Reader, digest
+from faulty import Reader, digest
 from models import threshold_model
 from PIL import Image
-from poison import LOG_VARIABLE
-from strikes import VARIABLE, Strike
+from small_cluster import CORES, LARGE, SmallCluster, three_nodes
+from strikes import Strike
 
 pytestmark = pytest.mark.ray
 
@@ -30,47 +26,37 @@ AT_ONCE = 2
 """Units that one actor works on; there is an actor for each core."""
 
 
-def on_ray(
-    faulty: Faulty, where: str, strike: Strike | None = None, overrides: tuple[str, ...] = (), **weather: object
-) -> tuple[int, dict]:
-    """A run with embedded Ray in a process group of its own: exit code and summary.
+@dataclass(frozen=True)
+class Ray:
+    """Where a run finds its Ray."""
 
-    where: `driver`, `worker` or `driver and worker`: what is struck, or lives under some weather.
-    """
-    tests, folder = Path(__file__).parents[1], faulty.project.folder
-    told = folder / "told.json"
-    wanted = {"where": where, "weather": weather, **({"strike": asdict(strike)} if strike else {})}
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(tests), str(tests / "faults")]),
-        VARIABLE: json.dumps(wanted),
-        LOG_VARIABLE: str(faulty.log),
-    }
-    command = [sys.executable, str(tests / "faults" / "strikes.py"), str(folder / "job.yaml"), str(told), *LIMITS]
-    command += overrides
-    driver = subprocess.Popen(
-        command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        code = driver.wait(timeout=150)
-    finally:
-        if driver.poll() is None:
-            os.killpg(driver.pid, signal.SIGKILL)
-            driver.wait()
-    return code, json.loads(told.read_text()) if told.exists() else {}
+    how: dict[str, object]
+    """Address and environment, for `Faulty.on_ray`; nothing where Ray is embedded."""
+    cores: int
+    cluster: SmallCluster | None = None
+
+
+@pytest.fixture(scope="module", params=["embedded", pytest.param("cluster", marks=pytest.mark.cluster)])
+def ray(request: pytest.FixtureRequest) -> Iterator[Ray]:
+    """An embedded Ray, and a cluster: a head without cores, a node with one core and a node with two."""
+    if request.param == "embedded":
+        yield Ray({}, len(os.sched_getaffinity(0)))
+        return
+    with three_nodes() as (cluster, environment):
+        yield Ray({"address": cluster.head, "environment": environment}, CORES, cluster)
 
 
 @pytest.mark.parametrize(
     ("point", "act"),
-    [("before a part", "kill"), ("after a part", "kill"), ("a batch", "broken")],
-    ids=["a worker killed before a part", "a worker killed after a part", "a device context lost"],
+    [("before a part", "kill"), ("inside the put of a part", "kill"), ("after a part", "kill"), ("a batch", "broken")],
+    ids=["before a part", "inside the put of a part", "after a part", "a device context lost"],
 )
-def test_a_worker_that_dies_is_replaced_and_its_units_are_redone_in_the_same_run(faulty, point, act):
+def test_a_worker_that_dies_is_replaced_and_its_units_are_redone_in_the_same_run(faulty, ray, point, act):
     """Exit code 0: one process was struck, nothing is left open, and its units alone were decoded twice."""
     project = faulty.project
     project.fill(DAY, IMAGES)
     token = project.folder / "struck"
-    code, told = on_ray(faulty, "worker", Strike(point, 2, act, str(token)))
+    code, told = faulty.on_ray("worker", Strike(point, 2, act, str(token)), overrides=LIMITS, **ray.how)
     assert code == 0
     assert token.exists()
     assert [told[k] for k in ("ok", "rejected", "remaining", "published", "problems")] == [IMAGES, 0, 0, 1, []]
@@ -80,22 +66,31 @@ def test_a_worker_that_dies_is_replaced_and_its_units_are_redone_in_the_same_run
     assert faulty.left_after_sweep() == []
 
 
-@pytest.mark.parametrize(("point", "nth"), [("a part has arrived", 3), ("the file is written", 1)])
-def test_a_driver_that_is_killed_is_followed_by_a_run_that_completes(faulty, point, nth):
+@pytest.mark.parametrize(
+    ("point", "nth"),
+    [
+        ("a part has arrived", 1),
+        ("a part has arrived", 3),
+        ("rows are chosen", 1),
+        ("the file is written", 1),
+        ("inside the put of the rows", 1),
+    ],
+)
+def test_a_driver_that_is_killed_is_followed_by_a_run_that_completes(faulty, ray, point, nth):
     """Another executor may go on; what was staged is not decoded again, and the lease of the dead blocks nobody."""
     project = faulty.project
     project.fill(DAY, IMAGES)
     project.run("tiling.overlap=0.5")
     old = digest(project.data(NAME))
-    cores = len(os.sched_getaffinity(0))
     with Reader(project.data(NAME)) as reader:
-        code, _ = on_ray(faulty, "driver", Strike(point, nth))
+        code, _ = faulty.on_ray("driver", Strike(point, nth), overrides=LIMITS, **ray.how)
         assert code == -signal.SIGKILL
-        settled(faulty)
+        faulty.settled()
+        assert reader.seen == {old}
         staged, before = len(faulty.parts()), faulty.decoded()
         again = faulty.rerun(*LIMITS)
     assert staged >= nth
-    assert before.total() - staged * UNIT <= cores * AT_ONCE * UNIT
+    assert before.total() - staged * UNIT <= ray.cores * AT_ONCE * UNIT
     assert (again.planned, again.ok, again.published, again.exit_code) == (
         IMAGES - staged * UNIT, IMAGES - staged * UNIT, 1, 0
     )  # fmt: skip
@@ -106,12 +101,49 @@ def test_a_driver_that_is_killed_is_followed_by_a_run_that_completes(faulty, poi
     assert faulty.left_after_sweep() == []
 
 
+@pytest.mark.parametrize("point", ["after the put of the rows", "before the lease ends", "before the record ends"])
+def test_a_driver_that_is_killed_after_it_published_leaves_nothing_to_do(faulty, ray, point):
+    """The put was the commit, wherever the units were scored."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    code, _ = faulty.on_ray("driver", Strike(point), overrides=LIMITS, **ray.how)
+    assert code == -signal.SIGKILL
+    faulty.settled()
+    new = digest(project.data(NAME))
+    again = faulty.rerun(*LIMITS)
+    assert (again.planned, again.published, again.exit_code, again.problems) == (0, 0, 0, [])
+    assert digest(project.data(NAME)) == new != "absent"
+    assert faulty.decoded().total() == IMAGES
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
+
+
+@pytest.mark.parametrize("point", ["before a part", "inside the put of a part", "after a part"])
+@pytest.mark.parametrize("ray", [pytest.param("cluster", marks=pytest.mark.cluster)], indirect=True)
+def test_a_node_that_is_lost_costs_the_units_in_flight_on_it(faulty, ray, point):
+    """A raylet dies at a moment of one of its workers, and with it the node: the run ends by itself, complete."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    token = project.folder / "struck"
+    try:
+        code, told = faulty.on_ray("worker", Strike(point, 1, "node", str(token)), overrides=LIMITS, **ray.how)
+    finally:
+        lost = ray.cluster.mend()
+    assert len(lost) == 1
+    assert code == 0
+    assert [told[k] for k in ("ok", "rejected", "remaining", "published", "problems")] == [IMAGES, 0, 0, 1, []]
+    assert IMAGES <= faulty.decoded().total() <= IMAGES + LARGE * AT_ONCE * UNIT
+    assert len(faulty.parts()) == IMAGES // UNIT
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
+
+
 @pytest.mark.parametrize("weather", [{"slow": 0.3}, {"flaky": "2026"}], ids=["slow", "reset once for each object"])
 def test_a_store_that_is_slow_or_breaks_off_costs_time_and_nothing_else(faulty, weather):
     """In the driver and in every worker: each image is decoded once, and nothing is reported."""
     project = faulty.project
     project.fill(DAY, IMAGES)
-    code, told = on_ray(faulty, "driver and worker", **weather)
+    code, told = faulty.on_ray("driver and worker", **weather, overrides=LIMITS)
     assert code == 0
     assert [told[k] for k in ("ok", "rejected", "remaining", "published", "problems")] == [IMAGES, 0, 0, 1, []]
     assert set(faulty.decoded().values()) == {1}
@@ -125,11 +157,11 @@ def test_parts_that_no_listing_shows_are_redone_and_count_once(faulty):
     """After a driver's death, with a listing that lags: parts are met again by name, none is rewritten."""
     project = faulty.project
     project.fill(DAY, IMAGES)
-    on_ray(faulty, "driver", Strike("a part has arrived", 3))
-    settled(faulty)
+    faulty.on_ray("driver", Strike("a part has arrived", 3), overrides=LIMITS)
+    faulty.settled()
     written = faulty.parts()
     assert len(written) >= 3
-    code, told = on_ray(faulty, "driver", blind="/_work/parts/")
+    code, told = faulty.on_ray("driver", blind="/_work/parts/", overrides=LIMITS)
     assert (code, told["planned"], told["ok"], told["problems"]) == (0, IMAGES, IMAGES, [])
     assert {path: at for path, at in faulty.parts().items() if path in written} == written
     assert len(faulty.parts()) == IMAGES // UNIT
@@ -142,11 +174,11 @@ def test_rows_and_images_that_a_listing_shows_late_are_scored_once(faulty):
     """An image that the listing hides is added by the next run, which finds the published rows by their name."""
     project = faulty.project
     project.fill(DAY, IMAGES)
-    code, told = on_ray(faulty, "driver", blind="/004.png")
+    code, told = faulty.on_ray("driver", blind="/004.png", overrides=LIMITS)
     assert (code, told["ok"], len(project.rows(NAME))) == (0, IMAGES - 1, IMAGES - 1)
     for part in faulty.parts():
         part.unlink()
-    code, told = on_ray(faulty, "driver", blind="/predictions/")
+    code, told = faulty.on_ray("driver", blind="/predictions/", overrides=LIMITS)
     assert (code, told["planned"], told["ok"], told["published"]) == (0, 1, 1, 1)
     assert set(faulty.decoded().values()) == {1}
     assert len(project.rows(NAME)) == IMAGES
@@ -168,7 +200,7 @@ def test_an_image_that_a_full_disk_keeps_from_its_session_is_left_open_and_not_r
     giant = io.BytesIO()
     Image.new("L", (GIANT_PX, GIANT_PX), 255).save(giant, "PNG")
     project.put(f"{DAY}/giant.png", giant.getvalue())
-    code, told = on_ray(faulty, "driver", overrides=(*APART, *limits), no_spill=STORE_MIB)
+    code, told = faulty.on_ray("driver", overrides=(*APART, *limits), no_spill=STORE_MIB)
     assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "published")] == [3, 6, 0, 1, 0]
     assert told["problems"][0].startswith("run.handover: the object store is full, and so is the disk that Ray spills")
     assert faulty.decoded().total() <= 6 + 2 * UNIT + 3
@@ -201,7 +233,7 @@ def test_a_disk_without_a_free_byte_ends_the_run_soon_and_keeps_the_old_rows(fau
     project.run()
     old = digest(project.data(NAME))
     project.fill(DAY, IMAGES)
-    code, told = on_ray(faulty, "driver", full_disk=small_disk)
+    code, told = faulty.on_ray("driver", full_disk=small_disk, overrides=LIMITS)
     assert code == 3 or code < 0
     if code == 3:
         assert [told[k] for k in ("ok", "rejected", "published")] == [0, 0, 0]
@@ -211,14 +243,3 @@ def test_a_disk_without_a_free_byte_ends_the_run_soon_and_keeps_the_old_rows(fau
     assert (again.ok, again.published, again.exit_code) == (IMAGES, 1, 0)
     assert project.verify() == []
     assert faulty.left_after_sweep() == []
-
-
-def settled(faulty: Faulty) -> None:
-    """Wait until the dead driver's workers have noticed: nothing was decoded or staged for a second."""
-    before: tuple[int, int] | None = None
-    for _ in range(60):
-        now = (faulty.decoded().total(), len(faulty.parts()))
-        if now == before:
-            return
-        before = now
-        time.sleep(1.5)

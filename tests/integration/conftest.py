@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import secrets
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,30 +10,26 @@ from pathlib import Path
 
 import pytest
 from remote_job import KEYS, RemoteJob
-from small_cluster import SmallCluster, free_ports, wait_for
+from small_cluster import SmallCluster, free_ports, three_nodes, wait_for
 
 
 @pytest.fixture(scope="module")
-def token() -> str:
-    """What the cluster asks everybody for: its control plane listens on all interfaces, whatever its address is."""
-    return secrets.token_hex(32)
+def joined() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
+    """Three nodes, with no secret of the store in their environment."""
+    with three_nodes() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
-def cluster(token: str) -> Iterator[SmallCluster]:
-    """A head without cores, a node with one core and a node with two; no secret of the store in their environment."""
-    if not sys.platform.startswith("linux"):
-        pytest.skip("each node has a loopback address of its own, which other systems do not set up")
-    if importlib.util.find_spec("aiohttp_cors") is None:
-        pytest.skip("ray[default], which brings the job server, is not installed")
-    made = SmallCluster({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token})
-    try:
-        made.add("small", cpus=1)
-        made.add("large", cpus=2)
-        wait_for(f"{made.address}/api/version", token)
-        yield made
-    finally:
-        made.close()
+def cluster(joined: tuple[SmallCluster, dict[str, str]]) -> SmallCluster:
+    """The three nodes."""
+    return joined[0]
+
+
+@pytest.fixture(scope="module")
+def token(joined: tuple[SmallCluster, dict[str, str]]) -> str:
+    """What they ask everybody for."""
+    return joined[1]["RAY_AUTH_TOKEN"]
 
 
 @pytest.fixture(scope="module")

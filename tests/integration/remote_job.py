@@ -57,7 +57,7 @@ class RemoteJob:
 
         self.cluster = cluster
         self._store = store
-        self._token = token
+        self.token = token
         self._s3 = boto3.client("s3", endpoint_url=endpoint)
         self.bucket = f"bucket-{os.urandom(6).hex()}"
         self._s3.create_bucket(Bucket=self.bucket)
@@ -127,7 +127,7 @@ window: all
         words = [str(self.file), "--address", self.cluster.address, "--follow", *options]
         words += [word for name in KEYS for word in ("--forward-env", name)]
         words += [word for override in overrides for word in ("--set", override)]
-        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or self._token}
+        environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token or self.token}
         return Following(
             subprocess.Popen(
                 [sys.executable, "-m", "unet_batch", "submit", *words],
@@ -143,7 +143,7 @@ window: all
     def asked(self, path: str) -> Any:
         """What the cluster's dashboard says."""
         request = urllib.request.Request(
-            f"{self.cluster.address}{path}", headers={"Authorization": f"Bearer {self._token}"}
+            f"{self.cluster.address}{path}", headers={"Authorization": f"Bearer {self.token}"}
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)

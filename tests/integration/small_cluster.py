@@ -7,7 +7,9 @@ they started.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -15,9 +17,14 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 START_S = 60
+LARGE, CORES = 2, 3
+"""Cores of the node `large` of three nodes, and of all of them."""
 OBJECT_STORE_BYTES = 100 << 20
 
 
@@ -36,6 +43,8 @@ class SmallCluster:
             "RAY_health_check_period_ms": "500",
             "RAY_USAGE_STATS_ENABLED": "0",
         }
+        self._cores: dict[str, int] = {}
+        """Of each worker node."""
         self._starters: dict[str, subprocess.Popen[bytes]] = {}
         """The first process of each node: ended, and not waited for, so that its number stays the session's."""
         self._next_address = 2
@@ -49,6 +58,7 @@ class SmallCluster:
 
     def add(self, name: str, *, cpus: int) -> None:
         """Start a worker node."""
+        self._cores[name] = cpus
         self._start(name, [f"--address={self.head}", f"--num-cpus={cpus}"])
 
     def kill(self, name: str) -> None:
@@ -64,6 +74,19 @@ class SmallCluster:
             time.sleep(0.05)
         del self._starters[name]
         starter.wait()
+
+    def mend(self) -> list[str]:
+        """Start the worker nodes again that have lost their raylet; their names."""
+        programs = {pid: words.partition(" ")[0] for pid, words in command_lines().items()}
+        lost = [
+            name
+            for name in self._cores
+            if not any(programs.get(p, "").endswith("/raylet") for p in processes_of(self._starters[name].pid))
+        ]
+        for name in lost:
+            self.kill(name)
+            self.add(name, cpus=self._cores[name])
+        return lost
 
     def pids(self, name: str, words: str, *, without: str) -> list[int]:
         """The processes of a node whose command line holds some words and not others."""
@@ -106,6 +129,27 @@ class SmallCluster:
             said = log.read_text()
             self.close()
             raise RuntimeError(f"the node {name} did not start: {said[-2000:]}")
+
+
+@contextlib.contextmanager
+def three_nodes() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
+    """A head without cores, a node with one core and a node with two; and the variables of whoever joins them.
+
+    It asks everybody for a token: its control plane listens on all interfaces, whatever its address is.
+    """
+    if not sys.platform.startswith("linux"):
+        pytest.skip("each node has a loopback address of its own, which other systems do not set up")
+    if importlib.util.find_spec("aiohttp_cors") is None:
+        pytest.skip("ray[default], which brings the job server, is not installed")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    made = SmallCluster(token)
+    try:
+        made.add("small", cpus=CORES - LARGE)
+        made.add("large", cpus=LARGE)
+        wait_for(f"{made.address}/api/version", token["RAY_AUTH_TOKEN"])
+        yield made, token
+    finally:
+        made.close()
 
 
 def _exit_code(pid: int) -> int | None:

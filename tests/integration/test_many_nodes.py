@@ -8,13 +8,12 @@ import time
 
 import pytest
 from remote_job import DAY, KEYS, PATIENCE_S, UNIT
+from small_cluster import CORES, LARGE, three_nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.s3]
 
 AT_ONCE = 2
 """Units that one actor works on; there is an actor for each core."""
-LARGE, CORES = 2, 3
-"""Cores of the node `large`, and of the cluster."""
 
 
 def test_a_submitted_job_gives_the_rows_of_the_plain_loop(job):
@@ -96,7 +95,7 @@ def test_a_killed_driver_costs_the_units_in_flight(job):
 
 
 def test_a_lost_node_costs_the_units_in_flight_on_it(job):
-    """Nobody helps: the run ends by itself, complete, with exit code 0. The last test: the node stays lost."""
+    """Nobody helps: the run ends by itself, complete, with exit code 0. The node stays lost."""
     images = 48
     job.fill(images)
     job.slow(3)
@@ -113,3 +112,30 @@ def test_a_lost_node_costs_the_units_in_flight_on_it(job):
     assert len(job.rows()) == images
     assert job.verify() == []
     assert job.left_after_sweep() == []
+
+
+def test_a_submission_after_a_lost_head_resumes(job):
+    """The driver dies with the head's node; another cluster scores what was not staged, while the first one's workers
+    may still be at it. The last test: the head stays lost."""
+    images = 48
+    job.fill(images)
+    job.slow(1)
+    first = job.submit()
+    first.wait_until(lambda: job.parts() >= 2)
+    job.slow(PATIENCE_S)  # what is not read yet waits for the end of its cluster
+    job.cluster.kill("head")
+    first.process.kill()
+    first.process.wait()
+    staged = job.parts()
+    assert 2 <= staged < images // UNIT, "the head was to be lost in the middle"
+
+    job.slow(0)
+    with three_nodes() as (again, variables):
+        job.cluster, job.token = again, variables["RAY_AUTH_TOKEN"]
+        code, last, said = job.submit().ended()
+        assert code == 0, said
+        assert last["result"]["planned"] <= images - staged * UNIT  # orphaned workers end what they have read
+        assert 0 < job.reads().total() - images <= CORES * AT_ONCE * UNIT
+        assert len(job.rows()) == images
+        assert job.verify() == []
+        assert job.left_after_sweep() == []
