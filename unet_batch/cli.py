@@ -156,7 +156,7 @@ def status(job: JobSpec, window: str, every: bool) -> None:
 @click.option("--keep-other-models", is_flag=True, help="Keep other models' parts: a rollback then needs no session.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 def sweep(job: JobSpec, window: str, keep_other_models: bool, dry_run: bool) -> None:
-    """Remove what runs left behind: staged parts whose rows are published, dead leases, old markers."""
+    """Remove what runs left behind: parts whose rows are published, dead leases, markers, indexes of lost tars."""
     from unet_batch.job.prepare import prepare
     from unet_batch.job.survey import window_of
     from unet_batch.job.sweep import sweep as remove

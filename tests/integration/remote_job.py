@@ -100,7 +100,7 @@ window: all
         return sum(part["Key"].endswith(".part") for part in found.get("Contents", []))
 
     def left_after_sweep(self) -> list[str]:
-        """Everything below the output but rows, records and indexes of tars, when `sweep` has been there."""
+        """Everything below the output but rows, records and indexes of tars that are there, after `sweep`."""
         sweep(prepare(load_job(self.file)), window_of("all"), keep_other_models=False, dry_run=False)
         listed = self._s3.list_objects_v2(Bucket=self.bucket, Prefix="out/").get("Contents", [])
         names = (found["Key"] for found in listed)

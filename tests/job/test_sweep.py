@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
-from project_fixture import last_json
+from project_fixture import last_json, png
 
 from unet_batch.archive import local
 from unet_batch.job.lease import Leases
@@ -164,3 +166,32 @@ def test_the_command_counts_what_it_removed(project):
     project.run()
     assert last_json(project.command("sweep", "job.yaml", "--dry-run"))["found"] == {"part": 1}
     assert last_json(project.command("sweep", "job.yaml"))["removed"] == 1
+
+
+def test_the_index_of_a_tar_goes_with_the_tar(project):
+    """A replaced or removed tar leaves a member list that nobody asks for; a narrower window keeps it."""
+    tar = project.put(f"{DAY}/shard.tar", tar_of("a.png", "b.png"))
+    project.put("2026/11/20/shard.tar", tar_of("c.png"))
+    project.run()
+    assert swept(project, dry_run=True) == ["part"] * 2
+    tar.write_bytes(tar_of("a.png", "b.png", "d.png"))
+    project.run()
+    few = sweep(project.prepared(), window_of("2026-11-20"), keep_other_models=False, dry_run=False)
+    assert [litter.kind for litter in few] == ["part"]
+    assert swept(project).count("index") == 1
+    assert len(list((project.folder / "out" / "_work" / "index").iterdir())) == 2
+    assert (project.run().planned, project.verify()) == (0, [])
+    tar.unlink()
+    assert swept(project) == ["index"]
+
+
+def tar_of(*names: str) -> bytes:
+    """A tar with these pictures."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for level, name in enumerate(names):
+            body = png(level)
+            member = tarfile.TarInfo(name)
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
+    return out.getvalue()

@@ -70,17 +70,18 @@ class StoredIndex:
 
     def get(self, uri: str, version: str) -> bytes | None:
         try:
-            return self._storage.read(self._name(uri, version))
+            return self._storage.read(self.place(uri, version))
         except NotFound:
             return None
 
     def put(self, uri: str, version: str, index: bytes) -> None:
         try:
-            self._storage.create(self._name(uri, version), index)
+            self._storage.create(self.place(uri, version), index)
         except AlreadyExists:
             return  # another run indexed the same shard
 
-    def _name(self, uri: str, version: str) -> str:
+    def place(self, uri: str, version: str) -> str:
+        """Where the index of a version of a shard lies."""
         return join(self._folder, hashlib.sha256(f"{uri}\0{version}".encode()).hexdigest()[:32] + ".json")
 
 

@@ -1,5 +1,5 @@
 """Removes what runs left behind and nobody needs: staged parts whose rows are published, dead leases, old markers,
-and on local disks the halves of killed puts.
+indexes of tars that the archive no longer has, and on local disks the halves of killed puts.
 
 Never touches published rows, and never a part whose rows readers do not see yet.
 """
@@ -7,10 +7,11 @@ Never touches published rows, and never a part whose rows readers do not see yet
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from unet_batch.archive.discovery import Window
+from unet_batch.archive.shards import StoredIndex
 from unet_batch.errors import StorageError
 from unet_batch.job.lease import read_lease
 from unet_batch.job.prepare import Prepared
@@ -26,7 +27,7 @@ class Litter:
 
     uri: str
     kind: str
-    """`part`, `lease`, `attempt`, `probe` or `put`."""
+    """`part`, `lease`, `attempt`, `probe`, `index` or `put`."""
     size_bytes: int
 
 
@@ -35,14 +36,23 @@ def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_ru
 
     keep_other_models: leave the parts of fingerprints that are not the published one's, for a rollback without a GPU.
     """
-    found = [*_parts(prepared, window, keep_other_models=keep_other_models), *_leases(prepared), *_markers(prepared)]
+    inventory = archive_partitions(prepared, window, keep=False)
+    found = [
+        *_parts(prepared, window, inventory, keep_other_models=keep_other_models),
+        *_leases(prepared),
+        *_markers(prepared),
+    ]
+    if window.kind == "all":
+        found += _indexes(prepared, inventory)
     if not dry_run:
         for litter in found:
             prepared.output.delete(litter.uri)
     return [*found, *_puts(prepared, dry_run=dry_run)]
 
 
-def _parts(prepared: Prepared, window: Window, *, keep_other_models: bool) -> Iterator[Litter]:
+def _parts(
+    prepared: Prepared, window: Window, inventory: Mapping[str, Sequence[Source]], *, keep_other_models: bool
+) -> Iterator[Litter]:
     """Parts of partitions that nobody works on, whose rows are all published, or belong to another model's past."""
     layout, output = prepared.layout, prepared.output
     root = layout.staged + "/"
@@ -53,7 +63,6 @@ def _parts(prepared: Prepared, window: Window, *, keep_other_models: bool) -> It
         if part.uri.startswith(root) and name.endswith(".part"):
             by_partition.setdefault((partition, mark), []).append((part.uri, part.size_bytes))
     seen = set(published_partitions(prepared))
-    inventory = archive_partitions(prepared, window, keep=False)
     for (partition, mark), parts in sorted(by_partition.items()):
         if partition not in seen or not inside(window, partition) or _is_held(prepared, partition):
             continue
@@ -105,6 +114,21 @@ def _markers(prepared: Prepared) -> Iterator[Litter]:
             yield Litter(found.uri, "attempt", found.size_bytes)
         for found in prepared.output.list(prepared.layout.scratch):
             yield Litter(found.uri, "probe", found.size_bytes)
+
+
+def _indexes(prepared: Prepared, inventory: Mapping[str, Sequence[Source]]) -> Iterator[Litter]:
+    """Member lists of tars that were replaced or went away. inventory: of the whole archive."""
+    kept = StoredIndex(prepared.output, prepared.layout.index)
+    shards = {
+        (source.uri, source.version)
+        for sources in inventory.values()
+        for source in sources
+        if source.member or source.problem
+    }
+    needed = {kept.place(uri, version) for uri, version in shards}
+    for found in prepared.output.list(prepared.layout.index):
+        if found.uri not in needed:
+            yield Litter(found.uri, "index", found.size_bytes)
 
 
 def _puts(prepared: Prepared, *, dry_run: bool) -> Iterator[Litter]:
