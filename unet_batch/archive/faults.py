@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tenacity
 
@@ -15,6 +15,8 @@ from unet_batch.archive.objects import redact
 from unet_batch.errors import Changed, Denied, NotFound, StorageError, Unavailable, UnetBatchError
 
 T = TypeVar("T")
+Retry = Callable[..., Any]
+"""Calls its first argument with the others, as often as it takes."""
 Meaning = Literal["absent", "denied", "refused", "beyond", "busy", "unknown", "failed"]
 """absent: no such object. denied: these credentials may not. refused: a condition of a put does not hold.
 beyond: the span lies outside the object. busy: the store did nothing, ask again.
@@ -31,9 +33,10 @@ _CODES: dict[str, Meaning] = {
     "ExpiredToken": "denied", "AuthenticationFailed": "denied", "AuthorizationFailure": "denied",
     "NoSuchKey": "absent", "NoSuchBucket": "absent", "BlobNotFound": "absent", "ContainerNotFound": "absent",
     "PreconditionFailed": "refused", "ConditionNotMet": "refused", "InvalidRange": "beyond",
-    "BlobAlreadyExists": "refused",
+    "BlobAlreadyExists": "refused", "LeaseIdMissing": "failed",
     "SlowDown": "busy", "ServiceUnavailable": "busy", "ServerBusy": "busy", "Throttling": "busy",
     "ThrottlingException": "busy", "RequestLimitExceeded": "busy", "rateLimitExceeded": "busy",
+    "userRateLimitExceeded": "busy",
     "ConditionalRequestConflict": "busy", "OperationAborted": "busy", "RequestTimeTooSkewed": "denied",
     "InternalError": "unknown", "RequestTimeout": "unknown", "OperationTimedOut": "unknown",
 }  # fmt: skip
@@ -59,6 +62,16 @@ _ERRNOS: dict[int, Meaning] = {
 
 class ShortReadError(OSError):
     """A store answered "success" with fewer bytes than it promised."""
+
+
+class StatusError(Exception):
+    """An answer that is no success, from a store that is asked in plain HTTP."""
+
+    def __init__(self, status_code: int, error_code: str, text: str) -> None:
+        """error_code: the store's own word for it, empty where it gave none."""
+        super().__init__(" ".join(word for word in (str(status_code), error_code, text) if word))
+        self.status_code = status_code
+        self.error_code = error_code
 
 
 def meaning(error: BaseException) -> Meaning:
