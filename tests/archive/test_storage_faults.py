@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from fsspec.implementations.memory import MemoryFileSystem
 
-from unet_batch.archive.faults import is_transient, meaning, translated
+from unet_batch.archive.faults import StatusError, is_transient, meaning, translated
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import (
     AlreadyExists,
@@ -41,6 +41,22 @@ class HttpError(Exception):
 
 class ServiceResponseError(Exception):
     """azure-core's error for an answer that broke off, by its name."""
+
+
+class ServiceRequestError(Exception):
+    """azure-core's error for whatever aiohttp calls a ClientError, by its name."""
+
+
+class ClientAuthenticationError(Exception):
+    """azure-identity's error for a token that cannot be had, by its name."""
+
+
+class ClientOSError(OSError):
+    """aiohttp's error for a connection that broke, by its name."""
+
+
+class ClientConnectorError(ClientOSError):
+    """aiohttp's error for a connection that was never there, by its name."""
 
 
 class HttpResponseError(Exception):
@@ -92,7 +108,17 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (HttpResponseError(409, "BlobAlreadyExists"), "refused"),
         (HttpResponseError(503, "ServerBusy"), "busy"),
         (HttpResponseError(412, "ConditionNotMet"), "refused"),
+        (HttpResponseError(412, "LeaseIdMissing"), "failed"),
         (ServiceResponseError(), "unknown"),
+        (caused(ServiceRequestError(), ClientConnectorError()), "busy"),
+        (caused(ServiceRequestError(), ClientOSError(errno.ECONNRESET, "x")), "unknown"),
+        (caused(ServiceRequestError(), ServerDisconnectedError()), "unknown"),
+        (ClientAuthenticationError(), "busy"),
+        (StatusError(403, "userRateLimitExceeded", ""), "busy"),
+        (StatusError(403, "", "a proxy's"), "denied"),
+        (StatusError(409, "BlobAlreadyExists", ""), "refused"),
+        (StatusError(412, "conditionNotMet", ""), "refused"),
+        (StatusError(416, "", ""), "beyond"),
         (ClientResponseError(504), "unknown"),
         (ServerDisconnectedError(), "unknown"),
         (ConnectionResetError(), "unknown"),

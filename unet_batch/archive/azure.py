@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 API_VERSION = "2021-12-02"
 """Of the REST API; since 2019-12-12 a Put Blob takes 5,000 MiB."""
+PAGE_OBJECTS = 5000
+"""Of a listing; the service gives no more at once."""
 
 _SCOPE = "https://storage.azure.com/.default"
 _PIECE_BYTES = 1 << 20
@@ -146,7 +148,7 @@ class AzureStore:
         mark: str | None = None
 
         async def page() -> tuple[list[Any], str | None]:
-            pages = getattr(client, method)(retry_total=0, **query).by_page(mark)
+            pages = getattr(client, method)(retry_total=0, results_per_page=PAGE_OBJECTS, **query).by_page(mark)
             found = [entry async for entry in await anext(pages)]
             return found, pages.continuation_token
 

@@ -40,16 +40,19 @@ _CODES: dict[str, Meaning] = {
     "ConditionalRequestConflict": "busy", "OperationAborted": "busy", "RequestTimeTooSkewed": "denied",
     "InternalError": "unknown", "RequestTimeout": "unknown", "OperationTimedOut": "unknown",
 }  # fmt: skip
-# botocore, aiohttp, azure-core, google-auth, urllib3 and requests, by name, whatever module they come from.
+# botocore, aiohttp, azure-core, google-auth, urllib3 and requests, by name, whatever module they come from. What is not
+# here is told by its cause: azure-core has one ServiceRequestError for "no connection" and for one that broke after the
+# request was sent. A ClientAuthenticationError without a status is a token that cannot be had, and no store's refusal.
 _NAMES: dict[str, Meaning] = {
-    "NoCredentialsError": "denied", "PartialCredentialsError": "denied", "ClientAuthenticationError": "denied",
+    "NoCredentialsError": "denied", "PartialCredentialsError": "denied",
+    "ClientAuthenticationError": "busy",
     "ResourceNotFoundError": "absent", "ResourceExistsError": "refused", "ResourceModifiedError": "refused",
     "EndpointConnectionError": "busy", "ConnectTimeoutError": "busy", "ClientConnectorError": "busy",
     "ReadTimeoutError": "unknown", "ConnectionClosedError": "unknown", "HTTPClientError": "unknown",
     "ResponseStreamingError": "unknown", "IncompleteReadError": "unknown", "IncompleteRead": "unknown",
     "ResponseParserError": "unknown", "ClientPayloadError": "unknown", "ServerDisconnectedError": "unknown",
     "ClientOSError": "unknown", "ServerTimeoutError": "unknown", "FSTimeoutError": "unknown",
-    "ServiceRequestError": "busy", "ServiceResponseError": "unknown", "ChunkedEncodingError": "unknown",
+    "ServiceRequestTimeoutError": "busy", "ServiceResponseError": "unknown", "ChunkedEncodingError": "unknown",
     "ProtocolError": "unknown", "TransportError": "unknown", "ConnectionError": "unknown", "Timeout": "unknown",
 }  # fmt: skip
 _ERRNOS: dict[int, Meaning] = {

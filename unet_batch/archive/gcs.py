@@ -22,6 +22,9 @@ from unet_batch.errors import NotFound
 
 T = TypeVar("T")
 
+PAGE_OBJECTS = 1000
+"""Of a listing; the service gives no more at once."""
+
 _OBJECTS = "/storage/v1/b/{}/o"
 _FIELDS = "nextPageToken,prefixes,items(name,size,generation)"
 
@@ -36,7 +39,8 @@ class GcsStore:
         self.fs = fs
         self._retry = retry
         # No limit on the whole: 2 GiB may take long. sock_read: between two pieces, and until the answer begins.
-        self._timeout = fs.requests_timeout or aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
+        wait_s = fs.requests_timeout or 60
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(wait_s, 10), sock_read=wait_s)
 
     @staticmethod
     def options(given: dict[str, Any], threads: int) -> dict[str, Any]:  # noqa: ARG004
@@ -137,7 +141,10 @@ class GcsStore:
         return found
 
     def _pages(self, bucket: str, **query: str) -> Iterator[dict[str, Any]]:
-        path, query = _OBJECTS.format(quote(bucket, safe="")), {"fields": _FIELDS, **query}
+        path, query = (
+            _OBJECTS.format(quote(bucket, safe="")),
+            {"fields": _FIELDS, "maxResults": str(PAGE_OBJECTS), **query},
+        )
         while True:
             page: dict[str, Any] = self._retry(self.call, "GET", path, params=query)
             yield page
