@@ -117,8 +117,8 @@ class AzureStore:
         from azure.core.rest import HttpRequest
 
         _, container, key = self._split(uri)
-        if not key:
-            raise NotFound(f"{uri} is a container, not an object")
+        if not key or "." in key.split("/"):  # HTTP clients take a/./b for a/b, which may be another blob
+            raise NotFound(f"there is no {uri}: it names a container, or has '.' as a folder")
         now = format_datetime(datetime.now(UTC), usegmt=True)
         url = self.fs.service_client.get_blob_client(container, key).url
         request = HttpRequest(
