@@ -73,6 +73,14 @@ def test_every_fault_of_a_read_costs_one_more_request(remote):
     assert remote.project.verify(*remote.overrides) == []
 
 
+@pytest.mark.parametrize("fault", ["503", "500"])
+def test_a_fault_of_a_listing_costs_one_more_request(remote, fault):
+    """Ours: the SDK asks once."""
+    remote.proxy.schedule = [("GET", "/o" if remote.put == "POST" else remote.top.removeprefix("az://"), fault)]
+    found = [o.uri for o in remote.behind.list(f"{remote.top}/archive")]
+    assert (len(found), remote.proxy.schedule, remote.proxy.calls.total()) == (IMAGES, [], 2)
+
+
 @pytest.mark.parametrize("fault", ["503", "500", "slow", "reset", "landed"])
 def test_a_part_whose_put_is_unsure_is_there_once(remote, fault):
     """One request more, whether the first one took effect or not."""

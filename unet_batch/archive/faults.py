@@ -33,19 +33,18 @@ _CODES: dict[str, Meaning] = {
     "ExpiredToken": "denied", "AuthenticationFailed": "denied", "AuthorizationFailure": "denied",
     "NoSuchKey": "absent", "NoSuchBucket": "absent", "BlobNotFound": "absent", "ContainerNotFound": "absent",
     "PreconditionFailed": "refused", "ConditionNotMet": "refused", "InvalidRange": "beyond",
-    "BlobAlreadyExists": "refused", "LeaseIdMissing": "failed",
+    "BlobAlreadyExists": "refused", "LeaseIdMissing": "failed", "BlobArchived": "denied",
     "SlowDown": "busy", "ServiceUnavailable": "busy", "ServerBusy": "busy", "Throttling": "busy",
     "ThrottlingException": "busy", "RequestLimitExceeded": "busy", "rateLimitExceeded": "busy",
-    "userRateLimitExceeded": "busy",
-    "ConditionalRequestConflict": "busy", "OperationAborted": "busy", "RequestTimeTooSkewed": "denied",
+    "userRateLimitExceeded": "busy", "ConditionalRequestConflict": "busy", "OperationAborted": "busy",
+    "RequestTimeTooSkewed": "denied",
     "InternalError": "unknown", "RequestTimeout": "unknown", "OperationTimedOut": "unknown",
 }  # fmt: skip
 # botocore, aiohttp, azure-core, google-auth, urllib3 and requests, by name, whatever module they come from. What is not
 # here is told by its cause: azure-core has one ServiceRequestError for "no connection" and for one that broke after the
 # request was sent. A ClientAuthenticationError without a status is a token that cannot be had, and no store's refusal.
 _NAMES: dict[str, Meaning] = {
-    "NoCredentialsError": "denied", "PartialCredentialsError": "denied",
-    "ClientAuthenticationError": "busy",
+    "NoCredentialsError": "denied", "PartialCredentialsError": "denied", "ClientAuthenticationError": "busy",
     "ResourceNotFoundError": "absent", "ResourceExistsError": "refused", "ResourceModifiedError": "refused",
     "EndpointConnectionError": "busy", "ConnectTimeoutError": "busy", "ClientConnectorError": "busy",
     "ReadTimeoutError": "unknown", "ConnectionClosedError": "unknown", "HTTPClientError": "unknown",
