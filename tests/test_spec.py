@@ -80,7 +80,8 @@ def test_a_malformed_override_is_refused(tmp_path, override):
 
 
 @pytest.mark.parametrize(
-    "key", ["secret", "key", "aws_secret_access_key", "token", "sas_token", "account_key", "password"]
+    "key",
+    ["secret", "key", "aws_secret_access_key", "token", "sas_token", "account_key", "password", "connection_string"],
 )
 def test_a_secret_written_into_the_job_file_is_refused_and_not_echoed(tmp_path, key):
     """The sentence says how to refer to a variable, and never repeats the value."""

@@ -24,7 +24,7 @@ class Source:
     uri: str
     """Canonical URI of the object: no user info, no query, no fragment."""
     version: str
-    """The store's ETag of the object, else its size and modification time."""
+    """The store's ETag or generation of the object, else its size and modification time."""
     member: str | None = None
     """Tar member's name, or the row's number in a Parquet file."""
     ordinal: int = 0

@@ -17,7 +17,9 @@ from unet_batch.errors import JobError
 
 S = TypeVar("S", bound=BaseModel)
 
-SECRET_NAME = re.compile(r"secret|token|password|passwd|credential|(^|_)(api|account|access)?_?key$|sas", re.IGNORECASE)
+SECRET_NAME = re.compile(
+    r"secret|token|password|passwd|credential|(^|_)(api|account|access)?_?key$|sas|connection_string", re.IGNORECASE
+)
 
 
 def parse_yaml(text: bytes, where: str) -> dict[str, Any]:

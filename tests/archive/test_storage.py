@@ -1,4 +1,4 @@
-"""Storage: the contract on three stores, and what only one of them does."""
+"""Storage: the contract on disks, in memory and on S3, and what only one of them does."""
 
 from __future__ import annotations
 
@@ -276,19 +276,27 @@ def test_an_unknown_scheme_is_refused() -> None:
         Storage().read("http://host/a.png")
 
 
-def test_a_missing_package_is_said_with_its_extra() -> None:
+@pytest.mark.parametrize(
+    ("uri", "extra"), [("s3://b/a", "s3"), ("gs://b/a", "gcs"), ("az://c/a", "azure"), ("abfss://c/a", "azure")]
+)
+def test_a_missing_package_is_said_with_its_extra(monkeypatch: pytest.MonkeyPatch, uri: str, extra: str) -> None:
     """No store falls back to another."""
-    if "gcsfs" in fsspec.available_protocols() and __import__("importlib").util.find_spec("gcsfs"):
-        pytest.skip("gcsfs is installed")
-    with pytest.raises(JobError, match=r"unet-batch\[gcs\]"):
-        Storage().read("gs://bucket/a.png")
+
+    def missing(scheme: str, **options: object) -> None:
+        raise ImportError(f"please install what {scheme} needs")
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    with pytest.raises(JobError, match=rf"unet-batch\[{extra}\]"):
+        Storage().read(uri)
 
 
-def test_a_store_without_conditional_puts_is_named_by_the_probe() -> None:
-    """Such a store needs `single_writer: true`."""
-    sentence = Storage().probe("gs://bucket/_work/probe")
-    assert sentence is not None
-    assert "single_writer" in sentence
+def test_options_that_open_no_store_are_an_error_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An account that nobody named is not a fault of the store."""
+    pytest.importorskip("adlfs")
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)
+    with pytest.raises(JobError, match="options"):
+        Storage().read("az://container/a.png")
 
 
 def test_reading_ahead_is_bounded(tmp_path: Path) -> None:

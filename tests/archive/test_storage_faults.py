@@ -12,7 +12,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
 from fsspec.implementations.memory import MemoryFileSystem
 
-from unet_batch.archive.faults import is_transient, meaning, translated
+from unet_batch.archive.faults import StatusError, is_transient, meaning, translated
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import (
     AlreadyExists,
@@ -41,6 +41,22 @@ class HttpError(Exception):
 
 class ServiceResponseError(Exception):
     """azure-core's error for an answer that broke off, by its name."""
+
+
+class ServiceRequestError(Exception):
+    """azure-core's error for whatever aiohttp calls a ClientError, by its name."""
+
+
+class ClientAuthenticationError(Exception):
+    """azure-identity's error for a token that cannot be had, by its name."""
+
+
+class ClientOSError(OSError):
+    """aiohttp's error for a connection that broke, by its name."""
+
+
+class ClientConnectorError(ClientOSError):
+    """aiohttp's error for a connection that was never there, by its name."""
 
 
 class HttpResponseError(Exception):
@@ -92,7 +108,17 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (HttpResponseError(409, "BlobAlreadyExists"), "refused"),
         (HttpResponseError(503, "ServerBusy"), "busy"),
         (HttpResponseError(412, "ConditionNotMet"), "refused"),
+        (HttpResponseError(412, "LeaseIdMissing"), "failed"),
         (ServiceResponseError(), "unknown"),
+        (caused(ServiceRequestError(), ClientConnectorError()), "busy"),
+        (caused(ServiceRequestError(), ClientOSError(errno.ECONNRESET, "x")), "unknown"),
+        (caused(ServiceRequestError(), ServerDisconnectedError()), "unknown"),
+        (ClientAuthenticationError(), "busy"),
+        (StatusError(403, "userRateLimitExceeded", ""), "busy"),
+        (StatusError(403, "", "a proxy's"), "denied"),
+        (StatusError(409, "BlobAlreadyExists", ""), "refused"),
+        (StatusError(412, "conditionNotMet", ""), "refused"),
+        (StatusError(416, "", ""), "beyond"),
         (ClientResponseError(504), "unknown"),
         (ServerDisconnectedError(), "unknown"),
         (ConnectionResetError(), "unknown"),
@@ -119,14 +145,9 @@ def test_an_error_tells_no_secret() -> None:
 class FlakyFileSystem(MemoryFileSystem):
     """Fails by a written schedule: the errors of a path are raised one call after the other, then it works."""
 
-    protocol = "gs"
     cachable = False
     schedule: ClassVar[dict[str, list[Exception]]] = {}
     calls: ClassVar[Counter[str]] = Counter()
-
-    @classmethod
-    def _strip_protocol(cls, path: str) -> str:
-        return MemoryFileSystem._strip_protocol(path.replace("gs://", "memory://"))
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
         name = path.rpartition("/")[2]
@@ -138,17 +159,17 @@ class FlakyFileSystem(MemoryFileSystem):
 
 @pytest.fixture
 def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FlakyFileSystem]]:
-    """The scheme gs, played by the flaky store with objects 0 to 4."""
+    """The scheme memory, played by the flaky store with objects 0 to 4."""
     FlakyFileSystem.schedule, FlakyFileSystem.calls = {}, Counter()
     monkeypatch.setattr(fsspec, "filesystem", lambda scheme, **options: FlakyFileSystem())
     for i in range(5):
-        FlakyFileSystem().pipe_file(f"gs://bucket/flaky/{i}", b"body%d" % i)
+        FlakyFileSystem().pipe_file(f"memory://bucket/flaky/{i}", b"body%d" % i)
     yield FlakyFileSystem
-    FlakyFileSystem().rm("gs://bucket", recursive=True)
+    FlakyFileSystem().rm("memory://bucket", recursive=True)
 
 
 def read_all(storage: Storage) -> list[bytes | StorageError]:
-    return list(storage.read_many([(f"gs://bucket/flaky/{i}", None) for i in range(5)]))
+    return list(storage.read_many([(f"memory://bucket/flaky/{i}", None) for i in range(5)]))
 
 
 def test_a_transient_fault_is_tried_again(flaky: type[FlakyFileSystem]) -> None:
@@ -190,17 +211,17 @@ def test_a_short_answer_is_tried_again(flaky: type[FlakyFileSystem], monkeypatch
     """A success with too few bytes is a fault, never data."""
     bodies = [b"bo", b"bod", b"body3"]
     monkeypatch.setattr(flaky, "cat_file", lambda self, path, start=None, end=None: bodies.pop(0))
-    assert Storage(first_wait_s=0).read("gs://bucket/flaky/3") == b"body3"
+    assert Storage(first_wait_s=0).read("memory://bucket/flaky/3") == b"body3"
     assert bodies == []
 
 
 def test_a_version_that_went_while_it_was_read_is_changed(flaky: type[FlakyFileSystem]) -> None:
     """The version is looked at after the bytes came."""
     storage = Storage(first_wait_s=0)
-    found = storage.head("gs://bucket/flaky/1")
-    flaky().pipe_file("gs://bucket/flaky/1", b"BODY1")
+    found = storage.head("memory://bucket/flaky/1")
+    flaky().pipe_file("memory://bucket/flaky/1", b"BODY1")
     with pytest.raises(Changed):
-        storage.read("gs://bucket/flaky/1", version=found.version)
+        storage.read("memory://bucket/flaky/1", version=found.version)
 
 
 class FakeS3:

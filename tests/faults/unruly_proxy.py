@@ -1,8 +1,9 @@
-"""A proxy in front of an S3-protocol server that answers some requests with faults, by a written schedule."""
+"""A proxy in front of an object store's server that answers some requests with faults, by a written schedule."""
 
 from __future__ import annotations
 
 import http.client
+import re
 import socket
 import struct
 import threading
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 ERROR = b"<?xml version='1.0'?><Error><Code>%s</Code><Message>on schedule</Message></Error>"
 ANSWERS = {"503": (503, ERROR % b"SlowDown"), "500": (500, ERROR % b"InternalError")}
+NAMED = re.compile(rb'\{"name": "([^"]+)"\}')
 SLOW_S = 5.0
 
 
@@ -56,7 +58,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        fault = self.server.fault(self.command, urlsplit(self.path).path)
+        named = NAMED.search(body[:500]) if self.command == "POST" else None  # an upload to GCS
+        fault = self.server.fault(self.command, named[1].decode() if named else urlsplit(self.path).path)
         if fault in ANSWERS:
             status, text = ANSWERS[fault]
             self._answer(status, {"Content-Type": "application/xml"}, text)

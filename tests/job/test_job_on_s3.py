@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,52 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from project_fixture import Project, last_json, png
+from remote_project import DAY, Remote, meanwhile
 
 from unet_batch.archive.s3 import S3Store
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import JobError, StorageError
 from unet_batch.job.local_executor import LocalExecutor
-from unet_batch.job.run import Summary
 
 pytestmark = pytest.mark.s3
 
-DAY = "2026/11/21"
-NAME = "2026-11-21"
 RESUME_READS_AT_MOST = 0.015
 """Of the archive's bytes, when 2 of 202 images are new."""
-
-
-@dataclass
-class Remote:
-    """A project with its archive and output in a fresh bucket."""
-
-    project: Project
-    bucket: str
-    store: Storage
-    overrides: tuple[str, ...]
-
-    def put(self, name: str, data: bytes) -> None:
-        self.store.put(f"{self.bucket}/archive/{name}", data)
-
-    def fill(self, count: int) -> None:
-        for i in range(count):
-            self.put(f"{DAY}/{i:03}.png", png(i))
-
-    def run(self, *overrides: str, executor: type[LocalExecutor] | None = None) -> Summary:
-        return self.project.run(*self.overrides, *overrides, executor=executor)
-
-    def findings(self) -> list[str]:
-        return [finding.kind for finding in self.project.verify(*self.overrides)]
-
-    @property
-    def published(self) -> str:
-        return f"{self.bucket}/out/predictions/date={NAME}/data.parquet"
-
-    def rows(self) -> list[dict]:
-        return pq.ParquetFile(io.BytesIO(self.store.read(self.published))).read().to_pylist()
-
-    def objects(self, below: str) -> dict[str, bytes]:
-        return {found.uri: self.store.read(found.uri) for found in self.store.list(f"{self.bucket}/{below}")}
 
 
 @pytest.fixture
@@ -92,17 +56,6 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(S3Store, "read", watched)
     return sizes
-
-
-def meanwhile(act: Callable[[], object]) -> type[LocalExecutor]:
-    """An executor during whose run, after the survey and before publication, something else happens."""
-
-    class Overtaken(LocalExecutor):
-        def run(self, units) -> Iterator:
-            act()
-            yield from super().run(units)
-
-    return Overtaken
 
 
 def test_a_day_is_scored_published_and_verified(remote):

@@ -7,22 +7,35 @@ always one single put: several stores ignore conditions on multipart uploads, in
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
 import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
-from unet_batch.archive import fsspec_store, local, s3
-from unet_batch.archive.faults import meaning
-from unet_batch.archive.objects import path_of
-from unet_batch.errors import AlreadyExists, Conflict, StorageError, TooLarge
+from unet_batch.archive import fsspec_store, gcs, local, s3
+from unet_batch.archive.azure import AzureStore
+from unet_batch.archive.faults import StatusError, meaning
+from unet_batch.archive.fsspec_store import FsspecStore
+from unet_batch.archive.gcs import GcsStore
+from unet_batch.archive.objects import path_of, split
+from unet_batch.archive.s3 import S3Store
+from unet_batch.errors import AlreadyExists, Conflict, TooLarge
 
 ANYTHING = "anything"
 """Expect nothing: an unconditional put. None expects that no object is there; any other text, that version."""
 
 S3_SINGLE_PUT_BYTES = 5 << 30
 """Largest body of one S3 PutObject (S3 user guide, "Uploading objects")."""
+GCS_OBJECT_BYTES = 5 << 40
+"""Largest object, and the largest that one request may upload (Cloud Storage, "Quotas and limits")."""
+AZURE_SINGLE_PUT_BYTES = 5000 << 20
+"""Largest body of one Put Blob (Azure Storage REST API, "Put Blob", since version 2019-12-12)."""
 
+_CONTENT = "application/octet-stream"
+_PIECE_BYTES = 1 << 20
 _MEMORY = threading.Lock()
 
 
@@ -53,9 +66,9 @@ def put_local(uri: str, body: bytes | Path, expect: str | None) -> str:
     return version
 
 
-def put_memory(fs: Any, uri: str, body: bytes | Path, expect: str | None) -> str:
+def put_memory(store: FsspecStore, uri: str, body: bytes | Path, expect: str | None) -> str:
     """An object in this process's memory, under a lock of the whole process."""
-    content = body.read_bytes() if isinstance(body, Path) else body
+    fs, content = store.fs, body.read_bytes() if isinstance(body, Path) else body
     with _MEMORY:
         now = fsspec_store.version_of(fs.info(uri)) if fs.exists(uri) else None
         _check(uri, now, expect)
@@ -63,45 +76,97 @@ def put_memory(fs: Any, uri: str, body: bytes | Path, expect: str | None) -> str
         return fsspec_store.version_of(fs.info(uri))
 
 
-def put_s3(fs: Any, uri: str, body: bytes | Path, expect: str | None) -> str:
+def put_s3(store: S3Store, uri: str, body: bytes | Path, expect: str | None) -> str:
     """One PutObject with `If-None-Match: *` or `If-Match`. An ETag that is refused in quotes is sent once without."""
-    size = body.stat().st_size if isinstance(body, Path) else len(body)
-    if size > S3_SINGLE_PUT_BYTES:
-        raise TooLarge(f"{uri} would have {size} bytes; one put takes at most 5 GiB: use more buckets")
+    _size(uri, body, S3_SINGLE_PUT_BYTES)
     if expect is None:
-        return _put_s3(fs, uri, body, {"IfNoneMatch": "*"})
+        return _put_s3(store, uri, body, expect, {"IfNoneMatch": "*"})
     if expect == ANYTHING:
-        return _put_s3(fs, uri, body, {})
+        return _put_s3(store, uri, body, expect, {})
     etag = expect.removeprefix("etag:")
     try:
-        return _put_s3(fs, uri, body, {"IfMatch": f'"{etag}"'})
+        return _put_s3(store, uri, body, expect, {"IfMatch": f'"{etag}"'})
     except Conflict:
-        return _put_s3(fs, uri, body, {"IfMatch": etag})  # some stores compare the quotes too
+        return _put_s3(store, uri, body, expect, {"IfMatch": etag})  # some stores compare the quotes too
 
 
-def refuse(uri: str, expect: str | None) -> None:
-    """What a store without conditional puts here does: anything unconditional is fine. Raises StorageError."""
+def put_gcs(store: GcsStore, uri: str, body: bytes | Path, expect: str | None) -> str:
+    """One multipart upload (name and bytes in one request) with `ifGenerationMatch`, which is 0 for "nothing there"."""
+    bucket, key = split(uri)
+    mark = secrets.token_hex(16)  # no body holds it
+    first = f"--{mark}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{json.dumps({'name': key})}\r\n"
+    first += f"--{mark}\r\nContent-Type: {_CONTENT}\r\n\r\n"
+    last = f"\r\n--{mark}--\r\n"
+    size = _size(uri, body, GCS_OBJECT_BYTES) + len(first) + len(last)  # both are ASCII
+    params = {"uploadType": "multipart", "fields": "generation"}
     if expect != ANYTHING:
-        raise StorageError(f"{uri}: this store has no conditional puts here; it needs output.single_writer: true")
+        params["ifGenerationMatch"] = "0" if expect is None else expect.removeprefix("generation:")
+    headers = {"Content-Type": f"multipart/related; boundary={mark}", "Content-Length": str(size)}
+    pieces = _once(body, first.encode(), last.encode())
+    with _refusals(uri, expect):
+        answer = store.call("POST", gcs.uploads(bucket), params=params, headers=headers, body=pieces)
+    return gcs.version_of(answer["generation"])
 
 
-def _put_s3(fs: Any, uri: str, body: bytes | Path, condition: dict[str, str]) -> str:
-    bucket, key = s3.split(uri)
+def put_azure(store: AzureStore, uri: str, body: bytes | Path, expect: str | None) -> str:
+    """One Put Blob with `If-None-Match: *` or `If-Match`."""
+    headers = {
+        "x-ms-blob-type": "BlockBlob",
+        "Content-Type": _CONTENT,
+        "Content-Length": str(_size(uri, body, AZURE_SINGLE_PUT_BYTES)),
+    }
+    if expect is None:
+        headers["If-None-Match"] = "*"
+    elif expect != ANYTHING:
+        headers["If-Match"] = f'"{expect.removeprefix("etag:")}"'
+    with _refusals(uri, expect):
+        answer = store.call("PUT", uri, headers, _once(body))
+    return s3.version_of(answer["ETag"])
+
+
+def _put_s3(store: S3Store, uri: str, body: bytes | Path, expect: str | None, condition: dict[str, str]) -> str:
+    bucket, key = split(uri)
+    with ExitStack() as ends:
+        ends.enter_context(_refusals(uri, expect))
+        content = ends.enter_context(body.open("rb")) if isinstance(body, Path) else body
+        answer = store.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, **condition)
+    return s3.version_of(answer["ETag"])
+
+
+@contextmanager
+def _refusals(uri: str, expect: str | None) -> Iterator[None]:
+    """Makes a condition that does not hold our error; all else stays as the store raised it."""
     try:
-        if isinstance(body, Path):
-            with body.open("rb") as stream:
-                answer = fs.call_s3("put_object", Bucket=bucket, Key=key, Body=stream, **condition)
-        else:
-            answer = fs.call_s3("put_object", Bucket=bucket, Key=key, Body=body, **condition)
-    except OSError as error:
+        yield
+    except (OSError, StatusError) as error:
         # s3fs says FileExistsError, or EINVAL where the server's error names no condition: 412 is in their cause.
         what = meaning(error)
-        if what == "refused" and "IfNoneMatch" in condition:
+        if what == "refused" and expect is None:
             raise AlreadyExists(f"{uri} is already there") from error
-        if what == "refused" or (what == "absent" and "IfMatch" in condition):
+        if what == "refused" or (what == "absent" and expect not in (None, ANYTHING)):
             raise Conflict(f"{uri} is no longer the version it was: another writer was here") from error
         raise
-    return s3.version_of(answer["ETag"])
+
+
+def _size(uri: str, body: bytes | Path, most: int) -> int:
+    size = body.stat().st_size if isinstance(body, Path) else len(body)
+    if size > most:
+        raise TooLarge(f"{uri} would have {size} bytes; one put takes at most {most}: use more buckets")
+    return size
+
+
+async def _once(body: bytes | Path, first: bytes = b"", last: bytes = b"") -> AsyncIterator[bytes]:
+    """A body in pieces. It can be taken once, so no HTTP client sends it again behind our back."""
+    if first:
+        yield first
+    if isinstance(body, Path):
+        with body.open("rb") as stream:
+            while piece := stream.read(_PIECE_BYTES):
+                yield piece
+    elif body:
+        yield body
+    if last:
+        yield last
 
 
 def _check(uri: str, now: str | None, expect: str | None) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tenacity
 
@@ -15,6 +15,8 @@ from unet_batch.archive.objects import redact
 from unet_batch.errors import Changed, Denied, NotFound, StorageError, Unavailable, UnetBatchError
 
 T = TypeVar("T")
+Retry = Callable[..., Any]
+"""Calls its first argument with the others, as often as it takes."""
 Meaning = Literal["absent", "denied", "refused", "beyond", "busy", "unknown", "failed"]
 """absent: no such object. denied: these credentials may not. refused: a condition of a put does not hold.
 beyond: the span lies outside the object. busy: the store did nothing, ask again.
@@ -31,22 +33,25 @@ _CODES: dict[str, Meaning] = {
     "ExpiredToken": "denied", "AuthenticationFailed": "denied", "AuthorizationFailure": "denied",
     "NoSuchKey": "absent", "NoSuchBucket": "absent", "BlobNotFound": "absent", "ContainerNotFound": "absent",
     "PreconditionFailed": "refused", "ConditionNotMet": "refused", "InvalidRange": "beyond",
-    "BlobAlreadyExists": "refused",
+    "BlobAlreadyExists": "refused", "LeaseIdMissing": "failed", "BlobArchived": "denied",
     "SlowDown": "busy", "ServiceUnavailable": "busy", "ServerBusy": "busy", "Throttling": "busy",
     "ThrottlingException": "busy", "RequestLimitExceeded": "busy", "rateLimitExceeded": "busy",
-    "ConditionalRequestConflict": "busy", "OperationAborted": "busy", "RequestTimeTooSkewed": "denied",
+    "userRateLimitExceeded": "busy", "ConditionalRequestConflict": "busy", "OperationAborted": "busy",
+    "RequestTimeTooSkewed": "denied",
     "InternalError": "unknown", "RequestTimeout": "unknown", "OperationTimedOut": "unknown",
 }  # fmt: skip
-# botocore, aiohttp, azure-core, google-auth, urllib3 and requests, by name, whatever module they come from.
+# botocore, aiohttp, azure-core, google-auth, urllib3 and requests, by name, whatever module they come from. What is not
+# here is told by its cause: azure-core has one ServiceRequestError for "no connection" and for one that broke after the
+# request was sent. A ClientAuthenticationError without a status is a token that cannot be had, and no store's refusal.
 _NAMES: dict[str, Meaning] = {
-    "NoCredentialsError": "denied", "PartialCredentialsError": "denied", "ClientAuthenticationError": "denied",
+    "NoCredentialsError": "denied", "PartialCredentialsError": "denied", "ClientAuthenticationError": "busy",
     "ResourceNotFoundError": "absent", "ResourceExistsError": "refused", "ResourceModifiedError": "refused",
     "EndpointConnectionError": "busy", "ConnectTimeoutError": "busy", "ClientConnectorError": "busy",
     "ReadTimeoutError": "unknown", "ConnectionClosedError": "unknown", "HTTPClientError": "unknown",
     "ResponseStreamingError": "unknown", "IncompleteReadError": "unknown", "IncompleteRead": "unknown",
     "ResponseParserError": "unknown", "ClientPayloadError": "unknown", "ServerDisconnectedError": "unknown",
     "ClientOSError": "unknown", "ServerTimeoutError": "unknown", "FSTimeoutError": "unknown",
-    "ServiceRequestError": "busy", "ServiceResponseError": "unknown", "ChunkedEncodingError": "unknown",
+    "ServiceRequestTimeoutError": "busy", "ServiceResponseError": "unknown", "ChunkedEncodingError": "unknown",
     "ProtocolError": "unknown", "TransportError": "unknown", "ConnectionError": "unknown", "Timeout": "unknown",
 }  # fmt: skip
 _ERRNOS: dict[int, Meaning] = {
@@ -59,6 +64,16 @@ _ERRNOS: dict[int, Meaning] = {
 
 class ShortReadError(OSError):
     """A store answered "success" with fewer bytes than it promised."""
+
+
+class StatusError(Exception):
+    """An answer that is no success, from a store that is asked in plain HTTP."""
+
+    def __init__(self, status_code: int, error_code: str, text: str) -> None:
+        """error_code: the store's own word for it, empty where it gave none."""
+        super().__init__(" ".join(word for word in (str(status_code), error_code, text) if word))
+        self.status_code = status_code
+        self.error_code = error_code
 
 
 def meaning(error: BaseException) -> Meaning:

@@ -5,10 +5,10 @@ Knows fsspec's common interface through a file system that it is given. Nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from unet_batch.archive.faults import ShortReadError
+from unet_batch.archive.faults import Retry, ShortReadError
 from unet_batch.archive.objects import Names, Object, join
 from unet_batch.errors import Changed, NotFound, TooLarge
 
@@ -16,7 +16,7 @@ from unet_batch.errors import Changed, NotFound, TooLarge
 class FsspecStore:
     """Any other scheme, through fsspec's common interface; a pinned read costs one request more."""
 
-    def __init__(self, fs: Any, retry: Callable[..., Any]) -> None:
+    def __init__(self, fs: Any, retry: Retry) -> None:
         self.fs = fs
         self._retry = retry
 

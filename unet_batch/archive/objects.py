@@ -32,7 +32,8 @@ class Object:
     """Canonical URI."""
     size_bytes: int
     version: str
-    """`etag:<unquoted>` where the store gives one, else `size:<bytes>,mtime:<nanoseconds or seconds>`."""
+    """`etag:<unquoted>` or `generation:<n>` where the store gives one, else `size:<bytes>,mtime:<nanoseconds or
+    seconds>`."""
     problem: tuple[str, str] | None = None
     """Reason and message where the listing already shows that the object must not or cannot be read."""
 
@@ -85,6 +86,12 @@ def scheme_of(uri: str) -> str:
 def path_of(uri: str) -> str:
     """`bucket/key` of `s3://bucket/key`; `/a/b` of `file:///a/b`."""
     return uri.partition("://")[2]
+
+
+def split(uri: str, *, folder: bool = False) -> tuple[str, str]:
+    """Bucket and key of an object, or bucket and prefix of a folder."""
+    bucket, _, key = path_of(uri).partition("/")
+    return bucket, key + "/" if folder and key and not key.endswith("/") else key
 
 
 def join(folder: str, name: str) -> str:

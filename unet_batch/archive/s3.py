@@ -7,21 +7,31 @@ nor its own retries. Every answer to a GET carries the ETag of its bytes: a pinn
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-from unet_batch.archive.faults import ShortReadError
-from unet_batch.archive.objects import Names, Object, path_of
-from unet_batch.errors import Changed, TooLarge
+from unet_batch.archive import pinned
+from unet_batch.archive.faults import Retry
+from unet_batch.archive.objects import Names, Object, split
 
 
 class S3Store:
     """The `s3` scheme. Raises what s3fs raises, and Changed or TooLarge before a body is transferred."""
 
-    def __init__(self, fs: Any, retry: Callable[..., Any]) -> None:
+    def __init__(self, fs: Any, retry: Retry) -> None:
         """retry: calls its first argument with the others, as often as it takes; used for each page of a listing."""
+        fs.retries = 1
         self.fs = fs
         self._retry = retry
+
+    @staticmethod
+    def options(given: dict[str, Any], threads: int) -> dict[str, Any]:
+        """Options of s3fs. One retry layer, ours: the SDK's own would multiply with it."""
+        config = {
+            "connect_timeout": 10, "read_timeout": 60, "max_pool_connections": max(threads, 10),
+            **given.get("config_kwargs", {}), "retries": {"total_max_attempts": 1, "mode": "standard"},
+        }  # fmt: skip
+        return {**given, "config_kwargs": config}
 
     def list(self, folder: str) -> Iterator[Object]:
         """Every object below a folder; the empty objects that stand for folders themselves are no objects."""
@@ -56,23 +66,14 @@ class S3Store:
 
     async def _read(self, uri: str, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
         bucket, key = split(uri)
-        wanted = {} if span is None else {"Range": f"bytes={span[0]}-{span[1] - 1}"}
-        answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key, **wanted)
-        stream = answer["Body"]
+        answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key, **pinned.range_of(span))
+        stream, size_bytes = answer["Body"], int(answer["ContentLength"])
         try:
-            now, promised = version_of(answer["ETag"]), int(answer["ContentLength"])
-            if version is not None and now != version:
-                raise Changed(f"{uri} is {now} now, planned was {version}; plan the run again")
-            if max_bytes is not None and promised > max_bytes:
-                raise TooLarge(f"{uri} has {promised} bytes; at most {max_bytes} are allowed")
+            pinned.before(uri, version_of(answer["ETag"]), size_bytes, version=version, max_bytes=max_bytes)
             body: bytes = await stream.read()
         finally:
             stream.close()
-        if span is not None and promised < span[1] - span[0]:
-            raise Changed(f"{uri} is shorter than planned; plan the run again")
-        if len(body) != promised:
-            raise ShortReadError(f"{len(body)} of {promised} bytes came")
-        return body
+        return pinned.whole(uri, body, size_bytes, span)
 
     def _pages(self, **query: str) -> Iterator[dict[str, Any]]:
         while True:
@@ -86,9 +87,3 @@ class S3Store:
 def version_of(etag: str) -> str:
     """The version text of an ETag, with or without quotes; weak tags (`W/`) keep their mark."""
     return "etag:" + etag.replace('"', "")
-
-
-def split(uri: str, *, folder: bool = False) -> tuple[str, str]:
-    """Bucket and key of an object, or bucket and prefix of a folder."""
-    bucket, _, key = path_of(uri).partition("/")
-    return bucket, key + "/" if folder and key and not key.endswith("/") else key

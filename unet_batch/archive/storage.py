@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NoReturn, Protocol, TypeVar, cast
+from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar, cast
 
 import fsspec
 
 from unet_batch.archive import conditional
+from unet_batch.archive.azure import AzureStore
 from unet_batch.archive.faults import meaning, retrying, translated
 from unet_batch.archive.fsspec_store import FsspecStore
+from unet_batch.archive.gcs import GcsStore
 from unet_batch.archive.local import LocalStore
 from unet_batch.archive.objects import SCHEMES, Names, Object, canonical, join, path_of, redact, scheme_of
 from unet_batch.archive.ranges import RangeFile
@@ -49,8 +51,13 @@ FACTS = (NotFound, Changed, TooLarge, Denied)
 PROBES = 3
 """Of an output, until one of them got all its answers."""
 
-_CONDITIONAL = ("file", "memory", "s3")
-_PACKAGES = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+_EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+_KINDS: dict[str, tuple[type[Any], Callable[..., str]]] = {
+    "s3": (S3Store, conditional.put_s3),
+    "gcs": (GcsStore, conditional.put_gcs),
+    "azure": (AzureStore, conditional.put_azure),
+}
+"""By extra: how its objects are listed and read, and how they are put."""
 
 
 class Store(Protocol):
@@ -235,8 +242,6 @@ class Storage:
 
         Raises Unavailable where it keeps its answers to itself.
         """
-        if scheme_of(scratch) not in _CONDITIONAL:
-            return f"{scheme_of(scratch)}:// has no conditional puts here; it needs output.single_writer: true"
         for _ in range(PROBES):
             try:
                 return self._probe(scratch, join(scratch, f"probe-{secrets.token_hex(8)}"))
@@ -280,17 +285,11 @@ class Storage:
         return self.read_range(uri, start, stop, version=version)
 
     def _put(self, uri: str, body: bytes | Path, expect: str | None) -> str:
-        store = self._store(uri)
-        if isinstance(store, LocalStore):
+        store, scheme = self._store(uri), scheme_of(uri)
+        if scheme == "file":
             return conditional.put_local(uri, body, expect)
-        if isinstance(store, S3Store):
-            return conditional.put_s3(store.fs, uri, body, expect)
-        fs = cast(FsspecStore, store).fs
-        if scheme_of(uri) == "memory":
-            return conditional.put_memory(fs, uri, body, expect)
-        conditional.refuse(uri, expect)
-        fs.pipe_file(uri, body.read_bytes() if isinstance(body, Path) else body)
-        return store.head(uri).version
+        put: Callable[..., str] = conditional.put_memory if scheme == "memory" else _KINDS[_EXTRAS[scheme]][1]
+        return put(store, uri, body, expect)
 
     def _workers(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -313,23 +312,18 @@ class Storage:
             return LocalStore()
         if scheme == "memory":
             return FsspecStore(fsspec.filesystem("memory"), self._retry)
-        options = resolve_options(self._options)
-        if scheme == "s3":
-            given = options.get("config_kwargs", {})
-            # One retry layer, ours: the SDK's own would multiply with it.
-            options["config_kwargs"] = {
-                "connect_timeout": 10, "read_timeout": 60, "max_pool_connections": max(self._threads, 10),
-                **given, "retries": {"total_max_attempts": 1, "mode": "standard"},
-            }  # fmt: skip
+        extra = _EXTRAS[scheme]
+        kind = _KINDS[extra][0]
+        options = kind.options(resolve_options(self._options), self._threads)
         try:
             fs = fsspec.filesystem(scheme, skip_instance_cache=True, **options)
         except ImportError as error:
-            package = f"unet-batch[{_PACKAGES[scheme]}]"
+            package = f"unet-batch[{extra}]"
             raise JobError(f"{scheme}:// needs a package that is not here: pip install {package}") from error
-        if scheme == "s3":
-            fs.retries = 1
-            return S3Store(fs, self._retry)
-        return FsspecStore(fs, self._retry)
+        except (TypeError, ValueError) as error:
+            raise JobError(f"`options` open no store at {scheme}:// ({redact(str(error))})") from error
+        store: Store = kind(fs, self._retry)
+        return store
 
 
 def _succeeds(put: Callable[[], str]) -> bool:

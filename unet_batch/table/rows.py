@@ -40,7 +40,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("member", pa.string(), "tar member, or row number of a Parquet file"),
     ("page", pa.int32(), "page of a multi-page file, from 0"),
     ("pages", pa.int32(), "pages of that file"),
-    ("source_version", pa.string(), "ETag of the object that was scored, else size and modification time"),
+    ("source_version", pa.string(), "ETag or generation of the object that was scored, else size and time"),
     (
         "date",
         _TEXT_OFTEN_REPEATED,

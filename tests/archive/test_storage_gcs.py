@@ -1,0 +1,171 @@
+"""Google Cloud Storage: the contract of stores against fake-gcs-server, and what only this store does."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import tracemalloc
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from contracts.store_suite import StoreSuite
+from faults.unruly_proxy import UnrulyProxy, unruly
+
+from unet_batch.archive import gcs
+from unet_batch.archive.storage import Storage
+from unet_batch.errors import AlreadyExists, Changed, Conflict, NotFound, TooLarge, Unavailable
+
+pytestmark = pytest.mark.gcs
+
+
+@pytest.fixture
+def storage(gcs_options: dict) -> Storage:
+    return Storage(gcs_options, threads=4, first_wait_s=0.01)
+
+
+@pytest.fixture
+def root(new_gcs_bucket: Callable[[], str]) -> str:
+    return f"{new_gcs_bucket()}/prefix"
+
+
+class TestGcsStore(StoreSuite):
+    """A server that speaks the JSON API.
+
+    It ignores `ifGenerationMatch=0` on simple media uploads, where the service honours it. We send none.
+    """
+
+
+@pytest.fixture
+def behind(gcs_options: dict[str, str], gcs_endpoint: str) -> Iterator[tuple[Storage, UnrulyProxy]]:
+    """A storage whose requests pass through a proxy that counts them."""
+    with unruly(gcs_endpoint) as proxy:
+        options = {name: value.replace(gcs_endpoint, proxy.url) for name, value in gcs_options.items()}
+        yield Storage(options, threads=4, first_wait_s=0.01), proxy
+
+
+def test_a_pinned_read_is_one_request(behind: tuple[Storage, UnrulyProxy], new_gcs_bucket: Callable[[], str]) -> None:
+    """The answer carries the version of its own bytes, so nothing else is asked: for a whole object, and for a part."""
+    storage, proxy = behind
+    uri = f"{new_gcs_bucket()}/a"
+    version = storage.put(uri, b"0123456789")
+    proxy.calls.clear()
+    assert storage.read(uri, version=version) == b"0123456789"
+    assert storage.read_range(uri, 2, 5, version=version) == b"234"
+    with pytest.raises(TooLarge):
+        storage.read(uri, version=version, max_bytes=9)
+    with pytest.raises(Changed):
+        storage.read(uri, version="generation:1")
+    assert proxy.calls == {"GET a": 4}
+
+
+def test_a_put_is_one_request(behind: tuple[Storage, UnrulyProxy], new_gcs_bucket: Callable[[], str]) -> None:
+    """Created, refused, replaced, refused: bytes, name and condition go together, so nothing is there half."""
+    storage, proxy = behind
+    uri = f"{new_gcs_bucket()}/a"
+    version = storage.create(uri, b"1")
+    with pytest.raises(AlreadyExists):
+        storage.create(uri, b"x")
+    storage.replace(uri, b"2", version=version)
+    with pytest.raises(Conflict):
+        storage.replace(uri, b"x", version=version)
+    assert proxy.calls == {"POST a": 4}
+    assert storage.read(uri) == b"2"
+
+
+def test_a_file_is_put_in_pieces(storage: Storage, root: str, tmp_path: Path) -> None:
+    """Merged rows may have 2 GiB: they never are in memory at once."""
+    body = tmp_path / "merged"
+    body.write_bytes(os.urandom(1 << 20) * 32)
+    storage.create(f"{root}/warm", b"x")
+    tracemalloc.start()
+    try:
+        version = storage.create(f"{root}/data.parquet", body)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 8 << 20
+    assert storage.read(f"{root}/data.parquet", version=version) == body.read_bytes()
+
+
+def test_a_bucket_itself_can_be_the_folder(storage: Storage, new_gcs_bucket: Callable[[], str]) -> None:
+    """A prefix is not required, and a bucket is no object."""
+    top = new_gcs_bucket()
+    storage.put(f"{top}/a/b", b"x")
+    assert [o.uri for o in storage.list(top)] == [f"{top}/a/b"]
+    assert storage.folders(f"{top}/") == ["a"]
+    with pytest.raises(NotFound):
+        storage.read(top)
+
+
+def test_a_missing_bucket_is_an_error(storage: Storage) -> None:
+    """A typing error in its name must not look like an empty archive."""
+    with pytest.raises(NotFound):
+        list(storage.list("gs://no-such-bucket-here/a"))
+
+
+def test_the_version_is_the_generation(storage: Storage, root: str) -> None:
+    """The number that other tools show, and that the service never gives twice."""
+    assert re.fullmatch(r"generation:\d+", storage.put(f"{root}/a", b"abc"))
+
+
+@pytest.mark.parametrize("name", ["a#1795693721174282", "%23.png", "a/./b", ".hidden", "a?generation=1"])
+def test_a_name_is_no_address(storage: Storage, root: str, name: str) -> None:
+    """Digits after `#` are no generation, and nothing in a name is decoded or normalised."""
+    version = storage.create(f"{root}/{name}", name.encode())
+    assert [o.uri for o in storage.list(root)] == [f"{root}/{name}"]
+    assert storage.read(f"{root}/{name}", version=version) == name.encode()
+
+
+def test_a_listing_goes_on_after_its_first_page(storage: Storage, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The service lists 1,000 at once; here two. (fake-gcs-server gives all folders at once, the service does not.)"""
+    monkeypatch.setattr(gcs, "PAGE_OBJECTS", 2)
+    for name in ("a", "b/1", "c", "d/1", "e/1"):
+        storage.put(f"{root}/{name}", b"")
+    assert [o.uri.removeprefix(root) for o in storage.list(root)] == ["/a", "/b/1", "/c", "/d/1", "/e/1"]
+    assert storage.folders(root) == ["b", "d", "e"]
+
+
+def test_an_object_that_stands_for_a_folder_is_none(storage: Storage, root: str) -> None:
+    """Consoles and other clients leave them."""
+    storage.put(f"{root}/day/", b"")
+    storage.put(f"{root}/day/a.png", b"x")
+    assert [o.uri for o in storage.list(root)] == [f"{root}/day/a.png"]
+    assert storage.folders(root) == ["day"]
+
+
+def test_an_object_that_is_stored_compressed_is_the_bytes_that_are_stored(
+    storage: Storage, new_gcs_bucket: Callable[[], str], gcs_endpoint: str
+) -> None:
+    """`Content-Encoding: gzip` is not undone on the way: sizes, ranges and bytes stay those of the listing."""
+    bucket, stored, mark = new_gcs_bucket(), gzip.compress(b"hello" * 100), "mark"
+    named = json.dumps({"name": "a", "contentEncoding": "gzip"})
+    body = f"--{mark}\r\nContent-Type: application/json\r\n\r\n{named}\r\n--{mark}\r\nContent-Type: image/png\r\n\r\n"
+    request = urllib.request.Request(
+        f"{gcs_endpoint}{gcs.uploads(bucket.removeprefix('gs://'))}?uploadType=multipart",
+        body.encode() + stored + f"\r\n--{mark}--\r\n".encode(),
+        {"Content-Type": f"multipart/related; boundary={mark}"},
+    )
+    urllib.request.urlopen(request, timeout=10).close()
+    (found,) = storage.list(bucket)
+    assert found.size_bytes == len(stored)
+    assert storage.read(found.uri, version=found.version) == stored
+    assert storage.read_range(found.uri, 2, 9) == stored[2:9]
+
+
+def test_a_token_that_cannot_be_renewed_is_no_fact_about_an_object(
+    storage: Storage, root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gcsfs says 401, as if the service had refused; an image must not be rejected because a token server is away."""
+    from gcsfs.retry import HttpError
+
+    def away(headers: dict[str, str]) -> None:
+        raise HttpError({"code": 401, "message": "Invalid Credentials"})
+
+    storage.put(f"{root}/a", b"x")
+    monkeypatch.setattr(storage._store(root).fs.credentials, "apply", away)
+    with pytest.raises(Unavailable, match="no access token"):
+        storage.read(f"{root}/a")

@@ -1,0 +1,190 @@
+"""Objects in Azure Blob Storage: listing, reading and putting, each in the fewest requests.
+
+Knows the Blob service's REST API, and of an `adlfs.AzureBlobFileSystem` that it is given only the service client, with
+its URL and credential, and the event loop: neither its caches nor its retries. Requests for one blob go through a
+pipeline of our own, because the SDK's own methods send a broken read again, cut a large one into pieces, and hold a
+whole body in memory. Every answer to a GET carries the ETag of its bytes: a pinned read costs no request more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Any, TypeVar
+
+from unet_batch.archive import pinned
+from unet_batch.archive.faults import Retry, StatusError
+from unet_batch.archive.objects import Names, Object, split
+from unet_batch.archive.s3 import version_of
+from unet_batch.errors import JobError, NotFound
+
+T = TypeVar("T")
+
+API_VERSION = "2021-12-02"
+"""Of the REST API; since 2019-12-12 a Put Blob takes 5,000 MiB."""
+PAGE_OBJECTS = 5000
+"""Of a listing; the service gives no more at once."""
+
+_SCOPE = "https://storage.azure.com/.default"
+_PIECE_BYTES = 1 << 20
+_CLOSING_S = 5.0
+
+
+class AzureStore:
+    """The schemes `az`, `abfs` and `abfss`. Raises StatusError, what azure-core and the SDK raise, and Changed or
+    TooLarge before a body is transferred."""
+
+    def __init__(self, fs: Any, retry: Retry) -> None:
+        """retry: calls its first argument with the others, as often as it takes; used for each page of a listing."""
+        self.fs = fs
+        self._retry = retry
+        self._pipeline = _pipeline(fs.service_client.credential, fs._timeout_kwargs)
+        weakref.finalize(self, _close, self._pipeline, fs.loop)
+
+    @staticmethod
+    def options(given: dict[str, Any], threads: int) -> dict[str, Any]:  # noqa: ARG004
+        """Options of adlfs, as they are given."""
+        return given
+
+    def list(self, folder: str) -> Iterator[Object]:
+        """Every object below a folder; the empty objects that stand for folders themselves are no objects.
+
+        Where an account has a hierarchical namespace those have the folder's own name, and a mark.
+        """
+        top, container, prefix = self._split(folder, folder=True)
+        for page in self._pages(container, "list_blobs", name_starts_with=prefix, include=["metadata"]):
+            for blob in page:
+                if not blob.name.endswith("/") and (blob.metadata or {}).get("hdi_isfolder") != "true":
+                    yield Object(f"{top}/{blob.name}", int(blob.size), version_of(blob.etag))
+
+    def folders(self, folder: str) -> Names:
+        """Names of the folders in a folder."""
+        _, container, prefix = self._split(folder, folder=True)
+        pages = self._pages(container, "walk_blobs", name_starts_with=prefix, delimiter="/")
+        found = [entry.name for page in pages for entry in page if hasattr(entry, "prefix")]
+        return sorted(name.removeprefix(prefix).rstrip("/") for name in found)
+
+    def head(self, uri: str) -> Object:
+        """The object as it is now."""
+        found = self.call("HEAD", uri)
+        return Object(uri, int(found["Content-Length"]), version_of(found["ETag"]))
+
+    def read(self, uri: str, *, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
+        """All bytes of an object, or those of a span [start, stop), of one version; one request."""
+        return self._wait(self._read(uri, span, version, max_bytes))
+
+    def delete(self, uri: str) -> None:
+        """Remove an object. Raises StatusError 404 where there is none."""
+        self.call("DELETE", uri)
+
+    def call(
+        self, method: str, uri: str, headers: Mapping[str, str] | None = None, body: AsyncIterator[bytes] | None = None
+    ) -> Mapping[str, str]:
+        """The headers of one answer to one request for a blob. Raises StatusError.
+
+        A request with a body is never sent again: it can be taken from the iterator once.
+        """
+
+        async def answered() -> Mapping[str, str]:
+            answer = await self._send(method, uri, headers or {}, body)
+            await answer.close()
+            found: Mapping[str, str] = answer.headers
+            return found
+
+        return self._wait(answered())
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(call, self.fs.loop).result()
+
+    async def _read(self, uri: str, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
+        # The SDK's signature of a request covers x-ms-range, and no Range.
+        answer = await self._send("GET", uri, pinned.range_of(span, "x-ms-range"))
+        try:
+            size_bytes = int(answer.headers["Content-Length"])
+            pinned.before(uri, version_of(answer.headers["ETag"]), size_bytes, version=version, max_bytes=max_bytes)
+            body = b"".join([piece async for piece in answer.iter_raw()])
+        finally:
+            await answer.close()
+        return pinned.whole(uri, body, size_bytes, span)
+
+    async def _send(
+        self, method: str, uri: str, headers: Mapping[str, str], body: AsyncIterator[bytes] | None = None
+    ) -> Any:
+        """A success whose body is still to be read."""
+        from azure.core.rest import HttpRequest
+
+        _, container, key = self._split(uri)
+        if not key or "." in key.split("/"):  # HTTP clients take a/./b for a/b, which may be another blob
+            raise NotFound(f"there is no {uri}: it names a container, or has '.' as a folder")
+        now = format_datetime(datetime.now(UTC), usegmt=True)
+        url = self.fs.service_client.get_blob_client(container, key).url
+        request = HttpRequest(
+            method, url, headers={"x-ms-date": now, "x-ms-version": API_VERSION, **headers}, content=body
+        )
+        answer = await self._pipeline.send_request(request, stream=True)
+        if not 200 <= answer.status_code < 300:
+            await answer.close()
+            raise StatusError(answer.status_code, answer.headers.get("x-ms-error-code", ""), answer.reason or "")
+        return answer
+
+    def _split(self, uri: str, *, folder: bool = False) -> tuple[str, str, str]:
+        """The URI of a container, its name, and the key or prefix.
+
+        Raises JobError where `abfs://container@account.host` names another account than the options do.
+        """
+        bucket, key = split(uri, folder=folder)
+        container, _, host = bucket.partition("@")
+        ours = self.fs.service_client.account_name
+        if host and host.partition(".")[0] != ours:
+            raise JobError(f"{uri} lies in another account than {ours!r}, which the store's options name")
+        return f"{uri.partition('://')[0]}://{bucket}", container, key
+
+    def _pages(self, container: str, method: str, **query: Any) -> Iterator[Any]:
+        """Pages of the SDK's listings; each try of one begins at the same mark."""
+        client = self.fs.service_client.get_container_client(container)
+        mark: str | None = None
+
+        async def page() -> tuple[list[Any], str | None]:
+            pages = getattr(client, method)(retry_total=0, results_per_page=PAGE_OBJECTS, **query).by_page(mark)
+            found = [entry async for entry in await anext(pages)]
+            return found, pages.continuation_token
+
+        while True:
+            entries, mark = self._retry(lambda: self._wait(page()))
+            yield entries
+            if not mark:
+                return
+
+
+def _pipeline(credential: Any, timeouts: Mapping[str, Any]) -> Any:
+    """A client that signs and sends, and does nothing twice."""
+    from azure.core import AsyncPipelineClient
+    from azure.core.credentials import AzureSasCredential
+    from azure.core.pipeline.policies import AsyncBearerTokenCredentialPolicy, AzureSasCredentialPolicy
+    from azure.core.pipeline.transport import AioHttpTransport
+
+    policies: list[Any] = []
+    if hasattr(credential, "get_token"):
+        policies = [AsyncBearerTokenCredentialPolicy(credential, _SCOPE)]
+    elif isinstance(credential, AzureSasCredential):
+        policies = [AzureSasCredentialPolicy(credential)]
+    elif credential is not None:
+        policies = [credential]  # the SDK has made a policy of an account's key
+    transport = AioHttpTransport(
+        **{"connection_timeout": 10, "read_timeout": 60, **timeouts}, connection_data_block_size=_PIECE_BYTES
+    )
+    return AsyncPipelineClient("", policies=policies, transport=transport)
+
+
+def _close(pipeline: Any, loop: asyncio.AbstractEventLoop) -> None:
+    """Let the connections go, when the store is collected or the process ends."""
+    if not loop.is_running():
+        return
+    closing = asyncio.run_coroutine_threadsafe(pipeline.close(), loop)
+    try:
+        asyncio.get_running_loop()  # collected inside the loop: waiting there would be waiting for itself
+    except RuntimeError:
+        closing.result(_CLOSING_S)

@@ -1,0 +1,179 @@
+"""Objects in Google Cloud Storage: listing, reading and putting, each in the fewest requests.
+
+Knows the JSON API, and of a `gcsfs.GCSFileSystem` that it is given only the session, the event loop and the
+credentials: neither its caches, nor its retries, nor its reading of `#digits` in a name. An object's generation is its
+version. Every answer to a GET carries the generation of its bytes: a pinned read costs no request more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from unet_batch.archive import pinned
+from unet_batch.archive.faults import Retry, StatusError
+from unet_batch.archive.objects import Names, Object, split
+from unet_batch.errors import NotFound
+
+T = TypeVar("T")
+
+PAGE_OBJECTS = 1000
+"""Of a listing; the service gives no more at once."""
+
+_OBJECTS = "/storage/v1/b/{}/o"
+_FIELDS = "nextPageToken,prefixes,items(name,size,generation)"
+
+
+class GcsStore:
+    """The `gs` scheme. Raises StatusError, what aiohttp raises, and Changed or TooLarge before a body is sent."""
+
+    def __init__(self, fs: Any, retry: Retry) -> None:
+        """retry: calls its first argument with the others, as often as it takes; used for each page of a listing."""
+        import aiohttp
+
+        self.fs = fs
+        self._retry = retry
+        # No limit on the whole: 2 GiB may take long. sock_read: between two pieces, and until the answer begins.
+        wait_s = fs.requests_timeout or 60
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(wait_s, 10), sock_read=wait_s)
+
+    @staticmethod
+    def options(given: dict[str, Any], threads: int) -> dict[str, Any]:  # noqa: ARG004
+        """Options of gcsfs: an object stored with `Content-Encoding: gzip` is the bytes that are stored."""
+        return {**given, "session_kwargs": {**given.get("session_kwargs", {}), "auto_decompress": False}}
+
+    def list(self, folder: str) -> Iterator[Object]:
+        """Every object below a folder; the empty objects that stand for folders themselves are no objects."""
+        bucket, prefix = split(folder, folder=True)
+        for page in self._pages(bucket, prefix=prefix):
+            for found in page.get("items", ()):
+                if not found["name"].endswith("/"):
+                    uri = f"gs://{bucket}/{found['name']}"
+                    yield Object(uri, int(found.get("size", 0)), version_of(found["generation"]))
+
+    def folders(self, folder: str) -> Names:
+        """Names of the folders in a folder."""
+        bucket, prefix = split(folder, folder=True)
+        pages = self._pages(bucket, prefix=prefix, delimiter="/")
+        found = [name for page in pages for name in page.get("prefixes", ())]
+        return sorted(name.removeprefix(prefix).rstrip("/") for name in found)
+
+    def head(self, uri: str) -> Object:
+        """The object as it is now."""
+        found = self.call("GET", _path(uri))
+        return Object(uri, int(found.get("size", 0)), version_of(found["generation"]))
+
+    def read(self, uri: str, *, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
+        """All bytes of an object, or those of a span [start, stop), of one version; one request."""
+        return self._wait(self._read(uri, span, version, max_bytes))
+
+    def delete(self, uri: str) -> None:
+        """Remove an object. Raises StatusError 404 where there is none."""
+        self.call("DELETE", _path(uri))
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: AsyncIterator[bytes] | None = None,
+    ) -> dict[str, Any]:
+        """The JSON of one answer to one request, which is never sent again. Raises StatusError."""
+
+        async def answered() -> dict[str, Any]:
+            wanted = {"Accept-Encoding": "identity", **(headers or {})}
+            async with self._answer(method, path, params or {}, wanted, body) as answer:
+                text = await answer.read()
+            found: dict[str, Any] = json.loads(text) if text else {}
+            return found
+
+        return self._wait(answered())
+
+    def _wait(self, call: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(call, self.fs.loop).result()
+
+    async def _read(self, uri: str, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
+        # Accepting gzip is asking for the bytes as they are stored: Google inflates for those who do not.
+        headers = {"Accept-Encoding": "gzip", **pinned.range_of(span)}
+        async with self._answer("GET", "/download" + _path(uri), {"alt": "media"}, headers) as answer:
+            size_bytes = int(answer.headers["Content-Length"])
+            now = version_of(answer.headers["X-Goog-Generation"])
+            pinned.before(uri, now, size_bytes, version=version, max_bytes=max_bytes)
+            body: bytes = await answer.read()
+        return pinned.whole(uri, body, size_bytes, span)
+
+    @asynccontextmanager
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, Any],
+        headers: Mapping[str, str],
+        body: AsyncIterator[bytes] | None = None,
+    ) -> AsyncIterator[Any]:
+        """A success whose body is still to be read."""
+        await self.fs._set_session()
+        async with self.fs.session.request(
+            method,
+            f"{self.fs._location}{path}",
+            params=self.fs._get_params(dict(params)),
+            headers=self._with_credentials(headers),
+            data=body,
+            timeout=self._timeout,
+        ) as answer:
+            if not 200 <= answer.status < 300:
+                raise _error(answer.status, await answer.read())
+            yield answer
+
+    def _with_credentials(self, headers: Mapping[str, str]) -> dict[str, str]:
+        try:
+            found: dict[str, str] = self.fs._get_headers(headers)
+        except Exception as error:  # noqa: BLE001, whatever google-auth raises
+            # gcsfs calls every failure to renew a token a 401, which would be a fact about an object; it is none.
+            raise OSError(errno.EAGAIN, f"no access token can be had: {error.__cause__ or error}") from None
+        return found
+
+    def _pages(self, bucket: str, **query: str) -> Iterator[dict[str, Any]]:
+        path, query = (
+            _OBJECTS.format(quote(bucket, safe="")),
+            {"fields": _FIELDS, "maxResults": str(PAGE_OBJECTS), **query},
+        )
+        while True:
+            page: dict[str, Any] = self._retry(self.call, "GET", path, params=query)
+            yield page
+            if not page.get("nextPageToken"):
+                return
+            query["pageToken"] = page["nextPageToken"]
+
+
+def version_of(generation: str | int) -> str:
+    """The version text of a generation."""
+    return f"generation:{generation}"
+
+
+def uploads(bucket: str) -> str:
+    """The path of the API that takes new objects."""
+    return "/upload" + _OBJECTS.format(quote(bucket, safe=""))
+
+
+def _path(uri: str) -> str:
+    bucket, key = split(uri)
+    if not key:
+        raise NotFound(f"{uri} is a bucket, not an object")
+    return f"{_OBJECTS.format(quote(bucket, safe=''))}/{quote(key, safe='')}"
+
+
+def _error(status: int, body: bytes) -> StatusError:
+    """Google's errors are JSON, with the reason of each; a proxy's are not."""
+    try:
+        error = json.loads(body)["error"]
+        return StatusError(status, str(error["errors"][0]["reason"]), str(error["message"]))
+    except (ValueError, LookupError, TypeError):
+        return StatusError(status, "", body[:200].decode(errors="replace"))

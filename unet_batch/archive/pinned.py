@@ -1,0 +1,38 @@
+"""What an answer to a GET must be: of the version that was planned, not too large, and whole.
+
+Knows sizes and version texts, and nothing of the store that gave them.
+"""
+
+from __future__ import annotations
+
+from unet_batch.archive.faults import ShortReadError
+from unet_batch.errors import Changed, TooLarge
+
+
+def before(uri: str, now: str, size_bytes: int, *, version: str | None, max_bytes: int | None) -> None:
+    """Look at an answer's headers before its body is transferred.
+
+    now: the version that the body is of. Raises Changed where `version` is another, TooLarge.
+    """
+    if version is not None and now != version:
+        raise Changed(f"{uri} is {now} now, planned was {version}; plan the run again")
+    if max_bytes is not None and size_bytes > max_bytes:
+        raise TooLarge(f"{uri} has {size_bytes} bytes; at most {max_bytes} are allowed")
+
+
+def whole(uri: str, body: bytes, size_bytes: int, span: tuple[int, int] | None) -> bytes:
+    """The body itself.
+
+    size_bytes: what the headers promised. Raises Changed where the object ends inside the span, ShortReadError where
+    less came than was promised.
+    """
+    if span is not None and size_bytes < span[1] - span[0]:
+        raise Changed(f"{uri} is shorter than planned; plan the run again")
+    if len(body) != size_bytes:
+        raise ShortReadError(f"{len(body)} of {size_bytes} bytes came")
+    return body
+
+
+def range_of(span: tuple[int, int] | None, header: str = "Range") -> dict[str, str]:
+    """The header that asks for the bytes [start, stop) only; none for the whole object."""
+    return {} if span is None else {header: f"bytes={span[0]}-{span[1] - 1}"}
