@@ -14,6 +14,7 @@ from functools import cache
 from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup, escape
 
 from unet_batch.archive.objects import path_of, scheme_of
 from unet_batch.job.report import PartitionLine, Report
@@ -109,6 +110,7 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "code": _code,
         "b64": lambda found: base64.b64encode(found).decode(),
         "number": lambda value: f"{value:,}",
         "percent": _percent,
@@ -121,6 +123,12 @@ def _template() -> Template:
         "state": _state,
     }
     return environment.get_template("report.html")
+
+
+def _code(text: str) -> Markup:
+    """Our own sentences: what stands between backticks is to be typed."""
+    pieces = [escape(piece) for piece in text.split("`")]
+    return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else p for n, p in enumerate(pieces))
 
 
 def _percent(share: float) -> str:

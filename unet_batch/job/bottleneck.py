@@ -89,13 +89,14 @@ def bottleneck(did: Summary) -> Bottleneck | None:
 def _stage(spent: Mapping[Stage, float], did: Summary) -> Stage:
     """The stage that sets the pace.
 
-    A Ray actor fetches its next unit while it computes one, so reading costs time only where it takes longer than all
-    that the actor computes meanwhile; the plain loop does one after the other. With actors of their own for loading,
-    the slower kind sets the pace, whatever the seconds of the other one add up to.
+    A Ray actor has two units under way: it waits for the bytes of one, or of both, while at most one is computed, so
+    reading costs time only where it takes longer than all that the actor computes meanwhile. The plain loop does one
+    after the other. With actors of their own for loading, the slower kind sets the pace, whatever the seconds of the
+    other one add up to; there the session and the encoding of another unit go on side by side.
     """
     if did.loaders:
-        load = _overlapped(spent["read"], spent["decode"]) / did.loaders
-        infer = _overlapped(spent["encode"], spent["session"]) / max(did.workers, 1)
+        load = max(spent["decode"], (spent["read"] + spent["decode"]) / 2) / did.loaders
+        infer = max(spent["session"], spent["encode"]) / max(did.workers, 1)
         pair: tuple[Stage, Stage] = ("read", "decode") if load > infer else ("session", "encode")
         return max(pair, key=lambda stage: spent[stage])
     if did.executor == "ray":
@@ -103,11 +104,6 @@ def _stage(spent: Mapping[Stage, float], did: Summary) -> Stage:
         waited = spent["read"] > sum(spent[stage] for stage in computed)
         return "read" if waited else max(computed, key=lambda stage: spent[stage])
     return max(STAGES, key=lambda stage: spent[stage])
-
-
-def _overlapped(beside_s: float, computed_s: float) -> float:
-    """Seconds that an actor with two units under way needs for both kinds of work."""
-    return max(computed_s, beside_s, (beside_s + computed_s) / 2)
 
 
 def _evidence(stage: Stage, spent: Mapping[Stage, float], did: Summary) -> str:

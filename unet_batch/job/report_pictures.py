@@ -26,10 +26,10 @@ from unet_batch.records import Source, Unit
 from unet_batch.table.census import Candidate, rows_at
 from unet_batch.table.parts import open_stream, source_key_of
 
-THUMBNAIL_PX = 320
-"""Longer side: twice what a page shows, for screens of double density; a grainy picture has 45 kB then."""
+THUMBNAIL_PX = 384
+"""Longer side: half as much again as a page shows, for dense screens; a grainy picture has 60 kB then."""
 MOST_PICTURES = 60
-"""Of each kind: 120 grainy ones are a page of 7 MB, which still opens at once."""
+"""Of each kind: 120 grainy ones are a page of 10 MB, which still opens at once."""
 MOST_PIXELS = 400_000_000
 """Decoded for one page: about half a minute, and a few hundred megabytes at a time at most."""
 COLORS: tuple[Color, ...] = (
