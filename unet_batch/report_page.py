@@ -25,6 +25,9 @@ PARTITIONS_SHOWN = 100
 FILES_NAMED = 31
 """Partitions whose files the queries name; of more, they take the whole table by its fingerprint."""
 
+SMALLEST_SHARE = 1e-6
+"""Less than a pixel of a megapixel."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -62,8 +65,10 @@ def verdict(report: Report) -> Verdict:
         text = f"The run was complete, but readers do not see its rows in {len(missing)} of {_partitions(total)} now."
         return Verdict("incomplete", text)
     if not missing:
-        return Verdict("incomplete", f"All {_partitions(total)} are published, but the run met a problem.")
-    return Verdict("incomplete", f"{len(missing)} of {_partitions(total)} are not published.")
+        return Verdict("incomplete", "All that it worked on is published, but the run met a problem.")
+    verb, whose = ("was", "its") if len(missing) == 1 else ("were", "their")
+    text = f"{len(missing):,} of {_partitions(total)} {verb} not published, or {whose} rows were replaced since."
+    return Verdict("incomplete", text)
 
 
 def queries(report: Report) -> str:
@@ -85,7 +90,7 @@ SELECT area.id, area.name, count(*), avg(area.fraction), quantile_cont(area.frac
 
 SELECT image_key, confidence FROM scored WHERE confidence IS NOT NULL ORDER BY confidence, image_key LIMIT 20;
 
-SELECT avg(confidence), count(*) FILTER (len(classes) = 0) FROM scored WHERE status = 'ok';"""
+SELECT avg(confidence), count(*) FILTER (len(classes) = 0) FROM scored WHERE status = 'ok';"""  # noqa: S608 - nothing here runs it
 
 
 def _quoted(text: str, *, path: bool = True) -> str:
@@ -135,7 +140,9 @@ def _percent(share: float) -> str:
     """Two figures that mean something: 12%, 1.2%, 0.012%."""
     if share <= 0 or share >= 0.0995:
         return f"{share:.1%}" if 0 < share < 1 else f"{share:.0%}"
-    places = min(2 - math.floor(math.log10(share * 100)) - 1, 6)
+    if share < SMALLEST_SHARE:
+        return f"<{SMALLEST_SHARE:.4%}"
+    places = 1 - math.floor(math.log10(share * 100))
     return f"{share:.{max(places, 1)}%}"
 
 

@@ -170,7 +170,7 @@ def test_an_unknown_run_names_the_nearest(project):
     run = project.run().run
     with pytest.raises(JobError, match=f"is called {run}x: the nearest are {run}"):
         gathered(project, run=f"{run}x")
-    with pytest.raises(JobError, match="is called ../../job"):
+    with pytest.raises(JobError, match=r"is called \.\./\.\./job"):
         gathered(project, run="../../job")
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_record_is_one_sentence(project):
     project.fill(DAY, 1)
     run = project.run().run
     (project.folder / "out" / "_work" / "runs" / f"{run}.json").write_text("{")
-    with pytest.raises(JobError, match="is damaged .* name another run"):
+    with pytest.raises(JobError, match=r"is damaged .* name another run"):
         gathered(project, run=run)
 
 
@@ -253,8 +253,10 @@ def test_an_image_that_was_deleted_or_changed_since_is_a_sentence(project):
     project.put(f"{DAY}/001.png", png(50, bright_rows=20))
     found = gathered(project)
     notes = {found.shown(p.candidate.image_key)[-7:]: (p.jpeg is None, p.note) for p in found.sample}
-    assert notes["000.png"][0] and "read.not_found" in notes["000.png"][1]
-    assert notes["001.png"][0] and "read.changed" in notes["001.png"][1]
+    assert notes["000.png"][0]
+    assert "read.not_found" in notes["000.png"][1]
+    assert notes["001.png"][0]
+    assert "read.changed" in notes["001.png"][1]
     assert notes["002.png"] == (False, "")
 
 
@@ -269,7 +271,8 @@ def test_a_tar_that_was_deleted_since_is_a_sentence(project):
     project.run()
     path.unlink()
     [picture] = gathered(project).sample
-    assert picture.jpeg is None and picture.note.startswith("cannot be shown any more")
+    assert picture.jpeg is None
+    assert picture.note.startswith("cannot be shown any more")
 
 
 def test_16_bits_are_stretched_and_said_to_be(project):

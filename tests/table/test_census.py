@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from unet_batch.imaging.postprocess import ClassArea, Prediction
 from unet_batch.errors import ImageError, Reason
+from unet_batch.imaging.postprocess import ClassArea, Prediction
 from unet_batch.records import Source
 from unet_batch.table.census import BINS, Census, Counts, rows_at
 from unet_batch.table.rows import Provenance, prediction_row, rejection_row, to_table
@@ -147,7 +147,9 @@ def test_another_engine_finds_the_same_figures(tmp_path):
     rows = [
         rejected(f"{n:03}", Reason.DECODE_CORRUPT if n % 3 else Reason.READ_CHANGED)
         if chance.random() < 0.1
-        else ok(f"{n:03}", float(np.float32(chance.uniform(0.5, 1))), *(chance.random(3) * (chance.random(3) < 0.6) / 3))
+        else ok(
+            f"{n:03}", float(np.float32(chance.uniform(0.5, 1))), *(chance.random(3) * (chance.random(3) < 0.6) / 3)
+        )
         for n in range(500)
     ]
     path = tmp_path / "x.parquet"

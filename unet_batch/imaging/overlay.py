@@ -53,10 +53,12 @@ def thumbnail_size(height: int, width: int, side: int) -> tuple[int, int]:
     return max(1, round(height * side / longest)), max(1, round(width * side / longest))
 
 
-def thumbnail(image_hwc: NDArray[Any], side: int, masks: Iterable[tuple[NDArray[np.bool_], Color]]) -> NDArray[np.uint8]:
+def thumbnail(
+    image_hwc: NDArray[Any], side: int, masks: Iterable[tuple[NDArray[np.bool_], Color]]
+) -> NDArray[np.uint8]:
     """The picture with the borders of its masks, (H, W, 3), its longer side about `side`.
 
-    image_hwc: as `displayed` gives it; anything but 8 bits is stretched. masks: of any size, each over the whole picture.
+    image_hwc: as `displayed` gives it; anything but 8 bits is stretched. masks: of any size, over the whole picture.
     """
     height, width = size_hw = thumbnail_size(image_hwc.shape[0], image_hwc.shape[1], side)
     enlarged = height > image_hwc.shape[0]
