@@ -10,15 +10,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
+from itertools import groupby
 from typing import Any
 
 from unet_batch.archive.discovery import Window
-from unet_batch.errors import JobError, NotFound
+from unet_batch.errors import JobError
 from unet_batch.job.prepare import Prepared
 from unet_batch.job.run import Summary
 from unet_batch.job.survey import inside
 
 EXAMPLES = 3
+STAMP_CHARACTERS = len("20261121T233000")
+"""Of a run's name, its second; of runs that began in the same one, the records say which was later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +72,11 @@ def read_record(prepared: Prepared, run: str) -> RunRecord:
 
 def newest_record(prepared: Prepared, window: Window) -> RunRecord:
     """The record of the run that began last, of those that worked on a partition of the window. Raises JobError."""
-    for run in run_names(prepared):
-        try:
-            record = _read(prepared, run)
-        except NotFound:
-            continue
-        if any(inside(window, worked.partition) for worked in record.partitions):
-            return record
+    for _, runs in groupby(run_names(prepared), key=lambda run: run[:STAMP_CHARACTERS]):
+        records = [_read(prepared, run) for run in runs]
+        found = [r for r in records if any(inside(window, worked.partition) for worked in r.partitions)]
+        if found:
+            return max(found, key=lambda record: record.started.timestamp() if record.started else 0.0)
     where = prepared.layout.output
     raise JobError(f"{where} has no record of a run that worked on this window: run the job, or write --window all")
 
