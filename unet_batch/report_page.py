@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from unet_batch.archive.objects import path_of, scheme_of
-from unet_batch.job.report import PartitionLine, Report
+from unet_batch.job.report import Report
 from unet_batch.job.report_pictures import color_of
 
 PARTITIONS_SHOWN = 100
@@ -33,7 +33,7 @@ SMALLEST_SHARE = 1e-6
 class Verdict:
     """What an operator reads first."""
 
-    state: Literal["complete", "incomplete", "unknown"]
+    state: Literal["complete", "incomplete", "replaced", "unknown"]
     sentence: str
 
 
@@ -55,20 +55,22 @@ def render(report: Report, *, now: datetime | None = None) -> bytes:
 
 def verdict(report: Report) -> Verdict:
     """Whether all is well, in one sentence."""
-    total, missing = len(report.partitions), [line for line in report.partitions if not line.published]
+    total = len(report.partitions)
+    later = sum(line.now in ("replaced", "gone", "damaged") for line in report.partitions)
+    missing = total - report.published - later
     if report.exit_code is None:
         rest = f"Published so far: {report.published} of {_partitions(total)}."
         return Verdict("unknown", f"The record has no end: this run was killed, or is still at work. {rest}")
-    if report.exit_code == 0 and not missing:
+    if report.exit_code == 0 and report.published == total:
         return Verdict("complete", f"Every image of {_partitions(total)} has exactly one row.")
     if report.exit_code == 0:
-        text = f"The run was complete, but readers do not see its rows in {len(missing)} of {_partitions(total)} now."
-        return Verdict("incomplete", text)
+        text = f"The run was complete, but readers do not see its rows in {later:,} of {_partitions(total)} any more."
+        return Verdict("replaced", text)
     if not missing:
-        return Verdict("incomplete", "All that it worked on is published, but the run met a problem.")
-    verb, whose = ("was", "its") if len(missing) == 1 else ("were", "their")
-    text = f"{len(missing):,} of {_partitions(total)} {verb} not published, or {whose} rows were replaced since."
-    return Verdict("incomplete", text)
+        return Verdict("incomplete", "Its partitions were published, but the run met a problem.")
+    return Verdict(
+        "incomplete", f"{missing:,} of {_partitions(total)} {'is' if missing == 1 else 'are'} not published."
+    )
 
 
 def queries(report: Report) -> str:
@@ -125,7 +127,6 @@ def _template() -> Template:
         "edge": lambda value: f"{value:.4g}",
         "rgb": lambda id_: "#{:02x}{:02x}{:02x}".format(*color_of(id_)),
         "file": lambda key: key.rpartition("/")[2] or key,
-        "state": _state,
     }
     return environment.get_template("report.html")
 
@@ -159,7 +160,3 @@ def _bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
-
-
-def _state(line: PartitionLine) -> str:
-    return "published" if line.published else "not published"

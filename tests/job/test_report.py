@@ -98,13 +98,26 @@ def test_a_partition_above_its_limit_says_why_and_shows_its_rejections(project):
     assert (verdict(found).state, found.exit_code) == ("incomplete", 3)
 
 
+def test_problems_of_the_run_are_told_from_those_of_a_partition(project):
+    """Each stands once: beside its partition, or above all of them."""
+    project.fill(DAY, 1)
+    run = project.run().run
+    path = project.folder / "out" / "_work" / "runs" / f"{run}.json"
+    tree = json.loads(path.read_text())
+    tree["did"]["problems"] = [f"{PARTITION}: late", f"{PARTITION} is held", f"{PARTITION}9: other", "stopped by Ctrl-C"]
+    path.write_text(json.dumps(tree))
+    found = gathered(project)
+    assert found.partitions[0].notes == ("late", f"{PARTITION} is held")
+    assert found.problems == (f"{PARTITION}9: other", "stopped by Ctrl-C")
+
+
 def test_a_killed_run_has_no_end(project):
     """Nobody knows what it did but the store: nothing is published, and no speed is invented."""
     project.fill(DAY, 3)
     run = killed(project)
     found = gathered(project, run=run)
     assert (found.exit_code, found.ended, found.speed, found.published) == (None, None, None, 0)
-    assert found.partitions[0].notes == ("the run's record has no end, and nothing was published",)
+    assert (found.partitions[0].now, found.partitions[0].notes) == ("not published", ())
     assert verdict(found).state == "unknown"
 
 
@@ -119,9 +132,14 @@ def test_what_others_published_since_is_told(project):
     assert line.notes == (f"published by run {second}",)
     third = project.run("tiling.overlap=0.5").run
     found = gathered(project, run=first)
-    assert (found.partitions[0].published, found.figures.counts.rows) == (False, 0)
+    assert (found.partitions[0].now, found.figures.counts.rows) == ("replaced", 0)
     assert third in found.partitions[0].notes[0]
-    assert verdict(found).sentence.startswith("The run was complete, but")
+    assert (verdict(found).state, verdict(found).sentence) == (
+        "replaced",
+        "The run was complete, but readers do not see its rows in 1 of 1 partition any more.",
+    )
+    project.data("2026-11-21").unlink()
+    assert gathered(project, run=first).partitions[0].now == "gone"
 
 
 def test_a_damaged_partition_is_a_line_and_no_crash(project):
@@ -130,7 +148,7 @@ def test_a_damaged_partition_is_a_line_and_no_crash(project):
     project.run()
     project.data("2026-11-21").write_bytes(b"PAR1 cut")
     [line] = gathered(project).partitions
-    assert (line.published, line.counts) == (False, None)
+    assert (line.now, line.counts) == ("damaged", None)
     assert "cannot be read" in line.notes[0]
 
 

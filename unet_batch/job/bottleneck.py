@@ -24,17 +24,17 @@ WORDS: Mapping[str, str] = {
     "start": "starting the executor",
 }
 ADVICE: Mapping[str, str] = {
-    "read": "Run closer to the store, raise resources.fetch_threads, or keep images in shards: many small objects wait "
-    "longer than a few large ones.",
-    "decode": "Give it more cores (beside GPUs: resources.load_actors), or store images nearer to the size that the "
-    "model sees; where the contract resizes JPEGs, input.reduced_jpeg decodes fewer pixels, and changes them a little.",
+    "read": "Run closer to the store, raise `resources.fetch_threads`, or keep images in shards: many small objects "
+    "wait longer than a few large ones.",
+    "decode": "Give it more cores (beside GPUs: `resources.load_actors`), or store images nearer to the size that the "
+    "model sees; where the contract resizes JPEGs, `input.reduced_jpeg` decodes fewer pixels, and changes them.",
     "session": "This is the work itself. `unet-batch model tune` finds the batch size and the engine that pay, "
     "`unet-batch model quantize` a faster file; else more workers.",
-    "encode": "Write less: leave png out of output.masks, set output.confidence: false where nobody reads it, or "
-    "output.geometry: model where masks may have the model's size. If the output's store is slow, raise "
-    "limits.unit_images, so that fewer parts are put.",
+    "encode": "Write less: leave png out of `output.masks`, set `output.confidence: false` where nobody reads it, or "
+    "`output.geometry: model` where masks may have the model's size. If the output's store is slow, raise "
+    "`limits.unit_images`, so that fewer parts are put.",
     "publish": "Publishing merges a partition's parts in the driver: run it near the output's store, and raise "
-    "limits.unit_images, so that there are fewer parts to merge.",
+    "`limits.unit_images`, so that there are fewer parts to merge.",
     "start": "Short runs pay it over and over: let one run score several partitions (`unet-batch backfill`).",
 }
 

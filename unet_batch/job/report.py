@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 import pyarrow as pa
 
@@ -27,6 +28,7 @@ QUEUE = 20
 """Images that the review queue names, pictures or not: what one person looks at before the first coffee is cold."""
 STAGED_PARTS = 500
 """Parts of one unpublished partition that are read for its rejections; each is a whole object."""
+Now = Literal["published", "not published", "replaced", "gone", "damaged"]
 DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
 
 
@@ -41,12 +43,17 @@ class PartitionLine:
     """Sources of its inventory then."""
     open: int
     """Of which this run had to score."""
-    published: bool
-    """Whether readers see rows of this run's fingerprint now."""
+    now: Now
+    """published: readers see rows of this run's fingerprint. replaced, gone: the run published it, and they do not any
+    more."""
     counts: Counts | None
     """Of those rows; None where there are none."""
     notes: tuple[str, ...]
     """Why it is not published, or what happened to it since."""
+
+    @property
+    def published(self) -> bool:
+        return self.now == "published"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,7 @@ class Report:
     exit_code: int | None
     """None where the record has no end: the run was killed, or is at work."""
     problems: tuple[str, ...]
+    """Of the run as a whole; those of a partition are in its line."""
     partitions: tuple[PartitionLine, ...]
     figures: Figures
     rejected: tuple[RejectedLine, ...]
@@ -137,7 +145,7 @@ def gather(prepared: Prepared, record: RunRecord, *, pictures: int) -> Report:
         ended=record.ended,
         select=record.select,
         exit_code=did.exit_code if did else None,
-        problems=tuple(redact(text) for text in did.problems) if did else (),
+        problems=tuple(_problems_of_all(record)),
         partitions=lines,
         figures=figures,
         rejected=tuple(_rejected_line(found) for found in figures.rejected),
@@ -173,30 +181,43 @@ def _line(prepared: Prepared, record: RunRecord, worked: WorkedOn, census: Censu
     """A partition's line; its rows are counted where they are of the run's fingerprint."""
     name, notes = worked.partition, _problems_of(record, worked.partition)
     counts: Counts | None = None
+    now: Now = "not published"
     try:
         published = read_commit(prepared.output, prepared.layout, name)
         if published is not None and published.commit.fingerprint == record.fingerprint:
             counts = census.add(name, open_stream(prepared.output.open(prepared.layout.published(name))))
-        notes += _since(record, published, name)
+            now = "published"
+        elif record.did is not None and name in record.did.partitions:
+            now = "replaced" if published else "gone"
+        notes += _since(record, published)
     except (StorageError, *DAMAGE) as error:
+        now = "damaged"
         notes.append(f"its published rows cannot be read ({redact(' '.join(str(error).split())[:200])})")
-    if counts is None and not notes:
-        notes.append("the run's record has no end, and nothing was published" if record.did is None else "no rows")
-    return PartitionLine(name, worked.state, worked.images, worked.open, counts is not None, counts, tuple(notes))
+    return PartitionLine(name, worked.state, worked.images, worked.open, now, counts, tuple(notes))
 
 
 def _problems_of(record: RunRecord, partition: str) -> list[str]:
     """What the run said about a partition, without its name."""
     problems = record.did.problems if record.did else []
-    own = [text for text in problems if text.startswith((f"{partition}: ", f"{partition} "))]
-    return [redact(text.removeprefix(f"{partition}: ")) for text in own]
+    return [redact(text.removeprefix(f"{partition}: ")) for text in problems if _is_of(text, partition)]
 
 
-def _since(record: RunRecord, published: Published | None, partition: str) -> list[str]:
+def _problems_of_all(record: RunRecord) -> Iterator[str]:
+    """What the run said about no partition in particular."""
+    names = [worked.partition for worked in record.partitions]
+    for text in record.did.problems if record.did else []:
+        if not any(_is_of(text, name) for name in names):
+            yield redact(text)
+
+
+def _is_of(problem: str, partition: str) -> bool:
+    return problem.startswith((f"{partition}: ", f"{partition} "))
+
+
+def _since(record: RunRecord, published: Published | None) -> list[str]:
     """What others published there, as far as the run did not."""
     if published is None:
-        gone = record.did is not None and partition in record.did.partitions
-        return ["this run published it, and it is gone now"] if gone else []
+        return []
     commit = published.commit
     if commit.fingerprint != record.fingerprint:
         return [f"readers see rows of another model or other settings, published by run {commit.run_id}"]
