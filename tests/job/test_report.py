@@ -104,7 +104,12 @@ def test_problems_of_the_run_are_told_from_those_of_a_partition(project):
     run = project.run().run
     path = project.folder / "out" / "_work" / "runs" / f"{run}.json"
     tree = json.loads(path.read_text())
-    tree["did"]["problems"] = [f"{PARTITION}: late", f"{PARTITION} is held", f"{PARTITION}9: other", "stopped by Ctrl-C"]
+    tree["did"]["problems"] = [
+        f"{PARTITION}: late",
+        f"{PARTITION} is held",
+        f"{PARTITION}9: other",
+        "stopped by Ctrl-C",
+    ]
     path.write_text(json.dumps(tree))
     found = gathered(project)
     assert found.partitions[0].notes == ("late", f"{PARTITION} is held")
