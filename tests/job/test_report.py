@@ -8,6 +8,8 @@ import tarfile
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from models import threshold_model
 from PIL import Image
@@ -250,6 +252,37 @@ def test_loose_files_tars_and_pages_have_pictures(project):
     third = pixels(pictures[f"{DAY}/pages.tif#page=2"].jpeg)
     middle = third.shape[0] // 2
     assert third[middle - 24, 100].min() > 200 > third[middle + 24, 100].max()
+
+
+def archive_of(project: Project, kind: str) -> tuple[str, ...]:
+    """The overrides that read an archive of two images in another container."""
+    folder = project.folder / "other"
+    folder.mkdir()
+    uri = f"input.uri={folder}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": [png(1), png(2)]}), folder / "a.parquet")
+    elif kind == "manifest":
+        for name in ("a.png", "b.png"):
+            (folder / name).write_bytes(png(3))
+        (folder / "list.csv").write_text("uri\na.png\nb.png\n")
+        uri += "/list.csv"
+    else:
+        with tarfile.open(folder / "a.tar.gz", "w:gz") as tar:
+            for name in ("a.png", "b.png"):
+                header = tarfile.TarInfo(name)
+                header.size = len(png(4))
+                tar.addfile(header, io.BytesIO(png(4)))
+    return uri, f"input.format={kind}"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "manifest", "webdataset"])
+def test_every_container_has_pictures(project, kind):
+    """Rows of Parquet files, objects that a manifest names, members of a compressed tar; archives without days."""
+    options = archive_of(project, kind)
+    project.run(*options)
+    found = gathered(project, *options)
+    assert [(has_outline(picture.jpeg), picture.note) for picture in found.sample] == [(True, "")] * 2
+    assert not any("/other/" in found.shown(p.candidate.image_key) for p in found.sample if kind != "manifest")
 
 
 @pytest.mark.parametrize("options", [("output.masks=[png]",), ("output.geometry=model",)])

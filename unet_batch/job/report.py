@@ -170,8 +170,9 @@ def _class_names(prepared: Prepared, record: RunRecord) -> dict[int, str]:
 
 
 def _root(uri: str) -> str:
-    """The folder in which all days of an archive lie."""
-    return redact(uri.partition("{")[0].rpartition("/")[0] + "/")
+    """The folder in which all days of an archive lie, or the archive's own."""
+    before, day, _ = uri.partition("{")
+    return redact((before.rpartition("/")[0] if day else uri.rstrip("/")) + "/")
 
 
 # Partitions -------------------------------------------------------------------------------------------------------
