@@ -44,7 +44,15 @@ def test_what_is_outside_the_stages_is_named_too():
     """Publishing and starting are no stage of a worker, and may take longer than all of them."""
     assert bottleneck(did(publish_s=11.0)).name == "publish"
     assert bottleneck(did(start_s=12.0, publish_s=1.0)).name == "start"
-    assert bottleneck(did(start_s=9.0, publish_s=9.0)).name in STAGES
+    assert bottleneck(did(session=17.0, start_s=9.0, publish_s=9.0)).name == "session"
+
+
+@pytest.mark.parametrize("placed", [{}, {"executor": "local", "workers": 1}, {"loaders": 8, "workers": 1}])
+def test_workers_that_had_nothing_to_do_are_no_slow_stage(placed):
+    """Four short stages in a long time: actors started, or waited for units."""
+    found = bottleneck(did(session=1.5, score_s=20.0, **placed))
+    assert found.name == "idle"
+    assert "of the time of scoring, and started or waited for the rest." in found.sentence
 
 
 def test_the_sentence_says_how_much_of_what():

@@ -35,8 +35,13 @@ ADVICE: Mapping[str, str] = {
     "`limits.unit_images`, so that fewer parts are put.",
     "publish": "Publishing merges a partition's parts in the driver: run it near the output's store, and raise "
     "`limits.unit_images`, so that there are fewer parts to merge.",
+    "idle": "A short run is mostly start: actors load the model, and a gate looks at the session, before the first "
+    "unit. Let one run score several partitions (`unet-batch backfill`). In a long run, too few or too large units leave "
+    "workers without one: lower `limits.unit_images`.",
     "start": "Short runs pay it over and over: let one run score several partitions (`unet-batch backfill`).",
 }
+OCCUPIED_LEAST = 0.5
+"""Workers that are in no stage for longer than in all of them would not be sped up much by a faster stage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class Bottleneck:
     """What a run would have to do faster to be faster."""
 
     name: str
-    """A stage, `publish` or `start`."""
+    """A stage, `publish`, `start`, or `idle` where workers had nothing to do."""
     sentence: str
     advice: str
 
@@ -82,28 +87,35 @@ def bottleneck(did: Summary) -> Bottleneck | None:
         return _outside("publish", did.publish_s, did)
     if did.start_s > did.score_s + did.publish_s > 0:
         return _outside("start", did.start_s, did)
-    stage = _stage(spent, did)
+    stage, occupied_s = _pace(spent, did)
+    if did.workers and occupied_s < OCCUPIED_LEAST * did.score_s:
+        share = occupied_s / did.score_s
+        text = f"The bottleneck is no stage: the workers were in one for {share:.0%} of the time of scoring"
+        return Bottleneck("idle", f"{text}, and started or waited for the rest.", ADVICE["idle"])
     return Bottleneck(stage, f"The bottleneck is {_noun(stage)}: {_evidence(stage, spent, did)}.", ADVICE[stage])
 
 
-def _stage(spent: Mapping[Stage, float], did: Summary) -> Stage:
-    """The stage that sets the pace.
+def _pace(spent: Mapping[Stage, float], did: Summary) -> tuple[Stage, float]:
+    """The stage that sets the pace, and the seconds for which it occupied each actor of its kind.
 
     A Ray actor has two units under way: it waits for the bytes of one, or of both, while at most one is computed, so
     reading costs time only where it takes longer than all that the actor computes meanwhile. The plain loop does one
     after the other. With actors of their own for loading, the slower kind sets the pace, whatever the seconds of the
     other one add up to; there the session and the encoding of another unit go on side by side.
     """
+    workers = max(did.workers, 1)
     if did.loaders:
         load = max(spent["decode"], (spent["read"] + spent["decode"]) / 2) / did.loaders
-        infer = max(spent["session"], spent["encode"]) / max(did.workers, 1)
+        infer = max(spent["session"], spent["encode"]) / workers
         pair: tuple[Stage, Stage] = ("read", "decode") if load > infer else ("session", "encode")
-        return max(pair, key=lambda stage: spent[stage])
+        return max(pair, key=lambda stage: spent[stage]), max(load, infer)
+    computed: tuple[Stage, ...] = ("decode", "session", "encode")
+    computed_s = sum(spent[stage] for stage in computed)
+    if did.executor == "ray" and spent["read"] <= computed_s:
+        return max(computed, key=lambda stage: spent[stage]), computed_s / workers
     if did.executor == "ray":
-        computed: tuple[Stage, ...] = ("decode", "session", "encode")
-        waited = spent["read"] > sum(spent[stage] for stage in computed)
-        return "read" if waited else max(computed, key=lambda stage: spent[stage])
-    return max(STAGES, key=lambda stage: spent[stage])
+        return "read", (spent["read"] + computed_s) / 2 / workers
+    return max(STAGES, key=lambda stage: spent[stage]), (spent["read"] + computed_s) / workers
 
 
 def _evidence(stage: Stage, spent: Mapping[Stage, float], did: Summary) -> str:
