@@ -14,7 +14,6 @@ from functools import cache
 from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup, escape
 
 from unet_batch.archive.objects import path_of, scheme_of
 from unet_batch.job.report import Report
@@ -62,7 +61,7 @@ def verdict(report: Report) -> Verdict:
         rest = f"Published so far: {report.published} of {_partitions(total)}."
         return Verdict("unknown", f"The record has no end: this run was killed, or is still at work. {rest}")
     if report.exit_code == 0 and report.published == total:
-        return Verdict("complete", f"Every image of {_partitions(total)} has exactly one row.")
+        return Verdict("complete", f"Every image that was listed in {_partitions(total)} has exactly one row.")
     if report.exit_code == 0:
         text = f"The run was complete, but readers do not see its rows in {later:,} of {_partitions(total)} any more."
         return Verdict("replaced", text)
@@ -117,7 +116,6 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "code": _code,
         "b64": lambda found: base64.b64encode(found).decode(),
         "number": lambda value: f"{value:,}",
         "percent": _percent,
@@ -129,12 +127,6 @@ def _template() -> Template:
         "file": lambda key: key.rpartition("/")[2] or key,
     }
     return environment.get_template("report.html")
-
-
-def _code(text: str) -> Markup:
-    """Our own sentences: what stands between backticks is to be typed."""
-    pieces = [escape(piece) for piece in text.split("`")]
-    return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else p for n, p in enumerate(pieces))
 
 
 def _percent(share: float) -> str:

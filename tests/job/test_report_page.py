@@ -10,10 +10,11 @@ from html.parser import HTMLParser
 import pytest
 from project_fixture import Project, png
 
+from unet_batch.job.bottleneck import Bottleneck
 from unet_batch.job.report import PartitionLine, Report, gather
 from unet_batch.job.run_records import newest_record
 from unet_batch.job.survey import window_of
-from unet_batch.report_page import PARTITIONS_SHOWN, _bytes, _code, _percent, _seconds, queries, render, verdict
+from unet_batch.report_page import PARTITIONS_SHOWN, _bytes, _percent, _seconds, queries, render, verdict
 
 DAY = "2026/11/21"
 EMPTY = {"meta", "img", "br", "link", "input", "hr"}
@@ -186,7 +187,7 @@ def test_many_partitions_show_those_that_need_somebody(report):
 def test_the_verdict_comes_first(report):
     """One sentence for every way in which a night may end."""
     missing = PartitionLine("date=2026-11-22", "missing", 3, 3, "not published", None, ("x",))
-    assert verdict(report).sentence == "Every image of 1 partition has exactly one row."
+    assert verdict(report).sentence == "Every image that was listed in 1 partition has exactly one row."
     both = replace(report, exit_code=3, partitions=(*report.partitions, missing))
     assert verdict(both).sentence == "1 of 2 partitions is not published."
     met = replace(report, exit_code=3)
@@ -220,6 +221,8 @@ def test_durations_and_sizes_are_written_for_people():
     assert [_bytes(n) for n in (999, 1500, 2.5e9, 3e12)] == ["999 B", "1.5 kB", "2.5 GB", "3.0 TB"]
 
 
-def test_code_in_sentences_is_escaped():
-    """Only the marks are ours."""
-    assert str(_code("use `a<b` & go")) == "use <code>a&lt;b</code> &amp; go"
+def test_what_is_to_be_typed_stands_out(report):
+    """Advice names keys and commands between backticks; the page shows them as code, and escaped like all else."""
+    stuck = Bottleneck("read", "It is slow.", "use `a<b` & go")
+    page = render(replace(report, speed=replace(report.speed, bottleneck=stuck))).decode()
+    assert "<b>It is slow.</b> use <code>a&lt;b</code> &amp; go" in page

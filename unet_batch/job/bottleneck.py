@@ -36,7 +36,7 @@ ADVICE: Mapping[str, str] = {
     "publish": "Publishing merges a partition's parts in the driver: run it near the output's store, and raise "
     "`limits.unit_images`, so that there are fewer parts to merge.",
     "idle": "A short run is mostly start: actors load the model, and a gate looks at the session, before the first "
-    "unit. Let one run score several partitions (`unet-batch backfill`). In a long run, too few or too large units leave "
+    "unit. Let one run score several partitions (`unet-batch backfill`). In a long run, units that are too few leave "
     "workers without one: lower `limits.unit_images`.",
     "start": "Short runs pay it over and over: let one run score several partitions (`unet-batch backfill`).",
 }
