@@ -9,7 +9,7 @@ from unet_batch.errors import JobError
 from unet_batch.spec import JobSpec
 
 PICTURES = 12
-MOST_PICTURES = 60  # as in job.report_pictures, which loads decoders
+"""Three lines of each kind on a wide screen."""
 
 
 @job_command("all")
@@ -17,7 +17,7 @@ MOST_PICTURES = 60  # as in job.report_pictures, which loads decoders
 @click.option("--out", metavar="FILE", help="A local file, instead of reports/<run>.html below the output.")
 @click.option(
     "--pictures",
-    type=click.IntRange(0, MOST_PICTURES),
+    type=click.IntRange(min=0),
     default=PICTURES,
     show_default=True,
     metavar="N",
@@ -31,10 +31,13 @@ def report(job: JobSpec, window: str, run: str | None, out: str | None, pictures
     from unet_batch.archive.objects import canonical
     from unet_batch.job.prepare import prepare
     from unet_batch.job.report import gather
+    from unet_batch.job.report_pictures import MOST_PICTURES
     from unet_batch.job.run_records import newest_record, read_record
     from unet_batch.job.survey import window_of
     from unet_batch.report_page import render
 
+    if pictures > MOST_PICTURES:
+        raise JobError(f"--pictures {pictures}: a page holds at most {MOST_PICTURES} of each kind")
     prepared = prepare(job)
     record = newest_record(prepared, window_of(window)) if run is None else read_record(prepared, run)
     found = gather(prepared, record, pictures=pictures)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -18,6 +19,7 @@ from project_fixture import SIZE, Project, last_json, png
 from unet_batch.errors import JobError
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.report import Report, gather
+from unet_batch.job.report_pictures import draw
 from unet_batch.job.run_records import newest_record, read_record
 from unet_batch.job.survey import window_of
 from unet_batch.report_page import queries, verdict
@@ -331,6 +333,22 @@ def test_a_tar_that_was_deleted_since_is_a_sentence(project):
     assert picture.note.startswith("cannot be shown any more")
 
 
+def test_a_row_that_moved_meanwhile_is_a_sentence(project):
+    """Another run may publish between counting and drawing: no picture is shown under a wrong name."""
+    project.fill(DAY, 2)
+    project.run()
+    first, second = (picture.candidate for picture in gathered(project).sample)
+    moved = [
+        replace(first, row=second.row),
+        replace(first, row=99),
+        replace(first, partition="date=2026-11-20"),
+        second,
+    ]
+    pictures = draw(project.prepared(), moved[:1] + moved[3:])
+    assert [picture.note for picture in pictures] == ["its row was replaced meanwhile", ""]
+    assert [picture.jpeg for picture in draw(project.prepared(), moved[1:3])] == [None, None]
+
+
 def test_16_bits_are_stretched_and_said_to_be(project):
     """For display only."""
     deep = np.full((SIZE, SIZE), 100, np.uint16)
@@ -375,6 +393,8 @@ def test_the_command_writes_below_the_output(project):
     assert (told["pictures"], told["bytes"]) == (2, path.stat().st_size)
     other = project.command("report", "job.yaml", "nothing")
     assert (other.returncode, run in other.stderr) == (2, True)
+    many = project.command("report", "job.yaml", "--pictures", "61")
+    assert (many.returncode, "at most 60" in many.stderr) == (2, True)
 
 
 def test_out_is_a_local_file_and_nothing_else_is_written(project):
