@@ -17,9 +17,9 @@ LAYERS = [
     ["imaging"],
     ["archive", "model", "table"],
     ["job"],
-    ["reference", "terminal"],
+    ["reference", "report_page", "terminal"],
     ["command"],
-    ["command_cluster", "command_model"],
+    ["command_cluster", "command_model", "command_report"],
     ["cli"],
     ["__main__"],
 ]
@@ -39,7 +39,8 @@ OWNERS = {
     "tifffile": {"archive/pages.py"},
     "imagecodecs": {"archive/pages.py", "archive/decode.py"},
     "tenacity": {"archive/faults.py"},
-    "click": {"cli.py", "command.py", "command_cluster.py", "command_model.py"},
+    "click": {"cli.py", "command.py", "command_cluster.py", "command_model.py", "command_report.py"},
+    "jinja2": {"report_page.py"},
     "yaml": {"strict.py", "model/contract.py", "model/export.py", "model/pack.py"},
 }
 """Foreign libraries and the only modules that import them."""

@@ -22,6 +22,7 @@ from unet_batch import __version__
 from unet_batch.command import Exit, finish, job_command, runner
 from unet_batch.command_cluster import submit
 from unet_batch.command_model import doctor, model
+from unet_batch.command_report import report
 from unet_batch.errors import JobError, UnetBatchError
 from unet_batch.job.plan import SELECTIONS, Select
 from unet_batch.spec import JobSpec
@@ -220,7 +221,7 @@ def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, top
     finish(found.to_json())
 
 
-for _command in (plan, run, backfill, submit, status, verify, compare, sweep, schema, model, doctor):
+for _command in (plan, run, backfill, submit, status, verify, report, compare, sweep, schema, model, doctor):
     cli.add_command(_command)
 
 

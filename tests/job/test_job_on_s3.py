@@ -218,10 +218,12 @@ def test_no_secret_leaves_the_environment(remote, s3_options, monkeypatch, caplo
     arguments = [word for override in (*remote.overrides, *secret) for word in ("--set", override)]
     command = remote.project.command("status", "job.yaml", *arguments)
     assert "damaged" in command.stdout
+    report = remote.project.command("report", "job.yaml", *arguments)
+    assert last_json(report)["report"].startswith(f"{remote.bucket}/out/reports/")
     written = {uri: in_the_clear(body) for uri, body in remote.objects("out").items()}
-    assert any("/_work/runs/" in uri for uri in written)
+    assert all(any(place in uri for uri in written) for place in ("/_work/runs/", "/reports/"))
     said = [repr(done), repr(failed), repr(prepared.job), repr(prepared.output), prepared.job.model_dump_json()]
-    said += [caplog.text, *capfd.readouterr(), command.stdout, command.stderr]
+    said += [caplog.text, *capfd.readouterr(), command.stdout, command.stderr, report.stdout, report.stderr]
     assert [uri for uri, body in written.items() if canary in body or canary in uri] == []
     assert [text for text in said if canary in text] == []
     assert any("CANARY_SECRET" in body for body in written.values())  # the reference is recorded, so the test sees
@@ -278,7 +280,7 @@ def test_no_planted_secret_is_in_anything_that_a_whole_job_leaves(remote, s3_opt
         remote.put("list.csv", "\n".join(["uri", *lines, f"{DAY}/late.png", ""]).encode())
         remote.put(f"{DAY}/late.png", png(9))
         said = [done, command("plan"), command("status"), command("verify"), command("doctor")]
-        said += [command("compare", "published", "job"), command("sweep", "--dry-run")]
+        said += [command("compare", "published", "job"), command("sweep", "--dry-run"), command("report")]
         said += [command("run", CANARY_URL=with_user)]
         said += [command("run", CANARY_URL=f"http://{USER_INFO}127.0.0.1:1")]
         said += [command("run", "--set", f"output.uri=s3://me:{PLANTED[1]}@bucket/out")]
@@ -298,6 +300,7 @@ def test_no_planted_secret_is_in_anything_that_a_whole_job_leaves(remote, s3_opt
     # The places that were looked into are the ones where it could be: the names of the variables are in some of them.
     assert any("/_work/runs/" in name and "CANARY_SAS" in text for name, text in outputs.items())
     assert [name for name in outputs if name.startswith(str(scratch)) and "/logs/" in name]
+    assert [name for name, text in outputs.items() if name.endswith(".html") and "bad.png" in text]
     assert {name.rpartition("/")[2] for name in outputs} >= {"data.parquet"}
     assert sum("bad.png" in text for name, text in outputs.items() if name.endswith(".part")) == 1
 

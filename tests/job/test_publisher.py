@@ -21,6 +21,8 @@ def test_a_record_says_what_was_to_be_done_and_what_was(project):
     assert found["partitions"] == {NAME: {"state": "missing", "images": 3, "open": 3, "base": None}}
     assert (found["run"], found["did"]["ok"], found["conditional_writes"]) == (first.run, 3, "honoured")
     project.put(f"{DAY}/late.png", level=9)
+    assert found["started"] < found["ended"]
+    assert (found["did"]["workers"], found["did"]["loaders"], "pyarrow" in found["versions"]) == (1, 0, True)
     version = project.prepared().output.head(f"file://{project.data('2026-11-21')}").version
     again = record(project, project.run().run)
     assert again["partitions"] == {NAME: {"state": "stale", "images": 4, "open": 1, "base": version}}

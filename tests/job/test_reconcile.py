@@ -24,6 +24,7 @@ class FakeExecutor:
 
     name = "fake"
     workers = 2
+    loaders = 0
     fault: HandoverFailed | None = None
 
     def __init__(self, verdict: Callable[[Unit, int], tuple[str, str] | str | None]) -> None:

@@ -22,7 +22,7 @@ from unet_batch.contract import ModelInput
 from unet_batch.errors import ImageError, Reason, ShapeMismatch
 from unet_batch.spec import LimitsSpec
 
-__all__ = ["Page", "decode", "encode_png"]
+__all__ = ["Page", "decode", "encode_jpeg", "encode_png"]
 
 _MAGIC = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -57,12 +57,12 @@ _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|0x[0-9a-fA-F]{6,}")
 _MESSAGE_CHARACTERS = 200
 
 
-def decode(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
+def decode(data: bytes, spec: ModelInput, limits: LimitsSpec, *, page: int | None = None) -> Iterator[Page]:
     """Every page of one source, in order; one page for all formats but TIFF (GIF, WebP, APNG and MPO: the first frame).
 
     The format is decided by the first bytes, never by a name. The pixel limit is checked against the header before a
     pixel is decoded. 16-bit and float samples keep their depth; a float image with NaN or infinity is rejected.
-    Bad bytes never raise: their page's content is an ImageError.
+    Bad bytes never raise: their page's content is an ImageError. page: that one alone, where the source has it.
     """
     _prepare_pillow(limits)
     try:
@@ -71,8 +71,8 @@ def decode(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
     except Exception as error:  # noqa: BLE001 - foreign decoders meet foreign bytes: Pillow alone raises eight types
         yield Page(0, 1, _rejection(error))
         return
-    for page in range(pages):
-        yield _read(reader, page, spec, limits=limits)
+    for number in range(pages) if page is None else range(page, min(page + 1, pages)):
+        yield _read(reader, number, spec, limits=limits)
 
 
 def encode_png(labels_hw: np.ndarray) -> bytes:
@@ -82,6 +82,13 @@ def encode_png(labels_hw: np.ndarray) -> bytes:
     file = io.BytesIO()
     # Level 1: label maps are flat, and higher levels cost time for a few per cent
     Image.fromarray(labels_hw).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def encode_jpeg(rgb_hwc: np.ndarray) -> bytes:
+    """A uint8 picture (H, W, 3) as a JPEG for eyes: colours at full resolution, since thin lines are looked at."""
+    file = io.BytesIO()
+    Image.fromarray(rgb_hwc).save(file, "JPEG", quality=80, subsampling=0)
     return file.getvalue()
 
 

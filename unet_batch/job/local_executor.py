@@ -22,6 +22,7 @@ class LocalExecutor:
 
     name = "local"
     workers = 1
+    loaders = 0
     fault = None
 
     def __init__(self, settings: Settings, *, threads: int = 1) -> None:

@@ -6,9 +6,11 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from platform import python_version
 from typing import Any
 
 from unet_batch import __version__
@@ -21,6 +23,9 @@ from unet_batch.records import Unit
 from unet_batch.table.publish import Publication, publish
 
 log = logging.getLogger(__name__)
+
+WROTE_WITH = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "pillow", "pyarrow", "ray")
+"""Packages whose versions a record holds, as far as they are installed beside the driver."""
 
 
 def demand_conditional_puts(prepared: Prepared) -> None:
@@ -66,6 +71,7 @@ class Record:
             "run": run_id,
             "started": datetime.now(UTC).isoformat(),
             "version": __version__,
+            "versions": _versions(),
             "job": prepared.job.model_dump(mode="json"),
             "model": prepared.model.sha256,
             "fingerprint": prepared.fingerprint,
@@ -96,6 +102,7 @@ class Record:
     def end(self, did: dict[str, Any]) -> None:
         """Write down what was done; nothing for a run that never began."""
         if self._begun:
+            self._tree["ended"] = datetime.now(UTC).isoformat()
             self._tree["did"] = did
             self._prepared.output.put(self._uri, self._body())
 
@@ -117,6 +124,14 @@ class Published:
         """Note what kept a partition from being published; the largest exit code is the run's."""
         self.problems.append(text)
         self.exit_code = max(self.exit_code, exit_code)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": python_version()}
+    for name in WROTE_WITH:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 class Publisher:

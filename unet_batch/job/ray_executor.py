@@ -70,6 +70,7 @@ class RayExecutor:
             gpu_share=job.session.gpu_share,
         )
         self.workers = self.placement.infer_actors
+        self.loaders = self.placement.load_actors
         _quiet_ray_data()
         self._losses.listen()
 

@@ -44,6 +44,9 @@ class Executor(Protocol):
 
     name: str
     workers: int
+    """Units that are scored at a time, at most."""
+    loaders: int
+    """Workers that only load; 0 where each one loads its own units."""
     fault: HandoverFailed | None
     """Why units were lost in the pass that ended last, where it is known and no image can have done it."""
 

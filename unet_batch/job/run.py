@@ -60,6 +60,10 @@ class Summary:
     reasons: dict[str, int] = field(default_factory=dict)
     provider: str | None = None
     executor: str | None = None
+    workers: int = 0
+    """Most session actors that scored at a time; 0 where nothing was scored."""
+    loaders: int = 0
+    """Actors that only read and decode; 0 where each session actor loads its own units."""
     fingerprint: str = ""
     start_s: float = 0.0
     """Starting the executor."""
@@ -246,6 +250,8 @@ class _Run:
         first = next(units(p, prepared.job, mark, workers=1) for p, mark in marks if p.open)
         executor = self._running(first)
         todo = [u for p, mark in marks for u in units(p, prepared.job, mark, workers=executor.workers)]
+        summary.workers = max(summary.workers, min(executor.workers, len(todo)))
+        summary.loaders = max(summary.loaders, min(executor.loaders, len(todo)))
         nobody = Provenance(
             prepared.model.sha256, prepared.fingerprint, summary.run, "none", prepared.job.model.precision
         )

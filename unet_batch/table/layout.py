@@ -66,6 +66,9 @@ class Layout:
     def attempt(self, unit_id: str) -> str:
         return f"{self._root}/_work/attempts/{unit_id}"
 
+    def report(self, run_id: str) -> str:
+        return f"{self.reports}/{run_id}.html"
+
     def run(self, run_id: str) -> str:
         return f"{self.runs}/{run_id}.json"
 

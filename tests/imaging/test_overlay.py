@@ -1,0 +1,73 @@
+"""Pictures for people: contrast, borders and sizes, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from unet_batch.imaging.overlay import border, displayed, stretch, thumbnail, thumbnail_size
+
+YELLOW = (255, 196, 0)
+
+
+def test_a_border_is_one_pixel_on_either_side():
+    """Nothing inside, nothing outside, and none where the mask leaves the picture."""
+    mask = np.zeros((6, 6), bool)
+    mask[2:, 2:] = True
+    expected = np.zeros((6, 6), bool)
+    expected[1:, 1:] = True
+    expected[3:, 3:] = False
+    np.testing.assert_array_equal(border(mask), expected)
+
+
+@pytest.mark.parametrize("mask", [np.zeros((4, 4), bool), np.ones((4, 4), bool)])
+def test_an_empty_and_a_full_mask_have_no_border(mask):
+    """A class that fills the picture is told by its caption."""
+    assert not border(mask).any()
+
+
+def test_channels_become_red_green_and_blue():
+    """Gray is repeated, bgr turned, and of bands without a meaning the first three are shown."""
+    pixel = np.arange(5, dtype=np.uint8).reshape(1, 1, 5)
+    assert displayed(pixel[..., :1], "gray").tolist() == [[[0, 0, 0]]]
+    assert displayed(pixel[..., :3], "rgb").tolist() == [[[0, 1, 2]]]
+    assert displayed(pixel[..., :3], "bgr").tolist() == [[[2, 1, 0]]]
+    assert displayed(pixel, "bands").tolist() == [[[0, 1, 2]]]
+    assert displayed(pixel[..., :2], "bands").tolist() == [[[0, 0, 0]]]
+
+
+def test_large_pictures_shrink_and_small_ones_grow_by_whole_factors():
+    """So that a mask of 32 pixels can be looked at, and no pixel is invented."""
+    assert thumbnail_size(2000, 1000, 384) == (384, 192)
+    assert thumbnail_size(32, 20, 384) == (384, 240)
+    assert thumbnail_size(300, 200, 384) == (300, 200)
+    assert thumbnail_size(4000, 3, 384) == (384, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_thumbnail_is_a_picture_of_8_bits_with_outlines(dtype):
+    """Whatever the model read, and whatever size the mask was made in."""
+    picture = np.full((64, 64, 3), 100, dtype)
+    picture[:, 32:] = 50
+    mask = np.zeros((16, 16), bool)
+    mask[4:12, 4:12] = True
+    drawn = thumbnail(picture, 32, [(mask, YELLOW)])
+    assert (drawn.dtype, drawn.shape) == (np.uint8, (32, 32, 3))
+    assert drawn[8, 16].tolist() == list(YELLOW)
+    assert drawn[16, 16].tolist() != list(YELLOW)
+
+
+def test_8_bits_are_shown_as_they_are_and_more_are_stretched():
+    """A dark 8-bit picture is dark on the page; a 16-bit one would be black."""
+    dark = np.linspace(10, 20, 64).astype(np.uint8).reshape(8, 8, 1).repeat(3, axis=2)
+    assert thumbnail(dark, 8, []).max() == 20
+    assert thumbnail(dark.astype(np.uint16), 8, []).max() == 255
+    assert stretch(np.zeros((4, 4), np.uint16)).max() == 0
+
+
+def test_a_thin_structure_keeps_its_border_where_it_shrinks():
+    """A vessel of two pixels is still seen in a picture of a fourth of the size."""
+    mask = np.zeros((128, 128), bool)
+    mask[64:66] = True
+    drawn = thumbnail(np.zeros((128, 128, 3), np.uint8), 32, [(mask, YELLOW)])
+    assert (drawn == YELLOW).all(axis=2).any()

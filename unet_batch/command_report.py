@@ -1,0 +1,75 @@
+"""The command that turns a run into a page."""
+
+from __future__ import annotations
+
+import click
+
+from unet_batch.command import finish, job_command
+from unet_batch.errors import JobError
+from unet_batch.spec import JobSpec
+
+PICTURES = 12
+"""Three lines of each kind on a wide screen."""
+
+
+@job_command("all")
+@click.argument("run", metavar="[RUN]", required=False)
+@click.option("--out", metavar="FILE", help="A local file, instead of reports/<run>.html below the output.")
+@click.option(
+    "--pictures",
+    type=click.IntRange(min=0),
+    default=PICTURES,
+    show_default=True,
+    metavar="N",
+    help="Pictures of the least certain images, and as many of a sample that stays the same; 0: none.",
+)
+def report(job: JobSpec, window: str, run: str | None, out: str | None, pictures: int) -> None:
+    """Write the page about a run: what was published and what was not, how fast, and which images to look at.
+
+    RUN is the name of a record; left out, it is the newest run that worked on the window.
+    """
+    from unet_batch.archive.objects import canonical
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.report import gather
+    from unet_batch.job.report_pictures import MOST_PICTURES
+    from unet_batch.job.run_records import newest_record, read_record
+    from unet_batch.job.survey import window_of
+    from unet_batch.report_page import render
+
+    if pictures > MOST_PICTURES:
+        raise JobError(f"--pictures {pictures}: a page holds at most {MOST_PICTURES} of each kind")
+    prepared = prepare(job)
+    record = newest_record(prepared, window_of(window)) if run is None else read_record(prepared, run)
+    found = gather(prepared, record, pictures=pictures)
+    page = render(found)
+    if out is None:
+        uri = prepared.layout.report(record.run)
+        prepared.output.put(uri, page)
+    else:
+        uri = canonical(out)
+        if not uri.startswith("file://"):
+            raise JobError(f"--out {out} is not a local file: leave it out to write below the output")
+        _write(uri.removeprefix("file://"), page)
+    click.echo(f"wrote {uri}", err=True)
+    counts = found.figures.counts
+    finish(
+        {
+            "run": record.run,
+            "report": uri,
+            "partitions": len(found.partitions),
+            "published": found.published,
+            "images": counts.rows,
+            "ok": counts.ok,
+            "rejected": counts.rejected,
+            "pictures": sum(picture.jpeg is not None for picture in (*found.queue, *found.sample)),
+            "bytes": len(page),
+        }
+    )
+
+
+def _write(path: str, page: bytes) -> None:
+    try:
+        with open(path, "wb") as file:
+            file.write(page)
+    except OSError as error:
+        raise JobError(f"cannot write {path}: {error.strerror or error}") from error

@@ -1,0 +1,87 @@
+"""Pictures for people: a display of what the model read, small, with the borders of its masks drawn on it.
+
+Knows arrays and colours, and no file. Nothing here ever reaches a model: contrast is stretched for eyes alone.
+Legend: H, W pixels; C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_batch.imaging.resize import resize
+
+DISPLAYED_PERCENTILES = (1, 99.8)
+"""Micrographs use a small part of 16 bits, and a few hot pixels must not decide how much of it is seen."""
+COVERED = 64
+"""A thumbnail's pixel belongs to a mask from a quarter on (of 255), so that thin structures keep a border."""
+
+Color = tuple[int, int, int]
+
+
+def displayed(image_hwc: NDArray[Any], color: str) -> NDArray[Any]:
+    """The channels as red, green and blue, (H, W, 3) in their dtype. color: of the contract's input.
+
+    Of bands without a meaning the first three are shown, or the first one where there are fewer.
+    """
+    if image_hwc.shape[2] < 3:
+        return np.repeat(image_hwc[..., :1], 3, axis=2)
+    return image_hwc[..., 2::-1] if color == "bgr" else image_hwc[..., :3]
+
+
+def stretch(image: NDArray[Any]) -> NDArray[np.uint8]:
+    """The contrast between the image's own DISPLAYED_PERCENTILES as 8 bits; same shape."""
+    low, high = np.percentile(image, DISPLAYED_PERCENTILES)
+    unit = (image.astype(np.float32) - low) / max(high - low, 1e-6)
+    return np.asarray(unit.clip(0, 1) * 255, dtype=np.uint8)
+
+
+def border(mask_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """One pixel on either side of the mask's border; none where the mask leaves the picture."""
+    return _spread(mask_hw) & _spread(~mask_hw)
+
+
+def thumbnail_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Rows and columns of a picture whose longer side is `side`; small pictures grow by a whole factor at most."""
+    longest = max(height, width)
+    if longest <= side:
+        factor = max(side // longest, 1)
+        return height * factor, width * factor
+    return max(1, round(height * side / longest)), max(1, round(width * side / longest))
+
+
+def thumbnail(
+    image_hwc: NDArray[Any], side: int, masks: Iterable[tuple[NDArray[np.bool_], Color]]
+) -> NDArray[np.uint8]:
+    """The picture with the borders of its masks, (H, W, 3), its longer side about `side`.
+
+    image_hwc: as `displayed` gives it; anything but 8 bits is stretched. masks: of any size, over the whole picture.
+    """
+    height, width = size_hw = thumbnail_size(image_hwc.shape[0], image_hwc.shape[1], side)
+    enlarged = height > image_hwc.shape[0]
+    small_hwc = resize(np.ascontiguousarray(image_hwc), size_hw, "nearest" if enlarged else "pil_bilinear_u8")
+    drawn_hwc = np.array(small_hwc if small_hwc.dtype == np.uint8 else stretch(small_hwc))
+    borders = []
+    for mask_hw, color in masks:
+        grows = height > mask_hw.shape[0] or width > mask_hw.shape[1]
+        levels = resize(mask_hw.astype(np.uint8)[..., None] * 255, size_hw, "nearest" if grows else "pil_bilinear_u8")
+        borders.append((border(levels[..., 0] >= COVERED), color))
+    for line_hw, _ in borders:
+        drawn_hwc[_spread(line_hw) & ~line_hw] //= 2  # a dark rim: the line is seen on bright tissue, too
+    for line_hw, color in borders:
+        drawn_hwc[line_hw] = color
+    return drawn_hwc
+
+
+def _spread(mask_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask and its eight neighbours."""
+    tall = mask_hw.copy()
+    tall[1:] |= mask_hw[:-1]
+    tall[:-1] |= mask_hw[1:]
+    wide = tall.copy()
+    wide[:, 1:] |= tall[:, :-1]
+    wide[:, :-1] |= tall[:, 1:]
+    return wide

@@ -1,0 +1,309 @@
+"""The facts of one run, for the page that an operator opens in the morning.
+
+Two sources, never mixed: what the run's record says of its work, and what the published rows of its partitions say of
+the images. Knows no HTML. A figure that neither source holds is None, and left out of the page.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+import pyarrow as pa
+
+from unet_batch.archive.objects import redact
+from unet_batch.errors import Reason, StorageError
+from unet_batch.job.bottleneck import Bottleneck, StageTime, bottleneck, stage_times
+from unet_batch.job.prepare import Prepared
+from unet_batch.job.report_pictures import Picture, draw
+from unet_batch.job.run_records import RunRecord, WorkedOn
+from unet_batch.table.census import EXAMPLES, Census, Counts, Figures, Rejected
+from unet_batch.table.parts import open_rows, open_stream
+from unet_batch.table.publish import Published, read_commit
+
+QUEUE = 20
+"""Images that the review queue names, pictures or not: what one person looks at before the first coffee is cold."""
+STAGED_PARTS = 500
+"""Parts of one unpublished partition that are read for its rejections; each is a whole object."""
+Now = Literal["published", "not published", "replaced", "gone", "damaged"]
+DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLine:
+    """A partition's line in the report."""
+
+    partition: str
+    before: str
+    """Its state when the run began."""
+    images: int
+    """Sources of its inventory then."""
+    open: int
+    """Of which this run had to score."""
+    now: Now
+    """published: readers see rows of this run's fingerprint. replaced, gone: the run published it, and they do not any
+    more."""
+    counts: Counts | None
+    """Of those rows; None where there are none."""
+    notes: tuple[str, ...]
+    """Why it is not published, or what happened to it since."""
+
+    @property
+    def published(self) -> bool:
+        return self.now == "published"
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedLine:
+    """One reason, over published or over staged rows."""
+
+    reason: str
+    images: int
+    can_help: bool
+    """Whether scoring the same bytes again may end differently."""
+    examples: tuple[tuple[str, str], ...]
+    """Image key and message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What the record says about time; figures that it does not hold are None."""
+
+    images_per_s: float | None
+    read_bytes: int | None
+    seconds: tuple[tuple[str, float], ...]
+    """What the driver did, in order: starting, scoring, publishing, stopping."""
+    stages: tuple[StageTime, ...]
+    bottleneck: Bottleneck | None
+    workers: int | None
+    loaders: int
+    batches: tuple[tuple[int, int], ...]
+    """(tiles in a batch, how often)."""
+    out_of_memory: int
+    peak_worker_rss_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One run and what became of it."""
+
+    run: str
+    job: str
+    root: str
+    """What all image keys begin with, and a page leaves out."""
+    output: str
+    started: datetime | None
+    ended: datetime | None
+    select: str
+    exit_code: int | None
+    """None where the record has no end: the run was killed, or is at work."""
+    problems: tuple[str, ...]
+    """Of the run as a whole; those of a partition are in its line."""
+    partitions: tuple[PartitionLine, ...]
+    figures: Figures
+    rejected: tuple[RejectedLine, ...]
+    """Over published rows."""
+    staged_rejected: tuple[RejectedLine, ...]
+    """Over staged rows of partitions that are not published."""
+    speed: Speed | None
+    queue: tuple[Picture, ...]
+    sample: tuple[Picture, ...]
+    facts: tuple[tuple[str, str], ...]
+    """Where the rows come from: model, fingerprint, provider, versions."""
+    fingerprint: str
+
+    @property
+    def published(self) -> int:
+        """Partitions of which readers see rows of this run's fingerprint."""
+        return sum(line.published for line in self.partitions)
+
+    def shown(self, image_key: str) -> str:
+        """An image key as the page writes it: without what all of them begin with, and without anything signed."""
+        return redact(image_key).removeprefix(self.root)
+
+
+def gather(prepared: Prepared, record: RunRecord, *, pictures: int) -> Report:
+    """Everything that is known of a run. Raises StorageError where the output's store fails.
+
+    pictures: most thumbnails of the review queue, and of the sample.
+    """
+    names = _class_names(prepared, record)
+    census = Census(record.run, queue=max(QUEUE, pictures), sample=pictures, classes=names)
+    lines = tuple(_line(prepared, record, worked, census) for worked in record.partitions)
+    figures = census.figures()
+    open_ones = [line.partition for line in lines if not line.published]
+    did = record.did
+    return Report(
+        run=record.run,
+        job=str(record.job.get("name", prepared.job.name)),
+        root=_root(prepared.job.input.uri),
+        output=redact(prepared.layout.output),
+        started=record.started,
+        ended=record.ended,
+        select=record.select,
+        exit_code=did.exit_code if did else None,
+        problems=tuple(_problems_of_all(record)),
+        partitions=lines,
+        figures=figures,
+        rejected=tuple(_rejected_line(found) for found in figures.rejected),
+        staged_rejected=_staged_rejected(prepared, record.fingerprint, open_ones),
+        speed=_speed(record),
+        queue=draw(prepared, figures.queue[:pictures]) if pictures else (),
+        sample=draw(prepared, figures.sample) if pictures else (),
+        facts=tuple(_facts(record)),
+        fingerprint=record.fingerprint,
+    )
+
+
+def _class_names(prepared: Prepared, record: RunRecord) -> dict[int, str]:
+    """The classes that rows of the run may hold, by id; none where the job has another fingerprint now."""
+    if prepared.fingerprint != record.fingerprint:
+        return {}
+    output = prepared.model.contract.output
+    if len(output.classes) == 1:
+        return {1: output.classes[0]}
+    background = None if output.multi_label else output.background
+    return {id_: name for id_, name in enumerate(output.classes) if id_ != background}
+
+
+def _root(uri: str) -> str:
+    """The folder in which all days of an archive lie, or the archive's own."""
+    before, day, _ = uri.partition("{")
+    return redact((before.rpartition("/")[0] if day else uri.rstrip("/")) + "/")
+
+
+# Partitions -------------------------------------------------------------------------------------------------------
+
+
+def _line(prepared: Prepared, record: RunRecord, worked: WorkedOn, census: Census) -> PartitionLine:
+    """A partition's line; its rows are counted where they are of the run's fingerprint."""
+    name, notes = worked.partition, _problems_of(record, worked.partition)
+    counts: Counts | None = None
+    now: Now = "not published"
+    try:
+        published = read_commit(prepared.output, prepared.layout, name)
+        if published is not None and published.commit.fingerprint == record.fingerprint:
+            counts = census.add(name, open_stream(prepared.output.open(prepared.layout.published(name))))
+            now = "published"
+        elif record.did is not None and name in record.did.partitions:
+            now = "replaced" if published else "gone"
+        notes += _since(record, published)
+    except (StorageError, *DAMAGE) as error:
+        now = "damaged"
+        notes.append(f"its published rows cannot be read ({redact(' '.join(str(error).split())[:200])})")
+    return PartitionLine(name, worked.state, worked.images, worked.open, now, counts, tuple(notes))
+
+
+def _problems_of(record: RunRecord, partition: str) -> list[str]:
+    """What the run said about a partition, without its name."""
+    problems = record.did.problems if record.did else []
+    return [redact(text.removeprefix(f"{partition}: ")) for text in problems if _is_of(text, partition)]
+
+
+def _problems_of_all(record: RunRecord) -> Iterator[str]:
+    """What the run said about no partition in particular."""
+    names = [worked.partition for worked in record.partitions]
+    for text in record.did.problems if record.did else []:
+        if not any(_is_of(text, name) for name in names):
+            yield redact(text)
+
+
+def _is_of(problem: str, partition: str) -> bool:
+    return problem.startswith((f"{partition}: ", f"{partition} "))
+
+
+def _since(record: RunRecord, published: Published | None) -> list[str]:
+    """What others published there, as far as the run did not."""
+    if published is None:
+        return []
+    commit = published.commit
+    if commit.fingerprint != record.fingerprint:
+        return [f"readers see rows of another model or other settings, published by run {commit.run_id}"]
+    return [f"published by run {commit.run_id}"] if commit.run_id != record.run else []
+
+
+# Rejections -------------------------------------------------------------------------------------------------------
+
+
+def _rejected_line(found: Rejected) -> RejectedLine:
+    known = found.reason in {str(reason) for reason in Reason}
+    examples = tuple((key, redact(message)) for key, message in found.examples)
+    return RejectedLine(found.reason, found.images, known and Reason(found.reason).retryable, examples)
+
+
+def _staged_rejected(prepared: Prepared, fingerprint: str, partitions: Sequence[str]) -> tuple[RejectedLine, ...]:
+    """Rejections that wait in parts, where an operator must decide about them before anything is published."""
+    reasons: Counter[str] = Counter()
+    examples: dict[str, list[tuple[str, str]]] = {}
+    for partition in partitions:
+        for key, reason, message in _staged(prepared, fingerprint, partition):
+            reasons[reason] += 1
+            examples.setdefault(reason, []).append((key, message))
+    lines = [Rejected(reason, images, tuple(sorted(examples[reason])[:EXAMPLES])) for reason, images in reasons.items()]
+    return tuple(_rejected_line(line) for line in sorted(lines, key=lambda line: (-line.images, line.reason)))
+
+
+def _staged(prepared: Prepared, fingerprint: str, partition: str) -> Iterator[tuple[str, str, str]]:
+    """Key, reason and message of every image of a partition that was rejected and never scored."""
+    folder = prepared.layout.parts(fingerprint, partition)
+    uris = sorted(found.uri for found in prepared.output.list(folder) if found.uri.endswith(".part"))[:STAGED_PARTS]
+    found: dict[tuple[str, str], tuple[str, str] | None] = {}
+    for text in prepared.output.read_many([(uri, None) for uri in uris]):
+        if isinstance(text, StorageError):
+            continue
+        try:
+            table = open_rows(text).read(columns=["image_key", "source_version", "reason", "message"])
+        except DAMAGE:
+            continue  # the next run says which part is damaged, and scores its images again
+        for row in table.to_pylist():
+            key = (row["image_key"], row["source_version"])
+            if row["reason"] is None or key not in found:
+                found[key] = None if row["reason"] is None else (row["reason"], row["message"] or "")
+    yield from ((key, *verdict) for (key, _), verdict in found.items() if verdict is not None)
+
+
+# Speed and provenance ---------------------------------------------------------------------------------------------
+
+
+def _speed(record: RunRecord) -> Speed | None:
+    did = record.did
+    if did is None or not did.ok + did.rejected:
+        return None
+    named = (
+        ("starting the executor", did.start_s),
+        ("scoring", did.score_s),
+        ("publishing", did.publish_s),
+        ("stopping the executor", did.stop_s),
+    )
+    return Speed(
+        images_per_s=did.images_per_s or None,
+        read_bytes=did.read_bytes or None,
+        seconds=tuple((name, seconds) for name, seconds in named if seconds),
+        stages=stage_times(did),
+        bottleneck=bottleneck(did),
+        workers=did.workers or None,
+        loaders=did.loaders,
+        batches=tuple(sorted(did.batches.items())),
+        out_of_memory=did.out_of_memory,
+        peak_worker_rss_bytes=did.peak_worker_rss_bytes or None,
+    )
+
+
+def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
+    model: Mapping[str, object] = record.job.get("model") or {}
+    yield "model", redact(str(model.get("path", "")))
+    yield "model digest", record.model
+    yield "fingerprint", record.fingerprint
+    yield "engine", str(model.get("engine", ""))
+    yield "precision", str(model.get("precision", ""))
+    if record.did is not None and record.did.provider:
+        yield "provider", record.did.provider
+    if record.did is not None and record.did.executor:
+        yield "executor", record.did.executor
+    if record.packing:
+        yield "packing", record.packing
+    yield "unet-batch", record.version
+    yield from record.versions.items()

@@ -1,0 +1,127 @@
+"""Runs as their records tell of them: found by name or by window, read with distrust, and typed.
+
+Knows what `publisher.Record` wrote, by this version or an earlier one, and that a run that was killed wrote no end.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime
+from itertools import groupby
+from typing import Any
+
+from unet_batch.archive.discovery import Window
+from unet_batch.errors import JobError
+from unet_batch.job.prepare import Prepared
+from unet_batch.job.run import Summary
+from unet_batch.job.survey import inside
+
+EXAMPLES = 3
+STAMP_CHARACTERS = len("20261121T233000")
+"""Of a run's name, its second; of runs that began in the same one, the records say which was later."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkedOn:
+    """A partition as a run found it."""
+
+    partition: str
+    state: str
+    """missing, partial, stale, or published where rejections were tried again."""
+    images: int
+    """Sources of its inventory."""
+    open: int
+    """Of which had no row yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a run set out to do, and what it did."""
+
+    run: str
+    started: datetime | None
+    ended: datetime | None
+    """None where the run was killed, is still at work, or was written down by an earlier version."""
+    select: str
+    version: str
+    """Of this package."""
+    versions: Mapping[str, str]
+    """Of others; empty in older records."""
+    fingerprint: str
+    model: str
+    packing: str
+    job: Mapping[str, Any]
+    """The job as it was then; secrets are references."""
+    partitions: tuple[WorkedOn, ...]
+    did: Summary | None
+    """None where the record has no end."""
+
+
+def read_record(prepared: Prepared, run: str) -> RunRecord:
+    """The record of a run. Raises JobError where there is none, naming the nearest, and where it is damaged."""
+    runs = run_names(prepared)
+    if run not in runs:
+        near = difflib.get_close_matches(run, runs, n=EXAMPLES, cutoff=0.5) or runs[:EXAMPLES]
+        instead = f"the nearest are {', '.join(near)}" if near else "it has no records of runs yet"
+        raise JobError(f"no run of {prepared.layout.output} is called {run}: {instead}")
+    return _read(prepared, run)
+
+
+def newest_record(prepared: Prepared, window: Window) -> RunRecord:
+    """The record of the run that began last, of those that worked on a partition of the window. Raises JobError."""
+    for _, runs in groupby(run_names(prepared), key=lambda run: run[:STAMP_CHARACTERS]):
+        records = [_read(prepared, run) for run in runs]
+        found = [r for r in records if any(inside(window, worked.partition) for worked in r.partitions)]
+        if found:
+            return max(found, key=lambda record: record.started.timestamp() if record.started else 0.0)
+    where = prepared.layout.output
+    raise JobError(f"{where} has no record of a run that worked on this window: run the job, or write --window all")
+
+
+def run_names(prepared: Prepared) -> list[str]:
+    """Names of all runs that left a record, the newest first: they begin with the time at which they began."""
+    uris = (found.uri for found in prepared.output.list(prepared.layout.runs))
+    names = (uri.rpartition("/")[2] for uri in uris)
+    return sorted((name.removesuffix(".json") for name in names if name.endswith(".json")), reverse=True)
+
+
+def _read(prepared: Prepared, run: str) -> RunRecord:
+    uri = prepared.layout.run(run)
+    try:
+        tree = json.loads(prepared.output.read(uri))
+        return RunRecord(
+            run=run,
+            started=_moment(tree.get("started")),
+            ended=_moment(tree.get("ended")),
+            select=str(tree.get("select", "")),
+            version=str(tree.get("version", "")),
+            versions={str(name): str(text) for name, text in tree.get("versions", {}).items()},
+            fingerprint=str(tree["fingerprint"]),
+            model=str(tree["model"]),
+            packing=str(tree.get("packing") or ""),
+            job=dict(tree["job"]),
+            partitions=tuple(
+                WorkedOn(str(name), str(found["state"]), int(found["images"]), int(found["open"]))
+                for name, found in sorted(tree["partitions"].items())
+            ),
+            did=_summary(tree.get("did")),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise JobError(f"the record {uri} is damaged ({type(error).__name__}: {error}): name another run") from error
+
+
+def _moment(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromisoformat(text)
+
+
+def _summary(did: Mapping[str, Any] | None) -> Summary | None:
+    """What the run did, as far as this version knows its fields."""
+    if did is None:
+        return None
+    known = {field.name for field in fields(Summary)}
+    found = {name: value for name, value in did.items() if name in known}
+    found["batches"] = {int(tiles): int(count) for tiles, count in found.get("batches", {}).items()}
+    return Summary(**found)

@@ -1,0 +1,154 @@
+"""A report as one HTML file that needs nothing else: no network, no script; pictures inside it, charts as SVG.
+
+Knows how figures are written and which sentence comes first; computes none. All text is escaped by the template's
+engine, because names of images and messages are other people's text; a policy in the page forbids scripts besides.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from typing import Literal
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from unet_batch.archive.objects import path_of, scheme_of
+from unet_batch.job.report import Report
+from unet_batch.job.report_pictures import color_of
+
+PARTITIONS_SHOWN = 100
+"""Lines of partitions: those that need somebody come first."""
+FILES_NAMED = 31
+"""Partitions whose files the queries name; of more, they take the whole table by its fingerprint."""
+
+SMALLEST_SHARE = 1e-6
+"""Less than a pixel of a megapixel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an operator reads first."""
+
+    state: Literal["complete", "incomplete", "replaced", "unknown"]
+    sentence: str
+
+
+def render(report: Report, *, now: datetime | None = None) -> bytes:
+    """The page, UTF-8. now: the moment that it names as its own."""
+    shown = sorted(report.partitions, key=lambda line: line.partition, reverse=True)
+    shown.sort(key=lambda line: (line.published, not line.notes))
+    page = _template().render(
+        report=report,
+        verdict=verdict(report),
+        lines=sorted(shown[:PARTITIONS_SHOWN], key=lambda line: line.partition),
+        hidden=max(len(shown) - PARTITIONS_SHOWN, 0),
+        queries=queries(report),
+        made=now or datetime.now(UTC),
+        stretched=any(picture.stretched for picture in (*report.queue, *report.sample)),
+    )
+    return page.lstrip().encode()
+
+
+def verdict(report: Report) -> Verdict:
+    """Whether all is well, in one sentence."""
+    total = len(report.partitions)
+    later = sum(line.now in ("replaced", "gone", "damaged") for line in report.partitions)
+    missing = total - report.published - later
+    if report.exit_code is None:
+        rest = f"Published so far: {report.published} of {_partitions(total)}."
+        return Verdict("unknown", f"The record has no end: this run was killed, or is still at work. {rest}")
+    if report.exit_code == 0 and report.published == total:
+        return Verdict("complete", f"Every image that was listed in {_partitions(total)} has exactly one row.")
+    if report.exit_code == 0:
+        text = f"The run was complete, but readers do not see its rows in {later:,} of {_partitions(total)} any more."
+        return Verdict("replaced", text)
+    if not missing:
+        return Verdict("incomplete", "Its partitions were published, but the run met a problem.")
+    return Verdict(
+        "incomplete", f"{missing:,} of {_partitions(total)} {'is' if missing == 1 else 'are'} not published."
+    )
+
+
+def queries(report: Report) -> str:
+    """SQL that finds the page's figures again in the published rows; DuckDB's dialect."""
+    lines = [line for line in report.partitions if line.published]
+    root = f"{report.output}/predictions"
+    names = [f"{root}/{line.partition}/data.parquet" for line in lines]
+    files = ", ".join(_quoted(name) for name in names) if len(names) <= FILES_NAMED else _quoted(f"{root}/**/*.parquet")
+    return f"""\
+CREATE VIEW scored AS SELECT * FROM read_parquet([{files}])
+  WHERE fingerprint = {_quoted(report.fingerprint, path=False)};
+
+SELECT count(*), count(*) FILTER (status = 'ok'), count(*) FILTER (status = 'rejected') FROM scored;
+
+SELECT reason, count(*) FROM scored WHERE status = 'rejected' GROUP BY reason ORDER BY 2 DESC, 1;
+
+SELECT area.id, area.name, count(*), avg(area.fraction), quantile_cont(area.fraction, [0.05, 0.5, 0.95])
+  FROM (SELECT unnest(classes) AS area FROM scored WHERE status = 'ok') GROUP BY 1, 2 ORDER BY 1;
+
+SELECT image_key, confidence FROM scored WHERE confidence IS NOT NULL ORDER BY confidence, image_key LIMIT 20;
+
+SELECT avg(confidence), count(*) FILTER (len(classes) = 0) FROM scored WHERE status = 'ok';"""  # noqa: S608 - nothing here runs it
+
+
+def _quoted(text: str, *, path: bool = True) -> str:
+    local = path_of(text) if path and scheme_of(text) == "file" else text
+    return "'" + local.replace("'", "''") + "'"
+
+
+def _partitions(count: int) -> str:
+    return "1 partition" if count == 1 else f"{count:,} partitions"
+
+
+# How things are written ---------------------------------------------------------------------------------------------
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("unet_batch"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "b64": lambda found: base64.b64encode(found).decode(),
+        "number": lambda value: f"{value:,}",
+        "percent": _percent,
+        "moment": lambda moment: f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        "seconds": _seconds,
+        "bytes": _bytes,
+        "edge": lambda value: f"{value:.4g}",
+        "rgb": lambda id_: "#{:02x}{:02x}{:02x}".format(*color_of(id_)),
+        "file": lambda key: key.rpartition("/")[2] or key,
+    }
+    return environment.get_template("report.html")
+
+
+def _percent(share: float) -> str:
+    """Two figures that mean something: 12%, 1.2%, 0.012%."""
+    if share <= 0 or share >= 0.0995:
+        return f"{share:.1%}" if 0 < share < 1 else f"{share:.0%}"
+    if share < SMALLEST_SHARE:
+        return f"<{SMALLEST_SHARE:.4%}"
+    places = 1 - math.floor(math.log10(share * 100))
+    return f"{share:.{max(places, 1)}%}"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
