@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,7 @@ OWNERS = {
 """Foreign libraries and the only modules that import them."""
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Full names of everything a module imports, inside functions too, type-checking blocks aside."""
     found: set[str] = set()

@@ -20,6 +20,8 @@ from project_fixture import last_json, png
 from unet_batch.cli import cli
 from unet_batch.spec import JobSpec, load_job, validate
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 JOBS = sorted((ROOT / "jobs").glob("*.yaml"))

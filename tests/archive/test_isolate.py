@@ -107,6 +107,7 @@ def test_every_depth_survives_the_pipe(plain: IsolatedDecoder, dtype: str) -> No
     assert np.array_equal(page.content, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "expected", "words"),
     [

@@ -49,6 +49,7 @@ PODS = pytest.mark.parametrize("component", ["head", "submitter", "decode", "gpu
 # What KubeRay accepts --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @HAVE_CRDS
 @pytest.mark.parametrize("plural", KINDS)
 def test_a_manifest_is_what_the_definition_says(schemas, plural):

@@ -137,6 +137,7 @@ def ec2(tmp_path, monkeypatch) -> Iterator[Json]:
         yield config
 
 
+@pytest.mark.slow
 def test_on_ec2_nothing_is_open_to_the_world(ec2):
     """Ray adds no rule to the account's groups; left to itself it opens port 22."""
     import boto3
@@ -155,6 +156,7 @@ def test_on_ec2_nothing_is_open_to_the_world(ec2):
     assert open_ports() == {22}
 
 
+@pytest.mark.slow
 def test_on_ec2_spot_types_are_spot_instances(ec2):
     """Started by the provider of Ray; the others are on demand, and all give credentials to session tokens only."""
     import boto3

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from project_fixture import last_json, project
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["project"]
 
 SMOKE = Path(__file__).parents[2] / "jobs" / "smoke.py"

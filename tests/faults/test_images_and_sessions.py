@@ -21,6 +21,8 @@ from unet_batch.job import worker
 from unet_batch.model.contract import Model
 from unet_batch.model.session import Array, Session
 
+pytestmark = pytest.mark.slow
+
 DAY, NAME = "2026/11/21", "2026-11-21"
 WHITE = {"bright_rows": SIZE}
 """An image that a played session can tell from all others: every pixel of it is 255."""

@@ -9,6 +9,7 @@ import itertools
 from collections import Counter
 
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -130,6 +131,7 @@ class Partition(RuleBasedStateMachine):
         assert pq.read_metadata(self.store.open(self.layout.published(DAY))).num_rows == self.expected.total()
 
 
+@pytest.mark.slow
 def test_any_interleaving_publishes_every_image_once():
     """Sixty stories of up to forty steps."""
     run_state_machine_as_test(Partition, settings=settings(max_examples=60, stateful_step_count=40, deadline=None))

@@ -12,6 +12,8 @@ import pytest
 from faulty import Reader, digest, ended
 from strikes import Strike
 
+pytestmark = pytest.mark.slow
+
 DAY, NAME = "2026/11/21", "2026-11-21"
 IMAGES, UNIT = 12, 3
 LIMITS = (f"limits.unit_images={UNIT}",)

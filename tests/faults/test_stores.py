@@ -194,6 +194,7 @@ def test_a_part_whose_put_is_unsure_is_put_again_and_there_once(project, weather
     assert project.verify() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("faults", "puts", "exit_code"),
     [

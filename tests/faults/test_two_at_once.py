@@ -15,6 +15,8 @@ from strikes import Strike
 
 from unet_batch.job.lease import Leases
 
+pytestmark = pytest.mark.slow
+
 DAY, NAME = "2026/11/21", "2026-11-21"
 IMAGES, UNIT = 9, 3
 LIMITS = (f"limits.unit_images={UNIT}",)

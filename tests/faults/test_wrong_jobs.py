@@ -87,6 +87,7 @@ def test_the_job_that_is_made_wrong_is_right():
     assert len(fields(JobSpec)) > 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", fields(JobSpec))
 def test_a_wrong_value_is_refused_by_name(tmp_path, name):
     """Whatever the schema does not allow is an argument error in one line that names the field."""
@@ -130,6 +131,7 @@ def written(project) -> list[str]:
     return sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", fields(Contract))
 def test_a_wrong_contract_is_refused_by_name(project, name):
     """The same for every field of the contract beside the model."""
@@ -236,6 +238,7 @@ def test_a_manifest_without_its_column_is_an_argument_error(project):
     assert written(project) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -59,6 +59,7 @@ def test_changed_takes_days_with_other_images_or_another_fingerprint(project):
     assert (summary.planned, len(summary.partitions)) == (7, 2)
 
 
+@pytest.mark.slow
 def test_failed_scores_rejections_that_may_have_passed_and_nothing_else(project):
     """The broken file stays a rejection, the one that hung becomes a prediction, and the rest is not read."""
     fill(project, DAYS[0])
@@ -90,6 +91,7 @@ def _isolating(project):
     return make
 
 
+@pytest.mark.slow
 def test_a_damaged_day_is_named_when_its_rejections_are_tried_again(project):
     """Its footer is whole, so it counts as published; the other day is scored again all the same."""
     fill(project, *DAYS[:2], count=2)
@@ -106,6 +108,7 @@ def test_a_damaged_day_is_named_when_its_rejections_are_tried_again(project):
     assert [p for p in summary.problems if f"date={DAYS[0]}" in p and "damaged" in p and "move it away" in p]
 
 
+@pytest.mark.slow
 def test_a_failing_try_again_leaves_the_rows_as_they_are(project):
     """Nothing gets worse, and the partition stays published."""
     fill(project, DAYS[0])
@@ -117,6 +120,7 @@ def test_a_failing_try_again_leaves_the_rows_as_they_are(project):
     assert len(project.rows(DAYS[0])) == 4
 
 
+@pytest.mark.slow
 def test_a_better_row_that_a_killed_run_staged_is_published_without_scoring(project, monkeypatch):
     """`failed` again publishes it; nothing is decoded twice."""
     fill(project, DAYS[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from project_fixture import SIZE, last_json
 
 
@@ -26,6 +27,7 @@ def test_a_packed_model_scores_the_same_job(project):
     assert {row["classes"][0]["area_px"] for row in project.rows("2026-11-21")} == {before} == {8 * SIZE}
 
 
+@pytest.mark.slow
 def test_check_says_when_there_is_nothing_to_check(project):
     """The trusted session; the same one with a packed graph, and one with a reference, agree with it."""
     project.fill("2026/11/21", 2)
@@ -46,6 +48,7 @@ def test_a_model_with_nothing_to_quantise_is_refused(project):
     assert "nothing of" in result.stderr
 
 
+@pytest.mark.slow
 def test_wrong_arguments_are_one_sentence_and_exit_code_2(project):
     """Sizes, axes and files that are not there."""
     for arguments in (
@@ -57,6 +60,7 @@ def test_wrong_arguments_are_one_sentence_and_exit_code_2(project):
         assert (result.returncode != 0, "Traceback" in result.stderr) == (True, False), result.stderr
 
 
+@pytest.mark.slow
 def test_doctor_tries_what_a_job_needs(project):
     """Model, session, archive and output are in order; a job without its model is not."""
     project.fill("2026/11/21", 1)

@@ -55,6 +55,7 @@ def followed_by(operator: str, *constants: float):
     return change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -123,6 +124,7 @@ def _renamed(get_next, name):
     return wrapped
 
 
+@pytest.mark.slow
 def test_a_model_that_agrees_scores_and_is_not_asked_twice(project, cache):
     """The verdict is kept for this model, machine, arithmetic and tolerance; another tolerance asks again."""
     project.fill(DAY, 3)

@@ -14,6 +14,8 @@ import poison
 import pytest
 from project_fixture import png
 
+pytestmark = pytest.mark.slow
+
 DAY = "2026/11/21"
 NAME = "2026-11-21"
 IMAGES = 60

@@ -178,6 +178,7 @@ def test_waiting_ends_when_its_time_is_over(store, layout):
         mine.wait(NAME, time.time() + 0.2)
 
 
+@pytest.mark.slow
 def test_a_run_waits_for_a_dead_holder_when_the_free_days_are_done(project):
     """Exit code 0, and everything is published by one command."""
     project.fill(DAY, 2)
@@ -210,6 +211,7 @@ def test_a_run_does_not_wait_for_a_holder_that_lives(project):
     assert project.run().partitions == [NAME]
 
 
+@pytest.mark.slow
 def test_a_run_waits_no_longer_than_its_deadline(project):
     """What cannot be begun in time is not waited for."""
     project.fill(DAY, 1)
@@ -221,6 +223,7 @@ def test_a_run_waits_no_longer_than_its_deadline(project):
     assert summary.exit_code == 4
 
 
+@pytest.mark.slow
 def test_a_held_partition_ends_a_run_with_exit_code_4_and_the_holder_in_status(project):
     """The command line says who; the other days of the window are scored all the same."""
     project.fill(DAY, 2)
@@ -236,6 +239,7 @@ def test_a_held_partition_ends_a_run_with_exit_code_4_and_the_holder_in_status(p
     assert read_lease(prepared.output, prepared.layout, NAME) is None
 
 
+@pytest.mark.slow
 def test_the_command_waits_where_it_is_told_to(project):
     """Without --wait it leaves at once, with exit code 4."""
     project.fill(DAY, 1)

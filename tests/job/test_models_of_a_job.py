@@ -167,6 +167,7 @@ def test_an_ensemble_on_openvino(project) -> None:
     assert (row["provider"], row["classes"][0]["area_px"]) == ("openvino", 8 * SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [

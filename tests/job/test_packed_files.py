@@ -159,6 +159,7 @@ def test_a_file_that_calls_scores_masks_ends_the_run(project):
 # NaN ------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "spec"),
     [
@@ -226,6 +227,7 @@ def swapped(data: bytes) -> bytes:
 BRIGHTNESS = threshold_model("nchw", 3, 3, size=SIDE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "change"),
     [
@@ -274,6 +276,7 @@ def test_zero_images_ask_no_references_either(project):
     assert project.run("check.images=0").ok == 1
 
 
+@pytest.mark.slow
 def test_a_packed_file_can_be_held_against_its_network(project):
     """The reference takes normalised floats, the packed file bytes: each is fed with what it takes."""
     network = project.folder / "network.onnx"

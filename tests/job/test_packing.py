@@ -78,6 +78,7 @@ def packed_files(cache: Path) -> int:
     return len(list(cache.glob("*.onnx")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made", [UNET, NHWC, BINARY, SEVERAL], ids=["unet", "nhwc softmax", "binary", "sigmoid"])
 @pytest.mark.parametrize(
     ("dtypes", "graphs"), [(["uint8"], 1), (["uint16"], 1), (["uint8", "uint16", "float32"], 2)], ids=str
@@ -338,6 +339,7 @@ def test_actors_pack_too(project, cache):
     assert 1 <= packed_files(cache) <= 2
 
 
+@pytest.mark.slow
 def test_a_check_without_a_picture_that_can_be_read_is_none(project):
     """It says so and how to go on; nobody is told that the session agrees."""
     project.put(f"{DAY}/a.png", b"no picture")

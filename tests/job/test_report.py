@@ -382,6 +382,7 @@ def test_the_sample_is_the_same_every_time(project):
 # The command and its queries --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_below_the_output(project):
     """The last line of stdout says where, and which run; another name is exit code 2."""
     project.fill(DAY, 2)
@@ -397,6 +398,7 @@ def test_the_command_writes_below_the_output(project):
     assert (many.returncode, "at most 60" in many.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_out_is_a_local_file_and_nothing_else_is_written(project):
     """For a look at an output that others own."""
     project.fill(DAY, 1)

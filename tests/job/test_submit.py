@@ -157,6 +157,7 @@ def test_an_end_that_is_no_exit_code_of_ours_is_explained(server, submission, ca
     assert said in caplog.text
 
 
+@pytest.mark.slow
 def test_output_is_shown_once_though_its_stream_breaks(server, submission):
     """A stream begins anew with the first line; what was shown is left out."""
     server.output, server.breaks_after = [f"line {i}\n" for i in range(9)], 4
@@ -166,6 +167,7 @@ def test_output_is_shown_once_though_its_stream_breaks(server, submission):
     assert sum("tail" in path for path in server.asked) == 2
 
 
+@pytest.mark.slow
 def test_output_that_no_stream_brought_is_fetched_at_the_end(server, submission, monkeypatch):
     """The stream of a job whose node answers no more may end early."""
     server.output = ["first\n", "second\n", '{"ok": 1}\n']
@@ -189,6 +191,7 @@ def test_a_cluster_that_was_restarted_is_said(server, submission):
         shown(submission)
 
 
+@pytest.mark.slow
 def test_a_cluster_that_falls_silent_is_said_in_the_end(server, submission, monkeypatch):
     """After some patience, in which it may come back."""
     monkeypatch.setattr(submitting, "PATIENCE_S", 0.5)

@@ -105,6 +105,7 @@ def hidden(project) -> list[Path]:
     return sorted(path for path in (project.folder / "out").rglob(".*") if path.is_file())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["predictions/date=2026-11-21/data.parquet", "_work/parts/f/date=2026-11-21/u.part"])
 def test_the_file_of_a_put_goes_when_its_process_is_dead_and_not_before(project, name):
     """kill -9 in the middle of a put leaves a hidden file beside the name that it was to have."""
@@ -160,6 +161,7 @@ def test_hidden_files_of_others_stay(project):
     assert (swept(project), len(hidden(project))) == ([], 3)
 
 
+@pytest.mark.slow
 def test_the_command_counts_what_it_removed(project):
     """One JSON line."""
     project.fill(DAY, 1)

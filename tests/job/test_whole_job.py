@@ -375,6 +375,7 @@ def test_status_says_where_every_partition_stands(project):
 # The command line -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_line_from_plan_to_verify(project):
     """The last line of stdout is one JSON object; people read stderr."""
     project.fill(DAY, 3)
@@ -399,6 +400,7 @@ def test_the_command_line_from_plan_to_verify(project):
     assert "no row" in broken.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -32,6 +32,7 @@ def packed_of(made: models.TinyModel, spec: PackSpec = PackSpec(), **more):  # n
     return pack(made.data, resolved(made.data, made.contract), spec, **more)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("activation", "classes"), KINDS)
@@ -48,6 +49,7 @@ def test_labels_are_those_of_the_unpacked_way(layout, channels, activation, clas
     assert np.array_equal(labels, np.stack(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "classes"), KINDS)
 def test_certainty_is_that_of_the_unpacked_way(activation, classes):
     """The mean over 960 pixels of 255 levels is within half a level of the exact mean."""
@@ -119,6 +121,7 @@ def test_a_row_of_the_table_is_the_same():
     assert (found.label, found.score) == (expected.label, None)
 
 
+@pytest.mark.slow
 def test_the_packed_file_resolves_to_the_packed_model():
     """The contract inside the file is complete: no YAML beside it is needed."""
     for made in (models.threshold_model("nhwc", 1, 3), models.unet_model(64, 8, 2), models.threshold_model(batch=2)):
@@ -164,6 +167,7 @@ RULES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: "-".join(map(str, rule.values()))[:24])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
@@ -240,6 +244,7 @@ def test_a_nan_that_labels_cannot_show_is_told_for_its_tile():
     assert result["labels"][1, 4, 4] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("channel", [0, 1, 2])
 def test_every_kind_of_value_that_is_no_number_is_told(value, channel):
@@ -300,6 +305,7 @@ def test_bytes_moved_are_counted_for_a_tile():
 # The file -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("opset", [7, 8, 9, 11, 13, 18, 21])
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 @pytest.mark.parametrize(("activation", "classes"), [("logits", 1), ("logits", 2), ("logits", 3), ("sigmoid", 2)])
@@ -379,6 +385,7 @@ def test_a_network_that_uses_our_names_itself_is_packed():
     assert run(half.data, {"pixels": pixels})["labels"].dtype == np.float32
 
 
+@pytest.mark.slow
 def test_metadata_of_the_file_is_kept_and_ours_is_small():
     """Contract and references fit into 64 KiB, even where a label map is noise of 20 classes."""
     net = Network()

@@ -74,6 +74,7 @@ def test_a_single_wrong_label_is_found():
     prove(model.SerializeToString(), packed.model, unpacked, dark, exact=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["confidence", "entropy"])
 def test_a_certainty_that_is_two_levels_off_is_found(name):
     """One level is rounding, two are not."""

@@ -24,6 +24,7 @@ def model(tiny):
     return resolve(tiny.contract, read_model(tiny.data, "the model", None), TilingSpec())
 
 
+@pytest.mark.slow
 def test_a_larger_batch_needs_more_memory(tiny, model):
     """Both beyond what the process held before it opened the session."""
     small, before = peak_bytes(tiny.data, model, SessionSpec(), shape_nhwc=SHAPE)

@@ -250,6 +250,7 @@ def test_a_verdict_is_a_few_words(unet):
     assert "the largest error of a value" in report.to_json()["attempts"][0]["breaches"][0]
 
 
+@pytest.mark.slow
 def test_the_table_holds_every_variant_against_fp32(unet, quantized):
     """fp32 is 1 by definition and flips nothing; a child process told its peak, more than its beginning."""
     source = resolved(unet)
@@ -263,6 +264,7 @@ def test_the_table_holds_every_variant_against_fp32(unet, quantized):
     assert len(table_of(figures)) == 3
 
 
+@pytest.mark.slow
 def test_a_variant_that_does_not_run_is_left_out(unet, caplog):
     """The table names what ran; the log says why a row is missing."""
     broken = Variant("broken", unet.data[:100], "onnxruntime", "fp32")

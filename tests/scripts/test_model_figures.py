@@ -92,6 +92,7 @@ def test_an_actor_says_what_the_file_says(part, tiny, model, tiles):
         assert actor.peak_bytes > 10e6
 
 
+@pytest.mark.slow
 def test_an_actor_that_dies_is_left_out(part, tiny, model, tiles, capfd):
     """A file that no engine opens ends its own process, and no other."""
     acting = part("acting")

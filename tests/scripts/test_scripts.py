@@ -278,6 +278,7 @@ def test_a_process_name_may_hold_spaces_and_parentheses(quiet: ModuleType) -> No
     assert quiet.parse_process(f"42 (ray::f() (x)) {fields}") == ((42, 123456), 41, 750)
 
 
+@pytest.mark.slow
 def test_time_of_an_orphan_is_our_own_time(quiet: ModuleType) -> None:
     """A grandchild whose parent has gone still belongs to the block that started it."""
     burn = "import time\nwhile time.process_time() < 0.6: pass"

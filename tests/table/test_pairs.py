@@ -67,6 +67,7 @@ def measure(a: Row, b: Row) -> ImageAgreement:
     return pairs.measure("key", a, b)
 
 
+@pytest.mark.slow
 @given(stacks(2))
 def test_the_intersection_of_runs_equals_that_of_pycocotools(masks):
     """Areas less their difference, halved, is what both masks have."""
