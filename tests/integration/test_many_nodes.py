@@ -135,7 +135,7 @@ def test_a_submission_after_a_lost_head_resumes(job):
         code, last, said = job.submit().ended()
         assert code == 0, said
         assert last["result"]["planned"] <= images - staged * UNIT  # orphaned workers end what they have read
-        assert 0 < job.reads().total() - images <= CORES * AT_ONCE * UNIT
+        assert job.reads().total() - images <= CORES * AT_ONCE * UNIT
         assert len(job.rows()) == images
         assert job.verify() == []
         assert job.left_after_sweep() == []
