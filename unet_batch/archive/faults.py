@@ -18,9 +18,9 @@ T = TypeVar("T")
 Retry = Callable[..., Any]
 """Calls its first argument with the others, as often as it takes."""
 Meaning = Literal["absent", "denied", "stranger", "refused", "beyond", "busy", "unknown", "failed"]
-"""absent: no such object. denied: these credentials may not. stranger: they are none, or expired. refused: a condition of
-a put does not hold. beyond: the span lies outside the object. busy: the store did nothing, ask again. unknown: nobody
-knows whether it did. failed: anything else."""
+"""absent: no such object. denied: these credentials may not. stranger: they are none, or expired. refused: a condition
+of a put does not hold. beyond: the span lies outside the object. busy: the store did nothing, ask again.
+unknown: nobody knows whether it did. failed: anything else."""
 
 ATTEMPTS = 5
 
