@@ -7,7 +7,8 @@
     ├── ModelRefused        a model that would not give its right results: says why      exit 2
     ├── StorageError        a store answered with something other than the bytes
     │   ├── NotFound        no such object                                               exit 2
-    │   ├── Denied          the store refuses these credentials                          exit 2
+    │   ├── Denied          the store refuses this object to these credentials           exit 2
+    │   ├── NotLoggedIn     the store does not take these credentials for any object     exit 2
     │   ├── Changed         the object is no longer the version that was planned
     │   ├── TooLarge        the object is larger than the caller allows
     │   ├── Unavailable     a transient fault that outlived its retries                  exit 3
@@ -81,9 +82,16 @@ class NotFound(StorageError):
 
 
 class Denied(StorageError):
-    """The store refuses these credentials, or the URI is outside what the job allows."""
+    """The store refuses this object to these credentials, or the URI is outside what the job allows."""
 
     code = "storage.denied"
+    exit_code = 2
+
+
+class NotLoggedIn(StorageError):
+    """The store does not take these credentials for any object: an expired token says nothing about an image."""
+
+    code = "storage.not_logged_in"
     exit_code = 2
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import fsspec
 import pytest
-from botocore.exceptions import ClientError, EndpointConnectionError, ReadTimeoutError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 from fsspec.implementations.memory import MemoryFileSystem
 
 from unet_batch.archive.faults import StatusError, is_transient, meaning, translated
@@ -93,6 +93,9 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (s3_error("XMinioSomething", 502), "unknown"),
         (s3_error("Whatever", 429), "busy"),
         (s3_error("AccessDenied", 403), "denied"),
+        (s3_error("ExpiredToken", 400), "stranger"),
+        (s3_error("InvalidAccessKeyId", 403), "stranger"),
+        (NoCredentialsError(), "stranger"),
         (s3_error("404", 404), "absent"),
         (s3_error("PreconditionFailed", 412), "refused"),
         (s3_error("MalformedXML", 400), "failed"),
@@ -105,6 +108,8 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (HttpError(503), "busy"),
         (HttpError(500), "unknown"),
         (HttpError(403), "denied"),
+        (HttpError(401), "stranger"),
+        (HttpResponseError(403, "AuthenticationFailed"), "stranger"),
         (HttpResponseError(409, "BlobAlreadyExists"), "refused"),
         (HttpResponseError(503, "ServerBusy"), "busy"),
         (HttpResponseError(412, "ConditionNotMet"), "refused"),

@@ -155,6 +155,22 @@ def test_an_image_that_may_not_be_read_is_a_fact_and_may_be_tried_again(project,
     assert project.verify() == []
 
 
+def test_credentials_that_expire_under_way_reject_no_image(project, weather):
+    """What the store says then, it says of every object: units stay open, and the sentence says what to renew."""
+    project.fill(DAY, IMAGES)
+    weather.next("read", "/000.png", None)
+    weather.always("read", "/003.png", Answered(401))
+    weather.always("read", "/004.png", Answered(401))
+    summary = project.run(*LIMITS)
+    assert (summary.ok, summary.rejected, summary.published, summary.exit_code) == (2, 0, 0, 3)
+    assert summary.problems[0].startswith("storage.not_logged_in: the store does not take these credentials")
+    assert weather.calls["read 003.png"] == ROUNDS
+    weather.clear()
+    again = project.run(*LIMITS)
+    assert (again.planned, again.ok, again.published, again.exit_code) == (4, 4, 1, 0)
+    assert project.verify() == []
+
+
 def test_an_image_that_changes_under_way_is_scored_by_the_next_run(project):
     """Its row would be of bytes that are gone; the planned version is pinned in every read."""
     project.fill(DAY, IMAGES)
@@ -306,11 +322,19 @@ def test_an_image_that_the_listing_shows_late_is_scored_alone(project, monkeypat
     assert project.verify() == []
 
 
-def test_an_output_that_may_not_be_written_is_said_before_anything_is_scored(project, weather):
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(errno.EACCES, "not yours"), "the store refuses access to .*/out/_work/"),
+        (Answered(401), "the store does not take these credentials .*/out/_work/"),
+    ],
+    ids=["no permission", "no credentials"],
+)
+def test_an_output_that_may_not_be_written_is_said_before_anything_is_scored(project, weather, error, sentence):
     """One sentence with the place, nothing below the output."""
     project.fill(DAY, IMAGES)
-    weather.always("put", "/out/", PermissionError(errno.EACCES, "not yours"))
-    with pytest.raises(JobError, match=r"nothing was scored: the store refuses access to .*/out/_work/"):
+    weather.always("put", "/out/", error)
+    with pytest.raises(JobError, match=f"nothing was scored: {sentence}"):
         project.run(*LIMITS)
     assert files_below(project.folder / "out") == []
     assert weather.calls.total() == len([n for n in weather.calls if n.startswith("read")]) + 1

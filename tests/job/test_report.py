@@ -17,12 +17,13 @@ from PIL import Image
 from project_fixture import SIZE, Project, last_json, png
 
 from unet_batch.errors import JobError
+from unet_batch.job import report
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.report import Report, gather
 from unet_batch.job.report_pictures import draw
 from unet_batch.job.run_records import newest_record, read_record
 from unet_batch.job.survey import window_of
-from unet_batch.report_page import queries, verdict
+from unet_batch.report_page import queries, render, verdict
 
 DAY, PARTITION = "2026/11/21", "date=2026-11-21"
 AMBER = (255, 196, 0)
@@ -100,6 +101,18 @@ def test_a_partition_above_its_limit_says_why_and_shows_its_rejections(project):
         ("decode.truncated", 1),
     }
     assert (verdict(found).state, found.exit_code) == ("incomplete", 3)
+
+
+def test_staged_parts_that_were_not_read_are_counted(project, monkeypatch):
+    """A day of very many parts shows the rejections of the first ones, and says that it is not all."""
+    monkeypatch.setattr(report, "STAGED_PARTS", 2)
+    for name in ("a", "b", "c"):
+        project.put(f"{DAY}/{name}.png", b"no image")
+    limits = ("limits.max_rejected=0", "limits.unit_images=1")
+    project.run(*limits)
+    found = gathered(project, *limits)
+    assert ([r.images for r in found.staged_rejected], found.staged_unread) == ([2], 1)
+    assert "1 more staged parts were not read" in render(found).decode()
 
 
 def test_problems_of_the_run_are_told_from_those_of_a_partition(project):

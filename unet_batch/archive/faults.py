@@ -12,39 +12,40 @@ from typing import Any, Literal, TypeVar
 import tenacity
 
 from unet_batch.archive.objects import redact
-from unet_batch.errors import Changed, Denied, NotFound, StorageError, Unavailable, UnetBatchError
+from unet_batch.errors import Changed, Denied, NotFound, NotLoggedIn, StorageError, Unavailable, UnetBatchError
 
 T = TypeVar("T")
 Retry = Callable[..., Any]
 """Calls its first argument with the others, as often as it takes."""
-Meaning = Literal["absent", "denied", "refused", "beyond", "busy", "unknown", "failed"]
-"""absent: no such object. denied: these credentials may not. refused: a condition of a put does not hold.
-beyond: the span lies outside the object. busy: the store did nothing, ask again.
+Meaning = Literal["absent", "denied", "stranger", "refused", "beyond", "busy", "unknown", "failed"]
+"""absent: no such object. denied: these credentials may not. stranger: they are none, or expired. refused: a condition
+of a put does not hold. beyond: the span lies outside the object. busy: the store did nothing, ask again.
 unknown: nobody knows whether it did. failed: anything else."""
 
 ATTEMPTS = 5
 
 _STATUS: dict[str, Meaning] = {
-    "401": "denied", "403": "denied", "404": "absent", "412": "refused", "408": "unknown", "416": "beyond",
+    "401": "stranger", "403": "denied", "404": "absent", "412": "refused", "408": "unknown", "416": "beyond",
     "429": "busy", "500": "unknown", "502": "unknown", "503": "busy", "504": "unknown",
 }  # fmt: skip
 _CODES: dict[str, Meaning] = {
-    "AccessDenied": "denied", "Forbidden": "denied", "InvalidAccessKeyId": "denied", "SignatureDoesNotMatch": "denied",
-    "ExpiredToken": "denied", "AuthenticationFailed": "denied", "AuthorizationFailure": "denied",
+    "AccessDenied": "denied", "Forbidden": "denied", "AuthorizationFailure": "denied",
+    "InvalidAccessKeyId": "stranger", "SignatureDoesNotMatch": "stranger", "ExpiredToken": "stranger",
+    "InvalidToken": "stranger", "TokenRefreshRequired": "stranger", "RequestTimeTooSkewed": "stranger",
+    "AuthenticationFailed": "stranger", "InvalidAuthenticationInfo": "stranger",
     "NoSuchKey": "absent", "NoSuchBucket": "absent", "BlobNotFound": "absent", "ContainerNotFound": "absent",
     "PreconditionFailed": "refused", "ConditionNotMet": "refused", "InvalidRange": "beyond",
     "BlobAlreadyExists": "refused", "LeaseIdMissing": "failed", "BlobArchived": "denied",
     "SlowDown": "busy", "ServiceUnavailable": "busy", "ServerBusy": "busy", "Throttling": "busy",
     "ThrottlingException": "busy", "RequestLimitExceeded": "busy", "rateLimitExceeded": "busy",
     "userRateLimitExceeded": "busy", "ConditionalRequestConflict": "busy", "OperationAborted": "busy",
-    "RequestTimeTooSkewed": "denied",
     "InternalError": "unknown", "RequestTimeout": "unknown", "OperationTimedOut": "unknown",
 }  # fmt: skip
 # botocore, aiohttp, azure-core, google-auth, urllib3 and requests, by name, whatever module they come from. What is not
 # here is told by its cause: azure-core has one ServiceRequestError for "no connection" and for one that broke after the
 # request was sent. A ClientAuthenticationError without a status is a token that cannot be had, and no store's refusal.
 _NAMES: dict[str, Meaning] = {
-    "NoCredentialsError": "denied", "PartialCredentialsError": "denied", "ClientAuthenticationError": "busy",
+    "NoCredentialsError": "stranger", "PartialCredentialsError": "stranger", "ClientAuthenticationError": "busy",
     "ResourceNotFoundError": "absent", "ResourceExistsError": "refused", "ResourceModifiedError": "refused",
     "EndpointConnectionError": "busy", "ConnectTimeoutError": "busy", "ClientConnectorError": "busy",
     "ReadTimeoutError": "unknown", "ConnectionClosedError": "unknown", "HTTPClientError": "unknown",
@@ -95,6 +96,11 @@ def translated(error: BaseException, uri: str) -> StorageError:
         return NotFound(f"there is no {redact(uri)}")
     if what == "denied":
         return Denied(f"the store refuses access to {redact(uri)} ({text}); check `options` and the store's policy")
+    if what == "stranger":
+        return NotLoggedIn(
+            f"the store does not take these credentials ({text}), asked for {redact(uri)}; renew them, check `options` "
+            "and run the same command again"
+        )
     if what == "beyond":
         return Changed(f"{redact(uri)} is shorter than planned; plan the run again")
     if what in ("busy", "unknown"):

@@ -15,7 +15,7 @@ from typing import Any
 
 from unet_batch import __version__
 from unet_batch.archive.objects import redact
-from unet_batch.errors import AlreadyExists, Denied, Held, Incomplete, JobError, NotFound, StorageError
+from unet_batch.errors import AlreadyExists, Denied, Held, Incomplete, JobError, NotFound, NotLoggedIn, StorageError
 from unet_batch.job.packing import packing
 from unet_batch.job.plan import PartitionPlan
 from unet_batch.job.prepare import Prepared
@@ -54,7 +54,7 @@ def before_scoring() -> Iterator[None]:
     """
     try:
         yield
-    except (Denied, NotFound) as error:
+    except (Denied, NotFound, NotLoggedIn) as error:
         raise JobError(f"nothing was scored: {error}") from error
     except StorageError as error:
         raise Incomplete(f"nothing was scored: {error}") from error

@@ -108,6 +108,8 @@ class Report:
     """Over published rows."""
     staged_rejected: tuple[RejectedLine, ...]
     """Over staged rows of partitions that are not published."""
+    staged_unread: int
+    """Staged parts that were not read for it, because a partition has more than STAGED_PARTS."""
     speed: Speed | None
     queue: tuple[Picture, ...]
     sample: tuple[Picture, ...]
@@ -136,6 +138,7 @@ def gather(prepared: Prepared, record: RunRecord, *, pictures: int) -> Report:
     figures = census.figures()
     open_ones = [line.partition for line in lines if not line.published]
     did = record.did
+    staged, unread = _staged_rejected(prepared, record.fingerprint, open_ones)
     return Report(
         run=record.run,
         job=str(record.job.get("name", prepared.job.name)),
@@ -149,7 +152,8 @@ def gather(prepared: Prepared, record: RunRecord, *, pictures: int) -> Report:
         partitions=lines,
         figures=figures,
         rejected=tuple(_rejected_line(found) for found in figures.rejected),
-        staged_rejected=_staged_rejected(prepared, record.fingerprint, open_ones),
+        staged_rejected=staged,
+        staged_unread=unread,
         speed=_speed(record),
         queue=draw(prepared, figures.queue[:pictures]) if pictures else (),
         sample=draw(prepared, figures.sample) if pictures else (),
@@ -234,22 +238,29 @@ def _rejected_line(found: Rejected) -> RejectedLine:
     return RejectedLine(found.reason, found.images, known and Reason(found.reason).retryable, examples)
 
 
-def _staged_rejected(prepared: Prepared, fingerprint: str, partitions: Sequence[str]) -> tuple[RejectedLine, ...]:
-    """Rejections that wait in parts, where an operator must decide about them before anything is published."""
+def _staged_rejected(
+    prepared: Prepared, fingerprint: str, partitions: Sequence[str]
+) -> tuple[tuple[RejectedLine, ...], int]:
+    """Rejections that wait in parts, where an operator must decide about them before anything is published.
+
+    And how many parts were not read for them.
+    """
     reasons: Counter[str] = Counter()
     examples: dict[str, list[tuple[str, str]]] = {}
+    unread = 0
     for partition in partitions:
-        for key, reason, message in _staged(prepared, fingerprint, partition):
+        folder = prepared.layout.parts(fingerprint, partition)
+        uris = sorted(found.uri for found in prepared.output.list(folder) if found.uri.endswith(".part"))
+        unread += len(uris[STAGED_PARTS:])
+        for key, reason, message in _staged(prepared, uris[:STAGED_PARTS]):
             reasons[reason] += 1
             examples.setdefault(reason, []).append((key, message))
     lines = [Rejected(reason, images, tuple(sorted(examples[reason])[:EXAMPLES])) for reason, images in reasons.items()]
-    return tuple(_rejected_line(line) for line in sorted(lines, key=lambda line: (-line.images, line.reason)))
+    return tuple(_rejected_line(line) for line in sorted(lines, key=lambda line: (-line.images, line.reason))), unread
 
 
-def _staged(prepared: Prepared, fingerprint: str, partition: str) -> Iterator[tuple[str, str, str]]:
-    """Key, reason and message of every image of a partition that was rejected and never scored."""
-    folder = prepared.layout.parts(fingerprint, partition)
-    uris = sorted(found.uri for found in prepared.output.list(folder) if found.uri.endswith(".part"))[:STAGED_PARTS]
+def _staged(prepared: Prepared, uris: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Key, reason and message of every image in some parts that was rejected and never scored."""
     found: dict[tuple[str, str], tuple[str, str] | None] = {}
     for text in prepared.output.read_many([(uri, None) for uri in uris]):
         if isinstance(text, StorageError):
