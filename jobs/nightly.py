@@ -2,8 +2,8 @@
 
     python jobs/nightly.py jobs/nightly.yaml [--window 2026-11-21] [any other option of `unet-batch run`]
 
-The same as `unet-batch run`, with its exit codes. Joins the cluster that RAY_ADDRESS names, as Ray's
-job server sets it.
+The same as `unet-batch run`, with its exit codes; leaves the page about the night below the output (`reports/`). Joins
+the cluster that RAY_ADDRESS names, as Ray's job server sets it.
 """
 
 import os
@@ -13,5 +13,5 @@ from unet_batch.cli import main
 
 if __name__ == "__main__":
     cluster = ["--address", "auto", "--wait", "600"] if os.environ.get("RAY_ADDRESS") else []
-    sys.argv[1:] = ["run", "--window", "yesterday", *cluster, *sys.argv[1:]]
+    sys.argv[1:] = ["run", "--window", "yesterday", "--report", *cluster, *sys.argv[1:]]
     main()

@@ -22,7 +22,7 @@ from unet_batch import __version__
 from unet_batch.command import Exit, finish, job_command, runner
 from unet_batch.command_cluster import submit
 from unet_batch.command_model import doctor, model
-from unet_batch.command_report import report
+from unet_batch.command_report import report, report_apart
 from unet_batch.errors import JobError, UnetBatchError
 from unet_batch.job.plan import SELECTIONS, Select
 from unet_batch.spec import JobSpec
@@ -85,11 +85,14 @@ def plan(job: JobSpec, window: str) -> None:
 
 @job_command(None)
 @runner
-def run(job: JobSpec, window: str, executor: str, address: str | None, wait_s: float, quiet: bool) -> None:
+def run(
+    job: JobSpec, window: str, executor: str, address: str | None, wait_s: float, with_report: bool, quiet: bool
+) -> None:
     """Score what the window still needs and publish every complete partition. Resuming is running again."""
     from unet_batch.job.run import Choice
 
-    _run(job, window, Choice(wait_s=wait_s), executor=executor, address=address, quiet=quiet)
+    choice = Choice(wait_s=wait_s)
+    _run(job, window, choice, executor=executor, address=address, with_report=with_report, quiet=quiet)
 
 
 @job_command("all")
@@ -127,6 +130,7 @@ def backfill(
     executor: str,
     address: str | None,
     wait_s: float,
+    with_report: bool,
     quiet: bool,
 ) -> None:
     """Score many partitions with one pool of sessions; each is published as soon as it is complete."""
@@ -136,7 +140,7 @@ def backfill(
         _plan(job, window, select)
     until = None if deadline is None else parse_deadline(deadline, datetime.now().astimezone())
     choice = Choice(select, newest_first=newest_first, max_active=max_active, deadline=until, wait_s=wait_s)
-    _run(job, window, choice, executor=executor, address=address, quiet=quiet)
+    _run(job, window, choice, executor=executor, address=address, with_report=with_report, quiet=quiet)
 
 
 @job_command("all")
@@ -253,7 +257,16 @@ def _plan(job: JobSpec, window: str, select: Select) -> NoReturn:
     )
 
 
-def _run(job: JobSpec, window: str, choice: Choice, *, executor: str, address: str | None, quiet: bool) -> None:
+def _run(
+    job: JobSpec,
+    window: str,
+    choice: Choice,
+    *,
+    executor: str,
+    address: str | None,
+    with_report: bool,
+    quiet: bool,
+) -> None:
     from unet_batch.job.prepare import prepare
     from unet_batch.job.run import run as run_job
     from unet_batch.job.survey import window_of
@@ -278,7 +291,11 @@ def _run(job: JobSpec, window: str, choice: Choice, *, executor: str, address: s
         click.echo("nothing to do: every selected partition is published", err=True)
     for name in summary.partitions:
         click.echo(f"published {name}", err=True)
-    finish(asdict(summary), exit_code=summary.exit_code)
+    result = asdict(summary)
+    if with_report:
+        recorded = summary.planned or summary.published
+        result["report"] = report_apart(job, summary.run) if recorded else None
+    finish(result, exit_code=summary.exit_code)
 
 
 def parse_deadline(text: str, now: datetime) -> datetime:

@@ -43,7 +43,13 @@ def runner(command: Callable[..., None]) -> Callable[..., None]:
     )
     address = click.option("--address", metavar="HOST:PORT", help="Ray cluster to join; without it Ray is embedded.")
     quiet = click.option("--quiet", is_flag=True, help="No progress.")
-    return executor(address(wait(quiet(command))))
+    return executor(address(wait(report(quiet(command)))))
+
+
+def report(command: Callable[..., None]) -> Callable[..., None]:
+    """The option of commands that may leave a page about what they did."""
+    text = "Write the page about the run at its end; whatever becomes of it, the exit code is the run's."
+    return click.option("--report", "with_report", is_flag=True, help=text)(command)
 
 
 def wait(command: Callable[..., None]) -> Callable[..., None]:

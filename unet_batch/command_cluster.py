@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from unet_batch.command import SET_HELP, WINDOW_HELP, finish, wait
+from unet_batch.command import SET_HELP, WINDOW_HELP, finish, report, wait
 from unet_batch.job.plan import SELECTIONS
 
 
@@ -22,6 +22,7 @@ from unet_batch.job.plan import SELECTIONS
     "--forward-env", multiple=True, metavar="NAME", help="Variable that travels with its value. May be repeated."
 )
 @wait
+@report
 @click.option("--image", "in_image", is_flag=True, help="The nodes' image has this package: it does not travel.")
 @click.option("--trust-network", is_flag=True, help="Accept plain http to another machine without a token.")
 def submit(
@@ -33,6 +34,7 @@ def submit(
     follow: bool,
     forward_env: tuple[str, ...],
     wait_s: float,
+    with_report: bool,
     in_image: bool,
     trust_network: bool,
 ) -> None:
@@ -40,12 +42,14 @@ def submit(
     from unet_batch.job.submission import ADDRESS, Submission
     from unet_batch.job.submit import submit as send
 
-    command = ("run",) if select is None else ("backfill", "--select", select)
+    command: tuple[str, ...] = ("run",) if select is None else ("backfill", "--select", select)
+    command += ("--wait", f"{wait_s:g}") if wait_s else ()
+    command += ("--report",) if with_report else ()
     submitted = send(
         Submission(
             job_file=job,
             overrides=overrides,
-            command=(*command, "--wait", f"{wait_s:g}") if wait_s else command,
+            command=command,
             window=window,
             address=address or ADDRESS,
             forward_env=forward_env,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import tempfile
+
 import click
 
 from unet_batch.command import finish, job_command
@@ -10,6 +15,8 @@ from unet_batch.spec import JobSpec
 
 PICTURES = 12
 """Three lines of each kind on a wide screen."""
+PATIENCE_S = 600.0
+"""How long a run waits for its page: hundreds of times what one takes."""
 
 
 @job_command("all")
@@ -65,6 +72,28 @@ def report(job: JobSpec, window: str, run: str | None, out: str | None, pictures
             "bytes": len(page),
         }
     )
+
+
+def report_apart(job: JobSpec, run: str) -> str | None:
+    """The URI of the page about a run that has ended, written by a process of its own; None, with a sentence, for none.
+
+    Whatever a picture does to its decoder, or a store to the page: the run has ended as it has.
+    """
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="unet-batch-", suffix=".yaml") as file:
+            file.write(job.model_dump_json())
+            file.flush()
+            command = [sys.executable, "-m", "unet_batch", "report", file.name, run]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=False)  # noqa: S603
+        if done.returncode == 0:
+            return str(json.loads(done.stdout.splitlines()[-1])["report"])
+        why = f"exit code {done.returncode}"
+    except subprocess.TimeoutExpired:
+        why = f"it took more than {PATIENCE_S:.0f} s"
+    except OSError as error:
+        why = error.strerror or str(error)
+    click.echo(f"the run has no report ({why}); `unet-batch report` may still write one", err=True)
+    return None
 
 
 def _write(path: str, page: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tempfile
 from dataclasses import replace
 
 import duckdb
@@ -16,6 +17,7 @@ from models import threshold_model
 from PIL import Image
 from project_fixture import SIZE, Project, last_json, png
 
+from unet_batch import command_report
 from unet_batch.errors import JobError
 from unet_batch.job import report
 from unet_batch.job.local_executor import LocalExecutor
@@ -446,3 +448,34 @@ def test_the_pages_own_queries_find_its_figures(project):
     assert areas == shown
     assert [key for key, _ in queue] == [candidate.image_key for candidate in figures.queue]
     assert (mean, empty) == (pytest.approx(figures.mean_confidence), figures.empty)
+
+
+@pytest.mark.slow
+def test_a_run_leaves_its_page_when_it_is_asked_to(project):
+    """The last line names it; a run that has nothing to do has nothing to show."""
+    project.fill(DAY, 2)
+    done = project.command("run", "job.yaml", "--window", "all", "--executor", "local", "--report")
+    told = last_json(done)
+    assert (done.returncode, told["published"]) == (0, 1)
+    assert told["report"] == f"file://{project.folder}/out/reports/{told['run']}.html"
+    assert f"wrote {told['report']}" in done.stderr
+    again = project.command("run", "job.yaml", "--window", "all", "--executor", "local", "--report")
+    assert (again.returncode, last_json(again)["report"]) == (0, None)
+    assert len(list((project.folder / "out" / "reports").iterdir())) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["fails", "hangs", "cannot begin"])
+def test_a_page_that_cannot_be_written_changes_nothing_about_the_run(project, monkeypatch, capsys, how):
+    """A sentence, no report, and whatever exit code the run has."""
+    project.fill(DAY, 1)
+    run = project.run().run
+    job, page = project.job(), project.folder / "out" / "reports" / f"{run}.html"
+    if how == "fails":
+        page.mkdir(parents=True)
+    elif how == "hangs":
+        monkeypatch.setattr(command_report, "PATIENCE_S", 0.1)
+    else:
+        monkeypatch.setattr(tempfile, "tempdir", str(project.folder / "nowhere"))
+    assert command_report.report_apart(job, run) is None
+    assert "the run has no report (" in capsys.readouterr().err

@@ -259,15 +259,15 @@ def test_composing_loads_no_ray():
     assert subprocess.run([sys.executable, "-c", code], check=False, env=dict(os.environ)).returncode == 0
 
 
-def test_the_command_line_sends_the_time_to_wait(server, submission):
-    """The driver there meets the leases of the one that was lost with its head."""
+def test_the_command_line_sends_the_time_to_wait_and_the_wish_for_a_page(server, submission):
+    """The driver there meets the leases of the one that was lost with its head, and knows what to leave."""
     from click.testing import CliRunner
 
     from unet_batch.cli import cli
 
     words = ["submit", str(submission.job_file), "--address", server.url, "--wait", "600"]
     CliRunner().invoke(cli, words)
-    CliRunner().invoke(cli, [*words, "--backfill", "missing"])
+    CliRunner().invoke(cli, [*words, "--backfill", "missing", "--report"])
     first, second = (sent["entrypoint"] for sent in server.requests)
     assert " run --wait 600 job.yaml " in first
-    assert " backfill --select missing --wait 600 job.yaml " in second
+    assert " backfill --select missing --wait 600 --report job.yaml " in second
