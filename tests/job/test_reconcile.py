@@ -218,3 +218,11 @@ def test_a_loss_beside_a_full_disk_is_still_found_to_be_an_images_fault():
     done, rejected, _ = drive(FakeExecutor(verdict), unit(*"abcd"), unit("w"), unit("x"), unit("y"), unit("z"))
     assert done == Counter("abcdwxyz")
     assert rejected == {"d": Reason.MODEL_CRASHED}
+
+
+def test_a_full_disk_does_not_count_against_an_image_that_its_process_died_with_once():
+    """Alone, a fault of the machinery and then one death: it is tried again, and is innocent."""
+    ends = iter(["unfit", "unfit", "lost", None])
+    executor = FakeExecutor(lambda u, _: next(ends) if u.sources[0].uri.endswith("a") else None)
+    done, rejected, outcome = drive(executor, unit("a"), unit("x"), unit("y"))
+    assert (done, rejected, outcome.open) == (Counter("axy"), {}, [])

@@ -205,11 +205,13 @@ def _full_disk() -> HandoverFailed | None:
     """What is wrong with the disk on which this node's Ray works; the disks of other nodes cannot be seen from here."""
     import ray
 
+    if not ray.is_initialized():
+        return None
+    folder = ray.get_runtime_context().get_temp_dir()
     try:
-        folder = ray.get_runtime_context().get_temp_dir()
         usage = shutil.disk_usage(folder)
-    except (OSError, RuntimeError):
-        return None  # no Ray any more
+    except OSError:
+        return None  # nothing is kept here
     if usage.free >= FULL_BYTES:
         return None
     return HandoverFailed(

@@ -108,7 +108,7 @@ class _Reconciliation:
         self._mark = mark
         self._done = done
         self._reject = reject
-        self._tries: dict[str, int] = {}
+        self._tries: dict[tuple[str, str], int] = {}
         self._scored = 0
         """Images with a row."""
         self._failed = 0
@@ -193,7 +193,7 @@ class _Reconciliation:
         for unit in lost:
             if len(unit.sources) > 1:
                 again += halves(unit, self._mark) if unit.isolate else [replace(unit, isolate=True)]
-            elif self._tried(unit) <= RETRIES:
+            elif self._tried(unit, fault.code) <= RETRIES:
                 again.append(replace(unit, isolate=True))
             else:
                 self._unfit += 1
@@ -212,9 +212,10 @@ class _Reconciliation:
             unit, Reason.MODEL_CRASHED, "its process died or ran out of time twice while it was alone"
         )
 
-    def _tried(self, unit: Unit) -> int:
-        self._tries[unit.unit_id] = self._tries.get(unit.unit_id, 0) + 1
-        return self._tries[unit.unit_id]
+    def _tried(self, unit: Unit, how: str = "") -> int:
+        """How often a unit was tried and ended so, this time included."""
+        self._tries[unit.unit_id, how] = self._tries.get((unit.unit_id, how), 0) + 1
+        return self._tries[unit.unit_id, how]
 
     def _rejected(self, unit: Unit, reason: Reason, message: str) -> list[Unit]:
         self._done(unit, self._reject(unit, ImageError(reason, message)))
