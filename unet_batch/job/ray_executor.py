@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import shutil
+import socket
 import threading
 import time
 import warnings
@@ -41,6 +42,8 @@ LOOK_EVERY_S = 30.0
 """How often a silent pass is looked at: on a full disk Ray starts processes that die at once, without an end."""
 FULL_BYTES = 1 << 20
 """A disk with less room than this is full: a process of Ray cannot even begin its log there."""
+ANSWER_S = 10.0
+"""How long a cluster's head may take to accept a connection."""
 STOP_S = 10.0
 """How long a pass that is left early may take to end by itself: about the time of a unit."""
 
@@ -182,8 +185,10 @@ def _connect(address: str | None) -> None:
     import ray
 
     if address is not None:
+        _demand_an_answer(address)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            with _native_stderr_closed():
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise JobError(f"no Ray cluster takes this run at --address {address}: {reason}") from error
@@ -199,6 +204,23 @@ def _connect(address: str | None) -> None:
             logging_level=logging.ERROR,
             object_store_memory=OBJECT_STORE_BYTES,
         )
+
+
+def _demand_an_answer(address: str) -> None:
+    """See that somebody listens at a host and port, where Ray itself tries for minutes; `auto` is Ray's to judge.
+
+    Raises JobError.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise JobError(
+            f"nobody answers at --address {address} ({error}): check host and port of the cluster's head (6379 by "
+            "default), and that this machine reaches it"
+        ) from error
 
 
 def _full_disk() -> HandoverFailed | None:
