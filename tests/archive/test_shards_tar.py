@@ -186,6 +186,7 @@ def test_an_empty_tar_is_fine_and_an_empty_file_is_not() -> None:
         gzip.compress(b"no tar in here" * 100),
         b"PK\x03\x04" + bytes(2000),
     ],
+    ids=["text", "ones", "gzip's first bytes", "gzip", "zip"],
 )
 def test_junk_is_one_problem(storage: Storage, put: Callable, junk: bytes) -> None:
     """A shard that is no tar costs one row with a reason, not the job."""
