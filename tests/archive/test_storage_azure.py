@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import os
-import tracemalloc
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from contracts.store_suite import StoreSuite
+from contracts.cloud_suite import CloudSuite
 from faults.unruly_proxy import UnrulyProxy, unruly
 
 from unet_batch.archive import azure
 from unet_batch.archive.storage import Storage
-from unet_batch.errors import AlreadyExists, Changed, Conflict, JobError, NotFound, TooLarge
+from unet_batch.errors import JobError, NotFound
 
 pytestmark = pytest.mark.azure
 
@@ -26,12 +23,21 @@ def storage(azure_options: dict) -> Storage:
 
 
 @pytest.fixture
+def top(new_container: Callable[[], str]) -> str:
+    return new_container()
+
+
+@pytest.fixture
 def root(new_container: Callable[[], str]) -> str:
     return f"{new_container()}/prefix"
 
 
-class TestAzureStore(StoreSuite):
+class TestAzureStore(CloudSuite):
     """A server that speaks the Blob service's REST API."""
+
+    another_version = "etag:0x1"
+    put_method = "PUT"
+    nowhere = "az://no-such-container-here/a"
 
 
 @pytest.fixture
@@ -40,66 +46,6 @@ def behind(azure_options: dict[str, str], azure_endpoint: str) -> Iterator[tuple
     with unruly(azure_endpoint) as proxy:
         options = {name: value.replace(azure_endpoint, proxy.url) for name, value in azure_options.items()}
         yield Storage(options, threads=4, first_wait_s=0.01), proxy
-
-
-def test_a_pinned_read_is_one_request(behind: tuple[Storage, UnrulyProxy], new_container: Callable[[], str]) -> None:
-    """The answer carries the version of its own bytes, so nothing else is asked: for a whole object, and for a part."""
-    storage, proxy = behind
-    uri = f"{new_container()}/a"
-    version = storage.put(uri, b"0123456789")
-    proxy.calls.clear()
-    assert storage.read(uri, version=version) == b"0123456789"
-    assert storage.read_range(uri, 2, 5, version=version) == b"234"
-    with pytest.raises(TooLarge):
-        storage.read(uri, version=version, max_bytes=9)
-    with pytest.raises(Changed):
-        storage.read(uri, version="etag:0x1")
-    assert proxy.calls == {"GET a": 4}
-
-
-def test_a_put_is_one_request(behind: tuple[Storage, UnrulyProxy], new_container: Callable[[], str]) -> None:
-    """Created, refused, replaced, refused: bytes, name and condition go together, so nothing is there half."""
-    storage, proxy = behind
-    uri = f"{new_container()}/a"
-    version = storage.create(uri, b"1")
-    with pytest.raises(AlreadyExists):
-        storage.create(uri, b"x")
-    storage.replace(uri, b"2", version=version)
-    with pytest.raises(Conflict):
-        storage.replace(uri, b"x", version=version)
-    assert proxy.calls == {"PUT a": 4}
-    assert storage.read(uri) == b"2"
-
-
-def test_a_file_is_put_in_pieces(storage: Storage, root: str, tmp_path: Path) -> None:
-    """Merged rows may have 2 GiB: they never are in memory at once."""
-    body = tmp_path / "merged"
-    body.write_bytes(os.urandom(1 << 20) * 32)
-    storage.create(f"{root}/warm", b"x")
-    tracemalloc.start()
-    try:
-        version = storage.create(f"{root}/data.parquet", body)
-        peak_bytes = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak_bytes < 8 << 20
-    assert storage.read(f"{root}/data.parquet", version=version) == body.read_bytes()
-
-
-def test_a_container_itself_can_be_the_folder(storage: Storage, new_container: Callable[[], str]) -> None:
-    """A prefix is not required, and a container is no object."""
-    top = new_container()
-    storage.put(f"{top}/a/b", b"x")
-    assert [o.uri for o in storage.list(top)] == [f"{top}/a/b"]
-    assert storage.folders(f"{top}/") == ["a"]
-    with pytest.raises(NotFound):
-        storage.read(top)
-
-
-def test_a_missing_container_is_an_error(storage: Storage) -> None:
-    """A typing error in its name must not look like an empty archive."""
-    with pytest.raises(NotFound):
-        list(storage.list("az://no-such-container-here/a"))
 
 
 def test_the_version_is_the_etag(storage: Storage, root: str) -> None:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import tracemalloc
 import urllib.request
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from contracts.store_suite import StoreSuite
+from contracts.cloud_suite import CloudSuite
 from faults.unruly_proxy import UnrulyProxy, unruly
 
 from unet_batch.archive import gcs
 from unet_batch.archive.storage import Storage
-from unet_batch.errors import AlreadyExists, Changed, Conflict, NotFound, TooLarge, Unavailable
+from unet_batch.errors import Unavailable
 
 pytestmark = pytest.mark.gcs
 
@@ -28,15 +25,24 @@ def storage(gcs_options: dict) -> Storage:
 
 
 @pytest.fixture
+def top(new_gcs_bucket: Callable[[], str]) -> str:
+    return new_gcs_bucket()
+
+
+@pytest.fixture
 def root(new_gcs_bucket: Callable[[], str]) -> str:
     return f"{new_gcs_bucket()}/prefix"
 
 
-class TestGcsStore(StoreSuite):
+class TestGcsStore(CloudSuite):
     """A server that speaks the JSON API.
 
     It ignores `ifGenerationMatch=0` on simple media uploads, where the service honours it. We send none.
     """
+
+    another_version = "generation:1"
+    put_method = "POST"
+    nowhere = "gs://no-such-bucket-here/a"
 
 
 @pytest.fixture
@@ -45,66 +51,6 @@ def behind(gcs_options: dict[str, str], gcs_endpoint: str) -> Iterator[tuple[Sto
     with unruly(gcs_endpoint) as proxy:
         options = {name: value.replace(gcs_endpoint, proxy.url) for name, value in gcs_options.items()}
         yield Storage(options, threads=4, first_wait_s=0.01), proxy
-
-
-def test_a_pinned_read_is_one_request(behind: tuple[Storage, UnrulyProxy], new_gcs_bucket: Callable[[], str]) -> None:
-    """The answer carries the version of its own bytes, so nothing else is asked: for a whole object, and for a part."""
-    storage, proxy = behind
-    uri = f"{new_gcs_bucket()}/a"
-    version = storage.put(uri, b"0123456789")
-    proxy.calls.clear()
-    assert storage.read(uri, version=version) == b"0123456789"
-    assert storage.read_range(uri, 2, 5, version=version) == b"234"
-    with pytest.raises(TooLarge):
-        storage.read(uri, version=version, max_bytes=9)
-    with pytest.raises(Changed):
-        storage.read(uri, version="generation:1")
-    assert proxy.calls == {"GET a": 4}
-
-
-def test_a_put_is_one_request(behind: tuple[Storage, UnrulyProxy], new_gcs_bucket: Callable[[], str]) -> None:
-    """Created, refused, replaced, refused: bytes, name and condition go together, so nothing is there half."""
-    storage, proxy = behind
-    uri = f"{new_gcs_bucket()}/a"
-    version = storage.create(uri, b"1")
-    with pytest.raises(AlreadyExists):
-        storage.create(uri, b"x")
-    storage.replace(uri, b"2", version=version)
-    with pytest.raises(Conflict):
-        storage.replace(uri, b"x", version=version)
-    assert proxy.calls == {"POST a": 4}
-    assert storage.read(uri) == b"2"
-
-
-def test_a_file_is_put_in_pieces(storage: Storage, root: str, tmp_path: Path) -> None:
-    """Merged rows may have 2 GiB: they never are in memory at once."""
-    body = tmp_path / "merged"
-    body.write_bytes(os.urandom(1 << 20) * 32)
-    storage.create(f"{root}/warm", b"x")
-    tracemalloc.start()
-    try:
-        version = storage.create(f"{root}/data.parquet", body)
-        peak_bytes = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak_bytes < 8 << 20
-    assert storage.read(f"{root}/data.parquet", version=version) == body.read_bytes()
-
-
-def test_a_bucket_itself_can_be_the_folder(storage: Storage, new_gcs_bucket: Callable[[], str]) -> None:
-    """A prefix is not required, and a bucket is no object."""
-    top = new_gcs_bucket()
-    storage.put(f"{top}/a/b", b"x")
-    assert [o.uri for o in storage.list(top)] == [f"{top}/a/b"]
-    assert storage.folders(f"{top}/") == ["a"]
-    with pytest.raises(NotFound):
-        storage.read(top)
-
-
-def test_a_missing_bucket_is_an_error(storage: Storage) -> None:
-    """A typing error in its name must not look like an empty archive."""
-    with pytest.raises(NotFound):
-        list(storage.list("gs://no-such-bucket-here/a"))
 
 
 def test_the_version_is_the_generation(storage: Storage, root: str) -> None:

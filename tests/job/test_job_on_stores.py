@@ -1,4 +1,4 @@
-"""Whole jobs whose archive and output lie in Cloud Storage or in Blob Storage, published without `single_writer`."""
+"""Whole jobs whose archive and output lie in S3, Cloud Storage or Blob Storage, published without `single_writer`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from remote_project import DAY, Remote, meanwhile
 
 from unet_batch.archive.storage import Storage
 
+BUCKETS = {"s3": "new_bucket", "gcs": "new_gcs_bucket", "azure": "new_container"}
+"""By store, which is a marker too: the fixture that makes an empty bucket."""
 
-@pytest.fixture(params=[pytest.param("gcs", marks=pytest.mark.gcs), pytest.param("azure", marks=pytest.mark.azure)])
+
+@pytest.fixture(params=[pytest.param(name, marks=getattr(pytest.mark, name)) for name in BUCKETS])
 def remote(request: pytest.FixtureRequest, project: Project, monkeypatch: pytest.MonkeyPatch) -> Remote:
     """A project in a fresh bucket or container; its options come from the environment, as keys do."""
     options: dict[str, str] = request.getfixturevalue(f"{request.param}_options")
-    top = request.getfixturevalue({"gcs": "new_gcs_bucket", "azure": "new_container"}[request.param])()
+    top = request.getfixturevalue(BUCKETS[request.param])()
     for name, value in options.items():
         monkeypatch.setenv(f"STORE_{name.upper()}", value)
     referred = ", ".join(f"{name}: {{env: STORE_{name.upper()}}}" for name in options)
@@ -46,7 +49,7 @@ def test_a_day_is_scored_published_and_verified(remote):
 
 
 def test_a_late_and_a_changed_image_are_scored_alone(remote):
-    """Versions are generations or ETags: an image that was put again is another."""
+    """An image that was put again with other bytes is another version, whatever the store calls it."""
     remote.fill(5)
     remote.run()
     remote.put(f"{DAY}/late.png", png(7))
@@ -57,16 +60,20 @@ def test_a_late_and_a_changed_image_are_scored_alone(remote):
     assert remote.findings() == []
 
 
-def test_rows_that_were_replaced_meanwhile_are_not_overwritten(remote):
-    """Exit code 4, and the rival's rows stay; running again takes them into account."""
+def test_an_object_replaced_while_scoring_is_not_overwritten(remote):
+    """Exit code 4, and the other's rows stay; running again takes them into account."""
     remote.fill(3)
     other = remote.run("tiling.overlap=0.5")
     theirs = remote.store.read(remote.published)
     remote.put(f"{DAY}/late.png", png(9))
-    held = remote.run(executor=meanwhile(partial(remote.store.put, remote.published, theirs)))
+    remote.run("tiling.overlap=0.5")
+    newer = remote.store.read(remote.published)
+    assert newer != theirs
+    remote.store.put(remote.published, theirs)
+    held = remote.run(executor=meanwhile(partial(remote.store.put, remote.published, newer)))
     assert (held.exit_code, held.published, held.ok) == (4, 0, 4)
     assert "its rows stay" in held.problems[0]
-    assert remote.store.read(remote.published) == theirs
+    assert remote.store.read(remote.published) == newer
     assert {row["fingerprint"] for row in remote.rows()} == {other.fingerprint}
     again = remote.run()
     assert (again.planned, again.published, again.exit_code) == (0, 1, 0)
