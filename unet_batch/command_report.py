@@ -77,10 +77,10 @@ def report(job: JobSpec, window: str, run: str | None, out: str | None, pictures
 def report_apart(job: JobSpec, run: str) -> str | None:
     """The URI of the page about a run that has ended, written by a process of its own; None, with a sentence, for none.
 
-    Whatever a picture does to its decoder, or a store to the page: the run has ended as it has.
+    Whatever a picture does to its decoder, a store to the page, or a person to both: the run has ended as it has.
     """
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="unet-batch-", suffix=".yaml") as file:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="unet-batch-", suffix=".yaml") as file:
             file.write(job.model_dump_json())
             file.flush()
             command = [sys.executable, "-m", "unet_batch", "report", file.name, run]
@@ -90,8 +90,10 @@ def report_apart(job: JobSpec, run: str) -> str | None:
         why = f"exit code {done.returncode}"
     except subprocess.TimeoutExpired:
         why = f"it took more than {PATIENCE_S:.0f} s"
-    except OSError as error:
-        why = error.strerror or str(error)
+    except KeyboardInterrupt:
+        why = "it was stopped"
+    except (OSError, ValueError, LookupError) as error:
+        why = str(error)
     click.echo(f"the run has no report ({why}); `unet-batch report` may still write one", err=True)
     return None
 

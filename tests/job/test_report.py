@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 import tempfile
 from dataclasses import replace
@@ -465,7 +467,7 @@ def test_a_run_leaves_its_page_when_it_is_asked_to(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["fails", "hangs", "cannot begin"])
+@pytest.mark.parametrize("how", ["fails", "hangs", "cannot begin", "says nothing", "is stopped"])
 def test_a_page_that_cannot_be_written_changes_nothing_about_the_run(project, monkeypatch, capsys, how):
     """A sentence, no report, and whatever exit code the run has."""
     project.fill(DAY, 1)
@@ -475,7 +477,15 @@ def test_a_page_that_cannot_be_written_changes_nothing_about_the_run(project, mo
         page.mkdir(parents=True)
     elif how == "hangs":
         monkeypatch.setattr(command_report, "PATIENCE_S", 0.1)
-    else:
+    elif how == "cannot begin":
         monkeypatch.setattr(tempfile, "tempdir", str(project.folder / "nowhere"))
+    elif how == "says nothing":
+        monkeypatch.setattr(sys, "executable", "/bin/true")
+    else:
+
+        def stopped(*_, **__):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(subprocess, "run", stopped)
     assert command_report.report_apart(job, run) is None
     assert "the run has no report (" in capsys.readouterr().err

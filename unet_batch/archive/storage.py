@@ -124,7 +124,8 @@ class Storage:
     def read(self, uri: str, *, version: str | None = None, max_bytes: int | None = None) -> bytes:
         """The whole object, never a mixture of two versions and never a part of it.
 
-        Raises NotFound, Denied, Changed (not `version` any more), TooLarge (more than max_bytes) or Unavailable.
+        Raises NotFound, Denied, Changed (not `version` any more), TooLarge (more than max_bytes), NotLoggedIn or
+        Unavailable.
         """
         store = self._store(uri)
         return self._try(uri, lambda: store.read(uri, span=None, version=version, max_bytes=max_bytes))
