@@ -17,7 +17,7 @@ from unet_batch.imaging.postprocess import ClassArea, Prediction
 from unet_batch.records import Source, image_key
 
 SCHEMA_VERSION = 1
-SCORING_REVISION = 1
+SCORING_REVISION = 2
 """Raise when code changes a result without the job file changing: it is part of every fingerprint."""
 
 _TEXT_OFTEN_REPEATED = pa.dictionary(pa.int32(), pa.string())
