@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unet_batch.contract import Contract
 from unet_batch.errors import JobError
-from unet_batch.job.plan import fingerprint, halves, place, plan_partition, units, wants
+from unet_batch.job.plan import halves, place, plan_partition, units, wants
 from unet_batch.model.contract import Model
 from unet_batch.records import Source, inventory_digest, uncollected
 from unet_batch.spec import InputSpec, JobSpec, LimitsSpec, ModelSpec, OutputSpec, ResourcesSpec
@@ -138,14 +138,6 @@ def test_another_inventory_or_fingerprint_is_stale(mark):
         True,
         True,
     ]
-
-
-def test_the_fingerprint_changes_with_what_changes_a_result_only():
-    """Pixels limits and tiling enter; resources, batches and unit sizes do not."""
-    mark = fingerprint(job(), MODEL)
-    assert fingerprint(job(unit_images=3, max_rejected=0.5), MODEL) == mark
-    assert fingerprint(job().model_copy(update={"resources": ResourcesSpec(infer_actors=3)}), MODEL) == mark
-    assert fingerprint(job(max_image_pixels=10), MODEL) != mark
 
 
 @given(

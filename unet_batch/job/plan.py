@@ -1,4 +1,4 @@
-"""What is to be done, as pure functions: fingerprint, open sources, units, placement.
+"""What is to be done, as pure functions: open sources, units, placement.
 
 Knows nothing of stores, Ray or pixels, and is small enough to print. Work is skipped by image key
 and version, never by the name of a part, so slices may shift between two runs without an image being scored twice.
@@ -6,19 +6,15 @@ and version, never by the name of a part, so slices may shift between two runs w
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from unet_batch.errors import JobError, Reason
-from unet_batch.model.contract import Model
-from unet_batch.model.engines import fingerprint_marks, on_gpu
+from unet_batch.model.engines import on_gpu
 from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, unit_id
 from unet_batch.spec import JobSpec, ResourcesSpec
 from unet_batch.table.publish import Published, generation
-from unet_batch.table.rows import SCHEMA_VERSION, SCORING_REVISION
 
 State = Literal["published", "stale", "partial", "missing"]
 Select = Literal["due", "missing", "failed", "changed", "all"]
@@ -38,29 +34,6 @@ UNIT_ENCODED_BYTES = 8 << 20
 SMALLEST_UNIT_IMAGES = 4
 GZIP_STRETCH = 8
 UNITS_AT_ONCE = 2
-
-
-def fingerprint(job: JobSpec, model: Model) -> str:
-    """64 hex digits over all that changes a result. Never resources, batch sizes, unit sizes, stores or worker counts.
-
-    Providers stay outside (CUDA and CPU differ in the last bits only); engine and precision are inside.
-    """
-    parts = {
-        "model": model.sha256,
-        "engine": job.model.engine,
-        "contract": model.contract.model_dump(mode="json"),
-        "precision": job.model.precision,
-        "tiling": job.tiling.model_dump(mode="json"),
-        "masks": sorted(job.output.masks),
-        "confidence": job.output.confidence,
-        "geometry": job.output.geometry,
-        "max_image_pixels": job.limits.max_image_pixels,
-        "max_image_bytes": job.limits.max_image_bytes,
-        "scoring_revision": SCORING_REVISION,
-        "schema_version": SCHEMA_VERSION,
-        **fingerprint_marks(job.session),
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from unet_batch.archive.discovery import reaches
 from unet_batch.archive.storage import Storage, canonical
 from unet_batch.contract import Contract
 from unet_batch.errors import ContractError, JobError, NotFound, StorageError
-from unet_batch.job.plan import fingerprint
+from unet_batch.job.fingerprint import fingerprint
 from unet_batch.model.contract import METADATA_KEY, Model, ModelFile, find_contract, read_model, resolve
 from unet_batch.model.engines import check_choice, check_file, check_model, find
 from unet_batch.model.ensemble import combined_model

@@ -1,0 +1,115 @@
+"""The fingerprint: every field of a job file and of a contract is inside, or is listed with a reason."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel
+
+from unet_batch.contract import Contract, Normalize
+from unet_batch.job.fingerprint import OUTSIDE, fingerprint
+from unet_batch.model.contract import Model
+from unet_batch.spec import EnsembleSpec, InputSpec, JobSpec, ModelSpec, OutputSpec
+
+HASHED_BY_CONTENT = ("session.provider_options", "session.custom_ops")
+"""What such a field refers to is inside in part: `tests/model/test_engines.py` holds that."""
+JOB = JobSpec(
+    name="test",
+    model=ModelSpec(path="model.onnx", ensemble=EnsembleSpec(members=("other.onnx",))),
+    input=InputSpec(uri="memory://archive"),
+    output=OutputSpec(uri="memory://output"),
+)
+NEEDED: dict[str, dict[str, Any]] = {
+    "mean_std": {"mean": (0.5,), "std": (0.2,)},
+    "window": {"center": 40.0, "width": 400.0},
+}
+KINDS = [
+    member.model_validate(NEEDED.get(member.model_fields["kind"].default, {}))
+    for member in get_args(get_args(Normalize)[0])
+]
+
+
+def model(contract: Contract) -> Model:
+    return Model("ab" * 32, contract, "image", "logits", (256, 256), None, "nchw")
+
+
+def leaves(tree: BaseModel, above: str = "") -> Iterator[str]:
+    """The path of every field that is no section itself."""
+    for name in type(tree).model_fields:
+        value = getattr(tree, name)
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
+
+
+def changed(tree: Any, path: str) -> Any:
+    """The same tree with another value in one field, whatever its type: nothing is validated."""
+    name, _, rest = path.partition(".")
+    value = getattr(tree, name)
+    return tree.model_copy(update={name: changed(value, rest) if rest else another(value)})
+
+
+def another(value: Any) -> Any:
+    match value:
+        case bool():
+            return not value
+        case int() | float():
+            return value + 1
+        case tuple():
+            return (*value, "more")
+        case dict():
+            return {**value, "more": "more"}
+        case _:
+            return f"{value} more"
+
+
+@pytest.fixture(autouse=True)
+def values_of_any_type():
+    """Pydantic tells of changed values that have another type."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+@pytest.mark.parametrize("path", [p for p in leaves(JOB) if p not in HASHED_BY_CONTENT])
+def test_every_field_of_a_job_file_changes_the_fingerprint_or_is_listed(path):
+    """A column, a colour or a limit that nobody thought of is scored again, never taken for what was published."""
+    before, after = (fingerprint(job, model(Contract())) for job in (JOB, changed(JOB, path)))
+    assert (before == after) == (path in OUTSIDE)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_every_field_of_a_contract_changes_the_fingerprint(kind):
+    """Of every kind of normalisation too."""
+    plain = Contract()
+    contract = plain.model_copy(update={"input": plain.input.model_copy(update={"normalize": kind})})
+    before = fingerprint(JOB, model(contract))
+    paths = list(leaves(contract))
+    assert len(paths) > 20
+    for path in paths:
+        assert fingerprint(JOB, model(changed(contract, path))) != before, path
+
+
+def test_the_list_names_fields_that_there_are():
+    """A field that was renamed is inside under its new name, and its old entry is seen."""
+    assert set(OUTSIDE) <= {*leaves(JOB), *HASHED_BY_CONTENT}
+    assert all(OUTSIDE.values())
+
+
+def test_the_column_of_the_images_changes_the_fingerprint():
+    """Two columns of a Parquet file hold other pictures under the same keys and versions."""
+    other = JOB.model_copy(update={"input": JOB.input.model_copy(update={"column": "preview"})})
+    assert fingerprint(other, model(Contract())) != fingerprint(JOB, model(Contract()))
+
+
+def test_the_order_of_a_set_is_none():
+    """`masks: [png, rle]` asks for what `[rle, png]` asks for."""
+    one, two = (
+        JOB.model_copy(update={"output": JOB.output.model_copy(update={"masks": masks})})
+        for masks in (("rle", "png"), ("png", "rle"))
+    )
+    assert fingerprint(one, model(Contract())) == fingerprint(two, model(Contract()))
