@@ -75,21 +75,12 @@ class ModelSpec(Section):
     int8 are properties of the file, and must be said of a file that is one."""
     ensemble: EnsembleSpec | None = None
     """Further models whose outputs are combined with this one's."""
-    pack: Literal["auto", "labels", "off"] = "auto"
-    """What a job puts into the graph, as far as that leaves every row exactly as it is. auto: normalisation, and on
-    GPUs the decision where no score is needed behind it; labels: that decision on CPUs too, where it costs more than
-    it saves."""
     contract: str | None = None
     """URI or path of its contract; left out: `<model>.yaml` beside the model, else the model's metadata."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Digest the file must have."""
     options: Options = {}
     """Options of the store that holds the model."""
-
-    @field_validator("pack", mode="before")
-    @classmethod
-    def _off_is_a_word(cls, value: object) -> object:
-        return "off" if value is False else value  # YAML 1.1 reads off as false
 
     @property
     def paths(self) -> tuple[str, ...]:

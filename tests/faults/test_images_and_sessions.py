@@ -73,14 +73,6 @@ def test_a_crash_a_hang_a_hog_and_a_bomb_cost_a_row_each_in_the_plain_loop(fault
     assert faulty.left_after_sweep() == []
 
 
-@pytest.fixture
-def project(project):
-    """Tiles reach the session as floats: what a job packs has tests of its own."""
-    job = project.folder / "job.yaml"
-    job.write_text(job.read_text().replace("model.onnx}", "model.onnx, pack: off}"))
-    return project
-
-
 @dataclass
 class Played:
     """A real session whose calls go through a function first."""

@@ -241,10 +241,9 @@ BRIGHTNESS = threshold_model("nchw", 3, 3, size=SIDE)
     "how",
     [
         (),
-        ("model.pack=off",),
         pytest.param(("model.engine=openvino",), marks=openvino),
     ],
-    ids=["trusted", "off", "openvino"],
+    ids=["trusted", "openvino"],
 )
 def test_a_packed_file_that_was_changed_is_refused(project, made, change, how):
     """Also where the session is the trusted one: the archive's images could not tell, the references do."""

@@ -149,7 +149,7 @@ def test_a_job_in_openvino_passes_the_gate_and_is_verified(project, name):
 def test_a_packed_text_model_gives_the_same_masks(project, post):
     """RLE for RLE, on pictures of one tile; sigmoid, BGR and ImageNet's statistics are inside the graph."""
     model = published(project, "text")
-    model.succeeds("run", "job.yaml", "--executor", "local", "--set", "model.pack=off")
+    model.succeeds("run", "job.yaml", "--executor", "local")
     before = {row["image_key"]: [entry["rle"] for entry in row["classes"]] for row in project.rows("2026-11-21")}
     made = model.succeeds("model", "pack", "model.onnx", "--out", "packed.onnx", "--post" if post else "--no-post")
     assert made["bytes_after"] < made["bytes_before"] / 2

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 
 from unet_batch.archive.discovery import Window
 from unet_batch.errors import JobError, UnetBatchError
-from unet_batch.job.gate import check_images, dtypes, has_references, needed
-from unet_batch.job.packing import packing
+from unet_batch.job.gate import check_images, has_references, needed
 from unet_batch.job.plan import plan_partition, units
 from unet_batch.job.prepare import Prepared, new_run_id, prepare
 from unet_batch.job.survey import archive_partitions, window_of
-from unet_batch.job.worker import Settings, build_infer, build_load
+from unet_batch.job.worker import Settings, build_infer
 from unet_batch.model.doctor import Finding
 from unet_batch.model.session import Device
 from unet_batch.spec import JobSpec
@@ -37,25 +36,26 @@ def check_job(job: JobSpec, window: Window) -> bool:
     prepared = prepare(job)
     for partition, sources in archive_partitions(prepared, window, keep=False).items():
         plan = plan_partition(partition, sources, mark=prepared.fingerprint, published=None, done=frozenset(), parts=())
-        settings = _settings(prepared)
-        infer = build_infer(settings, Device(threads=1))
-        if prepared.members or not prepared.job.check.images:
-            return False
-        unit = check_images(prepared.job, units(plan, prepared.job, prepared.fingerprint, workers=1))
-        loaded = build_load(settings)(unit)
-        if not dtypes(loaded):
-            raise JobError(f"none of {len(unit.sources)} images of {job.input.uri} could be read: {ANOTHER}")
-        infer.check(loaded)
-        packs = packing(prepared.job, prepared.model).anything
-        return packs or needed(prepared.job) or has_references(prepared.job, prepared.model_bytes)
+        gated = needed(prepared.job) and not prepared.members
+        unit = None
+        if gated:
+            some = check_images(prepared.job, units(plan, prepared.job, prepared.fingerprint, workers=1))
+            unit = some.to_json()
+        build_infer(_settings(prepared, check_unit=unit), Device(threads=1))
+        return gated or (not prepared.members and has_references(prepared.job, prepared.model_bytes))
     raise JobError(f"the window holds no image of {job.input.uri} to check with: {ANOTHER}")
 
 
-def _settings(prepared: Prepared) -> Settings:
+def _settings(prepared: Prepared, *, check_unit: bytes | None = None) -> Settings:
     members = tuple(member.to_json() for member in prepared.members)
     run_id = new_run_id(prepared.job)
     return Settings(
-        prepared.job.model_dump_json(), prepared.model.to_json(), prepared.fingerprint, run_id, members=members
+        prepared.job.model_dump_json(),
+        prepared.model.to_json(),
+        prepared.fingerprint,
+        run_id,
+        members=members,
+        check_unit=check_unit,
     )
 
 

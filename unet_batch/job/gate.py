@@ -11,8 +11,7 @@ import hashlib
 import json
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -34,7 +33,6 @@ from unet_batch.model.contract import Model
 from unet_batch.model.engines import file_precision
 from unet_batch.model.pack_nodes import FINITE
 from unet_batch.model.pack_reference import PACK_KEY, decide, digest, verify_reference, whole
-from unet_batch.model.packed_session import takes
 from unet_batch.model.parity import Tolerance
 from unet_batch.model.session import Device, Session, open_session
 from unet_batch.records import Unit
@@ -48,8 +46,7 @@ LARGEST_SIDE = 1024
 
 
 def needed(job: JobSpec) -> bool:
-    """Whether this job's session is anything else than the trusted one, fp32 in ONNX Runtime on the CPU, but for what
-    the job packs by itself."""
+    """Whether this job's session is not the trusted one: fp32 in ONNX Runtime on the CPU."""
     trusted = job.model.engine == "onnxruntime" and job.session.providers == ("cpu",) and job.model.precision == "fp32"
     return job.check.images > 0 and (not trusted or job.check.reference is not None)
 
@@ -70,82 +67,48 @@ def check_images(job: JobSpec, units: Sequence[Unit]) -> Unit:
     return replace(first, sources=sources, isolate=True)
 
 
-def dtypes(loaded: Loaded) -> list[str]:
-    """The types of a unit's pictures, NumPy's names, in the order in which they come."""
-    return list(dict.fromkeys(np.dtype(e.dtype).name for e in loaded.entries if e.geometry is not None))
-
-
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What the gate compares."""
+class SessionUnderTest:
+    """The session that will score, with the planned model and its bytes."""
 
     session: Session
-    """That will score."""
     model: Model
     """As planned: what the trusted session runs, where the job names no reference."""
     data: bytes
     """The file of that model."""
 
-    def packed(self, dtype: str) -> bool:
-        """Whether the job packed what runs for pictures of this type."""
-        labels = self.session.model.contract.output.decided and not self.model.contract.output.decided
-        return labels or takes(self.session, dtype)
 
+def compare(job: JobSpec, tested: SessionUnderTest, loaded: Loaded, run_id: str) -> None:
+    """Compare the session with the trusted one on the pictures of a unit, and write a report.
 
-class Gate:
-    """Asks a session about every type of pictures once: those that it is given, before they are scored.
-
-    What a job packs by itself is checked on the first unit that comes, and nothing is read for it; a session that is
-    not the trusted one has been asked before, on a unit that was loaded for that (`check_unit`).
+    Does nothing where this job needs no gate, or where this machine has kept a verdict.
+    Raises ModelRefused beyond `check`'s tolerances, with the place of a picture of the worst tile.
     """
-
-    def __init__(self, job: JobSpec, asked: Asked, run_id: str, *, seen: Callable[[str], None]) -> None:
-        """seen: is told every type of pictures that comes."""
-        self._job, self._asked, self._run_id, self._seen = job, asked, run_id, seen
-        self._known: set[str] = set()
-        self._lock = threading.Lock()
-
-    def __call__(self, loaded: Loaded) -> None:
-        """Raises ModelRefused beyond `check`'s tolerances, with the place of a picture of the worst tile."""
-        with self._lock:
-            for dtype in dtypes(loaded):
-                if dtype not in self._known:
-                    wanted = needed(self._job) or (self._job.check.images > 0 and self._asked.packed(dtype))
-                    if wanted and self._job.model.ensemble is None:
-                        _compare(self._job, self._asked, loaded, dtype, self._run_id)
-                    self._known.add(dtype)
-                    self._seen(dtype)
-
-
-def _compare(job: JobSpec, asked: Asked, loaded: Loaded, dtype: str, run_id: str) -> None:
-    """Compare the session with the trusted one on the pictures of this type, and write down what was found.
-
-    Nothing is done where this machine has its verdict. What a job packed leaves a report only where it does not agree.
-    """
-    session = asked.session
-    kept = _verdict_path(job, asked, dtype)
+    if not needed(job):
+        return
+    session = tested.session
+    kept = _verdict_path(job, tested, "images")
     if kept.exists():
         return
-    trusted = _Trusted(_trusted(job, asked), session.model)
+    trusted = _Trusted(_trusted(job, tested), session.model)
     tiles: list[tuple[str, NDArray[Any]]] = []
-    for name, tile in _tiles(job, session, loaded, dtype):
-        # A picture that makes the fp32 network ill costs that picture, as ever; an fp16 file may be what is ill.
-        fits = not tiles or tile.shape == tiles[0][1].shape
-        if fits and (job.model.precision != "fp32" or trusted.is_well(tile)):
+    for name, tile in _tiles(job, session, loaded):
+        # A picture on which the fp32 network returns NaN is rejected when it is scored, and compares nothing here.
+        fits = not tiles or (tile.shape, tile.dtype) == (tiles[0][1].shape, tiles[0][1].dtype)
+        if fits and (job.model.precision != "fp32" or trusted.is_finite(tile)):
             tiles.append((name, tile))
         if len(tiles) == job.check.images:
             break
     if not tiles:
-        log.warning("the gate found no image to check with, so %s was not checked", session.provider)
-        return
+        raise ModelRefused(
+            f"the gate cannot judge {session.provider}: none of {len(loaded.unit.sources)} images could be read and "
+            "scored. Choose another --window, or set check.images=0 to score without the gate"
+        )
     tolerance = Tolerance(job.check.max_flipped, job.check.min_dice, job.check.max_abs_error)
-    tested = session if needed(job) else _OneByOne(session)
-    report = check(tested, trusted, np.stack([tile for _, tile in tiles]), tolerance)
+    report = check(session, trusted, np.stack([tile for _, tile in tiles]), tolerance)
     name, worst = tiles[report.worst]
     what = f"{job.model.engine} on {session.provider} in {job.model.precision}"
-    what += f", packed for {dtype}," if asked.packed(dtype) else ""
-    if report.breaches or needed(job):
-        _write(job, run_id, "json", json.dumps({"session": what, **report.to_json()}).encode())
+    _write(job, run_id, "json", json.dumps({"session": what, **report.to_json()}).encode())
     if report.breaches:
         where = _write(job, run_id, "png", encode_png(picture(worst, report)))
         raise ModelRefused(
@@ -162,29 +125,29 @@ def has_references(job: JobSpec, data: bytes) -> bool:
     return job.check.images > 0 and PACK_KEY.encode() in data
 
 
-def check_references(job: JobSpec, asked: Asked) -> None:
+def check_references(job: JobSpec, tested: SessionUnderTest) -> None:
     """A packed file must say what it said when it was packed; nothing happens to any other.
 
     Raises ModelRefused where it does not: pixels, normalisation or weights inside it were changed.
     """
-    if not has_references(job, asked.data):
+    if not has_references(job, tested.data):
         return
-    kept = _verdict_path(job, asked, "references")
+    kept = _verdict_path(job, tested, "references")
     if kept.exists():
         return
-    session = asked.session
+    session = tested.session
     any_size: list[Session] = []
 
     def run(tiles: NDArray[Any]) -> dict[str, NDArray[Any]]:
         tile_hw = tiles.shape[1:3]
         if session.model.tile_hw not in (None, tile_hw) and not any_size:  # `tiling.size` cuts tiles of its own size
-            any_size.append(_of_any_size(job, asked))
+            any_size.append(_of_any_size(job, tested))
         result = (any_size or [session])[0].run(tiles)
         finite: NDArray[np.bool_] = np.asarray(np.isfinite(result).all(axis=(1, 2, 3)))
         return {session.model.output_name: np.nan_to_num(result), FINITE: finite}
 
     try:
-        found = verify_reference(asked.data, run, tolerance=Tolerance(job.check.max_flipped, 0.0))
+        found = verify_reference(tested.data, run, tolerance=Tolerance(job.check.max_flipped, 0.0))
     except JobError as error:  # TensorRT has one size of tile
         log.warning("%s was not asked what it said when it was packed: %s", job.model.path, error)
         return
@@ -195,19 +158,6 @@ def check_references(job: JobSpec, asked: Asked) -> None:
         )
     _keep(kept, found.to_json())
     log.info("%s says what it said when it was packed, on %d pictures", job.model.path, found.checked)
-
-
-class _OneByOne:
-    """A session that takes one tile at a time: how many fit at once is not for the gate to find out."""
-
-    def __init__(self, inner: Session) -> None:
-        self._inner, self.model = inner, inner.model
-        self.provider, self.device_name = inner.provider, inner.device_name
-
-    def run(self, tiles: NDArray[Any]) -> NDArray[Any]:
-        if self.model.batch is not None:
-            return self._inner.run(tiles)
-        return np.concatenate([self._inner.run(tile[None]) for tile in tiles])
 
 
 class _Trusted:
@@ -221,12 +171,12 @@ class _Trusted:
         self.device_name = inner.device_name
         self._said: dict[str, NDArray[Any]] = {}
 
-    def is_well(self, tile_hwc: NDArray[Any]) -> bool:
+    def is_finite(self, tile_hwc: NDArray[Any]) -> bool:
         """Whether everything that it says about a tile is finite."""
         return bool(np.isfinite(self.run(np.repeat(tile_hwc[None], self.model.batch or 1, axis=0))).all())
 
     def run(self, tiles: NDArray[Any]) -> NDArray[Any]:
-        """Each batch once: `is_well` and the check ask for the same ones."""
+        """Each batch once: `is_finite` and the check ask for the same ones."""
         key = digest(tiles)
         if key not in self._said:
             self._said[key] = self._answer(tiles)
@@ -245,9 +195,9 @@ class _Trusted:
         return labels
 
 
-def _trusted(job: JobSpec, asked: Asked) -> Session:
+def _trusted(job: JobSpec, tested: SessionUnderTest) -> Session:
     on_cpu = SessionSpec(custom_ops=job.session.custom_ops)
-    data, model = asked.data, asked.model
+    data, model = tested.data, tested.model
     if job.check.reference is not None:
         data, model = model_at(job.check.reference, None, job.tiling, job.model.options)
     held = file_precision(data)
@@ -255,11 +205,11 @@ def _trusted(job: JobSpec, asked: Asked) -> Session:
     return open_session(data, model, on_cpu, Device(threads=1), precision=precision)
 
 
-def _of_any_size(job: JobSpec, asked: Asked) -> Session:
+def _of_any_size(job: JobSpec, tested: SessionUnderTest) -> Session:
     """The session once more, for tiles of every size."""
     return open_session(
-        asked.data,
-        replace(asked.model, tile_hw=None),
+        tested.data,
+        replace(tested.model, tile_hw=None),
         job.session,
         Device(threads=1),
         engine=job.model.engine,
@@ -267,16 +217,14 @@ def _of_any_size(job: JobSpec, asked: Asked) -> Session:
     )
 
 
-def _tiles(job: JobSpec, session: Session, loaded: Loaded, dtype: str) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Name and middle tile, (H, W, C), of every picture of this type, as the session is fed with it."""
+def _tiles(job: JobSpec, session: Session, loaded: Loaded) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Name and middle tile, (H, W, C), of every picture, as the session is fed with it."""
     model = session.model
     for entry in loaded.entries:
-        if entry.geometry is None or np.dtype(entry.dtype).name != dtype:
+        if entry.geometry is None:
             continue
-        pixels = pixels_of(loaded, entry)
         try:
-            if not takes(session, pixels.dtype.name):
-                pixels = normalize(pixels, entry.geometry, model.contract.input)
+            pixels = normalize(pixels_of(loaded, entry), entry.geometry, model.contract.input)
         except ImageError:
             continue
         tile_hw = model.tile_hw or _cut(entry.geometry.fitted_hw, model.contract.input.multiple)
@@ -301,7 +249,7 @@ def _write(job: JobSpec, run_id: str, suffix: str, body: bytes) -> str | None:
     return uri
 
 
-def _verdict_path(job: JobSpec, asked: Asked, subject: str) -> Path:
+def _verdict_path(job: JobSpec, tested: SessionUnderTest, subject: str) -> Path:
     """One file per subject, model, machine, arithmetic and tolerance, in the cache folder that ladders lie in."""
     reference = None
     if job.check.reference is not None:
@@ -311,13 +259,13 @@ def _verdict_path(job: JobSpec, asked: Asked, subject: str) -> Path:
             raise ModelRefused(f"check.reference: there is no {job.check.reference}") from error
     key = {
         "subject": subject,
-        "model": asked.model.sha256,
-        "contract": asked.session.model.contract.model_dump(mode="json"),
+        "model": tested.model.sha256,
+        "contract": tested.session.model.contract.model_dump(mode="json"),
         "reference": None if reference is None else hashlib.sha256(reference).hexdigest(),
         "engine": job.model.engine,
         "precision": job.model.precision,
-        "provider": asked.session.provider,
-        "device": asked.session.device_name,
+        "provider": tested.session.provider,
+        "device": tested.session.device_name,
         "options": job.session.model_dump(mode="json"),
         "check": job.check.model_dump(mode="json"),
         "version": __version__,

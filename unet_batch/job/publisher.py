@@ -16,7 +16,6 @@ from typing import Any
 from unet_batch import __version__
 from unet_batch.archive.objects import redact
 from unet_batch.errors import AlreadyExists, Denied, Held, Incomplete, JobError, NotFound, NotLoggedIn, StorageError
-from unet_batch.job.packing import packing
 from unet_batch.job.plan import PartitionPlan
 from unet_batch.job.prepare import Prepared
 from unet_batch.records import Unit
@@ -75,7 +74,6 @@ class Record:
             "job": prepared.job.model_dump(mode="json"),
             "model": prepared.model.sha256,
             "fingerprint": prepared.fingerprint,
-            "packing": packing(prepared.job, prepared.model).why,
             "select": select,
             "conditional_writes": "not needed: single_writer" if prepared.job.output.single_writer else "honoured",
             "partitions": {},

@@ -314,7 +314,5 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
         yield "provider", record.did.provider
     if record.did is not None and record.did.executor:
         yield "executor", record.did.executor
-    if record.packing:
-        yield "packing", record.packing
     yield "unet-batch", record.version
     yield from record.versions.items()

@@ -52,7 +52,6 @@ class RunRecord:
     """Of others; empty in older records."""
     fingerprint: str
     model: str
-    packing: str
     job: Mapping[str, Any]
     """The job as it was then; secrets are references."""
     partitions: tuple[WorkedOn, ...]
@@ -101,7 +100,6 @@ def _read(prepared: Prepared, run: str) -> RunRecord:
             versions={str(name): str(text) for name, text in tree.get("versions", {}).items()},
             fingerprint=str(tree["fingerprint"]),
             model=str(tree["model"]),
-            packing=str(tree.get("packing") or ""),
             job=dict(tree["job"]),
             partitions=tuple(
                 WorkedOn(str(name), str(found["state"]), int(found["images"]), int(found["open"]))

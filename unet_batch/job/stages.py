@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -28,7 +28,6 @@ from unet_batch.imaging.tiling import Canvas, grid
 from unet_batch.job.loaded import Entry, Loaded, Pack, pixels_of
 from unet_batch.model.batching import Batcher, BatchStats, Tile
 from unet_batch.model.contract import Model
-from unet_batch.model.packed_session import takes
 from unet_batch.model.session import Session
 from unet_batch.records import Receipt, Unit
 from unet_batch.spec import JobSpec
@@ -149,19 +148,8 @@ class Load:
 class Infer:
     """Scores a loaded unit and leaves its part."""
 
-    def __init__(
-        self,
-        job: JobSpec,
-        session: Session,
-        batcher: Batcher,
-        provenance: Provenance,
-        *,
-        gate: Callable[[Loaded], None] | None = None,
-    ) -> None:
-        """gate: looks at a unit before it is scored, and raises ModelRefused where its masks would be wrong."""
-        self._gate = gate
+    def __init__(self, job: JobSpec, session: Session, batcher: Batcher, provenance: Provenance) -> None:
         self._job = job
-        self._session = session
         self._batcher = batcher
         self._model = session.model
         self._provider = session.provider
@@ -177,17 +165,11 @@ class Infer:
         if loaded.failure is not None:
             return _failed(loaded.unit, loaded.failure)
         try:
-            self.check(loaded)
             return self._score(loaded)
         except SessionBroken:
             raise
         except Exception as error:  # noqa: BLE001 - the stage boundary, see _failure
             return _failed(loaded.unit, _failure(error, "Infer", loaded.unit))
-
-    def check(self, loaded: Loaded) -> None:
-        """Puts the session through its gate for the pictures of a unit. Raises ModelRefused."""
-        if self._gate is not None:
-            self._gate(loaded)
 
     def _score(self, loaded: Loaded) -> Receipt:
         start = time.perf_counter()
@@ -237,8 +219,7 @@ class Infer:
             geometry = cast(Geometry, entry.geometry)  # an entry has one or the other
             picture = pixels_of(loaded, entry)
             try:
-                if not takes(self._session, picture.dtype.name):
-                    picture = normalize(picture, geometry, self._model.contract.input)
+                picture = normalize(picture, geometry, self._model.contract.input)
             except ImageError as error:
                 rows[index] = self._rejection(loaded, index, error)
                 continue

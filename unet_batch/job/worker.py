@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +9,18 @@ from dataclasses import dataclass
 from unet_batch.archive.isolate import DECODER
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import ContractError
-from unet_batch.job.gate import Asked, Gate, check_references, dtypes
-from unet_batch.job.packing import ModelBytes, Packing, expected_dtype, open_packed, packing, remember_dtype
+from unet_batch.job.gate import SessionUnderTest, check_references, compare
 from unet_batch.job.stages import Infer, Load
 from unet_batch.model.batching import Batcher
 from unet_batch.model.contract import Model
 from unet_batch.model.ensemble import Ensemble
 from unet_batch.model.ladder import LadderMemory
-from unet_batch.model.packed_session import takes
 from unet_batch.model.session import Device, Session, open_session, warm
 from unet_batch.records import Unit
 from unet_batch.spec import JobSpec
 from unet_batch.table.rows import Provenance
+
+ModelBytes = tuple[bytes, Model]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,22 +57,15 @@ def build_infer(settings: Settings, device: Device) -> Infer:
     """The Infer stage of this process, with its session open. Raises ProviderMissing,
     ContractError, ModelRefused, StorageError."""
     job, model = settings.job, settings.model
-    plan, files = packing(job, model), _files(settings)
-    looked = None if settings.check_unit is None else build_load(settings)(Unit.from_json(settings.check_unit))
-    seen = dtypes(looked) if looked is not None else []
-    first = (seen or [expected_dtype(job, model)])[0] if plan.dtypes else model.contract.input.dtype
-    session = open_packed(
-        model, files, device, plan=plan, first=first, open_files=lambda files, share: _session(settings, files, share)
-    )
-    dtype = first if takes(session, first) else model.contract.input.dtype
+    files = _files(settings)
+    session = _session(settings, files, device)
     if model.tile_hw is not None:  # a session that cannot run says so before the first image
-        warm(session, model.tile_hw, [model.batch or 1], dtype=dtype)
-    asked = Asked(session, model, files[0][0])
-    gate = Gate(job, asked, settings.run_id, seen=functools.partial(_remember, job, model, plan))
+        warm(session, model.tile_hw, [model.batch or 1])
     if job.model.ensemble is None:
-        check_references(job, asked)
-        if looked is not None:
-            gate(looked)
+        tested = SessionUnderTest(session, model, files[0][0])
+        check_references(job, tested)
+        if settings.check_unit is not None:
+            compare(job, tested, build_load(settings)(Unit.from_json(settings.check_unit)), settings.run_id)
     memory = LadderMemory(job.model.precision, threads=device.threads)
     batcher = Batcher(session, batch_max=job.session.batch_max, memory=memory)
     provenance = Provenance(
@@ -83,13 +75,7 @@ def build_infer(settings: Settings, device: Device) -> Infer:
         provider=session.provider,
         precision=job.model.precision,
     )
-    return Infer(job, session, batcher, provenance, gate=gate)
-
-
-def _remember(job: JobSpec, model: Model, plan: Packing, dtype: str) -> None:
-    """Where anything is packed, the next process opens the right session first."""
-    if plan.anything:
-        remember_dtype(job, model, dtype)
+    return Infer(job, session, batcher, provenance)
 
 
 def _session(settings: Settings, files: Sequence[ModelBytes], device: Device) -> Session:

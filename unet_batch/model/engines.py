@@ -35,9 +35,6 @@ class Provider:
     precisions: tuple[Precision, ...]
     options: frozenset[str] | None
     """What `session.provider_options` may set; None: whatever ONNX Runtime accepts."""
-    packs: bool
-    """Whether normalisation inside the graph may leave every bit of the scores as it was. OpenVINO and TensorRT fold it
-    into the first weights (OpenVINO: up to 8e-6 of a logit, measured); on the others a job proves it where it runs."""
     arena: str | None
     """ONNX Runtime's name of its memory arena; None where it has none that can be emptied."""
     needs: str
@@ -62,7 +59,6 @@ TABLE = (
         gpu=False,
         precisions=_FILE_PRECISIONS,
         options=frozenset(),
-        packs=True,
         arena="cpu:0",
         needs="it is part of ONNX Runtime: install unet-batch again",
     ),
@@ -78,7 +74,6 @@ TABLE = (
             fuse_conv_bias prefer_nhwc use_ep_level_unified_stream
             """.split()  # noqa: SIM905 - a column of quoted names reads worse
         ),
-        packs=True,
         arena="gpu:0",
         needs="it needs an NVIDIA driver for CUDA 13 and its libraries: run `pip install unet-batch[cuda]`, or write "
         "session.providers: [cpu]",
@@ -95,7 +90,6 @@ TABLE = (
             trt_timing_cache_path
             """.split()  # noqa: SIM905
         ),
-        packs=False,
         arena="gpu:0",
         needs="it needs an NVIDIA driver for CUDA 13, its libraries and TensorRT 10: run `pip install unet-batch[cuda] "
         "'tensorrt-cu13>=10,<11'`, or write session.providers: [cuda]",
@@ -107,7 +101,6 @@ TABLE = (
         gpu=False,
         precisions=("fp32", "fp16", "bf16", "int8"),
         options=frozenset(),
-        packs=False,
         arena=None,
         needs="run `pip install unet-batch[openvino]`, or write model.engine: onnxruntime",
     ),
@@ -143,7 +136,6 @@ def find(engine: Engine, name: str) -> Provider:
         gpu=False,
         precisions=_FILE_PRECISIONS,
         options=None,
-        packs=False,
         arena=None,
         needs=f"it needs an ONNX Runtime that was built with {name}, and what that one needs",
     )

@@ -34,7 +34,7 @@ from unet_batch.model.pack_nodes import (
     add_outputs,
 )
 from unet_batch.model.pack_pictures import synthetic
-from unet_batch.model.pack_proof import Unpacked, prove, prove_input, prove_scores
+from unet_batch.model.pack_proof import Unpacked, prove, prove_input
 from unet_batch.model.pack_reference import PACK_KEY
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def pack(data: bytes, model: Model, spec: PackSpec, images: Sequence[NDArray[Any
     NaN or infinity in its scores, which no label shows.
     Raises ModelRefused where the model cannot be packed, or the packed file would not say the same.
     """
-    shape_hwc = reference_shape(model)
+    shape_hwc = _reference_shape(model)
     if problems := [*_problems(model, spec), *_image_problems(images, shape_hwc, spec)]:
         raise ModelRefused("the model cannot be packed: " + "; ".join(problems))
     source = graph.parse(data, "the model")
@@ -114,7 +114,7 @@ def pack(data: bytes, model: Model, spec: PackSpec, images: Sequence[NDArray[Any
         "tells": tells,
     }
     packed = _finished(source, model, spec, {PACK_KEY: json.dumps(entry, separators=(",", ":"))})
-    changed = packed_model(model, spec, hashlib.sha256(packed).hexdigest())
+    changed = _packed_model(model, spec, hashlib.sha256(packed).hexdigest())
     if spec.pre:
         prove_input(model, spec.source_dtype, opset, source.ir_version)
     pictures = [synthetic(n, shape_hwc, spec.source_dtype) for n in range(pack_reference.CANDIDATES)]
@@ -123,36 +123,7 @@ def pack(data: bytes, model: Model, spec: PackSpec, images: Sequence[NDArray[Any
     return Packed(packed, changed, tuple(_notes(model, spec, tells)), tells, before, after)
 
 
-def fold(data: bytes, model: Model, spec: PackSpec) -> bytes:
-    """The packed file for a job's own use, with as much of a proof as a start may cost: it carries no references.
-
-    Every source pixel's value goes through the input's nodes, and one tile through the whole graph: the same bits where
-    scores come out, the same labels where those do. Labels are for masks of a tile's own size only.
-    Raises ModelRefused, with the reason, where one of them differs or the model cannot be packed; and what packing
-    raises of a model that contradicts its contract.
-    """
-    if problems := list(_problems(model, spec)):
-        raise ModelRefused("; ".join(problems))
-    source = graph.parse(data, "the model")
-    if (opset := graph.opsets(source).get("", 0)) < OLDEST_OPSET:
-        raise ModelRefused(f"the model is of opset {opset}: export it again with opset 17 or later")
-    packed = _finished(source, model, spec, {})
-    changed = packed_model(model, spec, hashlib.sha256(packed).hexdigest())
-    if spec.pre:
-        prove_input(model, spec.source_dtype, opset, source.ir_version)
-    picture = synthetic(0, reference_shape(model), spec.source_dtype)
-    unpacked = Unpacked(data, model)
-    if not spec.post:
-        prove_scores(packed, changed, unpacked, picture)
-        return packed
-    size_hw = unpacked.run(picture)[0].shape[1:]
-    if size_hw != picture.shape[:2]:
-        raise ModelRefused(f"its masks are {size_hw[0]}x{size_hw[1]} and go back to a tile's size as scores")
-    prove(packed, changed, unpacked, [picture], exact=True)
-    return packed
-
-
-def packed_model(model: Model, spec: PackSpec, sha256: str) -> Model:
+def _packed_model(model: Model, spec: PackSpec, sha256: str) -> Model:
     """What the packed file of a model resolves to. sha256: its digest."""
     contract = _packed_contract(model, spec)
     return replace(
@@ -283,7 +254,7 @@ def _packed_contract(model: Model, spec: PackSpec) -> Contract:
     return model.contract.model_copy(update={"input": taken, "output": returned})
 
 
-def reference_shape(model: Model) -> tuple[int, int, int]:
+def _reference_shape(model: Model) -> tuple[int, int, int]:
     """Rows, columns and channels of the pictures that a pack is proven on."""
     multiple = model.contract.input.multiple
     side = -(-SIDE // multiple) * multiple

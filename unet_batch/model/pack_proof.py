@@ -95,18 +95,6 @@ def prove(
     return moved
 
 
-def prove_scores(packed: bytes, model: Model, unpacked: Unpacked, pixels: NDArray[Any]) -> None:
-    """Raises ModelRefused where the packed file's scores of a picture, (H, W, C), are not the network's to the bit.
-
-    model: the packed one, whose output is the network's.
-    """
-    expected_khw, _ = unpacked.run(pixels)
-    result, _ = _run(PlainSession(packed, threads=_cores()), model, [pixels])
-    found_nkhw = as_nkhw(model, result[model.output_name], model.batch or 1)
-    if not np.array_equal(found_nkhw[0], expected_khw, equal_nan=True):
-        raise ModelRefused("the runtime computes other last bits with the input's nodes in front of the network")
-
-
 def prove_input(model: Model, source: SourceType, opset: int, ir_version: int) -> None:
     """Runs every value that a source pixel can have through the input's nodes alone, against `normalize`, bit for bit.
 

@@ -39,7 +39,7 @@ BUDGET_S = 60.0
 MEMORY_SHARE = 0.5
 """Of the machine's memory, which the sessions that are open side by side may be expected to fill."""
 TILE_TYPES = ("float32", "float16", "uint8", "uint16")
-"""Types of tiles that a curve is kept for: a graph that a job packs costs what the network costs, within 3 %."""
+"""Types of tiles that a curve is kept for: a packed graph costs what the network costs, within 3 %."""
 SIDE = 256
 """Tile of a model that takes any, rounded up to its multiple."""
 
