@@ -6,6 +6,7 @@ import errno
 import os
 import pickle
 import stat
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -318,3 +319,25 @@ def test_a_limit_holds_for_many_reads(tmp_path: Path) -> None:
     storage = Storage()
     storage.put(f"file://{tmp_path}/a", b"123")
     assert [type(a) for a in storage.read_many([(join(f"file://{tmp_path}", "a"), None)], max_bytes=2)] == [TooLarge]
+
+
+def test_threads_that_begin_together_share_one_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client holds a pool of connections and a token: eight threads that ask at once make one, and all get it."""
+    storage, together = Storage(), threading.Barrier(8)
+    made: list[str] = []
+    real = Storage._made
+
+    def slowly(self: Storage, scheme: str, uri: str):
+        made.append(scheme)
+        time.sleep(0.05)
+        return real(self, scheme, uri)
+
+    monkeypatch.setattr(Storage, "_made", slowly)
+
+    def ask(_: int) -> int:
+        together.wait(10)
+        return id(storage._store("memory://bucket/a"))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert len(set(threads.map(ask, range(8)))) == 1
+    assert made == ["memory"]

@@ -168,6 +168,31 @@ def test_all_actors_fit_a_gpu_cluster_at_once(cpus, gpus, share):
     assert where.infer_actors * where.infer_cpus + where.load_actors * where.load_cpus <= cpus + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("gpus", "share", "actors"),
+    [(3, 0.6, 3), (1, 0.6, 1), (1, 0.1, 10), (3, 0.3, 9), (1, 0.3, 3), (2, 0.35, 4), (8, 1.0, 8), (1, 0.0001, 10_000),
+     (0.5, 0.25, 2), (4, 0.51, 4), (1, 1 / 3, 3), (7, 0.7, 7)],
+)  # fmt: skip
+def test_no_session_actor_is_split_over_two_gpus(gpus, share, actors):
+    """Three GPUs hold three actors of 0.6 and not five, and 0.1 goes ten times into one, whatever floats say."""
+    assert place(64, gpus, ResourcesSpec(), providers=["cuda"], gpu_share=share).infer_actors == actors
+
+
+@given(gpus=st.integers(1, 16), grains=st.integers(1, 10_000))
+def test_ray_can_place_every_session_actor_on_a_gpu(gpus, grains):
+    """By Ray's own count: whole ten-thousandths, each actor on one GPU, and not one actor more would fit."""
+    fit = place(64, gpus, ResourcesSpec(), providers=["cuda"], gpu_share=grains / 10_000).infer_actors
+    per_gpu = -(-fit // gpus)
+    assert per_gpu * grains <= 10_000 < (per_gpu + 1) * grains
+    assert fit == gpus * per_gpu
+
+
+def test_more_session_actors_than_gpus_hold_are_refused():
+    """They would wait for a GPU without an end."""
+    with pytest.raises(JobError, match=r"3 GPU\(s\) hold 3 actor\(s\) of session.gpu_share: 0.6"):
+        place(16, 3, ResourcesSpec(infer_actors=5), providers=["cuda"], gpu_share=0.6)
+
+
 def test_a_16_core_node_with_one_gpu_decodes_on_all_other_cores():
     """One session actor, and Load on what is left."""
     where = place(16, 1, ResourcesSpec(), providers=["cuda"], gpu_share=1.0)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from project_fixture import SIZE, last_json, png
 
-from unet_batch.errors import JobError
+from unet_batch.errors import JobError, ModelRefused
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.verify import PartitionStatus
 
@@ -440,3 +440,19 @@ def test_a_window_without_images_is_told_from_one_that_is_published(project):
     summary = project.run(window="2026-11-22")
     assert (summary.planned, summary.exit_code) == (0, 0)
     assert "the window holds no images" in summary.problems[0]
+
+
+def test_a_run_that_its_model_ends_is_in_its_record(project):
+    """Whoever reads the record later learns how the run ended; the error is raised all the same."""
+    project.fill(DAY, 2)
+
+    class Refusing(LocalExecutor):
+        def run(self, units):
+            raise ModelRefused("the masks of this session are wrong")
+
+    with pytest.raises(ModelRefused):
+        project.run(executor=Refusing)
+    (record,) = (project.folder / "out" / "_work" / "runs").glob("*.json")
+    did = json.loads(record.read_text())["did"]
+    assert (did["exit_code"], did["remaining"]) == (2, 2)
+    assert "the masks of this session are wrong" in did["problems"]

@@ -302,8 +302,10 @@ class Storage:
         scheme = scheme_of(uri)
         store = self._stores.get(scheme)
         if store is None:
-            with self._lock:
-                store = self._stores[scheme] = self._made(scheme, uri)
+            with self._lock:  # looked at again: another thread may have made it meanwhile
+                store = self._stores.get(scheme)
+                if store is None:
+                    store = self._stores[scheme] = self._made(scheme, uri)
         return store
 
     def _made(self, scheme: str, uri: str) -> Store:

@@ -34,6 +34,8 @@ UNIT_ENCODED_BYTES = 8 << 20
 SMALLEST_UNIT_IMAGES = 4
 GZIP_STRETCH = 8
 UNITS_AT_ONCE = 2
+GPU_GRAINS = 10_000
+"""In which Ray counts a GPU (FixedPoint, ray 2.60)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +200,13 @@ def place(
                 f"session.providers asks for {', '.join(providers)}, and the cluster offers {gpus:g} GPUs: "
                 "add a GPU node, or set session.providers=[cpu]"
             )
-        infer = resources.infer_actors or int(gpus / gpu_share)
+        fit = _actors_that_fit(gpus, gpu_share)
+        infer = resources.infer_actors or fit
+        if infer > fit:
+            raise JobError(
+                f"resources.infer_actors: {infer} do not fit: {gpus:g} GPU(s) hold {fit} actor(s) of "
+                f"session.gpu_share: {gpu_share:g}, and none is split over two GPUs; ask for {fit}, or a smaller share"
+            )
         infer_cpus = min(1.0, cpus / (2 * infer))
         left = cpus - infer * infer_cpus
         load = resources.load_actors or max(1, int(left - 1 if left > 4 else left))
@@ -209,6 +217,13 @@ def place(
     return Placement(
         load, share, infer, share, 0.0, max(1, int(cpus / infer)), 1 if load else UNITS_AT_ONCE
     )  # a session that only scores, on a CPU, has nothing to overlap with
+
+
+def _actors_that_fit(gpus: float, gpu_share: float) -> int:
+    """Actors that GPUs hold all at once. An actor has its share on one GPU: two thirds that are left over hold none."""
+    whole, share = int(gpus + 0.5 / GPU_GRAINS), max(1, round(gpu_share * GPU_GRAINS))
+    left = max(0, round((gpus - whole) * GPU_GRAINS))  # a part of one GPU, where a cluster offers such
+    return whole * (GPU_GRAINS // share) + left // share
 
 
 def _floor(share: float) -> float:

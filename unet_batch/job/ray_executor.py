@@ -110,6 +110,7 @@ class RayExecutor:
                 if isinstance(found, BaseException):
                     raise _full_disk() or found
                 yield found
+                heard_s = time.monotonic()  # whoever asks may have published meanwhile, which is no silence
         finally:
             stopping.set()
             feeder.join(STOP_S)  # a pipeline that outlives its cluster asks a dead one for news

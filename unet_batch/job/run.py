@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
 from unet_batch.archive.discovery import Window
-from unet_batch.errors import HandoverFailed, Held, ImageError, Incomplete, JobError, StorageError
+from unet_batch.errors import HandoverFailed, Held, ImageError, Incomplete, JobError, StorageError, UnetBatchError
 from unet_batch.job.gate import check_unit
 from unet_batch.job.lease import Leases
 from unet_batch.job.plan import PartitionPlan, Select, units, wants
@@ -135,6 +135,10 @@ def run(
     except KeyboardInterrupt:
         summary.problems.append("stopped by Ctrl-C; finished units are staged: run the same command again to go on")
         summary.exit_code = 3
+    except UnetBatchError as error:  # what says that nothing can be scored: the record says it, too
+        summary.problems.append(str(error))
+        summary.exit_code = max(summary.exit_code, error.exit_code)
+        raise
     finally:
         scoring.close()
     return summary
