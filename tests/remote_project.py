@@ -11,7 +11,7 @@ from project_fixture import Project, png
 
 from unet_batch.archive.storage import Storage
 from unet_batch.job.local_executor import LocalExecutor
-from unet_batch.job.run import Summary
+from unet_batch.job.summary import Summary
 
 DAY = "2026/11/21"
 NAME = "2026-11-21"

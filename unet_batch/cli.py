@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from unet_batch import __version__
-from unet_batch.command import Exit, finish, job_command, runner
+from unet_batch.command import Exit, finish, job_command, print_result, runner
 from unet_batch.command_cluster import submit
 from unet_batch.command_model import doctor, model
 from unet_batch.command_report import report, report_apart
-from unet_batch.errors import JobError, UnetBatchError
+from unet_batch.errors import ExitCode, JobError, UnetBatchError
 from unet_batch.job.plan import SELECTIONS, Select
 from unet_batch.spec import JobSpec
 
@@ -43,23 +43,21 @@ def main() -> NoReturn:
     logging.getLogger("unet_batch").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, _stop)
     sys.stdout = sys.stderr  # Ray prints what its workers died of; stdout is for the result alone
-    code = 1
+    code: int = ExitCode.UNEXPECTED
     try:
         cli.main(standalone_mode=False)
-        code = 0
+        code = ExitCode.COMPLETE
     except Exit as done:
         code = done.code
     except click.exceptions.Exit as done:
         code = done.exit_code
     except click.ClickException as error:
         error.show()
-        code = 2
+        code = ExitCode.SETUP
     except (KeyboardInterrupt, click.Abort):
-        print("stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201
-        code = 3
+        code = _ended("run.stopped", "stopped; run the same command again to go on", ExitCode.UNFINISHED)
     except UnetBatchError as error:
-        print(f"error [{error.code}]: {error}", file=sys.stderr)  # noqa: T201
-        code = error.exit_code
+        code = _ended(error.code, str(error), error.exit_code)
     except Exception:
         log.exception("unexpected error; this is a bug in unet-batch")
     if sys.__stdout__ is not None:
@@ -68,12 +66,15 @@ def main() -> NoReturn:
     os._exit(code)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+EXIT_CODES = "\b\nExit codes:\n" + "\n".join(f"  {code:d}  {code.meaning}" for code in ExitCode)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, epilog=EXIT_CODES)
 @click.version_option(__version__, prog_name="unet-batch")
 def cli() -> None:
     """Score archives of images with a U-Net in ONNX, and prove that every image has exactly one row.
 
-    Exit codes: 0 complete, 1 unexpected, 2 job file or arguments, 3 finished but incomplete, 4 another run was first.
+    Where several exit codes apply, the first of 3, 5, 4 is given; the JSON line has its name, too.
     """
 
 
@@ -188,7 +189,7 @@ def verify(job: JobSpec, window: str) -> None:
         click.echo(f"{partitions} partition(s) agree with the archive: every image has exactly one row", err=True)
     finish(
         {"partitions": partitions, "disagreements": len(findings), "findings": [asdict(f) for f in findings]},
-        exit_code=3 if findings else 0,
+        exit_code=ExitCode.UNFINISHED if findings else ExitCode.COMPLETE,
     )
 
 
@@ -308,6 +309,14 @@ def parse_deadline(text: str, now: datetime) -> datetime:
     except ValueError as error:
         raise JobError(f"--deadline {text!r} is neither a time like 06:00 nor one like 2026-11-22T06:00") from error
     return moment if moment > now else moment + timedelta(days=1)
+
+
+def _ended(code: str, message: str, exit_code: ExitCode) -> ExitCode:
+    """Tell of an error: people on stderr; schedulers on stdout, unless it is a set-up to correct or a bug to report."""
+    print(f"error [{code}]: {message}", file=sys.stderr)  # noqa: T201
+    if exit_code not in (ExitCode.UNEXPECTED, ExitCode.SETUP):
+        print_result({"error": code, "message": message}, exit_code)
+    return exit_code
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:

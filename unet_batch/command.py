@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
+from unet_batch.errors import ExitCode
 from unet_batch.spec import load_job
 
 SET_HELP = "Override a field of the job file, e.g. --set limits.max_rejected=0.05. May be repeated."
@@ -73,8 +74,14 @@ class Exit(Exception):
         self.code = code
 
 
-def finish(result: dict[str, Any], *, exit_code: int = 0) -> NoReturn:
-    """Print the result as the last line of stdout, and leave."""
-    sys.stderr.flush()
-    click.echo(json.dumps(result, default=str), file=sys.__stdout__)
+def finish(result: dict[str, Any], *, exit_code: int = ExitCode.COMPLETE) -> NoReturn:
+    """Print the result, with the exit code and its name, as the last line of stdout, and leave."""
+    print_result(result, ExitCode(exit_code))
     raise Exit(exit_code)
+
+
+def print_result(result: dict[str, Any], exit_code: ExitCode) -> None:
+    """The result as one line of JSON on stdout, with the exit code and its name."""
+    sys.stderr.flush()
+    ending = {"exit_code": int(exit_code), "exit": exit_code.label}
+    click.echo(json.dumps(result | ending, default=str), file=sys.__stdout__)

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 import click
 
 from unet_batch.command import SET_HELP, WINDOW_HELP, finish
-from unet_batch.errors import JobError, ModelRefused
+from unet_batch.errors import ExitCode, JobError, ModelRefused
 from unet_batch.spec import TilingSpec
 
 
@@ -318,4 +318,7 @@ def doctor(job: str | None, overrides: tuple[str, ...]) -> None:
         [[f.subject, "runs" if f.runs else "no", f.reason] for f in findings],
     )
     broken = job is not None and any(not f.runs for f in findings if f.subject.startswith("job "))
-    finish({"machine": here.to_json(), "findings": [f.to_json() for f in findings]}, exit_code=2 if broken else 0)
+    finish(
+        {"machine": here.to_json(), "findings": [f.to_json() for f in findings]},
+        exit_code=ExitCode.SETUP if broken else ExitCode.COMPLETE,
+    )

@@ -11,6 +11,7 @@
     │   ├── NotLoggedIn     the store does not take these credentials for any object     exit 2
     │   ├── Changed         the object is no longer the version that was planned
     │   ├── TooLarge        the object is larger than the caller allows
+    │   ├── Damaged         a published object cannot be read: a person moves it away    exit 5
     │   ├── Unavailable     a transient fault that outlived its retries                  exit 3
     │   ├── AlreadyExists   a create-only put found an object (often this is success)
     │   ├── Conflict        a conditional put lost against another writer
@@ -23,6 +24,7 @@
     ├── HandoverFailed      pixels did not get from one actor to the next, and no image can have done it
     ├── TooLate             the run's deadline came before a unit was begun: the unit is simply not done yet
     ├── Incomplete          the run ended, but a partition could not be published        exit 3
+    │   └── NeedsAction     and no other run can publish it before a person acts         exit 5
     └── Held                another run holds the partition, or published it first       exit 4
 
 A message says what, where, and what to do. `code` is stable; `retryable` says whether doing the same again can help.
@@ -30,14 +32,64 @@ A message says what, where, and what to do. `code` is stable; `retryable` says w
 
 from __future__ import annotations
 
-from enum import StrEnum
+from collections.abc import Iterable
+from enum import IntEnum, StrEnum
+
+
+class ExitCode(IntEnum):
+    """How a command ended. The number is the process's exit code; the name, in small letters, is in its JSON."""
+
+    COMPLETE = 0
+    UNEXPECTED = 1
+    SETUP = 2
+    UNFINISHED = 3
+    HELD = 4
+    NEEDS_ACTION = 5
+
+    @property
+    def label(self) -> str:
+        """The name as the JSON has it."""
+        return self.name.lower()
+
+    @property
+    def meaning(self) -> str:
+        """One sentence; help text and pages quote it."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ExitCode.COMPLETE: "complete",
+    ExitCode.UNEXPECTED: "an unexpected fault",
+    ExitCode.SETUP: "job file, arguments or set-up are wrong, and nothing was scored",
+    ExitCode.UNFINISHED: "not finished, and the same command again may finish it",
+    ExitCode.HELD: "another run holds the partition, or published it first",
+    ExitCode.NEEDS_ACTION: "finished, but a person must act before another run can help",
+}
+_FIRST_TO_LAST = (
+    ExitCode.UNEXPECTED,
+    ExitCode.SETUP,
+    ExitCode.UNFINISHED,
+    ExitCode.NEEDS_ACTION,
+    ExitCode.HELD,
+    ExitCode.COMPLETE,
+)
+
+
+def overall(codes: Iterable[int]) -> ExitCode:
+    """The exit code of a run with several problems; COMPLETE for none.
+
+    3 goes before 5 and 4: while another run can finish something, a scheduler that retries on 3 shall retry. When that
+    is done, 5 is left and ends the retries. 5 goes before 4: the other run does its work without a person.
+    """
+    met = {ExitCode(code) for code in codes}
+    return next((code for code in _FIRST_TO_LAST if code in met), ExitCode.COMPLETE)
 
 
 class UnetBatchError(Exception):
     """Root of every error this package raises on purpose."""
 
     code = "error"
-    exit_code = 1
+    exit_code = ExitCode.UNEXPECTED
     retryable = False
 
 
@@ -45,7 +97,7 @@ class JobError(UnetBatchError):
     """The job file or the arguments are wrong."""
 
     code = "job.invalid"
-    exit_code = 2
+    exit_code = ExitCode.SETUP
 
 
 class ContractError(JobError):
@@ -58,14 +110,14 @@ class ProviderMissing(UnetBatchError):
     """The provider that was asked for cannot run here; nothing falls back in silence."""
 
     code = "session.provider_missing"
-    exit_code = 2
+    exit_code = ExitCode.SETUP
 
 
 class ModelRefused(UnetBatchError):
     """A model that cannot be exported, read or changed so that its results stay right."""
 
     code = "model.refused"
-    exit_code = 2
+    exit_code = ExitCode.SETUP
 
 
 class StorageError(UnetBatchError):
@@ -78,21 +130,21 @@ class NotFound(StorageError):
     """No such object."""
 
     code = "storage.not_found"
-    exit_code = 2
+    exit_code = ExitCode.SETUP
 
 
 class Denied(StorageError):
     """The store refuses this object to these credentials, or the URI is outside what the job allows."""
 
     code = "storage.denied"
-    exit_code = 2
+    exit_code = ExitCode.SETUP
 
 
 class NotLoggedIn(StorageError):
     """The store does not take these credentials for any object: an expired token says nothing about an image."""
 
     code = "storage.not_logged_in"
-    exit_code = 2
+    exit_code = ExitCode.SETUP
 
 
 class Changed(StorageError):
@@ -111,8 +163,15 @@ class Unavailable(StorageError):
     """A transient fault that outlived its retries."""
 
     code = "storage.unavailable"
-    exit_code = 3
+    exit_code = ExitCode.UNFINISHED
     retryable = True
+
+
+class Damaged(StorageError):
+    """A published object is damaged or none of ours: no run replaces it, so a person must move it away."""
+
+    code = "storage.damaged"
+    exit_code = ExitCode.NEEDS_ACTION
 
 
 class AlreadyExists(StorageError):
@@ -163,7 +222,7 @@ class HandoverFailed(UnetBatchError):
     """Pixels did not get from one actor to the next (a full disk, a lost node), and no image can have done it."""
 
     code = "run.handover"
-    exit_code = 3
+    exit_code = ExitCode.UNFINISHED
     retryable = True
 
 
@@ -171,21 +230,28 @@ class TooLate(UnetBatchError):
     """The run's deadline came before a unit was begun."""
 
     code = "run.too_late"
-    exit_code = 3
+    exit_code = ExitCode.UNFINISHED
 
 
 class Incomplete(UnetBatchError):
     """The run ended, but a partition could not be published."""
 
     code = "run.incomplete"
-    exit_code = 3
+    exit_code = ExitCode.UNFINISHED
+
+
+class NeedsAction(Incomplete):
+    """A partition could not be published, and no other run can publish it before a person acts."""
+
+    code = "run.needs_action"
+    exit_code = ExitCode.NEEDS_ACTION
 
 
 class Held(UnetBatchError):
     """Another run holds the partition, or published it first."""
 
     code = "run.held"
-    exit_code = 4
+    exit_code = ExitCode.HELD
 
 
 class Reason(StrEnum):

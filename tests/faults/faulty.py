@@ -23,7 +23,7 @@ import strikes
 from project_fixture import Project
 
 from unet_batch.job.local_executor import LocalExecutor
-from unet_batch.job.run import Summary
+from unet_batch.job.summary import Summary
 from unet_batch.job.survey import window_of
 from unet_batch.job.sweep import sweep
 

@@ -11,7 +11,7 @@ from unruly_proxy import UnrulyProxy, unruly
 
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import AlreadyExists, PutUnknown
-from unet_batch.job.run import Summary
+from unet_batch.job.summary import Summary
 
 DAY = "2026/11/21"
 IMAGES, UNIT = 6, 2

@@ -223,7 +223,7 @@ def test_a_machine_without_memory_publishes_nothing(project, monkeypatch):
     with monkeypatch.context() as patched:
         played(patched, starved)
         summary = project.run()
-    assert (summary.exit_code, summary.published, summary.reasons) == (3, 0, {"model.out_of_memory": 6})
+    assert (summary.exit_code, summary.published, summary.reasons) == (5, 0, {"model.out_of_memory": 6})
     assert not project.data(NAME).exists()
     again = project.run(select="all")
     assert (again.planned, again.ok, again.published) == (6, 6, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from project_fixture import Project, png
 from unruly_proxy import UnrulyProxy, unruly
 
 from unet_batch.archive.storage import Storage
-from unet_batch.job.run import Summary
+from unet_batch.job.summary import Summary
 
 pytestmark = pytest.mark.s3
 
@@ -122,7 +123,13 @@ def test_a_store_that_resets_every_put_is_one_sentence_on_the_command_line(remot
     remote.proxy.schedule = [("PUT", "", "reset")] * 100
     words = [word for override in remote.overrides for word in ("--set", override)]
     result = remote.project.command("run", "job.yaml", "--window", "all", "--executor", "local", *words)
-    assert (result.returncode, result.stdout) == (3, "")
+    assert result.returncode == 3
+    assert json.loads(result.stdout) == {
+        "error": "run.incomplete",
+        "message": result.stderr.strip().partition(": ")[2],
+        "exit_code": 3,
+        "exit": "unfinished",
+    }
     [line] = result.stderr.strip().splitlines()
     assert line.startswith(f"error [run.incomplete]: nothing was scored: {remote.bucket}/out/_work/probe/")
     assert list(remote.direct.list(f"{remote.bucket}/out")) == []

@@ -444,14 +444,26 @@ def test_a_store_that_goes_away_between_two_days_ends_the_run_with_what_it_has(p
     assert project.verify() == []
 
 
+def test_a_permission_that_goes_away_before_the_parts_needs_a_person(project, weather):
+    """Exit code 5, not 3: a scheduler that retries would be refused again; with the permission back all is scored."""
+    project.fill(DAY, IMAGES)
+    weather.always("put", "/_work/parts/", PermissionError(errno.EACCES, "not yours"))
+    summary = project.run(*LIMITS)
+    assert (summary.exit_code, summary.remaining, summary.published) == (5, IMAGES, 0)
+    assert any("refuses access" in problem for problem in summary.problems)
+    weather.clear()
+    again = project.run(*LIMITS)
+    assert (again.ok, again.published, again.exit_code) == (IMAGES, 1, 0)
+
+
 def test_a_permission_that_goes_away_before_publication_keeps_what_was_staged(project, weather):
-    """Exit code 3; with the permission back nothing is scored again."""
+    """Exit code 5, because a person must give it back; with the permission back nothing is scored again."""
     project.fill(DAY, IMAGES)
     project.run(OLD)
     old = digest(project.data(NAME))
     weather.always("put", ROWS, PermissionError(errno.EACCES, "not yours"))
     summary = project.run(*LIMITS)
-    assert (summary.exit_code, summary.ok, summary.published) == (3, IMAGES, 0)
+    assert (summary.exit_code, summary.ok, summary.published) == (5, IMAGES, 0)
     assert "refuses access" in summary.problems[0]
     assert digest(project.data(NAME)) == old
     weather.clear()
@@ -551,7 +563,7 @@ def test_published_rows_whose_keys_are_damaged_are_scored_again(project):
 
 
 def test_published_rows_that_are_damaged_elsewhere_are_not_carried_over(project):
-    """The merge reads every page: exit code 3 and the object to move away; then the day is scored anew."""
+    """The merge reads every page: exit code 5 and the object to move away; then the day is scored anew."""
     project.fill(DAY, IMAGES)
     project.run(*LIMITS)
     for part in project.parts():
@@ -560,8 +572,8 @@ def test_published_rows_that_are_damaged_elsewhere_are_not_carried_over(project)
     damaged = digest(project.data(NAME))
     project.put(f"{DAY}/late.png", level=9)
     summary = project.run(*LIMITS)
-    assert (summary.exit_code, summary.ok, summary.published) == (3, 1, 0)
-    assert f"move file://{project.data(NAME)} away" in summary.problems[0]
+    assert (summary.exit_code, summary.ok, summary.published) == (5, 1, 0)
+    assert f"file://{project.data(NAME)} is damaged: move it away" in summary.problems[0]
     assert "damaged" in project.verify()[0].kind
     assert digest(project.data(NAME)) == damaged
     project.data(NAME).unlink()

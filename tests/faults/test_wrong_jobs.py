@@ -217,14 +217,14 @@ def test_every_wrong_row_of_a_manifest_is_one_rejection(project):
     [(b"\xff\xfe\x00bad", "rows.csv"), (b'{"uri": "a.png"}\n{"uri": ', "rows.jsonl"), (b"PAR1 no", "rows.parquet")],
 )
 def test_a_manifest_that_breaks_off_stops_publication(project, data, name):
-    """Nobody can count the rows that are lost: exit code 3, and nothing is published."""
+    """Nobody can count the rows that are lost: exit code 5, and nothing is published."""
     project.put("list/a.png")
     project.put(f"list/{name}", data)
     summary = project.run(
         "input.format=manifest", f"input.uri={project.folder}/archive/list/", f"input.pattern='{name}'",
         "limits.max_rejected=1.0",
     )  # fmt: skip
-    assert (summary.exit_code, summary.published) == (3, 0)
+    assert (summary.exit_code, summary.published) == (5, 0)
     assert "cut or corrupt" in summary.problems[0]
 
 

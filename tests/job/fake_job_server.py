@@ -46,7 +46,7 @@ class FakeJobServer:
 
     def application(self) -> web.Application:
         """Its routes."""
-        app = web.Application(middlewares=[self._first])
+        app = web.Application(middlewares=[self._first], client_max_size=64 << 20)
         app.router.add_get("/api/version", self._version)
         app.router.add_get("/api/packages/gcs/{name}", self._find)
         app.router.add_put("/api/packages/gcs/{name}", self._keep)

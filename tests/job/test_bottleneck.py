@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unet_batch.job.bottleneck import STAGES, WORDS, bottleneck, stage_times
-from unet_batch.job.run import Summary
+from unet_batch.job.summary import Summary
 
 
 def did(read=1.0, decode=1.0, session=1.0, encode=1.0, **fields) -> Summary:

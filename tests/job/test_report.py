@@ -104,7 +104,7 @@ def test_a_partition_above_its_limit_says_why_and_shows_its_rejections(project):
         ("decode.unrecognized", 1),
         ("decode.truncated", 1),
     }
-    assert (verdict(found).state, found.exit_code) == ("incomplete", 3)
+    assert (verdict(found).state, found.exit_code) == ("incomplete", 5)
 
 
 def test_staged_parts_that_were_not_read_are_counted(project, monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from unet_batch.errors import Held, Incomplete, JobError
+from unet_batch.errors import ExitCode, Held, Incomplete, JobError
 from unet_batch.job import submit as submitting
 from unet_batch.job.submission import Submission, compose
 from unet_batch.job.submit import Submitted, submit
@@ -125,7 +125,7 @@ def test_of_two_at_the_same_moment_one_is_told(server, submission, monkeypatch):
         submit(submission)
 
 
-@pytest.mark.parametrize("code", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("code", list(ExitCode))
 def test_the_exit_code_is_the_commands_own(server, submission, code):
     """Ray itself only knows SUCCEEDED and FAILED."""
     server.ending = {"status": "FAILED" if code else "SUCCEEDED", "driver_exit_code": code}

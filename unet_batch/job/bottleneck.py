@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from unet_batch.job.run import Summary
+from unet_batch.job.summary import Summary
 
 Stage = Literal["read", "decode", "session", "encode"]
 STAGES: tuple[Stage, ...] = ("read", "decode", "session", "encode")

@@ -15,7 +15,19 @@ from typing import Any
 
 from unet_batch import __version__
 from unet_batch.archive.objects import redact
-from unet_batch.errors import AlreadyExists, Denied, Held, Incomplete, JobError, NotFound, NotLoggedIn, StorageError
+from unet_batch.errors import (
+    AlreadyExists,
+    Damaged,
+    Denied,
+    ExitCode,
+    Held,
+    Incomplete,
+    JobError,
+    NotFound,
+    NotLoggedIn,
+    StorageError,
+    overall,
+)
 from unet_batch.job.plan import PartitionPlan
 from unet_batch.job.prepare import Prepared
 from unet_batch.records import Unit
@@ -57,6 +69,15 @@ def before_scoring() -> Iterator[None]:
         raise JobError(f"nothing was scored: {error}") from error
     except StorageError as error:
         raise Incomplete(f"nothing was scored: {error}") from error
+
+
+def ended_by(error: StorageError) -> tuple[str, ExitCode]:
+    """What to do about a store that failed under way, as the end of a sentence, and the exit code of that run."""
+    if isinstance(error, Damaged):
+        return "", ExitCode.NEEDS_ACTION  # its message says what to do
+    if isinstance(error, Denied):
+        return "; give this run the right to do that, then run the same command again", ExitCode.NEEDS_ACTION
+    return "; run the same command again", ExitCode.UNFINISHED
 
 
 class Record:
@@ -115,13 +136,13 @@ class Published:
 
     partitions: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    exit_code: int = 0
+    exit_code: int = ExitCode.COMPLETE
     seconds: float = 0.0
 
     def problem(self, text: str, exit_code: int) -> None:
-        """Note what kept a partition from being published; the largest exit code is the run's."""
+        """Note what kept a partition from being published, and what that means for the run's exit code."""
         self.problems.append(text)
-        self.exit_code = max(self.exit_code, exit_code)
+        self.exit_code = overall((self.exit_code, exit_code))
 
 
 def _versions() -> dict[str, str]:
@@ -167,12 +188,12 @@ class Publisher:
             if not left:
                 self._publish(partition)
 
-    def report_incomplete(self) -> None:
-        """Say which partitions still miss rows."""
+    def report_incomplete(self, exit_code: ExitCode = ExitCode.UNFINISHED) -> None:
+        """Say which partitions still miss rows. exit_code: NEEDS_ACTION where another run alone cannot score them."""
         for partition, left in self._open.items():
             if left:
                 self._outcome.problem(
-                    f"{partition}: {len(left)} images have no row yet; run the same command again", Incomplete.exit_code
+                    f"{partition}: {len(left)} images have no row yet; run the same command again", exit_code
                 )
                 self._done(partition)
 
@@ -200,8 +221,8 @@ class Publisher:
         except (Incomplete, Held) as error:
             self._outcome.problem(str(error), error.exit_code)
         except StorageError as error:
-            text = f"{partition} could not be published: {error}; run the same command again"
-            self._outcome.problem(text, Incomplete.exit_code)
+            advice, exit_code = ended_by(error)
+            self._outcome.problem(f"{partition} could not be published: {error}{advice}", exit_code)
         finally:
             self._outcome.seconds += time.perf_counter() - started
             self._done(partition)

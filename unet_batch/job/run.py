@@ -8,21 +8,31 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from unet_batch.archive.discovery import Window
-from unet_batch.errors import HandoverFailed, Held, ImageError, Incomplete, JobError, StorageError, UnetBatchError
+from unet_batch.errors import (
+    Denied,
+    ExitCode,
+    HandoverFailed,
+    Held,
+    ImageError,
+    JobError,
+    StorageError,
+    UnetBatchError,
+    overall,
+)
 from unet_batch.job.gate import check_unit
 from unet_batch.job.lease import Leases
 from unet_batch.job.plan import PartitionPlan, Select, units, wants
 from unet_batch.job.prepare import Prepared, new_run_id
 from unet_batch.job.progress import ProgressDisplay
-from unet_batch.job.publisher import Published, Publisher, Record, before_scoring, demand_conditional_puts
+from unet_batch.job.publisher import Published, Publisher, Record, before_scoring, demand_conditional_puts, ended_by
 from unet_batch.job.reconcile import Executor, score
 from unet_batch.job.stages import reject_unit
+from unet_batch.job.summary import Summary
 from unet_batch.job.survey import archive_partitions, glance, survey_again, survey_partition
 from unet_batch.job.worker import Settings
 from unet_batch.records import Receipt, Source, Unit
@@ -37,48 +47,6 @@ DEADLINE_SHARE = 0.05
 DEADLINE_LEAST_S = 20.0
 DEADLINE_MOST_S = 900.0
 """… at least and at most, and never more than half of it."""
-
-
-@dataclass(slots=True)
-class Summary:
-    """What a run did; its JSON is the last line of stdout."""
-
-    run: str
-    planned: int = 0
-    """Images that had no row when the run began (pages of multi-page files count as they are found)."""
-    ok: int = 0
-    rejected: int = 0
-    remaining: int = 0
-    """Images of this run that still have no row."""
-    published: int = 0
-    """Partitions that this run published."""
-    images_per_s: float = 0.0
-    """Images of this run over the time from the first unit to the last publication."""
-    partitions: list[str] = field(default_factory=list)
-    """Names of the published partitions."""
-    problems: list[str] = field(default_factory=list)
-    reasons: dict[str, int] = field(default_factory=dict)
-    provider: str | None = None
-    executor: str | None = None
-    workers: int = 0
-    """Most session actors that scored at a time; 0 where nothing was scored."""
-    loaders: int = 0
-    """Actors that only read and decode; 0 where each session actor loads its own units."""
-    fingerprint: str = ""
-    start_s: float = 0.0
-    """Starting the executor."""
-    stop_s: float = 0.0
-    """Ending it, after the last publication."""
-    score_s: float = 0.0
-    publish_s: float = 0.0
-    read_bytes: int = 0
-    stage_s: dict[str, float] = field(default_factory=dict)
-    """Seconds of all workers in reading, decoding, the session, and encoding."""
-    batches: dict[int, int] = field(default_factory=dict)
-    """How many batches had how many tiles."""
-    out_of_memory: int = 0
-    peak_worker_rss_bytes: int = 0
-    exit_code: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,17 +95,15 @@ def run(
                 scoring.work({name: inventory[name] for name in names[begin : begin + size]})
             names = scoring.wait()
     except StorageError as error:
-        summary.problems.append(f"the run ended early, because a store failed: {error}")
-        summary.exit_code = max(summary.exit_code, Incomplete.exit_code)
+        advice, exit_code = ended_by(error)
+        summary.problem(f"the run ended early, because a store failed: {error}{advice}", exit_code)
     except HandoverFailed as error:
-        summary.problems.append(f"{error}; what was finished is staged: run the same command again")
-        summary.exit_code = max(summary.exit_code, error.exit_code)
+        summary.problem(f"{error}; what was finished is staged: run the same command again", error.exit_code)
     except KeyboardInterrupt:
-        summary.problems.append("stopped by Ctrl-C; finished units are staged: run the same command again to go on")
-        summary.exit_code = 3
+        text = "stopped by Ctrl-C; finished units are staged: run the same command again to go on"
+        summary.problem(text, ExitCode.UNFINISHED)
     except UnetBatchError as error:  # what says that nothing can be scored: the record says it, too
-        summary.problems.append(str(error))
-        summary.exit_code = max(summary.exit_code, error.exit_code)
+        summary.problem(str(error), error.exit_code)
         raise
     finally:
         scoring.close()
@@ -162,6 +128,8 @@ class _Run:
         """Partitions that others hold, and whose leases may end; None where nobody is waited for any more."""
         self._published = Published()
         self._scoring_s = 0.0
+        self._open_means = ExitCode.UNFINISHED
+        """What open units of the group under work mean for the exit code."""
         self._leases: Leases | None = None
         if not prepared.job.output.single_writer:
             ttl_s = prepared.job.limits.lease_s
@@ -186,7 +154,7 @@ class _Run:
                 self._score(claimed, publisher, planned)
         finally:
             self._count_published()
-        publisher.report_incomplete()
+        publisher.report_incomplete(self._open_means)
         self._count_published()
 
     def wait(self) -> list[str]:
@@ -216,12 +184,12 @@ class _Run:
         finally:
             if self._leases is not None:
                 self._leases.__exit__(None, None, None)
-            _finish(summary, self._scoring_s)
+            summary.close(self._scoring_s)
             try:
                 self._record.end(asdict(summary))
             except StorageError as error:
-                summary.problems.append(f"the run's record could not be finished, and nothing else is missing: {error}")
-                summary.exit_code = max(summary.exit_code, Incomplete.exit_code)
+                text = f"the run's record could not be finished, and nothing else is missing: {error}"
+                summary.problem(text, ExitCode.UNFINISHED)
 
     def _claim(self, inventory: dict[str, list[Source]]) -> Iterator[PartitionPlan]:
         """Plans of the partitions that this run may and wants to work on, made while it holds their leases."""
@@ -239,7 +207,7 @@ class _Run:
                     self._waiting.append(name)
                 continue
             except StorageError as error:
-                self._published.problem(f"{name} cannot be worked on: {error}", Incomplete.exit_code)
+                self._published.problem(f"{name} cannot be worked on: {error}", ended_by(error)[1])
                 self._give_back(name)
                 continue
             if wants(self._choice.select, plan):
@@ -263,7 +231,7 @@ class _Run:
         with ProgressDisplay(planned, quiet=self._quiet) as progress:
 
             def done(unit: Unit, receipt: Receipt) -> None:
-                _count(summary, unit, receipt)
+                summary.count(unit, receipt)
                 progress.advance(len(unit.sources), receipt.rejected, receipt.rows - len(unit.sources))
                 publisher.arrived(unit)
 
@@ -277,6 +245,8 @@ class _Run:
                 self._scoring_s += seconds
                 summary.score_s += seconds - (self._published.seconds - published_s)
         summary.problems += [f"{code}: {message}" for code, message in outcome.failures.items()]
+        denied = outcome.failures.keys() == {Denied.code} and not outcome.late
+        self._open_means = ExitCode.NEEDS_ACTION if denied else ExitCode.UNFINISHED
         if outcome.late:
             summary.problems.append(f"the deadline came before {outcome.late} images; run the same command again")
 
@@ -306,7 +276,7 @@ class _Run:
         summary.published += len(found.partitions)
         summary.partitions += found.partitions
         summary.problems += found.problems
-        summary.exit_code = max(summary.exit_code, found.exit_code)
+        summary.exit_code = overall((summary.exit_code, found.exit_code))
         summary.publish_s += found.seconds
         found.partitions, found.problems, found.seconds = [], [], 0.0
 
@@ -319,27 +289,3 @@ def _stop_at(deadline: datetime | None) -> float | None:
     if left_s <= 0:
         raise JobError(f"the deadline {deadline.isoformat()} has passed: write a later one")
     return deadline.timestamp() - min(max(DEADLINE_SHARE * left_s, DEADLINE_LEAST_S), DEADLINE_MOST_S, left_s / 2)
-
-
-def _count(summary: Summary, unit: Unit, receipt: Receipt) -> None:
-    summary.ok += receipt.ok
-    summary.rejected += receipt.rejected
-    summary.remaining -= len(unit.sources)
-    summary.planned += receipt.rows - len(unit.sources)
-    summary.provider = receipt.provider or summary.provider
-    summary.read_bytes += receipt.images_read_bytes
-    summary.out_of_memory += receipt.out_of_memory
-    summary.peak_worker_rss_bytes = max(summary.peak_worker_rss_bytes, receipt.peak_rss_bytes)
-    for name in ("read_s", "decode_s", "session_s", "encode_s"):
-        summary.stage_s[name] = summary.stage_s.get(name, 0.0) + getattr(receipt, name)
-    summary.reasons = dict(Counter(summary.reasons) + Counter(dict(receipt.reasons)))
-    summary.batches = dict(Counter(summary.batches) + Counter(dict(receipt.batches)))
-
-
-def _finish(summary: Summary, scoring_s: float) -> None:
-    summary.stage_s = {name: round(seconds, 3) for name, seconds in summary.stage_s.items()}
-    for name in ("score_s", "publish_s", "start_s", "stop_s"):
-        setattr(summary, name, round(getattr(summary, name), 3))
-    summary.images_per_s = round((summary.ok + summary.rejected) / scoring_s, 2) if scoring_s else 0.0
-    if summary.remaining and not summary.exit_code:
-        summary.exit_code = Incomplete.exit_code

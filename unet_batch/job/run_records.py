@@ -16,7 +16,7 @@ from typing import Any
 from unet_batch.archive.discovery import Window
 from unet_batch.errors import JobError
 from unet_batch.job.prepare import Prepared
-from unet_batch.job.run import Summary
+from unet_batch.job.summary import Summary
 from unet_batch.job.survey import inside
 
 EXAMPLES = 3

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unet_batch.errors import Held, Incomplete, JobError, UnetBatchError
+from unet_batch.errors import ExitCode, Held, Incomplete, JobError
 from unet_batch.job.submission import JOB_FILE, Request, Submission, compose
 
 log = logging.getLogger(__name__)
@@ -31,9 +31,6 @@ PATIENCE_S = 180.0
 """Longest silence of a job server while one of its jobs is followed."""
 ASK_EVERY_S = 5.0
 """How often a job without new output is asked for its status."""
-OURS = range(5)
-"""Exit codes of our command line."""
-
 T = TypeVar("T")
 
 
@@ -67,7 +64,7 @@ def submit(submission: Submission, *, show: Callable[[str], None] | None = None)
         details = follower.to_the_end()
     except KeyboardInterrupt:
         log.warning("%s goes on without you. %s", job_id, server.ways(job_id))
-        return Submitted(job_id, "RUNNING", Incomplete.exit_code)
+        return Submitted(job_id, "RUNNING", ExitCode.UNFINISHED)
     return Submitted(job_id, details.status.value, _exit_code(job_id, details), _last_json(follower.tail))
 
 
@@ -91,21 +88,21 @@ def _send(server: _Server, request: Request) -> str:
 def _exit_code(job_id: str, details: Any) -> int:
     """The command's own exit code, where Ray knows it."""
     code: int | None = details.driver_exit_code
-    if code is not None and code in OURS:
+    if code is not None and code in list(ExitCode):
         return code
     again = "what it finished is staged: submit the same again to go on"
     if details.status.value == "STOPPED":
         log.warning("%s was stopped; %s", job_id, again)
-        return Incomplete.exit_code
+        return ExitCode.UNFINISHED
     message = " ".join((details.message or "").split())[:500]
     if code == 127:
         log.error("%s: there is no `python` on the PATH that Ray was started with", job_id)
-        return UnetBatchError.exit_code
+        return ExitCode.UNEXPECTED
     if (code is not None and (code < 0 or code > 128)) or details.error_type == "JOB_SUPERVISOR_ACTOR_DIED":
         log.error("%s was killed; %s (%s)", job_id, again, message)
-        return Incomplete.exit_code
+        return ExitCode.UNFINISHED
     log.error("%s did not run: %s", job_id, message)
-    return UnetBatchError.exit_code
+    return ExitCode.UNEXPECTED
 
 
 def _last_json(text: str) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from unet_batch.archive.discovery import Window, discover, parse_window
 from unet_batch.archive.shards import StoredIndex, inventory
-from unet_batch.errors import Reason, StorageError
+from unet_batch.errors import Damaged, Reason, StorageError
 from unet_batch.job.plan import PartitionPlan, Select, again_plan, plan_partition, wants
 from unet_batch.job.prepare import Prepared
 from unet_batch.records import Source, uncollected
@@ -123,9 +123,7 @@ def survey_again(prepared: Prepared, plan: PartitionPlan) -> PartitionPlan:
             visible = published_keys(prepared.output, prepared.layout, plan.partition)
         except (pa.ArrowException, OSError, ValueError) as error:
             uri = prepared.layout.published(plan.partition)
-            raise StorageError(
-                f"{uri} is published but damaged ({error}); move it away and run the job again"
-            ) from error
+            raise Damaged(f"{uri} is published but damaged ({error}); move it away and run the job again") from error
     parts = _part_uris(prepared, plan.partition)
     staged = [key for _, keys in read_parts(prepared.output, parts, prepared.fingerprint, repair=False) for key in keys]
     verdicts: dict[tuple[str, str], Reason | None] = {}

@@ -21,7 +21,17 @@ from typing import BinaryIO, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unet_batch.errors import Conflict, Held, Incomplete, NotFound, PutUnknown, Reason, StorageError
+from unet_batch.errors import (
+    Conflict,
+    Damaged,
+    Held,
+    Incomplete,
+    NeedsAction,
+    NotFound,
+    PutUnknown,
+    Reason,
+    StorageError,
+)
 from unet_batch.records import Source, inventory_digest, uncollected
 from unet_batch.spec import LimitsSpec
 from unet_batch.table.layout import Layout
@@ -111,7 +121,7 @@ def generation(fingerprint: str, inventory: str) -> str:
 
 
 def read_commit(store: Store, layout: Layout, partition: str) -> Published | None:
-    """What is published for a partition, from its footer alone; None for nothing. Raises StorageError when damaged."""
+    """What is published for a partition, from its footer alone; None for nothing. Raises Damaged."""
     uri = layout.published(partition)
     found = store.head(uri)
     if found is None:
@@ -123,9 +133,7 @@ def read_commit(store: Store, layout: Layout, partition: str) -> Published | Non
     except NotFound:
         return None
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        raise StorageError(
-            f"{uri} is no object of ours or damaged ({error}); move it away and run the job again"
-        ) from error
+        raise Damaged(f"{uri} is no object of ours or damaged ({error}); move it away and run the job again") from error
 
 
 def published_keys(store: Store, layout: Layout, partition: str) -> list[RowKey]:
@@ -136,8 +144,7 @@ def published_keys(store: Store, layout: Layout, partition: str) -> list[RowKey]
 def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpec) -> Published:
     """Make the partition's rows visible.
 
-    Raises Incomplete when rows are missing or too many are rejected, Held when another run won, StorageError when a
-    disk is full or what is published is damaged.
+    Raises Incomplete (NeedsAction where a limit forbids it), Held when another run won, Damaged, StorageError.
     """
     digest = inventory_digest(wanted.sources)
     target = generation(wanted.fingerprint, digest)
@@ -163,8 +170,7 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
             return _swap(store, layout, wanted, commit, path)
     except (pa.ArrowException, OSError) as error:  # the store's own errors are ours by now
         raise StorageError(
-            f"the rows of {wanted.partition} cannot be merged on the local disk ({error}): make room there, "
-            f"or move {layout.published(wanted.partition)} away if `verify` calls it damaged"
+            f"the rows of {wanted.partition} cannot be merged on the local disk ({error}): make room there"
         ) from error
 
 
@@ -223,7 +229,7 @@ def _row_keys(store: Store, layout: Layout, wanted: Publication) -> Iterator[tup
 def _check_limits(partition: str, rows: int, rejected: Sequence[str], limits: LimitsSpec) -> None:
     broken = [reason for reason in rejected if Reason(reason).shard_level]
     if broken and limits.broken_shards == "refuse":
-        raise Incomplete(
+        raise NeedsAction(
             f"{partition}: {len(broken)} shard(s) are cut or corrupt ({', '.join(sorted(set(broken)))}), so images are "
             "lost that nobody can count; nothing was published: repair the shard, or set limits.broken_shards: publish"
         )
@@ -231,7 +237,7 @@ def _check_limits(partition: str, rows: int, rejected: Sequence[str], limits: Li
     allowed = limits.max_rejected * rows if share else limits.max_rejected
     if len(rejected) > allowed:
         described = ", ".join(f"{n} × {reason}" for reason, n in sorted(Counter(rejected).items()))
-        raise Incomplete(
+        raise NeedsAction(
             f"{partition}: {len(rejected)} of {rows} images were rejected ({described}); "
             f"limits.max_rejected allows {limits.max_rejected}{' of them' if share else ''}; nothing was published: "
             "look at the reasons, repair the archive or raise the limit"
@@ -249,7 +255,7 @@ def _write(
         writer.add_key_value_metadata({COMMIT_METADATA.decode(): json.dumps(asdict(commit))})
     size = path.stat().st_size
     if size > MAX_OBJECT_BYTES:
-        raise Incomplete(
+        raise NeedsAction(
             f"{wanted.partition} has {size} bytes of rows; one object holds at most {MAX_OBJECT_BYTES}: "
             f"set output.buckets to {-(-size // (MAX_OBJECT_BYTES // 2))} or more and run again (staged rows are kept)"
         )
@@ -321,7 +327,10 @@ class _Containers:
 
     def _group(self, place: tuple[int, int]) -> pa.Table:
         if place not in self._groups:
-            table = self._file(place[0])[0].read_row_group(place[1])
+            try:
+                table = self._file(place[0])[0].read_row_group(place[1])
+            except (pa.ArrowException, OSError) as error:
+                raise Damaged(f"{self._uris[place[0]]} is damaged: move it away and run again ({error})") from error
             self._groups_bytes += table.nbytes
             while self._groups and (self._groups_bytes > KEPT_BYTES or len(self._groups) >= OPEN_CONTAINERS):
                 self._groups_bytes -= self._groups.popitem(last=False)[1].nbytes

@@ -1,0 +1,80 @@
+"""What a run did, as the last line of stdout and as the end of its record."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from unet_batch.errors import ExitCode, overall
+from unet_batch.records import Receipt, Unit
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run did; its JSON is the last line of stdout."""
+
+    run: str
+    planned: int = 0
+    """Images that had no row when the run began (pages of multi-page files count as they are found)."""
+    ok: int = 0
+    rejected: int = 0
+    remaining: int = 0
+    """Images of this run that still have no row."""
+    published: int = 0
+    """Partitions that this run published."""
+    images_per_s: float = 0.0
+    """Images of this run over the time from the first unit to the last publication."""
+    partitions: list[str] = field(default_factory=list)
+    """Names of the published partitions."""
+    problems: list[str] = field(default_factory=list)
+    reasons: dict[str, int] = field(default_factory=dict)
+    provider: str | None = None
+    executor: str | None = None
+    workers: int = 0
+    """Most session actors that scored at a time; 0 where nothing was scored."""
+    loaders: int = 0
+    """Actors that only read and decode; 0 where each session actor loads its own units."""
+    fingerprint: str = ""
+    start_s: float = 0.0
+    """Starting the executor."""
+    stop_s: float = 0.0
+    """Ending it, after the last publication."""
+    score_s: float = 0.0
+    publish_s: float = 0.0
+    read_bytes: int = 0
+    stage_s: dict[str, float] = field(default_factory=dict)
+    """Seconds of all workers in reading, decoding, the session, and encoding."""
+    batches: dict[int, int] = field(default_factory=dict)
+    """How many batches had how many tiles."""
+    out_of_memory: int = 0
+    peak_worker_rss_bytes: int = 0
+    exit_code: int = ExitCode.COMPLETE
+
+    def problem(self, text: str, exit_code: int) -> None:
+        """Note what kept the run from being complete."""
+        self.problems.append(text)
+        self.exit_code = overall((self.exit_code, exit_code))
+
+    def count(self, unit: Unit, receipt: Receipt) -> None:
+        """Add what a unit's receipt tells."""
+        self.ok += receipt.ok
+        self.rejected += receipt.rejected
+        self.remaining -= len(unit.sources)
+        self.planned += receipt.rows - len(unit.sources)
+        self.provider = receipt.provider or self.provider
+        self.read_bytes += receipt.images_read_bytes
+        self.out_of_memory += receipt.out_of_memory
+        self.peak_worker_rss_bytes = max(self.peak_worker_rss_bytes, receipt.peak_rss_bytes)
+        for name in ("read_s", "decode_s", "session_s", "encode_s"):
+            self.stage_s[name] = self.stage_s.get(name, 0.0) + getattr(receipt, name)
+        self.reasons = dict(Counter(self.reasons) + Counter(dict(receipt.reasons)))
+        self.batches = dict(Counter(self.batches) + Counter(dict(receipt.batches)))
+
+    def close(self, scoring_s: float) -> None:
+        """Round the figures and settle the exit code. scoring_s: from the first unit to the last publication."""
+        self.stage_s = {name: round(seconds, 3) for name, seconds in self.stage_s.items()}
+        for name in ("score_s", "publish_s", "start_s", "stop_s"):
+            setattr(self, name, round(getattr(self, name), 3))
+        self.images_per_s = round((self.ok + self.rejected) / scoring_s, 2) if scoring_s else 0.0
+        if self.remaining and self.exit_code == ExitCode.COMPLETE:
+            self.exit_code = ExitCode.UNFINISHED
