@@ -106,8 +106,6 @@ def inspect(path: str, size: str | None) -> None:
 @click.option("--source", type=click.Choice(["uint8", "uint16"]), default="uint8", show_default=True, help="Pixels in.")
 @click.option("--pre/--no-pre", default=True, show_default=True, help="Layout and normalisation in the graph.")
 @click.option("--post/--no-post", default=True, show_default=True, help="Labels out, instead of scores.")
-@click.option("--confidence", is_flag=True, help="Also a plane with the top probability.")
-@click.option("--entropy", is_flag=True, help="Also a plane with the entropy.")
 def pack(path: str, out: Path, contract: str | None, source: Any, **parts: bool) -> None:
     """Put preprocessing and the decision into the graph, proven to give the same labels."""
     from unet_batch.job.prepare import model_at

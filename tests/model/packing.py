@@ -45,9 +45,9 @@ def scores_of(data: bytes, model: Model, pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(scores, np.float32)
 
 
-def prediction_of(scores_khw: np.ndarray, model: Model, *, confidence: bool = False) -> Prediction:
+def prediction_of(scores_khw: np.ndarray, model: Model) -> Prediction:
     geometry = whole(scores_khw.shape[1:])
-    return reduce(scores_khw, geometry, model.contract.output, rle=True, confidence=confidence)
+    return reduce(scores_khw, geometry, model.contract.output, rle=True, confidence=False)
 
 
 def noise(shape: tuple[int, ...], dtype: str = "uint8", seed: int = 0) -> np.ndarray:

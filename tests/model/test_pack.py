@@ -24,7 +24,6 @@ from unet_batch.model.pack_reference import PACK_KEY
 from unet_batch.model.session import Device, open_session
 from unet_batch.spec import SessionSpec, TilingSpec
 
-ALL = PackSpec(confidence=True, entropy=True)
 KINDS = [("logits", 1), ("sigmoid", 1), ("logits", 2), ("softmax", 2), ("logits", 4), ("softmax", 3)]
 
 
@@ -49,34 +48,17 @@ def test_labels_are_those_of_the_unpacked_way(layout, channels, activation, clas
     assert np.array_equal(labels, np.stack(expected))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("activation", "classes"), KINDS)
-def test_certainty_is_that_of_the_unpacked_way(activation, classes):
-    """The mean over 960 pixels of 255 levels is within half a level of the exact mean."""
-    made = models.threshold_model("nchw", 3, classes, activation=activation)
-    model = resolved(made.data, made.contract)
-    pixels = noise((1, 24, 40, 3)) // 4 + 96  # near the middle, where the network hesitates
-    result = run(pack(made.data, model, ALL).data, {"pixels": pixels})
-    expected = prediction_of(scores_of(made.data, model, pixels)[0], model, confidence=True)
-    assert result["confidence"].mean() / 255 == pytest.approx(expected.confidence, abs=0.5 / 255)
-    assert result["entropy"].mean() / 255 == pytest.approx(expected.entropy, abs=0.5 / 255)
-    assert 0.05 < expected.entropy < 0.95
-
-
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_classes_that_overlap_come_as_a_mask_each(layout):
-    """(N, K, H, W) of 0 and 1, whatever the network's layout; certainty is averaged over the classes."""
+    """(N, K, H, W) of 0 and 1, whatever the network's layout."""
     made = models.threshold_model(layout, 3, 3, activation="sigmoid")
     model = resolved(made.data, made.contract)
-    packed = pack(made.data, model, ALL)
+    packed = pack(made.data, model, PackSpec())
     pixels = noise((2, 24, 40, 3))
     result = run(packed.data, {"pixels": pixels})
     scores = scores_of(made.data, model, pixels)
     assert np.array_equal(result["labels"], scores > 0.5)
     assert result["labels"].shape == (2, 3, 24, 40)
-    assert result["confidence"].shape == result["entropy"].shape == (2, 24, 40)
-    expected = [prediction_of(one, model, confidence=True).confidence for one in scores]
-    assert result["confidence"].mean(axis=(1, 2)) / 255 == pytest.approx(expected, abs=0.5 / 255)
     assert packed.model.contract.output.activation == "masks"
 
 
@@ -98,11 +80,9 @@ def test_equal_scores_give_the_first_class(classes):
     net = Network()
     data = net.model(net.conv("image", (3, classes))).SerializeToString()
     contract = changed(models.threshold_model("nchw", 3, classes).contract)
-    packed = pack(data, resolved(data, contract), ALL)
+    packed = pack(data, resolved(data, contract), PackSpec())
     result = run(packed.data, {"pixels": noise((1, 8, 8, 3))})
     assert not result["labels"].any()
-    assert (result["confidence"] == round(255 / classes)).all()
-    assert (result["entropy"] == 255).all()
 
 
 def test_a_row_of_the_table_is_the_same():
@@ -263,23 +243,11 @@ def test_infinities_of_both_signs_do_not_cancel():
     assert run(packed.data, {"image": tiles})["finite"].tolist() == [0]
 
 
-def test_confidence_has_255_levels_of_the_top_probability():
-    """round(255 · p), and entropy of round(255 · H / log K), by hand for three pixels of two classes."""
-    packed = packed_of(models.free_model(2, 2), PackSpec(pre=False, confidence=True, entropy=True))
-    p = np.array([0.5, 0.9, 0.99999])
-    tiles = np.stack([np.zeros(3), np.log(p / (1 - p))]).reshape(1, 2, 1, 3).astype(np.float32)
-    result = run(packed.data, {"image": tiles})
-    assert result["confidence"].tolist() == [[[128, 230, 255]]]
-    assert result["entropy"].tolist() == [[[255, 120, 0]]]  # 0.9: H = 0.469 bits
-
-
-def test_only_what_is_asked_for_is_in_the_graph():
-    """Labels and the guard by default; no exponential is computed for a confidence that nobody wants."""
+def test_the_graph_returns_labels_and_the_guard():
+    """No probability is computed."""
     graph = load_from_string(packed_of(models.threshold_model(classes=3)).data).graph
     assert [value.name for value in graph.output] == ["labels", "finite"]
     assert not {node.op_type for node in graph.node} & {"Exp", "Log", "Reciprocal"}
-    graph = load_from_string(packed_of(models.threshold_model(classes=3), ALL).data).graph
-    assert [value.name for value in graph.output] == ["labels", "confidence", "entropy", "finite"]
 
 
 def test_of_several_outputs_the_contracts_one_is_packed():
@@ -317,7 +285,7 @@ def test_operators_are_written_as_the_files_opset_wants_them(opset, layout, acti
     model.ir_version = 10 if opset == 21 else 8
     data = model.SerializeToString()
     contract = changed(made.contract, source={"normalize": {"kind": "window", "center": 120.0, "width": 200.0}})
-    packed = pack(data, resolved(data, contract), ALL)
+    packed = pack(data, resolved(data, contract), PackSpec())
     after = load_from_string(packed.data)
     assert (after.opset_import[0].version, after.ir_version) == (opset, model.ir_version)
     checker.check_model(after, full_check=True)
@@ -376,7 +344,7 @@ def test_a_network_that_uses_our_names_itself_is_packed():
                 side[place] = {"image": "pixels", "logits": "finite", "mask": "labels"}.get(name, name)
     model.graph.input[0].name, model.graph.output[0].name = "pixels", "labels"
     data = model.SerializeToString()
-    packed = pack(data, resolved(data, made.contract), ALL)
+    packed = pack(data, resolved(data, made.contract), PackSpec())
     pixels = noise((1, 8, 8, 3))
     assert np.array_equal(
         run(packed.data, {"pixels": pixels})["labels"], run(packed_of(made).data, {"pixels": pixels})["labels"]
@@ -428,7 +396,7 @@ def test_the_source_is_left_as_it_is():
 def test_the_same_pack_is_the_same_bytes():
     """A fingerprint is over bytes, so packing twice must not make two models."""
     made = models.unet_model(64, 8, 2)
-    assert packed_of(made, ALL).data == packed_of(made, ALL).data
+    assert packed_of(made).data == packed_of(made).data
 
 
 # Quantised and half-precision networks --------------------------------------------------------------------------------
@@ -475,7 +443,7 @@ def test_a_half_precision_network_is_packed():
     data = convert_float_to_float16(load_from_string(made.data), keep_io_types=False).SerializeToString()
     contract = changed(made.contract, source={"dtype": "float16"})
     model = resolved(data, contract)
-    packed = pack(data, model, ALL)
+    packed = pack(data, model, PackSpec())
     pixels = noise((1, 64, 64, 3))
     expected = prediction_of(scores_of(data, model, pixels)[0], model).labels_hw
     assert (run(packed.data, {"pixels": pixels})["labels"][0] == expected).mean() > 0.999
@@ -488,7 +456,6 @@ def test_a_half_precision_network_is_packed():
     ("made", "spec", "sentence"),
     [
         (models.threshold_model(), PackSpec(pre=False, post=False), "neither its input nor its output"),
-        (models.threshold_model(), PackSpec(post=False, entropy=True), "taken beside the labels: pack the output too"),
         (models.threshold_model(activation="labels"), PackSpec(), "returns finished labels already: pack the input"),
         (models.threshold_model(channels=4, classes=300), PackSpec(), "300 classes do not fit into uint8"),
     ],
@@ -565,7 +532,7 @@ def test_notes_say_what_changes_for_a_job():
     assert "cannot be blended where tiles overlap" in notes
     assert "no mean_probability" in notes
     stretched = changed(made.contract, source={"fit": "stretch"})
-    notes = " ".join(pack(made.data, resolved(made.data, stretched), ALL).notes)
+    notes = " ".join(pack(made.data, resolved(made.data, stretched), PackSpec()).notes)
     assert "nearest pixel" in notes
     assert "blended" not in notes
 
@@ -576,7 +543,7 @@ def test_published_models_are_packed(name, dtype):
     """Softmax in NHWC, half-precision logits of four bands, sigmoid with every axis open: same labels each."""
     data = real_model(name)
     model = resolved(data, real_contract(name))
-    packed = pack(data, model, PackSpec(confidence=True, entropy=True, source_dtype=dtype))
+    packed = pack(data, model, PackSpec(source_dtype=dtype))
     side, channels = (model.tile_hw or (96, 96)), model.contract.input.channels
     pixels = noise((1, *side, channels), dtype, seed=5)
     scores = scores_of(data, model, pixels)[0]

@@ -8,10 +8,9 @@ import pytest
 from onnx import ModelProto, helper, load_from_string, numpy_helper
 from packing import noise, resolved
 
-from unet_batch.contract import ModelOutput
 from unet_batch.errors import ModelRefused
 from unet_batch.model.pack import PackSpec, pack
-from unet_batch.model.pack_proof import Unpacked, certainty, prove, prove_input
+from unet_batch.model.pack_proof import Unpacked, prove, prove_input
 
 MADE = models.threshold_model("nchw", 3, 3)
 PICTURES = [noise((32, 32, 3), seed=seed) for seed in range(2)]
@@ -20,12 +19,12 @@ PICTURES = [noise((32, 32, 3), seed=seed) for seed in range(2)]
 def proven(data: bytes, *, exact: bool = True) -> tuple[int, int]:
     """The proof of another file in place of the packed one."""
     model = resolved(MADE.data, MADE.contract)
-    packed = pack(MADE.data, model, PackSpec(confidence=True, entropy=True))
+    packed = pack(MADE.data, model, PackSpec())
     return prove(data, packed.model, Unpacked(MADE.data, model), PICTURES, exact=exact)
 
 
 def honest() -> ModelProto:
-    packed = pack(MADE.data, resolved(MADE.data, MADE.contract), PackSpec(confidence=True, entropy=True))
+    packed = pack(MADE.data, resolved(MADE.data, MADE.contract), PackSpec())
     return load_from_string(packed.data)
 
 
@@ -40,7 +39,7 @@ def constant(model: ModelProto, name: str, values) -> None:
 
 def test_an_honest_pack_passes():
     """And says what a tile moves: float32 pixels and scores before, bytes after."""
-    assert proven(honest().SerializeToString()) == (32 * 32 * 6 * 4, 32 * 32 * (3 + 1 + 1 + 1) + 1)
+    assert proven(honest().SerializeToString()) == (32 * 32 * 6 * 4, 32 * 32 * (3 + 1) + 1)
 
 
 def test_another_weight_is_found():
@@ -68,26 +67,10 @@ def test_a_single_wrong_label_is_found():
     model.graph.node.append(helper.make_node("Cast", ["changed"], ["labels"], to=2))
     dark = [np.zeros((32, 32, 3), np.uint8)]
     unpacked = Unpacked(MADE.data, resolved(MADE.data, MADE.contract))
-    packed = pack(MADE.data, unpacked.model, PackSpec(confidence=True, entropy=True))
+    packed = pack(MADE.data, unpacked.model, PackSpec())
     with pytest.raises(ModelRefused, match="1 of 1,024 labels differ"):
         prove(model.SerializeToString(), packed.model, unpacked, dark, exact=True)
     prove(model.SerializeToString(), packed.model, unpacked, dark, exact=False)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["confidence", "entropy"])
-def test_a_certainty_that_is_two_levels_off_is_found(name):
-    """One level is rounding, two are not."""
-    model = honest()
-    node = last(model, name)
-    node.output[0] = "almost"
-    constant(model, "two", np.float32(2))
-    model.graph.node.append(helper.make_node("Cast", ["almost"], ["number"], to=1))
-    model.graph.node.append(helper.make_node("Sub", ["number", "two"], ["less"]))
-    model.graph.node.append(helper.make_node("Abs", ["less"], ["positive"]))
-    model.graph.node.append(helper.make_node("Cast", ["positive"], [name], to=2))
-    with pytest.raises(ModelRefused, match=f"{name} is off by [23] of 255 levels"):
-        proven(model.SerializeToString())
 
 
 def test_a_guard_that_cries_without_reason_is_found():
@@ -136,27 +119,3 @@ def test_a_pictures_scores_are_computed_once():
     """Choosing references and proving the pack ask for the same pictures."""
     unpacked = Unpacked(MADE.data, resolved(MADE.data, MADE.contract))
     assert unpacked.run(PICTURES[0])[0] is unpacked.run(PICTURES[0].copy())[0]
-
-
-def output(activation: str, classes: int) -> ModelOutput:
-    return ModelOutput(activation=activation, classes=tuple(map(str, range(classes))), background=None)
-
-
-def test_certainty_of_equal_scores_is_none():
-    """1 / K, and all of the entropy."""
-    top, doubt = certainty(np.zeros((4, 1, 1), np.float32), output("logits", 4))
-    assert (float(top[0, 0]), float(doubt[0, 0])) == pytest.approx((0.25, 1.0))
-
-
-def test_certainty_of_a_sure_score_is_all():
-    """0 · log 0 is 0."""
-    scores = np.array([1, 0, 0], np.float32).reshape(3, 1, 1)
-    top, doubt = certainty(scores, output("softmax", 3))
-    assert (float(top[0, 0]), float(doubt[0, 0])) == (1, 0)
-
-
-def test_certainty_of_one_class_counts_both_outcomes():
-    """p = 0.2 is as sure as 0.8, with 0.722 bits of doubt."""
-    for scores, kind in ((np.float32(0.2), "sigmoid"), (np.float32(np.log(0.25)), "logits")):
-        top, doubt = certainty(np.full((1, 1, 1), scores), output(kind, 1))
-        assert (float(top[0, 0]), float(doubt[0, 0])) == pytest.approx((0.8, 0.7219281), abs=1e-6)

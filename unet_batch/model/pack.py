@@ -22,8 +22,6 @@ from unet_batch.errors import ModelRefused
 from unet_batch.model import graph, graph_edit, pack_reference
 from unet_batch.model.contract import METADATA_KEY, Model
 from unet_batch.model.pack_nodes import (
-    CONFIDENCE,
-    ENTROPY,
     FINITE,
     LABELS,
     OLDEST_OPSET,
@@ -58,12 +56,6 @@ class PackSpec:
     """Layout and normalisation: the model takes source pixels, (N, H, W, C)."""
     post: bool = True
     """The decision: the model returns labels, (N, h, w), or a mask per class where classes may overlap."""
-    confidence: bool = False
-    """Also a plane `confidence`, (N, h, w) uint8: round(255 · p) of the top probability p. One channel or sigmoid: of
-    max(p, 1 − p), averaged over the classes."""
-    entropy: bool = False
-    """Also a plane `entropy`, (N, h, w) uint8: round(255 · H / log K) with H in nats. One channel or sigmoid: K is 2,
-    averaged over the classes."""
     source_dtype: SourceType = "uint8"
     """Type of the source pixels; a packed model takes no other."""
 
@@ -89,8 +81,8 @@ def pack(data: bytes, model: Model, spec: PackSpec, images: Sequence[NDArray[Any
 
     data: the file that `model` was resolved from, float, fp16 or quantised. images: (H, W, C) of `source_dtype` and a
     tile's size, that the pack is proven on beside the synthetic ones; the file keeps their digests and labels.
-    Outputs are named `labels` (uint8), `confidence`, `entropy` (uint8) and `finite`: (N,) uint8, 0 for a tile with a
-    NaN or infinity in its scores, which no label shows.
+    The outputs are `labels`, uint8, and `finite`, (N,) uint8: 0 for a tile with a NaN or infinity in its scores, which
+    no label shows.
     Raises ModelRefused where the model cannot be packed, or the packed file would not say the same.
     """
     shape_hwc = _reference_shape(model)
@@ -153,7 +145,7 @@ def assemble(source: ModelProto, model: Model, spec: PackSpec) -> ModelProto:
     packed = onnx.ModelProto()
     packed.CopyFrom(source)
     ours = {PIXELS} if spec.pre else set()
-    ours |= {LABELS, CONFIDENCE, ENTROPY, FINITE} if spec.post else set()
+    ours |= {LABELS, FINITE} if spec.post else set()
     inside = {name: f"{name}/net" for name in ours}
     graph_edit.rename(packed, inside)
     graphs = packed.graph
@@ -165,7 +157,7 @@ def assemble(source: ModelProto, model: Model, spec: PackSpec) -> ModelProto:
     if spec.post:
         dtype = graph.tensor(returned)[1]
         add_outputs(after, returned.name, dtype, model.contract.output, model.output_layout)
-        graphs.output.extend(_outputs(taken, returned, model, spec))
+        graphs.output.extend(_outputs(taken, returned, model))
     else:
         graphs.output.append(_with_axes(returned, 3 if model.output_layout == "nhw" else 4))
     if spec.pre:
@@ -188,8 +180,6 @@ def _problems(model: Model, spec: PackSpec) -> Iterator[str]:
     taken, returned = model.contract.input, model.contract.output
     if not spec.pre and not spec.post:
         yield "neither its input nor its output is to be packed"
-    if (spec.confidence or spec.entropy) and not spec.post:
-        yield "confidence and entropy are taken beside the labels: pack the output too"
     if spec.pre and isinstance(taken.normalize, Percentile | ZScore):
         yield (
             f"normalize {taken.normalize.kind} is a statistic of each picture, which a graph of tiles never sees: "
@@ -229,8 +219,7 @@ def _notes(model: Model, spec: PackSpec, tells: dict[str, float]) -> Iterator[st
                 "labels cannot be blended where tiles overlap, as they do in every picture that is no exact grid of "
                 "tiles: for such pictures pack the input alone"
             )
-        if not spec.confidence:
-            yield "probabilities stay inside: classes have no mean_probability, images no confidence and no entropy"
+        yield "probabilities stay inside: classes have no mean_probability, images no confidence and no entropy"
     for mistake, share in tells.items():
         if share < pack_reference.TELLING and (mistake != "channels_reversed" or model.contract.input.channels > 1):
             yield f"the references would hardly notice the mistake {mistake}: it changes {share:.2%} of their labels"
@@ -276,7 +265,7 @@ def _pixels(taken: ValueInfoProto, model: Model, spec: PackSpec) -> ValueInfoPro
     return graph_edit.declare(PIXELS, spec.source_dtype, (batch, height, width, model.contract.input.channels))
 
 
-def _outputs(taken: ValueInfoProto, returned: ValueInfoProto, model: Model, spec: PackSpec) -> Iterator[ValueInfoProto]:
+def _outputs(taken: ValueInfoProto, returned: ValueInfoProto, model: Model) -> Iterator[ValueInfoProto]:
     """The packed outputs' declarations. A symbol that files repeat on the wrong axis is left out."""
     batch = (graph.tensor(taken)[2] or (None,))[0]
     shape = graph.tensor(returned)[2]
@@ -288,8 +277,4 @@ def _outputs(taken: ValueInfoProto, returned: ValueInfoProto, model: Model, spec
     yield graph_edit.declare(
         LABELS, "uint8", (batch, len(classes), height, width) if several else (batch, height, width)
     )
-    if spec.confidence:
-        yield graph_edit.declare(CONFIDENCE, "uint8", (batch, height, width))
-    if spec.entropy:
-        yield graph_edit.declare(ENTROPY, "uint8", (batch, height, width))
     yield graph_edit.declare(FINITE, "uint8", (batch,))

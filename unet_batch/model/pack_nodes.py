@@ -22,13 +22,9 @@ from unet_batch.imaging.preprocess import LARGEST
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-PIXELS, LABELS, CONFIDENCE, ENTROPY, FINITE = "pixels", "labels", "confidence", "entropy", "finite"
+PIXELS, LABELS, FINITE = "pixels", "labels", "finite"
 OLDEST_OPSET = 7
 """Since opset 7 arithmetic broadcasts as NumPy does; ONNX Runtime promises nothing for older files."""
-LEVELS = 255.0
-"""A certainty of 1 in the uint8 outputs."""
-SMALLEST = np.float32(1e-30)
-"""Stands for a probability of 0 inside a logarithm, as in `imaging.postprocess`."""
 LARGEST_SUM = np.finfo(np.float32).max
 
 SourceType = Literal["uint8", "uint16"]
@@ -76,11 +72,10 @@ class Nodes:
             return self.add("Clip", [name], {"min": float(low), "max": float(high)})
         return self.add("Clip", [name, self.constant(np.float32(low)), self.constant(np.float32(high))])
 
-    def reduce(self, operator: str, name: str, axes: Sequence[int], *, keep: bool = False) -> str:
-        settings: dict[str, Any] = {"keepdims": int(keep)}
-        if self._opset < (13 if operator == "ReduceSum" else 18):
-            return self.add(operator, [name], {**settings, "axes": list(axes)})
-        return self.add(operator, [name, self.constant(np.asarray(axes, np.int64))], settings)
+    def sum(self, name: str, axes: Sequence[int]) -> str:
+        if self._opset < 13:
+            return self.add("ReduceSum", [name], {"keepdims": 0, "axes": list(axes)})
+        return self.add("ReduceSum", [name, self.constant(np.asarray(axes, np.int64))], {"keepdims": 0})
 
     def squeeze(self, name: str, axis: int) -> str:
         if self._opset < 13:
@@ -135,28 +130,23 @@ def _steps(rule: Normalize, largest: float) -> list[tuple[str, Any]]:
 
 
 def add_outputs(nodes: Nodes, scores: str, dtype: str, output: ModelOutput, layout: str) -> None:
-    """From the network's scores to `labels`, `finite`, `confidence` and `entropy`.
+    """From the network's scores to `labels` and `finite`.
 
-    scores: of this NumPy type, in this layout (nchw, nhwc, or nhw for one class). Whatever nobody wants of these,
-    `graph.prune` takes out again.
+    scores: of this NumPy type, in this layout (nchw, nhwc, or nhw for one class).
     """
     if dtype != "float32":
         scores = nodes.cast(scores, "float32")
     axis = {"nchw": 1, "nhwc": 3}.get(layout)
     # One pass over the scores: NaN and infinity survive a sum, on every provider. A sum that overflows counts as
     # infinite too, but finite scores that reach that are no answer either.
-    total = nodes.reduce("ReduceSum", scores, (1, 2) if axis is None else (1, 2, 3))
+    total = nodes.sum(scores, (1, 2) if axis is None else (1, 2, 3))
     small = nodes.combine("Less", nodes.add("Abs", [total]), LARGEST_SUM)
     nodes.cast(small, "uint8", to=FINITE)
     if output.multi_label:
         _own_thresholds(nodes, scores, output, axis)
-        top, doubt, outcomes = _own_certainty(nodes, scores, output, axis)
     else:
         assert axis is not None  # noqa: S101 - several classes have a channel axis, `contract.resolve` saw to that
         _best_label(nodes, scores, len(output.classes), axis)
-        top, doubt, outcomes = _shared_certainty(nodes, scores, output, axis)
-    _quantise(nodes, top, 1.0, to=CONFIDENCE)
-    _quantise(nodes, doubt, math.log(outcomes), to=ENTROPY)
 
 
 def _best_label(nodes: Nodes, scores: str, classes: int, axis: int) -> None:
@@ -180,56 +170,6 @@ def _own_thresholds(nodes: Nodes, scores: str, output: ModelOutput, axis: int | 
         nodes.add("Identity", [nodes.squeeze(name, axis)], to=LABELS)
 
 
-def _shared_certainty(nodes: Nodes, scores: str, output: ModelOutput, axis: int) -> tuple[str, str, int]:
-    """Top probability, entropy in nats, and how many outcomes that is over: classes that exclude each other."""
-    classes = len(output.classes)
-    if output.activation == "softmax":
-        top = nodes.clip(nodes.reduce("ReduceMax", scores, (axis,)), 0.0, 1.0)
-        return top, _surprise(nodes, nodes.clip(scores, SMALLEST, 1.0), axis), classes
-    if classes == 2 and axis == 1 and nodes.has_integers:
-        top, doubt = _of_logit(nodes, nodes.add("Sub", [_channel(nodes, scores, 1), _channel(nodes, scores, 0)]))
-        return top, doubt, classes
-    below = nodes.add("Sub", [scores, nodes.reduce("ReduceMax", scores, (axis,), keep=True)])
-    weights = nodes.add("Exp", [below])
-    total = nodes.reduce("ReduceSum", weights, (axis,))
-    mean_below = nodes.add("Div", [nodes.reduce("ReduceSum", nodes.add("Mul", [below, weights]), (axis,)), total])
-    return nodes.add("Reciprocal", [total]), nodes.add("Sub", [nodes.add("Log", [total]), mean_below]), classes
-
-
-def _own_certainty(nodes: Nodes, scores: str, output: ModelOutput, axis: int | None) -> tuple[str, str, int]:
-    """max(p, 1 − p) and entropy in nats of each class by itself, averaged over the classes; two outcomes each."""
-    if output.activation == "logits":
-        top, doubt = _of_logit(nodes, scores)
-    else:
-        p = nodes.clip(scores, 0.0, 1.0)
-        other = nodes.add("Sub", [nodes.constant(np.float32(1)), p])
-        sides = [nodes.add("Mul", [x, nodes.add("Log", [nodes.clip(x, SMALLEST, 1.0)])]) for x in (p, other)]
-        top, doubt = nodes.add("Max", [p, other]), nodes.add("Neg", [nodes.add("Add", sides)])
-    if axis is not None:
-        top, doubt = nodes.reduce("ReduceMean", top, (axis,)), nodes.reduce("ReduceMean", doubt, (axis,))
-    return top, doubt, 2
-
-
-def _of_logit(nodes: Nodes, logit: str) -> tuple[str, str]:
-    """max(p, 1 − p) and the entropy in nats of p = sigmoid(logit), with one exponential."""
-    below = nodes.add("Neg", [nodes.add("Abs", [logit])])
-    weight = nodes.add("Exp", [below])
-    top = nodes.add("Reciprocal", [nodes.combine("Add", weight, 1.0)])
-    spread = nodes.add("Mul", [nodes.add("Mul", [below, weight]), top])
-    return top, nodes.add("Sub", [nodes.add("Neg", [nodes.add("Log", [top])]), spread])
-
-
-def _surprise(nodes: Nodes, probabilities: str, axis: int) -> str:
-    """−Σ p · log p over the classes."""
-    product = nodes.add("Mul", [probabilities, nodes.add("Log", [probabilities])])
-    return nodes.add("Neg", [nodes.reduce("ReduceSum", product, (axis,))])
-
-
 def _channel(nodes: Nodes, scores: str, number: int) -> str:
     """One class of (N, K, H, W): (N, H, W)."""
     return nodes.add("Gather", [scores, nodes.constant(np.int64(number))], {"axis": 1})
-
-
-def _quantise(nodes: Nodes, share: str, full: float, *, to: str) -> None:
-    """uint8: the nearest of 255 levels of `full`; the cast cuts, so half a level is added first."""
-    nodes.cast(nodes.combine("Add", nodes.combine("Mul", share, LEVELS / full), 0.5), "uint8", to=to)

@@ -7,7 +7,6 @@ Legend: N tiles, C channels, K classes, H, W pixels; P planes of labels.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_batch.contract import ModelOutput
 from unet_batch.errors import ImageError, ModelRefused, Reason
 from unet_batch.imaging.preprocess import normalize
 from unet_batch.model import graph_edit
-from unet_batch.model.pack_nodes import CONFIDENCE, ENTROPY, FINITE, LEVELS, PIXELS, Nodes, SourceType, add_input
+from unet_batch.model.pack_nodes import FINITE, PIXELS, Nodes, SourceType, add_input
 from unet_batch.model.pack_reference import decide, digest, label_parity, whole
 from unet_batch.model.plain_session import PlainSession
 from unet_batch.model.session import as_nkhw, in_model_layout
@@ -72,8 +70,8 @@ def prove(
 ) -> tuple[int, int]:
     """Bytes that a tile moves before and after. model: the packed one. pictures: (H, W, C) source pixels.
 
-    Raises ModelRefused where labels differ (not exact: more than HALF_FLIPPED of them), where a certainty is off by
-    more than one level, or where a NaN goes unseen: tile by tile, and two in one batch.
+    Raises ModelRefused where labels differ (not exact: more than HALF_FLIPPED of them) or a NaN goes unseen: tile by
+    tile, and two in one batch.
     """
     session = PlainSession(packed, threads=_cores())
     problems: list[str] = []
@@ -163,37 +161,6 @@ def _compare(
     found = as_nkhw(model, result[model.output_name], len(result[model.output_name]))[place]
     found_phw = found.astype(np.uint8) if FINITE in result else decide(found, output)
     parity = label_parity(expected_phw, found_phw, output.classes)
-    problems = []
     if parity.flipped_share > (0 if exact else HALF_FLIPPED):
-        problems.append(f"{parity.flipped:,} of {parity.decisions:,} labels differ")
-    if CONFIDENCE in result or ENTROPY in result:
-        shares = dict(zip((CONFIDENCE, ENTROPY), certainty(scores_khw, output), strict=True))
-        for name in sorted(shares.keys() & result.keys()):
-            off = float(np.abs(result[name][place] - np.rint(shares[name] * LEVELS)).max())
-            if off > 1:
-                problems.append(f"{name} is off by {off:.0f} of {LEVELS:.0f} levels")
-    return problems
-
-
-def certainty(scores_khw: NDArray[np.float32], output: ModelOutput) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Top probability and entropy of every pixel, (h, w), entropy as a share of its maximum; float64 throughout.
-
-    Written from the definitions, so that it shares no step with what it is to prove.
-    """
-    scores = scores_khw.astype(np.float64)
-    if output.multi_label:
-        p = 1 / (1 + np.exp(-scores)) if output.activation == "logits" else np.clip(scores, 0, 1)
-        both = np.stack([p, 1 - p])
-        return both.max(axis=0).mean(axis=0), _entropy(both).mean(axis=0) / math.log(2)
-    if output.activation == "logits":
-        weights = np.exp(scores - scores.max(axis=0))
-        p = weights / weights.sum(axis=0)
-    else:
-        p = np.clip(scores, 0, 1)
-    return p.max(axis=0), _entropy(p) / math.log(len(p))
-
-
-def _entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """In nats, over the first axis; 0 · log 0 is 0."""
-    terms: NDArray[np.float64] = p * np.log(np.where(p > 0, p, 1))
-    return np.asarray(-terms.sum(axis=0))
+        return [f"{parity.flipped:,} of {parity.decisions:,} labels differ"]
+    return []
