@@ -91,7 +91,7 @@ def test_an_object_that_is_stored_compressed_is_the_bytes_that_are_stored(
     named = json.dumps({"name": "a", "contentEncoding": "gzip"})
     body = f"--{mark}\r\nContent-Type: application/json\r\n\r\n{named}\r\n--{mark}\r\nContent-Type: image/png\r\n\r\n"
     request = urllib.request.Request(
-        f"{gcs_endpoint}{gcs.uploads(bucket.removeprefix('gs://'))}?uploadType=multipart",
+        f"{gcs_endpoint}/upload/storage/v1/b/{bucket.removeprefix('gs://')}/o?uploadType=multipart",
         body.encode() + stored + f"\r\n--{mark}--\r\n".encode(),
         {"Content-Type": f"multipart/related; boundary={mark}"},
     )

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 import poison
 
-from unet_batch.archive import conditional
 from unet_batch.archive.decode import Page
 from unet_batch.archive.local import LocalStore
 from unet_batch.archive.objects import Object
@@ -142,7 +141,7 @@ def blind(text: str) -> None:
 
 def slow(seconds: float) -> None:
     """Let every read and every put of this process take some seconds more."""
-    read, put = LocalStore.read, conditional.put_local
+    read, put = LocalStore.read, LocalStore.put
 
     def slow_read(store: LocalStore, uri: str, **how: Any) -> bytes:
         time.sleep(seconds)
@@ -152,12 +151,12 @@ def slow(seconds: float) -> None:
         time.sleep(seconds)
         return put(*what)
 
-    LocalStore.read, conditional.put_local = slow_read, slow_put  # type: ignore[method-assign]
+    LocalStore.read, LocalStore.put = slow_read, slow_put  # type: ignore[method-assign]
 
 
 def flaky(text: str) -> None:
     """Let this process's first read and first put of each object with this text be reset, the put after it landed."""
-    read, put, met = LocalStore.read, conditional.put_local, set()
+    read, put, met = LocalStore.read, LocalStore.put, set()
 
     def first(what: str, uri: str) -> bool:
         new = text in uri and (what, uri) not in met
@@ -169,13 +168,13 @@ def flaky(text: str) -> None:
             raise ConnectionResetError("reset")
         return read(store, uri, **how)
 
-    def flaky_put(uri: str, *what: Any) -> str:
-        version = put(uri, *what)
+    def flaky_put(store: LocalStore, uri: str, *what: Any) -> str:
+        version = put(store, uri, *what)
         if first("put", uri):
             raise ConnectionResetError("reset")
         return version
 
-    LocalStore.read, conditional.put_local = flaky_read, flaky_put  # type: ignore[method-assign]
+    LocalStore.read, LocalStore.put = flaky_read, flaky_put  # type: ignore[method-assign]
 
 
 def no_spill(store_mib: int) -> None:

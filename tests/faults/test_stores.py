@@ -16,7 +16,7 @@ import pytest
 import tenacity.nap
 from faulty import digest
 
-from unet_batch.archive import conditional
+from unet_batch.archive import local
 from unet_batch.archive.conditional import ANYTHING
 from unet_batch.archive.faults import ShortReadError
 from unet_batch.archive.local import LocalStore
@@ -54,8 +54,9 @@ class Weather:
         self._schedule: dict[tuple[str, str], list[tuple[str, Exception] | None]] = {}
         self._lasting: dict[tuple[str, str], Exception] = {}
         monkeypatch.setattr(tenacity.nap, "time", SimpleNamespace(sleep=self.waits.append))
-        monkeypatch.setattr(conditional, "put_local", self._wrapped("put", conditional.put_local))
-        inner = LocalStore.read
+        inner, inner_put = LocalStore.read, LocalStore.put
+        put = self._wrapped("put", lambda uri, store, *what: inner_put(store, uri, *what))
+        monkeypatch.setattr(LocalStore, "put", lambda store, uri, *what: put(uri, store, *what))
         read = self._wrapped("read", lambda uri, store, how: inner(store, uri, **how))
         monkeypatch.setattr(LocalStore, "read", lambda store, uri, **how: read(uri, store, how))
 
@@ -475,13 +476,13 @@ def test_a_permission_that_goes_away_before_publication_keeps_what_was_staged(pr
 def test_a_store_that_ignores_conditions_is_refused_unless_one_run_writes(project, monkeypatch, ignored):
     """Exit code 2 and nothing left below the output; with single_writer the day is published."""
     project.fill(DAY, IMAGES)
-    inner = conditional.put_local
+    inner = LocalStore.put
 
-    def careless(uri: str, body: bytes | Path, expect: str | None) -> str:
+    def careless(store: LocalStore, uri: str, body: bytes | Path, expect: str | None) -> str:
         mine = expect is None if ignored == "If-None-Match" else expect not in (None, ANYTHING)
-        return inner(uri, body, ANYTHING if mine else expect)
+        return inner(store, uri, body, ANYTHING if mine else expect)
 
-    monkeypatch.setattr(conditional, "put_local", careless)
+    monkeypatch.setattr(LocalStore, "put", careless)
     with pytest.raises(JobError, match=rf"ignores.*{ignored}.*single_writer"):
         project.run(*LIMITS)
     assert files_below(project.folder / "out") == []
@@ -492,7 +493,7 @@ def test_a_store_that_ignores_conditions_is_refused_unless_one_run_writes(projec
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     """Let the disk be full half-way through every file whose name holds a text."""
-    inner = conditional._write
+    inner = local._write
 
     def write(path: str, body: bytes | Path) -> None:
         if text in path:
@@ -501,7 +502,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         inner(path, body)
 
-    monkeypatch.setattr(conditional, "_write", write)
+    monkeypatch.setattr(local, "_write", write)
 
 
 @pytest.mark.parametrize(("text", "again_planned"), [("/_work/parts/", IMAGES), ("/predictions/", 0)])

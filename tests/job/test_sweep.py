@@ -89,14 +89,14 @@ def test_what_a_killed_run_left_goes_and_a_live_run_is_left_alone(project):
 
 PUT_SLOWLY = """
 import sys, time
-from unet_batch.archive import conditional
+from unet_batch.archive import local
 from unet_batch.archive.storage import Storage
-write = conditional._write
+write = local._write
 def slowly(path, body):
     write(path, body)
     print("half", flush=True)
     time.sleep(600)
-conditional._write = slowly
+local._write = slowly
 Storage().put(sys.argv[1], b"half of an object")
 """
 

@@ -13,9 +13,11 @@ import weakref
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from datetime import UTC, datetime
 from email.utils import format_datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 from unet_batch.archive import pinned
+from unet_batch.archive.conditional import ANYTHING, PIECE_BYTES, once, refusals, size_of
 from unet_batch.archive.faults import Retry, StatusError
 from unet_batch.archive.objects import Names, Object, split
 from unet_batch.archive.s3 import version_of
@@ -25,11 +27,12 @@ T = TypeVar("T")
 
 API_VERSION = "2021-12-02"
 """Of the REST API; since 2019-12-12 a Put Blob takes 5,000 MiB."""
+SINGLE_PUT_BYTES = 5000 << 20
+"""Largest body of one Put Blob (Azure Storage REST API, "Put Blob", since version 2019-12-12)."""
 PAGE_OBJECTS = 5000
 """Of a listing; the service gives no more at once."""
 
 _SCOPE = "https://storage.azure.com/.default"
-_PIECE_BYTES = 1 << 20
 _CLOSING_S = 5.0
 
 
@@ -75,6 +78,21 @@ class AzureStore:
     def read(self, uri: str, *, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
         """All bytes of an object, or those of a span [start, stop), of one version; one request."""
         return self._wait(self._read(uri, span, version, max_bytes))
+
+    def put(self, uri: str, body: bytes | Path, expect: str | None) -> str:
+        """One Put Blob with `If-None-Match: *` or `If-Match`; returns the new version."""
+        headers = {
+            "x-ms-blob-type": "BlockBlob",
+            "Content-Type": "application/octet-stream",
+            "Content-Length": str(size_of(uri, body, SINGLE_PUT_BYTES)),
+        }
+        if expect is None:
+            headers["If-None-Match"] = "*"
+        elif expect != ANYTHING:
+            headers["If-Match"] = f'"{expect.removeprefix("etag:")}"'
+        with refusals(uri, expect):
+            answer = self.call("PUT", uri, headers, once(body))
+        return version_of(answer["ETag"])
 
     def delete(self, uri: str) -> None:
         """Remove an object. Raises StatusError 404 where there is none."""
@@ -174,7 +192,7 @@ def _pipeline(credential: Any, timeouts: Mapping[str, Any]) -> Any:
     elif credential is not None:
         policies = [credential]  # the SDK has made a policy of an account's key
     transport = AioHttpTransport(
-        **{"connection_timeout": 10, "read_timeout": 60, **timeouts}, connection_data_block_size=_PIECE_BYTES
+        **{"connection_timeout": 10, "read_timeout": 60, **timeouts}, connection_data_block_size=PIECE_BYTES
     )
     return AsyncPipelineClient("", policies=policies, transport=transport)
 

@@ -1,16 +1,22 @@
-"""Objects in any store that fsspec reaches and that has no module of its own: listing and reading.
+"""Objects in a store that fsspec reaches and that has no module of its own: this process's memory.
 
-Knows fsspec's common interface through a file system that it is given. Nothing here is atomic or conditional.
+Knows fsspec's common interface through a file system that it is given. fsspec has no conditional puts: a lock makes
+them safe within one process, and no other process sees its memory.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from unet_batch.archive.conditional import check
 from unet_batch.archive.faults import Retry, ShortReadError
 from unet_batch.archive.objects import Names, Object, join
 from unet_batch.errors import Changed, NotFound, TooLarge
+
+_PUTS = threading.Lock()
 
 
 class FsspecStore:
@@ -56,6 +62,14 @@ class FsspecStore:
         if len(body) != (now.size_bytes if span is None else span[1] - span[0]):
             raise ShortReadError(f"{len(body)} bytes of {uri} came, not what was asked for")
         return body
+
+    def put(self, uri: str, body: bytes | Path, expect: str | None) -> str:
+        content = body.read_bytes() if isinstance(body, Path) else body
+        with _PUTS:
+            now = version_of(self.fs.info(uri)) if self.fs.exists(uri) else None
+            check(uri, now, expect)
+            self.fs.pipe_file(uri, content)
+            return version_of(self.fs.info(uri))
 
     def delete(self, uri: str) -> None:
         self.fs.rm_file(uri)

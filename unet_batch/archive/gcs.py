@@ -10,18 +10,23 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import secrets
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from unet_batch.archive import pinned
+from unet_batch.archive.conditional import ANYTHING, once, refusals, size_of
 from unet_batch.archive.faults import Retry, StatusError
 from unet_batch.archive.objects import Names, Object, split
 from unet_batch.errors import NotFound
 
 T = TypeVar("T")
 
+OBJECT_BYTES = 5 << 40
+"""Largest object, and the largest that one request may upload (Cloud Storage, "Quotas and limits")."""
 PAGE_OBJECTS = 1000
 """Of a listing; the service gives no more at once."""
 
@@ -71,6 +76,28 @@ class GcsStore:
     def read(self, uri: str, *, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
         """All bytes of an object, or those of a span [start, stop), of one version; one request."""
         return self._wait(self._read(uri, span, version, max_bytes))
+
+    def put(self, uri: str, body: bytes | Path, expect: str | None) -> str:
+        """One multipart upload (name and bytes in one request) with `ifGenerationMatch`, 0 for "nothing there".
+
+        Returns the new version.
+        """
+        bucket, key = split(uri)
+        mark = secrets.token_hex(16)  # no body holds it
+        first = f"--{mark}\r\nContent-Type: application/json; charset=UTF-8\r\n\r\n{json.dumps({'name': key})}\r\n"
+        first += f"--{mark}\r\nContent-Type: application/octet-stream\r\n\r\n"
+        last = f"\r\n--{mark}--\r\n"
+        size = size_of(uri, body, OBJECT_BYTES) + len(first) + len(last)  # both are ASCII
+        params = {"uploadType": "multipart", "fields": "generation"}
+        if expect != ANYTHING:
+            params["ifGenerationMatch"] = "0" if expect is None else expect.removeprefix("generation:")
+        headers = {"Content-Type": f"multipart/related; boundary={mark}", "Content-Length": str(size)}
+        path = "/upload" + _OBJECTS.format(quote(bucket, safe=""))
+        with refusals(uri, expect):
+            answer = self.call(
+                "POST", path, params=params, headers=headers, body=once(body, first.encode(), last.encode())
+            )
+        return version_of(answer["generation"])
 
     def delete(self, uri: str) -> None:
         """Remove an object. Raises StatusError 404 where there is none."""
@@ -156,11 +183,6 @@ class GcsStore:
 def version_of(generation: str | int) -> str:
     """The version text of a generation."""
     return f"generation:{generation}"
-
-
-def uploads(bucket: str) -> str:
-    """The path of the API that takes new objects."""
-    return "/upload" + _OBJECTS.format(quote(bucket, safe=""))
 
 
 def _path(uri: str) -> str:

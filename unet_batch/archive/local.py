@@ -1,4 +1,4 @@
-"""Objects that are files on this machine's own disks: listing and reading, without any layer in between.
+"""Objects that are files on this machine's own disks: listing, reading and putting, without any layer in between.
 
 Knows what a put leaves when its process is killed, and which processes of this machine are still there. Knows no
 retries and no threads; raises OSError where the disk does, our errors where a promise would break.
@@ -18,9 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from unet_batch.archive.conditional import ANYTHING, PIECE_BYTES, check
 from unet_batch.archive.faults import ShortReadError
 from unet_batch.archive.objects import Names, Object, path_of
-from unet_batch.errors import Changed, NotFound, Reason, TooLarge
+from unet_batch.errors import AlreadyExists, Changed, NotFound, Reason, TooLarge
 
 TEMPORARY = ".put-"
 """Files with this prefix are puts in flight and locks: no objects."""
@@ -94,6 +95,35 @@ class LocalStore:
         if len(body) != stop - start:
             raise ShortReadError(f"{len(body)} of {stop - start} bytes came")
         return body
+
+    def put(self, uri: str, body: bytes | Path, expect: str | None) -> str:
+        """Write a whole file beside its final name, make it durable, then link it (nothing there) or rename it over.
+
+        Returns the new version.
+        """
+        path = path_of(uri)
+        folder = os.path.dirname(path)
+        os.makedirs(folder, exist_ok=True)
+        temporary = temporary_beside(path)
+        try:
+            _write(temporary, body)
+            if expect is None:
+                try:
+                    os.link(temporary, path)
+                except FileExistsError:
+                    raise AlreadyExists(f"{uri} is already there") from None
+                version = version_of(os.stat(temporary))
+            elif expect == ANYTHING:
+                version = version_of(os.stat(temporary))
+                os.replace(temporary, path)
+            else:
+                with locked(path):
+                    version = _replace(uri, path, temporary, expect)
+        finally:
+            if os.path.lexists(temporary):
+                os.unlink(temporary)
+        _sync(folder)
+        return version
 
     def delete(self, uri: str) -> None:
         """Remove a file; a missing one is fine."""
@@ -253,3 +283,38 @@ def _object(entry: os.DirEntry[str], real_top: str) -> Object:
     if not stat.S_ISREG(found.st_mode):
         return Object(uri, 0, "special", (Reason.READ_DENIED, "a link to a folder, a pipe or a device, not a file"))
     return Object(uri, found.st_size, version_of(found))
+
+
+def _replace(uri: str, path: str, temporary: str, expect: str) -> str:
+    try:
+        before = os.stat(path)
+    except FileNotFoundError:
+        before = None
+    check(uri, before and version_of(before), expect)
+    made = os.stat(temporary)
+    if before is not None and made.st_mtime_ns <= before.st_mtime_ns:
+        # Two puts within one tick of the file system's clock must not look like one version.
+        os.utime(temporary, ns=(made.st_atime_ns, before.st_mtime_ns + 1000))
+        made = os.stat(temporary)
+    os.replace(temporary, path)
+    return version_of(made)
+
+
+def _write(path: str, body: bytes | Path) -> None:
+    with open(path, "xb") as target:
+        if isinstance(body, Path):
+            with body.open("rb") as source:
+                while piece := source.read(PIECE_BYTES):
+                    target.write(piece)
+        else:
+            target.write(body)
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def _sync(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -17,8 +17,8 @@ from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar, cast
 
 import fsspec
 
-from unet_batch.archive import conditional
 from unet_batch.archive.azure import AzureStore
+from unet_batch.archive.conditional import ANYTHING
 from unet_batch.archive.faults import meaning, retrying, translated
 from unet_batch.archive.fsspec_store import FsspecStore
 from unet_batch.archive.gcs import GcsStore
@@ -52,12 +52,8 @@ PROBES = 3
 """Of an output, until one of them got all its answers."""
 
 _EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-_KINDS: dict[str, tuple[type[Any], Callable[..., str]]] = {
-    "s3": (S3Store, conditional.put_s3),
-    "gcs": (GcsStore, conditional.put_gcs),
-    "azure": (AzureStore, conditional.put_azure),
-}
-"""By extra: how its objects are listed and read, and how they are put."""
+_KINDS: dict[str, type[Any]] = {"s3": S3Store, "gcs": GcsStore, "azure": AzureStore}
+"""By extra: the class of its stores."""
 
 
 class Store(Protocol):
@@ -67,6 +63,7 @@ class Store(Protocol):
     def folders(self, folder: str) -> Names: ...
     def head(self, uri: str) -> Object: ...
     def read(self, uri: str, *, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes: ...
+    def put(self, uri: str, body: bytes | Path, expect: str | None) -> str: ...
     def delete(self, uri: str) -> None: ...
 
 
@@ -216,7 +213,7 @@ class Storage:
 
     def put(self, uri: str, body: bytes | Path) -> str:
         """Put an object over whatever is there, whole or not at all; returns its version."""
-        return self._try(uri, lambda: self._put(uri, body, conditional.ANYTHING))
+        return self._try(uri, lambda: self._put(uri, body, ANYTHING))
 
     def delete(self, uri: str) -> None:
         """Remove an object; a missing one is fine."""
@@ -286,11 +283,7 @@ class Storage:
         return self.read_range(uri, start, stop, version=version)
 
     def _put(self, uri: str, body: bytes | Path, expect: str | None) -> str:
-        store, scheme = self._store(uri), scheme_of(uri)
-        if scheme == "file":
-            return conditional.put_local(uri, body, expect)
-        put: Callable[..., str] = conditional.put_memory if scheme == "memory" else _KINDS[_EXTRAS[scheme]][1]
-        return put(store, uri, body, expect)
+        return self._store(uri).put(uri, body, expect)
 
     def _workers(self) -> ThreadPoolExecutor:
         with self._lock:
@@ -316,7 +309,7 @@ class Storage:
         if scheme == "memory":
             return FsspecStore(fsspec.filesystem("memory"), self._retry)
         extra = _EXTRAS[scheme]
-        kind = _KINDS[extra][0]
+        kind = _KINDS[extra]
         options = kind.options(resolve_options(self._options), self._threads)
         try:
             fs = fsspec.filesystem(scheme, skip_instance_cache=True, **options)
