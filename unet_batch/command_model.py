@@ -127,7 +127,6 @@ def pack(path: str, out: Path, contract: str | None, source: Any, **parts: bool)
         "source_sha256": found.sha256,
         "bytes_before": packed.bytes_before,
         "bytes_after": packed.bytes_after,
-        "tells": packed.tells,
         "notes": list(packed.notes),
     }
     replace_file(out.with_suffix(".pack.json"), json.dumps(report, indent=1).encode())

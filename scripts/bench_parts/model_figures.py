@@ -27,14 +27,13 @@ import numpy.typing as npt
 import yaml
 from acting import Actor, acting, batch_of
 
-from unet_batch.imaging.preprocess import normalize
+from unet_batch.imaging.preprocess import normalize, whole
 from unet_batch.job.prepare import model_at, prepare
 from unet_batch.job.sample import archive_tiles
 from unet_batch.job.survey import window_of
 from unet_batch.model.contract import METADATA_KEY, Model
 from unet_batch.model.graph import metadata, read
 from unet_batch.model.pack import PackSpec, pack
-from unet_batch.model.pack_reference import whole
 from unet_batch.model.parity import Parity, Tolerance
 from unet_batch.model.quantize import QuantizeSpec, quantize
 from unet_batch.model.session import Device, open_session

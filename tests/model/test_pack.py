@@ -19,7 +19,7 @@ from unet_batch.errors import ContractError, ModelRefused
 from unet_batch.imaging.preprocess import LARGEST
 from unet_batch.model.contract import find_contract, read_model, resolve
 from unet_batch.model.graph_edit import set_metadata
-from unet_batch.model.pack import MAX_IMAGES, PackSpec, pack
+from unet_batch.model.pack import PackSpec, pack
 from unet_batch.model.pack_reference import PACK_KEY
 from unet_batch.model.session import Device, open_session
 from unet_batch.spec import SessionSpec, TilingSpec
@@ -27,8 +27,8 @@ from unet_batch.spec import SessionSpec, TilingSpec
 KINDS = [("logits", 1), ("sigmoid", 1), ("logits", 2), ("softmax", 2), ("logits", 4), ("softmax", 3)]
 
 
-def packed_of(made: models.TinyModel, spec: PackSpec = PackSpec(), **more):  # noqa: B008 - frozen
-    return pack(made.data, resolved(made.data, made.contract), spec, **more)
+def packed_of(made: models.TinyModel, spec: PackSpec = PackSpec()):  # noqa: B008 - frozen
+    return pack(made.data, resolved(made.data, made.contract), spec)
 
 
 @pytest.mark.slow
@@ -364,14 +364,14 @@ def test_metadata_of_the_file_is_kept_and_ours_is_small():
     data = model.SerializeToString()
     names = [f"class_{n}" for n in range(20)]
     contract = changed(models.free_model().contract, source={"height": 512, "width": 512}, target={"classes": names})
-    packed = pack(data, resolved(data, contract), PackSpec(), [noise((512, 512, 3), seed=s) for s in range(2)])
+    packed = pack(data, resolved(data, contract), PackSpec())
     metadata = read_model(packed.data, "m", None).metadata
     assert metadata["author"] == "somebody"
     assert sum(map(len, metadata.values())) < 64 << 10
     entry = json.loads(metadata[PACK_KEY])
     assert entry["source_sha256"] == hashlib.sha256(data).hexdigest()
     assert (entry["normalize"]["kind"], entry["activation"]) == ("unit", "logits")
-    assert len(entry["references"]) == 5
+    assert [picture["number"] for picture in entry["pictures"]] == [0, 1, 2, 3, 4, 5]
 
 
 def test_numbers_in_the_contract_survive_the_way_through_yaml():
@@ -499,20 +499,6 @@ def test_a_network_that_answers_nothing_is_refused():
         pack(data, resolved(data, contract), PackSpec())
 
 
-@pytest.mark.parametrize(
-    ("images", "sentence"),
-    [
-        ([noise((8, 8, 3))], r"picture 0 is uint8 \(8, 8, 3\), but a tile is uint8 \(64, 64, 3\): cut it"),
-        ([noise((64, 64, 3), "uint16")], "picture 0 is uint16"),
-        ([noise((64, 64, 3))] * (MAX_IMAGES + 1), "has room for 5"),
-    ],
-)
-def test_given_pictures_must_be_tiles(images, sentence):
-    """Of the model's size and the source's type, and few."""
-    with pytest.raises(ModelRefused, match=sentence):
-        packed_of(models.unet_model(64, 8, 2), images=images)
-
-
 def test_external_data_is_refused_here_too():
     """Packing parses with the same distrust."""
     made = models.threshold_model()
@@ -535,6 +521,16 @@ def test_notes_say_what_changes_for_a_job():
     notes = " ".join(pack(made.data, resolved(made.data, stretched), PackSpec()).notes)
     assert "nearest pixel" in notes
     assert "blended" not in notes
+
+
+def test_a_file_whose_reference_labels_are_constant_says_that_a_change_goes_unseen():
+    """All weights are zero: every pixel of every picture gets the first class."""
+    net = Network()
+    data = net.model(net.conv("image", (3, 2))).SerializeToString()
+    contract = changed(models.threshold_model("nchw", 3, 2).contract)
+    sentence = "the gate cannot notice a changed file: name the unpacked model in `check.reference`"
+    assert sentence in " ".join(pack(data, resolved(data, contract), PackSpec()).notes)
+    assert sentence not in " ".join(packed_of(models.threshold_model()).notes)
 
 
 @pytest.mark.real

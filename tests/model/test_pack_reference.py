@@ -1,8 +1,9 @@
-"""References in packed files: what a later check notices, and what it does not."""
+"""Reference pictures of packed files: which changes the gate notices."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import zlib
 
@@ -11,75 +12,81 @@ import numpy as np
 import pytest
 from networks import Network
 from onnx import load_from_string, numpy_helper
-from packing import changed, noise, resolved, run
+from packing import changed, resolved
 
 from unet_batch.contract import ModelOutput
-from unet_batch.errors import ModelFailed, ModelRefused, ShapeMismatch
+from unet_batch.errors import ModelFailed, ModelRefused
 from unet_batch.model.graph import metadata
 from unet_batch.model.graph_edit import set_metadata
 from unet_batch.model.pack import PackSpec, pack
-from unet_batch.model.pack_reference import PACK_KEY, choose, decide, label_parity, verify_reference
+from unet_batch.model.pack_reference import PACK_KEY, references, sample, synthetic, verify_references
+from unet_batch.model.parity import Tolerance, decide, label_parity
+from unet_batch.model.session import Device, open_session
+from unet_batch.spec import SessionSpec
 
 UNET = models.unet_model(64, 8, 2)
+TOLERANCE = Tolerance(max_flipped=1e-3, min_dice=0.0)
 
 
-def packed_unet(spec: PackSpec = PackSpec(), **more):  # noqa: B008 - frozen
-    return pack(UNET.data, resolved(UNET.data, UNET.contract), spec, **more)
+def packed_unet(spec: PackSpec = PackSpec()):  # noqa: B008 - frozen
+    return pack(UNET.data, resolved(UNET.data, UNET.contract), spec)
 
 
 def runner(packed, data: bytes | None = None):
-    """The packed file, or another one, behind the call that `verify_reference` makes."""
-    model = packed.model
+    """A session of the packed file, or of another one, as the gate has it."""
+    return open_session(data or packed.data, packed.model, SessionSpec(), Device(1)).run
 
-    def call(tiles):
-        feed = tiles if model.contract.input.layout == "nhwc" else np.ascontiguousarray(tiles.transpose(0, 3, 1, 2))
-        return run(data or packed.data, {model.input_name: feed})
 
-    return call
+def verify(packed, run, data: bytes | None = None) -> list[str]:
+    return verify_references(data or packed.data, run, TOLERANCE)
+
+
+def entry_of(data: bytes) -> dict:
+    return json.loads(metadata(load_from_string(data))[PACK_KEY])
 
 
 def with_entry(data: bytes, **changes) -> bytes:
-    """The file with other words in its entry."""
+    """The file with other fields in its entry."""
     model = load_from_string(data)
-    entry = json.loads(metadata(model)[PACK_KEY])
-    set_metadata(model, {PACK_KEY: json.dumps(entry | changes)})
+    set_metadata(model, {PACK_KEY: json.dumps(entry_of(data) | changes)})
     return model.SerializeToString()
 
 
+# What is noticed ------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("spec", [PackSpec(), PackSpec(pre=False), PackSpec(post=False)])
-def test_a_packed_file_says_what_its_network_said(spec):
-    """Three synthetic pictures, every label."""
+def test_a_packed_file_gives_the_labels_of_its_network(spec):
+    """All six pictures."""
     packed = packed_unet(spec)
-    check = verify_reference(packed.data, runner(packed))
-    assert check.ok
-    assert (check.checked, check.missing, check.problems) == (3, 0, ())
-    assert (check.parity.pixels, check.parity.flipped) == (3 * 64 * 64, 0)
+    assert len(entry_of(packed.data)["pictures"]) == 6
+    assert verify(packed, runner(packed)) == []
 
 
-def test_masks_of_overlapping_classes_are_checked_one_by_one():
-    """A decision per pixel and class."""
+def test_masks_of_overlapping_classes_are_compared_one_by_one():
+    """An empty mask in place of the second is noticed."""
     made = models.threshold_model("nhwc", 3, 3, activation="sigmoid", size=64)
     packed = pack(made.data, resolved(made.data, made.contract), PackSpec())
-    check = verify_reference(packed.data, runner(packed))
-    assert check.ok
-    assert check.parity.decisions == 3 * 3 * 64 * 64
+    right = runner(packed)
+    assert verify(packed, right) == []
+    keep = np.array([1, 0, 1]).reshape(1, 3, 1, 1)
+    assert verify(packed, lambda tiles: right(tiles) * keep)[0].startswith("picture 0: ")
 
 
 def test_a_fixed_batch_is_filled():
     """A file that takes three tiles gets three."""
     made = models.threshold_model(size=32, batch=3)
     packed = pack(made.data, resolved(made.data, made.contract), PackSpec())
-    assert verify_reference(packed.data, runner(packed)).ok
+    assert verify(packed, runner(packed)) == []
 
 
-def test_a_wrong_channel_order_is_noticed():
+def test_another_channel_order_is_noticed():
     """Somebody feeds BGR to a network of RGB."""
     packed = packed_unet()
     right = runner(packed)
-    check = verify_reference(packed.data, lambda tiles: right(np.ascontiguousarray(tiles[..., ::-1])))
-    assert not check.ok
-    assert "channels, normalisation or weights are not those that were packed" in check.problems[0]
-    assert packed.tells["channels_reversed"] > 0.01
+    problems = verify(packed, lambda tiles: right(np.ascontiguousarray(tiles[..., ::-1])))
+    assert "picture 0: " in problems[0]
+    assert "labels flipped" in problems[0]
 
 
 def test_another_normalisation_is_noticed():
@@ -87,8 +94,7 @@ def test_another_normalisation_is_noticed():
     made = models.threshold_model(classes=3, size=64)
     packed = pack(made.data, resolved(made.data, made.contract), PackSpec())
     right = runner(packed)
-    assert not verify_reference(packed.data, lambda tiles: right(tiles // 2)).ok
-    assert packed.tells["half_as_bright"] > 0.01
+    assert verify(packed, lambda tiles: right(tiles // 2))
 
 
 def test_other_weights_are_noticed():
@@ -96,8 +102,7 @@ def test_other_weights_are_noticed():
     packed = packed_unet()
     other = models.unet_model(64, 8, 2, seed=1)
     swapped = pack(other.data, resolved(other.data, other.contract), PackSpec())
-    check = verify_reference(packed.data, runner(packed, swapped.data))
-    assert any("labels flipped" in problem for problem in check.problems)
+    assert len(verify(packed, runner(packed, swapped.data))) == 6
 
 
 def test_one_kernel_that_was_changed_is_noticed():
@@ -108,49 +113,36 @@ def test_one_kernel_that_was_changed_is_noticed():
     values = numpy_helper.to_array(weight).copy()
     values[0] *= -1
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
-    assert not verify_reference(packed.data, runner(packed, model.SerializeToString())).ok
+    assert verify(packed, runner(packed, model.SerializeToString()))
 
 
 def test_a_provider_that_makes_nan_is_noticed():
     """Labels alone would look like background."""
     packed = packed_unet()
     right = runner(packed)
-    check = verify_reference(packed.data, lambda tiles: right(tiles) | {"finite": np.zeros(1, np.uint8)})
-    assert [problem.partition(": ")[2] for problem in check.problems] == ["the model returns NaN or infinity"] * 3
+    problems = verify(packed, lambda tiles: right(tiles) * np.float32(np.nan))
+    assert problems == [f"picture {n}: the model returns NaN or infinity" for n in range(6)]
 
 
 def test_flips_at_ties_are_tolerated():
-    """Another machine's last bits: 3 of 12,288 labels."""
+    """The last bits of another machine: 3 of 4,096 labels of each picture."""
     packed = packed_unet()
     right = runner(packed)
 
     def almost(tiles):
-        result = right(tiles)
-        result["labels"][0, 0, 0] = (result["labels"][0, 0, 0] + 1) % 3
-        return result
+        labels = right(tiles).copy()
+        labels[0, 0, 0, :3] = (labels[0, 0, 0, :3] + 1) % 3
+        return labels
 
-    check = verify_reference(packed.data, almost)
-    assert check.ok
-    assert check.parity.flipped == 3
+    assert verify(packed, almost) == []
 
 
-def test_given_pictures_are_known_by_their_digest():
-    """Their labels are in the file, their pixels are not: who has them gives them again."""
-    image = noise((64, 64, 3))
-    packed = packed_unet(images=[image])
-    without = verify_reference(packed.data, runner(packed))
-    assert (without.checked, without.missing, without.ok) == (3, 1, True)
-    full = verify_reference(packed.data, runner(packed), images=[noise((64, 64, 3), seed=9), image])
-    assert (full.checked, full.missing, full.ok) == (4, 0, True)
-
-
-def test_a_run_that_returns_something_else_is_a_mismatch():
-    """A name that the contract does not know, or another size."""
+def test_labels_of_another_size_are_noticed():
+    """Half as many rows and columns."""
     packed = packed_unet()
-    with pytest.raises(ShapeMismatch, match="the run returned mask, but not labels"):
-        verify_reference(packed.data, lambda tiles: {"mask": tiles})
-    check = verify_reference(packed.data, lambda tiles: {"labels": np.zeros((1, 32, 32), np.uint8)})
-    assert "labels come back as (1, 32, 32), not (1, 64, 64)" in check.problems[0]
+    right = runner(packed)
+    problems = verify(packed, lambda tiles: right(tiles)[:, :, ::2, ::2])
+    assert problems[0] == "picture 0: labels have the shape (1, 32, 32), not (1, 64, 64)"
 
 
 def test_errors_of_the_run_come_through():
@@ -160,104 +152,88 @@ def test_errors_of_the_run_come_through():
         raise ModelFailed("no")
 
     with pytest.raises(ModelFailed):
-        verify_reference(packed_unet().data, fails)
+        verify(packed_unet(), fails)
+
+
+# What is refused ------------------------------------------------------------------------------------------------------
 
 
 def test_a_file_without_references_is_refused():
     """It was never packed."""
     with pytest.raises(ModelRefused, match="was not packed"):
-        verify_reference(UNET.data, dict)
+        verify_references(UNET.data, lambda tiles: tiles, TOLERANCE)
+
+
+def test_a_file_of_the_first_version_is_refused_with_the_way_out():
+    """Its entry has another form and other pictures."""
+    data = with_entry(packed_unet().data, version=1)
+    with pytest.raises(ModelRefused, match=r"packed by another version of unet-batch: pack it again from its network"):
+        verify_references(data, lambda tiles: tiles, TOLERANCE)
 
 
 def bomb() -> str:
     return base64.b64encode(zlib.compress(bytes(50 << 20))).decode()
 
 
+def labels_of_class_200() -> str:
+    return base64.b64encode(zlib.compress(bytes([200]) * 64 * 64)).decode()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"references": 3},
-        {"references": [{"number": 1}]},
+        {"pictures": 3},
+        {"pictures": []},
+        {"pictures": [{"number": 1}]},
+        {"pictures": [{"number": 0, "sha256": "", "labels": "%%%"}]},
+        {"pictures": [{"number": 0, "sha256": "", "labels": bomb()}]},
+        {"pictures": [{"number": 0, "sha256": "", "labels": labels_of_class_200()}]},
+        {"pictures": [{}] * 7},
         {"batch": "many"},
+        {"batch": 0},
         {"batch": 1 << 40},
+        {"batch": float("inf")},
         {"shape_hwc": [1 << 20, 1 << 20, 3]},
-        {"labels": bomb()},
-        {"labels": "%%%"},
-        {"labels_shape": [1, 2, 3]},
         {"shape_hwc": "wide"},
+        {"labels_shape": [1, 2, 3]},
+        {"labels_shape": [1 << 40, 64, 64]},
+        {"dtype": "float64"},
     ],
-    ids=str,
+    ids=lambda changes: str(changes)[:60],
 )
-def test_an_entry_that_no_pack_wrote_is_refused(changes):
-    """Metadata is as untrusted as the rest: no bomb is unpacked, no picture of a terapixel is made."""
-    data = packed_unet().data
-    if not changes.keys() & {"references", "batch"}:
-        entry = json.loads(metadata(load_from_string(data))[PACK_KEY])
-        changes = {"references": [entry["references"][0] | changes]}
-    with pytest.raises(ModelRefused, match="was not written by a pack"):
-        verify_reference(with_entry(data, **changes), dict)
+def test_an_entry_that_pack_did_not_write_is_refused(changes):
+    """Metadata is untrusted: no bomb is decompressed, no picture of a terapixel is made."""
+    data = with_entry(packed_unet().data, **changes)
+    with pytest.raises(ModelRefused, match="was not written by `model pack`"):
+        verify_references(data, lambda tiles: tiles, TOLERANCE)
 
 
-def test_a_picture_that_cannot_be_made_again_is_said():
+def test_a_picture_with_another_digest_is_a_problem():
     """Another version of the generator: the labels are of other pixels."""
     packed = packed_unet()
-    entry = json.loads(metadata(load_from_string(packed.data))[PACK_KEY])
-    data = with_entry(packed.data, references=[entry["references"][0] | {"digest": "0" * 64}])
-    assert "cannot be made again" in verify_reference(data, runner(packed)).problems[0]
+    first = entry_of(packed.data)["pictures"][0] | {"sha256": "0" * 64}
+    problems = verify(packed, runner(packed), with_entry(packed.data, pictures=[first]))
+    assert problems == ["picture 0: another version of unet-batch computed other pixels"]
 
 
-def test_the_check_is_plain_json():
-    """For a run's record."""
-    packed = packed_unet()
-    tree = json.loads(json.dumps(verify_reference(packed.data, runner(packed)).to_json()))
-    assert (tree["ok"], tree["checked"], tree["parity"]["flipped"]) == (True, 3, 0)
+# What the file keeps --------------------------------------------------------------------------------------------------
 
 
-def test_the_most_telling_pictures_are_kept():
-    """Those with the most different labels; a picture that is background everywhere says little."""
-
-    def labels_of(pixels):
-        return (pixels.mean(axis=2) > 90).astype(np.uint8)[None]
-
-    references, tells = choose(labels_of, (64, 64, 3), "uint8", [])
-    kept = [reference.labels_phw().mean() for reference in references]
-    assert len(references) == 3
-    assert all(0.02 < share < 0.98 for share in kept)
-    assert tells["channels_reversed"] == 0
+def test_pictures_for_which_the_network_returns_nan_are_left_out():
+    """Bright ones, here."""
+    kept = references(
+        lambda pixels: None if pixels.max() > 200 else np.zeros((1, 64, 64), np.uint8), (64, 64, 3), "uint8"
+    )
+    assert 0 < len(kept["pictures"]) < 6
 
 
-def test_pictures_that_make_the_network_ill_are_left_out():
-    """References need answers."""
-
-    def labels_of(pixels):
-        return None if pixels.max() > 90 else np.zeros((1, 64, 64), np.uint8)
-
-    references, _ = choose(labels_of, (64, 64, 3), "uint8", [])
-    assert all(reference.pixels().max() <= 90 for reference in references)
-
-
-def test_a_given_picture_that_makes_the_network_ill_is_refused():
-    """Somebody should know."""
-    image = np.full((64, 64, 3), 255, np.uint8)
-
-    def labels_of(pixels):
-        return None if pixels.min() > 250 else np.zeros((1, 64, 64), np.uint8)
-
-    with pytest.raises(ModelRefused, match="for given picture 0"):
-        choose(labels_of, (64, 64, 3), "uint8", [image])
-
-
-def test_labels_that_do_not_compress_are_thinned_out():
-    """Every second, fourth, eighth row and column, until they fit."""
-
-    def labels_of(pixels):
-        return (np.random.default_rng(int(pixels.sum())).integers(0, 256, (1, 512, 512))).astype(np.uint8)
-
-    references, _ = choose(labels_of, (512, 512, 1), "uint8", [])
-    assert {reference.step for reference in references} == {8}
-    assert sum(len(reference.labels) for reference in references) <= 40 << 10
-    first = references[0]
-    assert np.array_equal(first.labels_phw(), labels_of(first.pixels())[:, ::8, ::8])
+def test_of_large_label_maps_every_nth_row_and_column_is_kept():
+    """500 rows and 300 columns: every eighth, 63 by 38, however noisy the labels are."""
+    labels = np.random.default_rng(0).integers(0, 256, (1, 500, 300)).astype(np.uint8)
+    assert np.array_equal(sample(labels), labels[:, ::8, ::8])
+    kept = references(lambda _pixels: labels, (500, 300, 1), "uint8")
+    raw = zlib.decompress(base64.b64decode(kept["pictures"][0]["labels"]))
+    assert np.array_equal(np.frombuffer(raw, np.uint8).reshape(1, 63, 38), labels[:, ::8, ::8])
 
 
 @pytest.mark.parametrize(("activation", "classes", "planes"), [("logits", 3, 1), ("sigmoid", 1, 1), ("sigmoid", 3, 3)])
@@ -294,5 +270,44 @@ def test_sixteen_bit_references_are_made_of_sixteen_bits():
         seen.append(tiles.dtype)
         return right(tiles)
 
-    assert verify_reference(packed.data, watched).ok
+    assert verify(packed, watched) == []
     assert set(seen) == {np.dtype("uint16")}
+
+
+# The pictures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype", "digest"),
+    [
+        (0, "uint8", "d4ab045ec21021c8"),
+        (1, "uint8", "3090221faa556236"),
+        (2, "uint8", "11f2738b346a329d"),
+        (3, "uint16", "3d06bd3f478257e8"),
+        (4, "uint16", "292e1fd25a74120a"),
+        (5, "uint16", "74a94e67273bad64"),
+    ],
+)
+def test_a_picture_never_changes(number, dtype, digest):
+    """Packed files hold the labels of these very pixels: another picture needs another version of the entry."""
+    pixels = synthetic(number, (96, 130, 3), dtype)
+    assert hashlib.sha256(pixels.tobytes()).hexdigest()[:16] == digest
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_picture_has_structure_and_its_channels_differ(number):
+    """Dark and bright places, and no two channels alike: another order of channels must show."""
+    pixels = synthetic(number, (256, 256, 4), "uint8").astype(int)
+    assert pixels.shape == (256, 256, 4)
+    assert all(pixels[:, :, channel].std() > 5 for channel in range(4))
+    assert all(abs(pixels[:, :, a] - pixels[:, :, b]).mean() > 4 for a in range(4) for b in range(a))
+
+
+def test_sixteen_bit_pictures_use_their_range():
+    """A network that is trained on x / 65535 sees the same as one on x / 255."""
+    assert np.array_equal(synthetic(1, (32, 32, 1), "uint16"), synthetic(1, (32, 32, 1), "uint8") * np.uint16(257))
+
+
+def test_a_tiny_picture_is_possible():
+    """Some networks take 1 x 1."""
+    assert synthetic(2, (1, 1, 1), "uint8").shape == (1, 1, 1)

@@ -6,6 +6,7 @@ Legend: H, W pixels; C channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,12 @@ class Geometry:
         """Rows and columns of the content: `fitted_hwc[geometry.content]` is the picture without its padding."""
         height, width = self.resized_hw
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
+
+def whole(size_hw: Sequence[int]) -> Geometry:
+    """The geometry of a picture that is one tile as it is: not resized, not padded."""
+    height, width = size_hw
+    return Geometry((height, width), (height, width), 0, 0, (height, width))
 
 
 def fit(

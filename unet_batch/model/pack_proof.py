@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_batch.errors import ImageError, ModelRefused, Reason
-from unet_batch.imaging.preprocess import normalize
+from unet_batch.imaging.preprocess import normalize, whole
 from unet_batch.model import graph_edit
 from unet_batch.model.pack_nodes import FINITE, PIXELS, Nodes, SourceType, add_input
-from unet_batch.model.pack_reference import decide, digest, label_parity, whole
+from unet_batch.model.pack_reference import digest
+from unet_batch.model.parity import decide, label_parity
 from unet_batch.model.plain_session import PlainSession
 from unet_batch.model.session import as_nkhw, in_model_layout
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from unet_batch.contract import ModelOutput
 from unet_batch.errors import ShapeMismatch
+from unet_batch.imaging.postprocess import reduce
+from unet_batch.imaging.preprocess import whole
 
 UNDECIDED = -1
 """Label of a pixel with a NaN or infinity in any channel: it equals itself and belongs to no class."""
@@ -170,6 +172,29 @@ class Tolerance:
         return found
 
 
+def decide(scores_khw: NDArray[np.float32], output: ModelOutput) -> NDArray[np.uint8]:
+    """Labels (1, H, W), or a mask per class (K, H, W), of the scores of one tile.
+
+    `imaging.postprocess.reduce` decides, as for a row; raises what it raises.
+    """
+    geometry = whole(scores_khw.shape[1:])
+    if not output.multi_label or len(output.classes) == 1:
+        labels_hw = reduce(scores_khw, geometry, output, rle=False, confidence=False).labels_hw
+        return np.asarray(labels_hw, np.uint8)[None]
+    planes = []
+    for scores_hw, name in zip(scores_khw, output.classes, strict=True):
+        alone = output.model_copy(update={"classes": (name,), "background": None})
+        planes.append(reduce(scores_hw[None], geometry, alone, rle=False, confidence=False).labels_hw)
+    return np.asarray(np.stack([plane for plane in planes if plane is not None]), np.uint8)
+
+
+def label_parity(expected_phw: NDArray[Any], found_phw: NDArray[Any], classes: tuple[str, ...]) -> Parity:
+    """The parity of decided labels: one map (1, H, W), or a mask of 0 and 1 per class (K, H, W)."""
+    activation = "labels" if len(expected_phw) == 1 else "sigmoid"
+    output = ModelOutput(activation=activation, classes=classes, background=None)  # type: ignore[arg-type]
+    return Parity.of(expected_phw[None].astype(np.float32), found_phw[None].astype(np.float32), output)
+
+
 def _of_one_image(reference_khw: NDArray[Any], other_khw: NDArray[Any], output: ModelOutput) -> Parity:
     labels = output.activation == "labels"
     pixels = reference_khw[0].size
@@ -207,10 +232,10 @@ def _decided(values_khw: NDArray[Any], output: ModelOutput) -> NDArray[np.int32]
     decided: NDArray[np.int32]
     if output.activation == "labels":
         highest = max(len(output.classes) - 1, 1)
-        whole = np.where(finite_hw, values_khw, 0)
-        if whole.min(initial=0) < 0 or whole.max(initial=0) > highest or (whole % 1).any():
-            raise ShapeMismatch(f"labels of {whole.min()} to {whole.max()} are compared, not 0 to {highest}")
-        decided = whole.astype(np.int32)
+        finite = np.where(finite_hw, values_khw, 0)
+        if finite.min(initial=0) < 0 or finite.max(initial=0) > highest or (finite % 1).any():
+            raise ShapeMismatch(f"labels of {finite.min()} to {finite.max()} are compared, not 0 to {highest}")
+        decided = finite.astype(np.int32)
     elif output.multi_label:
         t = output.threshold
         above = math.log(t / (1 - t)) if output.activation == "logits" else t
