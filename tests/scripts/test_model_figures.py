@@ -1,4 +1,4 @@
-"""What `scripts/bench model` and the measurement of pruning compute, on models of a few kilobytes."""
+"""What `scripts/bench model` computes, on models of a few kilobytes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import onnx
 import pytest
 from models import unet_model
 from PIL import Image
 
 from unet_batch.model.contract import read_model, resolve
-from unet_batch.model.inspect import inspect
 from unet_batch.model.parity import Parity
 from unet_batch.model.plain_session import PlainSession
 from unet_batch.model.variants import Variant
@@ -117,29 +115,3 @@ def test_the_best_of_the_headline_is_verified(part, tiny):
     found = figures.headline(table)
     assert (found["best"], found["best_speed"], found["int8_speed"]) == ("int8", 2.0, 2.0)
     assert json.loads(json.dumps(figures.as_json(table)))["wrong"]["verified"] is False
-
-
-def test_nothing_pruned_is_the_file_itself(part, tiny, tiles):
-    """Same scores and work; half of the channels leave about a quarter of it, as `model inspect` counts it."""
-    pruning = part("pruning")
-    shape = (1, 3, SIDE, SIDE)
-    whole, left = pruning.without(onnx.load_from_string(tiny.data), 0.0, shape)
-    assert left == 1.0
-    np.testing.assert_array_equal(scores(whole, tiles), scores(tiny.data, tiles))
-    _, left = pruning.without(onnx.load_from_string(tiny.data), 0.5, shape)
-    narrow = inspect(unet_model(SIDE, base=2, levels=2).data, "half as wide").cost.multiply_adds
-    assert left == pytest.approx(narrow / inspect(tiny.data, "whole").cost.multiply_adds, rel=0.02)
-
-
-def test_a_pruned_channel_says_nothing(part, tiny, tiles):
-    """Half of the first convolution's channels is zero on every picture, and those are the ones of least weight."""
-    pruning = part("pruning")
-    data, _ = pruning.without(onnx.load_from_string(tiny.data), 0.5, (1, 3, SIDE, SIDE))
-    model = onnx.load_from_string(data)
-    first = next(node for node in model.graph.node if node.op_type == "Conv")
-    weights = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load_from_string(tiny.data).graph.initializer}
-    norms = abs(weights[first.input[1]]).sum(axis=(1, 2, 3))
-    model.graph.output.add().name = first.output[0]
-    said = PlainSession(model.SerializeToString(), optimise=False).run({"image": tiles.transpose(0, 3, 1, 2)})
-    silent = (said[first.output[0]] == 0).all(axis=(0, 2, 3))
-    assert sorted(np.flatnonzero(silent)) == sorted(np.argsort(norms)[: len(norms) // 2])
