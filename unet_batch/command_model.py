@@ -177,8 +177,7 @@ def quantize(
     if table and kind == "int8":
         from unet_batch.model import variants
 
-        tiles = [tile for n, tile in enumerate(sample.tiles_nhwc) if n % 3 != 2]
-        ways = variants.variants(prepared.model_bytes, prepared.model, tiles, chosen=made.data, keep=made.report.kept)
+        ways = variants.variants(prepared.model_bytes, made.data)
         figures = variants.measure(ways, prepared.model, list(sample.tiles_nhwc[2::3]))
         heading, *lines = variants.rows(figures)
         print_table("variants, measured in turns", heading, lines)
@@ -194,7 +193,6 @@ def quantize(
 @click.option("--batch-max", type=click.IntRange(min=1), default=8, show_default=True, help="Largest batch to try.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each point.")
 @click.option("--size", metavar="HxW", help="Tile to measure with, where the model takes any size.")
-@click.option("--plot", type=click.Path(path_type=Path), help="PNG of the curves, and JSON beside it (extra `export`).")
 @click.option(
     "--remember/--no-remember", default=True, show_default=True, help="Keep the curve for this machine's jobs."
 )
@@ -204,14 +202,12 @@ def tune(
     batch_max: int,
     rounds: int,
     size: str | None,
-    plot: Path | None,
     remember: bool,
 ) -> None:
     """Measure batch sizes, threads and engines on this machine, and keep what a job's ladder would find."""
     from unet_batch.job.prepare import model_at
     from unet_batch.model import tune as tuning
     from unet_batch.model.engines import file_precision
-    from unet_batch.model.files import replace_file
     from unet_batch.model.ladder import LadderMemory
     from unet_batch.spec import Precision, SessionSpec
     from unet_batch.terminal import print_table
@@ -230,9 +226,6 @@ def tune(
     print_table(f"{path} in {precision} on this machine", heading, lines)
     for reason in profile.left_out:
         click.echo(f"left out: {reason}", err=True)
-    if plot is not None:
-        tuning.draw(profile, plot)
-        replace_file(plot.with_suffix(".tune.json"), json.dumps(profile.to_json(), indent=1).encode())
     kept = tuning.remember(profile, LadderMemory(precision)) if remember else 0
     finish({**profile.to_json(), "remembered": kept})
 

@@ -211,8 +211,7 @@ def compare(
     tiles = list(tiles_nhwc)
     made = quantize(data, model, tiles, QuantizeSpec(tolerance=ANYTHING))
     judges = np.stack(tiles[2::3])  # which calibrated nothing
-    seen = [tile for n, tile in enumerate(tiles) if n % 3 != 2]
-    ways = variants(data, model, seen, chosen=made.data, keep=made.report.kept)
+    ways = variants(data, made.data)
     found = []
     with acting(model, ways, judges) as actors:
         seconds: list[list[float]] = [[] for _ in actors]

@@ -254,7 +254,7 @@ def test_a_verdict_is_a_few_words(unet):
 def test_the_table_holds_every_variant_against_fp32(unet, quantized):
     """fp32 is 1 by definition and flips nothing; a child process told its peak, more than its beginning."""
     source = resolved(unet)
-    ways = variants(unet.data, source, pictures(3), chosen=quantized.data, keep=quantized.report.kept)
+    ways = variants(unet.data, quantized.data)
     figures = measure(ways[:2], source, pictures(2), rounds=2)
     assert [row.name for row in figures] == ["fp32", "int8"]
     assert figures[0].speed == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import pytest
 from models import unet_model
@@ -15,7 +14,7 @@ from unet_batch.model.contract import read_model, resolve
 from unet_batch.model.doctor import Machine
 from unet_batch.model.ladder import Ladder, LadderKey, LadderMemory
 from unet_batch.model.session import Device, open_session
-from unet_batch.model.tune import Point, Profile, draw, remember, tune
+from unet_batch.model.tune import Point, Profile, remember, tune
 from unet_batch.model.variants import interleaved
 from unet_batch.spec import SessionSpec, TilingSpec
 
@@ -181,14 +180,3 @@ def test_the_table_marks_each_knee_and_json_names_it(profile):
     """One knee for each curve."""
     assert sum(row[-1] == "← knee" for row in profile.rows()) == 2
     assert len(json.loads(json.dumps(profile.to_json()))["knees"]) == 2
-
-
-def test_the_curve_is_a_picture(profile, tmp_path):
-    """A PNG that Pillow reads."""
-    pytest.importorskip("matplotlib")
-    from PIL import Image
-
-    draw(replace(profile, points=tuple(replace(p, peak_bytes=10**8) for p in profile.points)), tmp_path / "curve.png")
-    with Image.open(tmp_path / "curve.png") as picture:
-        assert picture.format == "PNG"
-        assert picture.size[0] > 500

@@ -153,15 +153,6 @@ class FloatGraph:
             )
         return target.read_bytes()
 
-    def dynamic(self) -> bytes:
-        """The model with weights in uint8 and activations that are scaled at every run: slower on x86, for tables."""
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-
-        target = self._root / "dynamic.onnx"
-        with _quiet():
-            quantize_dynamic(self._root / "float.onnx", target, weight_type=QuantType.QUInt8)
-        return target.read_bytes()
-
     def half(self, *, keep: Collection[str]) -> bytes:
         """The model in fp16 with float32 in and out; `keep`, norms, sums and Resize stay fp32."""
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16

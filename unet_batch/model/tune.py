@@ -1,18 +1,15 @@
 """The batch size, engine and number of threads that pay on this machine, measured and left where a job looks them up.
 
-Knows sessions, clocks and ladders. Knows no images: zeros cost what pixels cost. Matplotlib, which draws the curve, is
-loaded when it is asked for one.
+Knows sessions, clocks and ladders. Knows no images: zeros cost what pixels cost.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,10 +76,6 @@ class Profile:
     """Engine, threads and the largest batch that fitted, where a larger one did not."""
     left_out: tuple[str, ...]
     """Engines and batch sizes that were not measured, and why."""
-
-    @property
-    def cores(self) -> int:
-        return machine().cores
 
     def curve(self, engine: Engine, threads: int) -> tuple[Point, ...]:
         """The points of one engine and number of threads."""
@@ -206,42 +199,6 @@ def remember(profile: Profile, memory: LadderMemory, *, threads: int = 1) -> int
             memory.keep(key, Remembered({point.batch: point.fastest_s for point in curve}, limit))
         kept += 1
     return kept
-
-
-def draw(profile: Profile, path: Path) -> None:
-    """Writes the curves as a PNG: throughput above, peak memory below, knees marked.
-
-    Raises JobError where Matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise JobError("a curve needs Matplotlib: run `pip install unet-batch[export]`, or leave the picture out")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    FigureCanvasAgg(figure)
-    speed, memory = figure.subplots(2, 1, sharex=True)
-    fewest = min(point.threads for point in profile.points)
-    colors = {engine: f"C{n}" for n, engine in enumerate(dict.fromkeys(p.engine for p in profile.points))}
-    for engine, threads in dict.fromkeys((p.engine, p.threads) for p in profile.points):
-        curve, knee = profile.curve(engine, threads), profile.knee(engine, threads)
-        label = f"{engine}, {threads} thread{'s' if threads > 1 else ''}"
-        # Threads hardly change memory: the dashes let the line below be seen.
-        style = {"color": colors[engine], "linestyle": "-" if threads == fewest else "--", "marker": "o"}
-        speed.plot([p.batch for p in curve], [p.tiles_per_s for p in curve], label=label, **style)
-        speed.plot([knee.batch], [knee.tiles_per_s], marker="o", markersize=12, fillstyle="none", color=colors[engine])
-        known = [p for p in curve if p.peak_bytes is not None]
-        memory.plot([p.batch for p in known], [(p.peak_bytes or 0) / 1e6 for p in known], label=label, **style)
-    sizes = sorted({point.batch for point in profile.points})
-    height, width = profile.tile_hw
-    speed.set(title=f"{profile.device_name}, {profile.precision}, tiles of {height}x{width}", ylabel="tiles/s")
-    speed.set_ylim(0, 1.1 * max(point.tiles_per_s for point in profile.points))
-    memory.set(ylabel="peak memory, MB", ylim=(0, None), xlabel="batch size (circle: smallest within 5 % of the best)")
-    memory.set_xscale("log", base=2)
-    memory.set_xticks(sizes, [str(size) for size in sizes])
-    memory.minorticks_off()
-    speed.legend()
-    figure.savefig(path, format="png", dpi=120)
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
-"""A table of what one model costs and says in several precisions and engines, against fp32 in ONNX Runtime.
+"""One model in several precisions and engines: time, memory and labels against fp32 in ONNX Runtime.
 
-Knows sessions, tiles and clocks. Speeds are ratios of neighbouring runs: a shared machine's absolute ones tell nothing.
+Knows sessions, tiles and clocks. Speeds are ratios of runs in turn, because absolute ones drift on a shared machine.
 
 Legend: N tiles, C channels, H, W pixels.
 """
@@ -24,8 +24,6 @@ from unet_batch.model.contract import Model
 from unet_batch.model.doctor import machine
 from unet_batch.model.parity import Parity
 from unet_batch.model.peak import peak_bytes
-from unet_batch.model.quantize import batch_of_one
-from unet_batch.model.quantize_graph import FloatGraph
 from unet_batch.model.session import Device, Session, open_session
 from unet_batch.spec import Engine, Precision, SessionSpec
 
@@ -69,34 +67,21 @@ class Figures:
         return asdict(self) | {"parity": self.parity.to_json()}
 
 
-def variants(
-    source: bytes, model: Model, tiles_nhwc: Sequence[NDArray[Any]], *, chosen: bytes, keep: Sequence[str] = ()
-) -> list[Variant]:
-    """fp32 first, then the chosen int8 file, the same per tensor, dynamic, and what OpenVINO makes of them.
+def variants(source: bytes, quantised: bytes) -> list[Variant]:
+    """fp32 and int8 in ONNX Runtime, then what OpenVINO makes of both files.
 
-    tiles_nhwc: calibration tiles. keep: layers in fp32. OpenVINO's rows are left out where it is not installed, bf16
-    where the processor has none.
+    OpenVINO's rows are left out where it is not installed, bf16 where the processor has none.
     """
-    here = machine()
-    feeds = [batch_of_one(model, tile) for tile in tiles_nhwc]
-    with FloatGraph(source, model.input_name, feeds, reduce_range=not here.int8) as floats:
-        found = [
-            Variant("fp32", source, "onnxruntime", "fp32"),
-            Variant("int8", chosen, "onnxruntime", "int8"),
-            Variant(
-                "int8 per tensor",
-                floats.static(per_channel=False, operators=None, keep=keep),
-                "onnxruntime",
-                "int8",
-            ),
-            Variant("int8 dynamic", floats.dynamic(), "onnxruntime", "int8"),
-        ]
+    found = [
+        Variant("fp32", source, "onnxruntime", "fp32"),
+        Variant("int8", quantised, "onnxruntime", "int8"),
+    ]
     if importlib.util.find_spec("openvino") is None:
         return found
     found.append(Variant("OpenVINO fp32", source, "openvino", "fp32"))
-    if here.bf16:
+    if machine().bf16:
         found.append(Variant("OpenVINO bf16", source, "openvino", "bf16"))
-    return [*found, Variant("OpenVINO int8", chosen, "openvino", "int8")]
+    return [*found, Variant("OpenVINO int8", quantised, "openvino", "int8")]
 
 
 def measure(
