@@ -5,15 +5,14 @@ Library errors become exit codes here and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-import signal
 import sys
 from collections import Counter
 from dataclasses import asdict
 from datetime import datetime, time, timedelta
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -24,6 +23,7 @@ from unet_batch.command_cluster import submit
 from unet_batch.command_model import doctor, model
 from unet_batch.command_report import report, report_apart
 from unet_batch.errors import ExitCode, JobError, UnetBatchError
+from unet_batch.job import stopping
 from unet_batch.job.plan import SELECTIONS, Select
 from unet_batch.spec import JobSpec
 
@@ -41,7 +41,7 @@ def main() -> NoReturn:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("unet_batch").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _stop)
+    stopping.install()
     sys.stdout = sys.stderr  # Ray prints what its workers died of; stdout is for the result alone
     code: int = ExitCode.UNEXPECTED
     try:
@@ -55,14 +55,15 @@ def main() -> NoReturn:
         error.show()
         code = ExitCode.SETUP
     except (KeyboardInterrupt, click.Abort):
-        code = _ended("run.stopped", "stopped; run the same command again to go on", ExitCode.UNFINISHED)
+        signal = stopping.stopped_by() or "Ctrl-C"
+        code = _ended("run.stopped", f"stopped by {signal}; run the same command again to go on", ExitCode.UNFINISHED)
     except UnetBatchError as error:
         code = _ended(error.code, str(error), error.exit_code)
     except Exception:
         log.exception("unexpected error; this is a bug in unet-batch")
-    if sys.__stdout__ is not None:
-        sys.__stdout__.flush()
-    sys.stderr.flush()
+    for stream in (sys.__stdout__, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed pipe or terminal, or none at all
+            stream.flush()  # type: ignore[union-attr]
     os._exit(code)
 
 
@@ -294,7 +295,7 @@ def _run(
         click.echo(f"published {name}", err=True)
     result = asdict(summary)
     if with_report:
-        recorded = summary.planned or summary.published
+        recorded = (summary.planned or summary.published) and stopping.stopped_by() is None
         result["report"] = report_apart(job, summary.run) if recorded else None
     finish(result, exit_code=summary.exit_code)
 
@@ -317,8 +318,3 @@ def _ended(code: str, message: str, exit_code: ExitCode) -> ExitCode:
     if exit_code not in (ExitCode.UNEXPECTED, ExitCode.SETUP):
         print_result({"error": code, "message": message}, exit_code)
     return exit_code
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    """A polite kill ends a run as Ctrl-C does: records are written, and staged parts stay."""
-    raise KeyboardInterrupt

@@ -32,6 +32,7 @@ from unet_batch.job.progress import ProgressDisplay
 from unet_batch.job.publisher import Published, Publisher, Record, before_scoring, demand_conditional_puts, ended_by
 from unet_batch.job.reconcile import Executor, score
 from unet_batch.job.stages import reject_unit
+from unet_batch.job.stopping import ending, stopped_by
 from unet_batch.job.summary import Summary
 from unet_batch.job.survey import archive_partitions, glance, survey_again, survey_partition
 from unet_batch.job.worker import Settings
@@ -100,13 +101,14 @@ def run(
     except HandoverFailed as error:
         summary.problem(f"{error}; what was finished is staged: run the same command again", error.exit_code)
     except KeyboardInterrupt:
-        text = "stopped by Ctrl-C; finished units are staged: run the same command again to go on"
-        summary.problem(text, ExitCode.UNFINISHED)
+        text = "finished units are staged: run the same command again to go on"
+        summary.problem(f"stopped by {stopped_by() or 'Ctrl-C'}; {text}", ExitCode.UNFINISHED)
     except UnetBatchError as error:  # what says that nothing can be scored: the record says it, too
         summary.problem(str(error), error.exit_code)
         raise
     finally:
-        scoring.close()
+        with ending():
+            scoring.close()
     return summary
 
 
