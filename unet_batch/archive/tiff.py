@@ -108,7 +108,7 @@ class TiffReader:
         return Pixels(turned_hwc, colors, alpha is not None, premultiplied=alpha == ALPHA[0], largest=largest)
 
     def _colors(self, ifd: Any) -> tuple[int, int | None]:
-        """How many leading samples are colours, and the sort of alpha behind them. Raises ImageError, decodes nothing."""
+        """How many leading samples are colours, and the sort of alpha behind them, before anything is decoded."""
         check_readable(ifd, self._most)
         meaning, samples = _photometric(ifd), int(ifd.samplesperpixel)
         extra = int(ifd.extrasamples[0]) if ifd.extrasamples else 0
