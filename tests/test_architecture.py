@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "unet_batch"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
 LAYERS = [
-    ["errors", "records", "strict", "contract", "spec"],
+    ["errors", "records", "strict", "contract", "options", "spec"],
     ["imaging"],
     ["archive", "model", "table"],
     ["job"],

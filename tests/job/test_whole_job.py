@@ -459,8 +459,8 @@ def test_a_window_without_images_is_told_from_one_that_is_published(project):
     project.run()
     assert project.run().problems == []
     summary = project.run(window="2026-11-22")
-    assert (summary.planned, summary.exit_code) == (0, 0)
-    assert "the window holds no images" in summary.problems[0]
+    assert (summary.planned, summary.exit_code) == (0, 3)
+    assert "nothing was found" in summary.problems[0]
 
 
 def test_a_run_that_its_model_ends_is_in_its_record(project):
