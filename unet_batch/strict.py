@@ -22,12 +22,28 @@ SECRET_NAME = re.compile(
 )
 
 
-def parse_yaml(text: bytes, where: str) -> dict[str, Any]:
-    """A mapping from YAML text; refuses duplicate keys. Raises JobError."""
+MAX_YAML_BYTES = 1 << 20
+MAX_VALUES = 100_000
+"""Of a tree, with every alias counted as what it stands for: ten lines of aliases can stand for a billion values."""
+VALUE_CHARS = 100
+"""A text counts as a value for each of so many characters."""
+MAX_DEPTH = 50
+MAX_TEXT = 300
+"""Characters of a foreign text that one sentence repeats."""
+MAX_NAME = 80
+"""Characters of a key in a message."""
+MAX_MESSAGE = 2000
+"""Characters of a message."""
+
+
+def parse_yaml(text: bytes, where: str, *, max_bytes: int = MAX_YAML_BYTES) -> dict[str, Any]:
+    """A mapping from YAML text; refuses duplicate keys, and texts that are or unfold to too much. Raises JobError."""
+    if len(text) > max_bytes:
+        raise JobError(f"{where} has {len(text)} bytes; more than {max_bytes} are never read")
     try:
-        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader underneath
+        tree = _load(text)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise JobError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+        raise JobError(f"{where} is not valid YAML: {short(' '.join(str(error).split()))}") from error
     if not isinstance(tree, dict):
         raise JobError(f"{where} must hold a mapping (key: value), not {type(tree).__name__}")
     return tree
@@ -38,7 +54,8 @@ def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise JobError(f"{where}: " + "; ".join(_sentence(model, e) for e in error.errors()[:5])) from None
+        sentences = "; ".join(_sentence(model, e) for e in error.errors()[:5])
+        raise JobError(f"{where}: {short(sentences, MAX_MESSAGE)}") from None
 
 
 def set_value(tree: dict[str, Any], override: str) -> None:
@@ -50,15 +67,56 @@ def set_value(tree: dict[str, Any], override: str) -> None:
     try:
         # One value has no anchors to refer to, so a leading * is that of a glob.
         plain = not text.strip() or text.lstrip().startswith("*")
-        value = text.strip() if plain else yaml.load(text, Loader=_StrictLoader)  # noqa: S506
-    except yaml.YAMLError as error:
-        raise JobError(f"--set {path}: the value is not valid YAML: {' '.join(str(error).split())}") from error
+        value = text.strip() if plain else _load(text.encode())
+    except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
+        raise JobError(f"--set {path}: the value is not valid YAML: {short(' '.join(str(error).split()))}") from error
     node: Any = tree
     for key in keys[:-1]:
         node = node.setdefault(key, {}) if isinstance(node, dict) else None
         if not isinstance(node, dict):
             raise JobError(f"--set {path}: {key} is a value, not a section")
     node[keys[-1]] = value
+
+
+def short(text: str, most: int = MAX_TEXT) -> str:
+    """The text, or its beginning and how long it is."""
+    return text if len(text) <= most else f"{text[: most - 40]}… ({len(text)} characters)"
+
+
+def _load(text: bytes) -> Any:
+    """The tree in a YAML text, after its size was counted. Raises what yaml raises, and ValueError."""
+    loader = _StrictLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _measure(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many values a node stands for, and how deep they are nested. Raises ValueError beyond the limits.
+
+    An alias is the node that it names: it is measured once, and counts wherever it is used.
+    """
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES, MAX_DEPTH  # until it is measured; only what holds itself asks for that
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        values, depth = 1 + (len(node.value) // VALUE_CHARS if isinstance(node, yaml.ScalarNode) else 0), 0
+        for part in inner:
+            more, deeper = _measure(part, known)
+            values, depth = values + more, max(depth, deeper + 1)
+            if values > MAX_VALUES or depth > MAX_DEPTH:
+                what = f"more than {MAX_VALUES} values" if values > MAX_VALUES else f"more than {MAX_DEPTH} levels"
+                raise ValueError(f"with its aliases written out it has {what}; write fewer of them")
+        known[id(node)] = values, depth
+    return known[id(node)]
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -69,7 +127,7 @@ class _StrictLoader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int | float | bool) and key in seen:
-                message = f"the key {key!r} is written twice"
+                message = f"the key {short(repr(key))} is written twice"
                 raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)
             if isinstance(key, str | int | float | bool):
                 seen.add(key)
@@ -77,7 +135,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _sentence(model: type[BaseModel], error: Any) -> str:
-    path = [str(p) for p in error["loc"]]
+    path = [short(str(p), MAX_NAME) for p in error["loc"]]
     where = ".".join(path) or "the job"
     if error["type"] == "extra_forbidden":
         names = _names(model, path[:-1])
@@ -88,8 +146,17 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
         return f"{where} is missing"
     message = error["msg"].removeprefix("Value error, ")
     secret = any(SECRET_NAME.search(p) for p in path) or "options" in path
-    got = "" if secret or isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
-    return f"{where}: {message[0].lower() + message[1:]}{got}"
+    got = "" if secret or isinstance(error["input"], dict | BaseModel) else f" (got {_shown(error['input'])})"
+    return f"{where}: {short(message[0].lower() + message[1:])}{got}"
+
+
+def _shown(value: object) -> str:
+    """A value as people wrote it, cut where it is long."""
+    if isinstance(value, str):
+        return short(repr(value[: 2 * MAX_TEXT]) if len(value) > 2 * MAX_TEXT else repr(value))
+    if isinstance(value, list | tuple | dict) and len(value) > MAX_TEXT:
+        return f"{type(value).__name__} of {len(value)} values"
+    return short(repr(value))
 
 
 def _names(model: type[BaseModel], path: Sequence[str]) -> list[str]:
