@@ -188,3 +188,13 @@ def ranges_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     monkeypatch.setattr(Storage, "read_range", watched)
     return asked
+
+
+@pytest.fixture
+def exact_int8() -> None:
+    """For tests of weights in 8 bits: skips on processors whose sums of 8-bit products saturate."""
+    from unet_batch.model.processor import int8_instruction
+
+    for engine in ("onnxruntime", "openvino"):
+        if int8_instruction(engine) is None:
+            pytest.skip("this processor has no exact 8-bit products (AMX, AVX512-VNNI or AVX-VNNI)")

@@ -89,7 +89,7 @@ def inspect(path: str, size: str | None) -> None:
 
     from unet_batch.archive.storage import Storage, canonical
     from unet_batch.model.inspect import inspect as inspect_model
-    from unet_batch.model.inspect import render
+    from unet_batch.model.inspect_text import render
 
     uri = canonical(path)
     found = inspect_model(Storage().read(uri), uri, tile_hw=None if size is None else _size(size))
@@ -140,6 +140,7 @@ def pack(path: str, out: Path, contract: str | None, source: Any, **parts: bool)
 @click.option("--window", metavar="A..B", help=WINDOW_HELP)
 @click.option("--images", type=click.IntRange(min=3), default=24, show_default=True, help="Tiles to calibrate with.")
 @click.option("--kind", type=click.Choice(["int8", "fp16"]), default="int8", show_default=True, help="int8 for CPUs.")
+@click.option("--any-cpu", is_flag=True, help="Weights in 7 bits: right on processors without VNNI or AMX too.")
 @click.option("--table", is_flag=True, help="Measure it beside other variants, in turns: takes minutes.")
 def quantize(
     job: str,
@@ -148,6 +149,7 @@ def quantize(
     window: str | None,
     images: int,
     kind: Literal["int8", "fp16"],
+    any_cpu: bool,
     table: bool,
 ) -> None:
     """Quantise a job's model with images of its archive; layers stay fp32 until its `check` would agree."""
@@ -166,7 +168,7 @@ def quantize(
     prepared = prepare(spec)
     sample = archive_tiles(prepared, window_of(window or spec.window), images)
     tolerance = Tolerance(spec.check.max_flipped, spec.check.min_dice, spec.check.max_abs_error)
-    asked = QuantizeSpec(kind=kind, tolerance=tolerance)
+    asked = QuantizeSpec(kind=kind, tolerance=tolerance, reduce_range=True if any_cpu else None)
     made = quantize_model(prepared.model_bytes, prepared.model, sample.tiles_nhwc, asked)
     if file_precision(made.data) != kind:
         raise ModelRefused(f"nothing of {spec.model.path} was quantised: its first and last layers stay fp32")

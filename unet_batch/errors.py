@@ -281,6 +281,7 @@ class Reason(StrEnum):
     IMAGE_NON_FINITE = "image.non_finite"
     MODEL_OUT_OF_MEMORY = "model.out_of_memory"
     MODEL_NON_FINITE_OUTPUT = "model.non_finite_output"
+    MODEL_OUTPUT_OUT_OF_RANGE = "model.output_out_of_range"
     MODEL_FAILED = "model.failed"
     MODEL_CRASHED = "model.crashed"
 

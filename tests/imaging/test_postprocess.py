@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 
 from unet_batch.contract import ModelOutput
-from unet_batch.errors import ContractError, ImageError, Reason, ShapeMismatch
+from unet_batch.errors import ImageError, Reason, ShapeMismatch
 from unet_batch.imaging.postprocess import ClassArea, Prediction, reduce
 from unet_batch.imaging.preprocess import Geometry
 from unet_batch.imaging.resize import resize_logits
@@ -236,10 +236,11 @@ def test_finished_masks_are_enlarged_by_the_nearest_pixel():
 
 
 @pytest.mark.parametrize("value", [0.5, 2.0, -1.0])
-def test_values_that_are_no_masks_are_an_error(value):
+def test_values_that_are_no_masks_cost_the_image(value):
     """A probability under this name would lose its threshold."""
-    with pytest.raises(ContractError, match=r"output\.activation is masks, but values are .*, not 0 and 1"):
+    with pytest.raises(ImageError, match=r"output\.activation is masks, but values are .*, not 0 and 1") as refused:
         predict([[[0, 1]], [[value, 0]]], classes(2, activation="masks"))
+    assert refused.value.reason is Reason.MODEL_OUTPUT_OUT_OF_RANGE
 
 
 def test_finished_labels_are_enlarged_without_new_values():
@@ -252,10 +253,11 @@ def test_finished_labels_are_enlarged_without_new_values():
 
 
 @pytest.mark.parametrize("found", [[[[0, 3]]], [[[-1, 0]]], [[[0.5, 1.0]]]])
-def test_labels_that_name_no_class_are_an_error(found):
-    """Too high, negative, or no whole number: the contract tells an untruth."""
-    with pytest.raises(ShapeMismatch, match="not 0 to 2"):
+def test_labels_that_name_no_class_cost_the_image(found):
+    """Too high, negative, or no whole number."""
+    with pytest.raises(ImageError, match=r"labels of 3 classes, but values are .*, not 0 to 2") as refused:
         predict(found, classes(3, activation="labels"))
+    assert refused.value.reason is Reason.MODEL_OUTPUT_OUT_OF_RANGE
 
 
 def test_more_than_256_labels_need_16_bits():
@@ -291,10 +293,11 @@ def test_channels_that_are_not_the_classes_are_an_error(shape):
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_logits_declared_as_probabilities_are_an_error(activation):
-    """Values outside [0, 1] are no probabilities; float16's rounding is let through."""
-    with pytest.raises(ContractError, match="they may be logits"):
+def test_values_that_are_no_probabilities_cost_the_image(activation):
+    """One picture of an archive may do that without ending the others; float16's rounding is let through."""
+    with pytest.raises(ImageError, match="they may be logits") as refused:
         predict([[[0.0]], [[3.2]]], classes(2, activation=activation))
+    assert refused.value.reason is Reason.MODEL_OUTPUT_OUT_OF_RANGE
 
     assert predict([[[-0.001]], [[1.001]]], classes(2, activation=activation)).confidence <= 1
 

@@ -144,15 +144,15 @@ def test_decided_pixels_are_enlarged_by_the_nearest_one(project, classes):
         np.testing.assert_array_equal(found[id_], (small > limit).repeat(2, axis=0).repeat(2, axis=1))
 
 
-def test_a_file_that_calls_scores_masks_ends_the_run(project):
-    """0.3 is no mask; the sentence says what was found."""
+def test_a_file_that_calls_scores_masks_is_refused_before_the_run(project):
+    """The file ends in a Sigmoid."""
     made = threshold_model("nchw", 1, 3, size=SIDE, activation="sigmoid")
     tree = made.contract.model_dump(mode="json", exclude_none=True)
     tree["output"]["activation"] = "masks"
     use(project, made.data)
     (project.folder / "model.yaml").write_text(TinyModel(made.data, Contract.model_validate(tree)).contract_yaml)
     noisy(project, "a.png")
-    with pytest.raises(ContractError, match=r"output\.activation is masks, but values are"):
+    with pytest.raises(ContractError, match=r"ends in Sigmoid.* output\.activation says masks"):
         project.run()
 
 

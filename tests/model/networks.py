@@ -1,4 +1,4 @@
-"""Small networks of many kinds as ONNX graphs, for tests of what a graph's wiring says. Weights are zero.
+"""Small networks of many kinds as ONNX graphs, for tests of what a graph's wiring says. Weights are all alike.
 
 A feature is named by a string; each method adds nodes and returns the name of what comes out.
 """
@@ -27,12 +27,12 @@ class Network:
         return name
 
     def conv(self, source: str, channels: tuple[int, int], *, stride: int = 1, kernel: int = 3, group: int = 1) -> str:
-        weight = self.constant(np.zeros((channels[1], channels[0] // group, kernel, kernel)))
+        weight = self.constant(np.full((channels[1], channels[0] // group, kernel, kernel), 0.01))
         pads = [kernel // 2] * 4
         return self.add("Conv", source, weight, pads=pads, strides=[stride, stride], group=group)
 
     def up(self, source: str, channels: tuple[int, int]) -> str:
-        weight = self.constant(np.zeros((*channels, 2, 2)))
+        weight = self.constant(np.full((*channels, 2, 2), 0.01))
         return self.add("ConvTranspose", source, weight, strides=[2, 2])
 
     def resize(self, source: str, factor: float = 2.0) -> str:

@@ -20,7 +20,8 @@ from test_graph import PLAIN, hidden, model_of
 from unet_batch.errors import ModelRefused, ShapeMismatch
 from unet_batch.model.contract import METADATA_KEY, find_contract, read_model, resolve
 from unet_batch.model.graph_edit import set_metadata
-from unet_batch.model.inspect import NOT_ON_CUDA, inspect, render
+from unet_batch.model.inspect import NOT_ON_CUDA, inspect
+from unet_batch.model.inspect_text import render
 from unet_batch.model.pack import PackSpec, pack
 from unet_batch.spec import TilingSpec
 
@@ -305,3 +306,29 @@ def test_the_text_model_is_followed_with_every_axis_open():
     assert "activation: sigmoid" in seen.contract
     assert "- class_0\n" in seen.contract
     assert "class_1" not in seen.contract
+
+
+def with_contract(text: str) -> bytes:
+    model = load_from_string(models.threshold_model().data)
+    model.metadata_props.add(key=METADATA_KEY, value=text)
+    return model.SerializeToString()
+
+
+def test_a_contract_that_unfolds_without_end_is_a_finding():
+    """Eleven lines of aliases stand for 10¹¹ values; a megabyte of comments is no contract either."""
+    bomb = "a0: &a0 [x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+    assert "cannot be used" in " ".join(inspect(with_contract(bomb), "bomb.onnx").findings)
+    long = inspect(with_contract("# a comment\n" * 100_000), "long.onnx")
+    assert "more than 65536 are never read" in " ".join(long.findings)
+    assert not long.contract_embedded
+    assert len(long.contract) < 1000
+
+
+def test_a_contract_that_the_graph_contradicts_is_a_finding():
+    """As a job says it before it runs."""
+    tiny = models.threshold_model(activation="sigmoid")
+    text = models.TinyModel(tiny.data, models.threshold_model().contract).contract_yaml
+    model = load_from_string(tiny.data)
+    model.metadata_props.add(key=METADATA_KEY, value=text)
+    found = inspect(model.SerializeToString(), "wrong.onnx").findings
+    assert any("ends in Sigmoid" in sentence for sentence in found)

@@ -4,10 +4,11 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from models import TinyModel, free_model, nan_model, threshold_model, unet_model
-from onnx import TensorProto, helper, load_from_string
+from onnx import TensorProto, helper, load_from_string, numpy_helper
 
 from unet_batch.contract import Contract
 from unet_batch.errors import ContractError
@@ -21,6 +22,7 @@ from unet_batch.model.contract import (
     read_model,
     resolve,
 )
+from unet_batch.model.tile_size import unplaceable
 from unet_batch.spec import TilingSpec, parse_yaml, validate
 
 WHOLE = TilingSpec()
@@ -424,3 +426,65 @@ def test_two_fixed_batches_that_differ_are_refused() -> None:
     tiny = threshold_model(batch=4)
     file = replace(opened(tiny), outputs=(Tensor("mask", "float32", (1, 2, None, None)),))
     assert "fixed at 4 in the input and at 1 in the output" in problem(tiny.contract, file)
+
+
+def without_padding(size: int | None, out: int | None) -> ModelFile:
+    """Twenty 3x3 convolutions without padding: 40 pixels fewer. out: what the file declares."""
+    tiny = threshold_model(size=size)
+    model = load_from_string(tiny.data)
+    last = model.graph.node[-1].output[0]
+    kernel = numpy_helper.from_array(np.full((2, 2, 3, 3), 0.1, np.float32), "kernel")
+    model.graph.initializer.append(kernel)
+    for number in range(20):
+        model.graph.node[-1].output[0] = f"wider{number}"
+        model.graph.node.append(helper.make_node("Conv", [f"wider{number}", "kernel"], [last]))
+    for axis in model.graph.output[0].type.tensor_type.shape.dim[2:]:
+        axis.Clear()
+        if out is not None:
+            axis.dim_value = out
+    return read_model(model.SerializeToString(), "valid.onnx", None)
+
+
+@pytest.mark.parametrize(("size", "out"), [(256, 216), (256, None), (80, 40), (None, None)])
+def test_a_mask_that_is_smaller_by_a_border_is_refused(size: int | None, out: int | None) -> None:
+    """Stretched over its tile it would lie up to 20 pixels beside what it means, whatever the file declares."""
+    contract = changed(threshold_model().contract, "input", multiple=1)
+    if (size, out) == (80, 40):  # exactly half, and declared so: only a run would tell
+        assert resolve(contract, without_padding(size, out), WHOLE).tile_hw == (80, 80)
+        return
+    message = problem(contract, without_padding(size, out))
+    assert "which is neither its size nor an integer fraction of it" in message
+
+
+def test_a_tile_size_of_the_job_is_what_an_open_size_is_tried_with() -> None:
+    """80 becomes 40 by chance, 128 becomes 88."""
+    contract = threshold_model().contract
+    assert "128x128 comes back as 88x88" in problem(contract, without_padding(None, None), TilingSpec(size=128))
+
+
+@pytest.mark.parametrize(
+    ("output_hw", "placed"),
+    [
+        ((256, 256), True),
+        ((128, 128), True),
+        ((64, 128), True),
+        ((1, 1), True),
+        ((None, 64), True),
+        ((512, 512), False),
+        ((216, 256), False),
+        ((255, 255), False),
+        ((100, None), False),
+        ((0, 256), False),
+    ],
+)
+def test_an_output_is_its_tile_or_an_integer_fraction_of_it(output_hw: tuple[int, int], placed: bool) -> None:
+    """A finer mask than its picture (512 for 256) has no place in a row either."""
+    assert (unplaceable((256, 256), output_hw) is None) == placed
+
+
+def test_a_contract_that_the_graph_contradicts_is_refused() -> None:
+    """In one sentence, with what to write."""
+    tiny = threshold_model(activation="sigmoid")
+    message = problem(changed(tiny.contract, "output", activation="logits"), opened(tiny))
+    assert "the file ends in Sigmoid" in message
+    assert message.endswith("output.activation says logits: write output.activation: sigmoid")

@@ -92,7 +92,18 @@ class Calibration:
         return next(self._feeds, None)
 
 
+@pytest.mark.usefixtures("exact_int8")
+def test_an_int8_file_with_weights_in_8_bits_is_computed_as_onnxruntime_does(tmp_path: Path) -> None:
+    """Where 8-bit products are exact."""
+    assert_int8_agrees(tmp_path, reduce_range=False)
+
+
 def test_an_int8_file_is_computed_as_onnxruntime_does(tmp_path: Path) -> None:
+    """Weights in 7 bits, on every processor."""
+    assert_int8_agrees(tmp_path, reduce_range=True)
+
+
+def assert_int8_agrees(tmp_path: Path, *, reduce_range: bool) -> None:
     """Quantised by ONNX Runtime's own tool: the same labels, and not those of a float model in disguise."""
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -105,6 +116,7 @@ def test_an_int8_file_is_computed_as_onnxruntime_does(tmp_path: Path) -> None:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
+        reduce_range=reduce_range,
     )
     small = TinyModel((tmp_path / "int8.onnx").read_bytes(), tiny.contract)
     tiles = tiles_of(9, 2, side=32)

@@ -483,10 +483,13 @@ def test_finished_labels_can_have_their_input_packed():
 
 
 def test_probabilities_that_are_none_are_found_while_packing():
-    """A contract that calls logits a softmax would be packed into wrong labels."""
-    made = models.threshold_model("nchw", 3, 1)
+    """A contract that calls a Relu's numbers probabilities would be packed into wrong labels."""
+    net = Network()
+    data = net.model(net.add("Relu", net.conv("image", (3, 1)))).SerializeToString()
+    contract = changed(models.threshold_model("nchw", 3, 1).contract, target={"activation": "sigmoid"})
+    wide = changed(contract, source={"normalize": {"kind": "scale", "scale": 1.0}})
     with pytest.raises(ContractError, match="they may be logits"):
-        pack(made.data, resolved(made.data, changed(made.contract, target={"activation": "sigmoid"})), PackSpec())
+        pack(data, resolved(data, wide), PackSpec())
 
 
 def test_a_network_that_answers_nothing_is_refused():

@@ -8,7 +8,7 @@ from networks import Network
 from onnx import load_from_string
 
 from unet_batch.model.shapes import shapes
-from unet_batch.model.structure import Skip, Structure, activation, structure
+from unet_batch.model.structure import Skip, Structure, structure
 
 
 def structure_of(model, side=64, layout="nchw", channels=3) -> Structure:
@@ -195,30 +195,6 @@ def test_sizes_that_are_not_known_are_admitted():
     net = Network()
     up = net.add("Resize", "image", "", net.add("Relu", net.constant([1, 1, 2, 2])))
     assert not structure_of(net.model(up)).sizes_known
-
-
-@pytest.mark.parametrize("kind", ["logits", "softmax", "sigmoid", "labels"])
-@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-def test_the_last_operator_says_what_the_numbers_are(kind, layout):
-    """Through transposes, casts and identities."""
-    model = load_from_string(models.threshold_model(layout, activation=kind).data)
-    assert activation(model, model.graph.output[0].name) == kind
-
-
-def test_a_softmax_in_its_parts_is_one():
-    """TensorFlow 2 writes exp(x − max) / Σ."""
-    net = Network()
-    scores = net.conv("image", (3, 4))
-    parts = net.add("Exp", net.add("Sub", scores, net.add("ReduceMax", scores, axes=[1])))
-    total = net.add("ReduceSum", parts, net.constant([1], "int64"))
-    assert activation(net.model(net.add("Div", parts, total)), "mask") == "softmax"
-
-
-def test_an_operator_that_decides_nothing_says_nothing():
-    """A Tanh may be anything."""
-    net = Network()
-    assert activation(net.model(net.add("Tanh", "image")), "mask") is None
-    assert activation(net.model(net.add("Div", "image", "image")), "mask") is None
 
 
 @pytest.mark.oracle

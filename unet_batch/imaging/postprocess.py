@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_batch.contract import ModelOutput
-from unet_batch.errors import ContractError, ImageError, Reason, ShapeMismatch
+from unet_batch.errors import ImageError, Reason, ShapeMismatch
 from unet_batch.imaging.masks import Bbox, Runs, runs_by_label
 from unet_batch.imaging.preprocess import Geometry
 from unet_batch.imaging.resize import Axis, axis, sample
@@ -86,8 +86,8 @@ def reduce(
     probabilities, so there it is the first class that holds the pixel, and no confidence. A pixel belongs to a class
     *above* its threshold: p > t, or for one channel of logits logit > log(t / (1 − t)).
 
-    Raises ImageError (MODEL_NON_FINITE_OUTPUT) for NaN or infinity anywhere, padding included; ShapeMismatch where
-    channels or labels do not fit the class names; ContractError where probabilities lie outside [0, 1].
+    Raises ImageError for NaN or infinity anywhere, padding included (MODEL_NON_FINITE_OUTPUT), and for values that are
+    no probabilities, masks or labels (MODEL_OUTPUT_OUT_OF_RANGE); ShapeMismatch where channels do not fit the classes.
     """
     channels = 1 if output.activation == "labels" else len(output.classes)
     if logits_khw.ndim != 3 or len(logits_khw) != channels:
@@ -140,12 +140,27 @@ def _check_values(logits_khw: NDArray[Any], output: ModelOutput) -> None:
     lowest, highest = float(logits_khw.min()), float(logits_khw.max())  # a NaN comes through both
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ImageError(Reason.MODEL_NON_FINITE_OUTPUT, "the model returned NaN or infinity: check its precision")
-    if output.activation == "masks" and not ((logits_khw == 0) | (logits_khw == 1)).all():
-        raise ContractError(f"output.activation is masks, but values are {lowest:.4g} to {highest:.4g}, not 0 and 1")
-    probabilities = output.activation in ("softmax", "sigmoid")
-    if probabilities and not -PROBABILITY_SLACK <= lowest <= highest <= 1 + PROBABILITY_SLACK:
-        found = f"{lowest:.4g} to {highest:.4g}"
-        raise ContractError(f"output.activation is {output.activation}, but values are {found}: they may be logits")
+    strange = outside_of_contract(logits_khw, output)
+    if strange is not None:
+        raise ImageError(Reason.MODEL_OUTPUT_OUT_OF_RANGE, strange)
+
+
+def outside_of_contract(values_khw: NDArray[Any], output: ModelOutput) -> str | None:
+    """Why finite values are not what the contract calls them; None where they may be. Logits may be anything."""
+    lowest, highest = float(values_khw.min()), float(values_khw.max())
+    found = f"values are {lowest:.4g} to {highest:.4g}"
+    match output.activation:
+        case "masks":
+            if not ((values_khw == 0) | (values_khw == 1)).all():
+                return f"output.activation is masks, but {found}, not 0 and 1"
+        case "labels":
+            top = _highest_label(output)
+            if lowest < 0 or highest > top or (values_khw.dtype.kind == "f" and (values_khw % 1).any()):
+                return f"output.activation is labels of {len(output.classes)} classes, but {found}, not 0 to {top}"
+        case "softmax" | "sigmoid":
+            if not -PROBABILITY_SLACK <= lowest <= highest <= 1 + PROBABILITY_SLACK:
+                return f"output.activation is {output.activation}, but {found}: they may be logits"
+    return None
 
 
 def _way_back(geometry: Geometry, length: int, along: int) -> Axis:
@@ -245,12 +260,12 @@ def _one_class(
 
 def _nearest_labels(found_hw: NDArray[Any], rows: Axis, columns: Axis, output: ModelOutput) -> NDArray[Any]:
     """The label map at source size."""
-    highest = 1 if len(output.classes) == 1 else len(output.classes) - 1
-    lowest, largest = found_hw.min(), found_hw.max()
-    if lowest < 0 or largest > highest or (found_hw.dtype.kind == "f" and (found_hw % 1).any()):
-        found = f"{lowest} to {largest}"
-        raise ShapeMismatch(f"the model returned labels {found}, not 0 to {highest}: correct output.classes")
+    highest = _highest_label(output)
     return _nearest(found_hw.astype(_label_dtype(highest + 1)), rows, columns)
+
+
+def _highest_label(output: ModelOutput) -> int:
+    return 1 if len(output.classes) == 1 else len(output.classes) - 1
 
 
 def _nearest(decided: NDArray[Any], rows: Axis, columns: Axis) -> NDArray[Any]:

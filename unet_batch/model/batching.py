@@ -19,7 +19,7 @@ import numpy.typing as npt
 from unet_batch.errors import OutOfMemory
 from unet_batch.model.engines import on_cpu, on_gpu
 from unet_batch.model.ladder import Ladder, LadderKey, LadderMemory, Remembered, sizes_up_to
-from unet_batch.model.session import Session
+from unet_batch.model.session import Session, check_placeable
 
 if TYPE_CHECKING:
     from unet_batch.imaging.tiling import Box
@@ -92,8 +92,8 @@ class Batcher:
 
         tiles: pulled only as far as the next batch needs; per shape no more than one batch waits.
         stats: receives this call's figures (`self.stats` sums up all calls).
-        A tile that does not fit into memory even alone comes back with the OutOfMemory. Raises what the session raises
-        otherwise.
+        A tile that does not fit into memory even alone comes back with the OutOfMemory. Raises ContractError for an
+        output that cannot be laid over its tile, and what the session raises otherwise.
         """
         mine = stats if stats is not None else BatchStats()
         waiting: dict[Shape, list[Tile]] = {}
@@ -141,6 +141,7 @@ class Batcher:
                 with self._counting:
                     for stats in (mine, self.stats):
                         stats.session_s += seconds
+        check_placeable(pixels_nhwc, logits_nkhw)
         with self._counting:
             self._ladders[shape].record(size, seconds)
             for stats in (mine, self.stats):

@@ -15,31 +15,30 @@ from typing import Any, Literal
 
 import yaml
 
-from unet_batch.contract import Contract, ModelInput
+from unet_batch.contract import Contract
 from unet_batch.errors import ContractError, JobError, ModelRefused
 from unet_batch.model import graph
+from unet_batch.model.against_graph import against_graph
+from unet_batch.model.meaning import meaning
 from unet_batch.model.onnxruntime_session import describe
-from unet_batch.model.structure import activation
+from unet_batch.model.tile_size import AXES, UNKNOWN_MULTIPLE, Size, sizes, unplaceable
 from unet_batch.spec import TilingSpec
-from unet_batch.strict import parse_yaml, validate
+from unet_batch.strict import MAX_MESSAGE, parse_yaml, short, validate
 
 MAX_MODEL_BYTES = 2 << 30
 """Protobuf's own limit of one message."""
+MAX_CONTRACT_BYTES = 1 << 16
+"""A contract with a thousand classes has 20 kB."""
 METADATA_KEY = "unet_batch.contract"
 
 Layout = Literal["nchw", "nhwc", "nhw"]
 Shape = tuple[int | str | None, ...]
 
-_AXES: dict[str, dict[str, int]] = {
-    "nchw": {"batch": 0, "channels": 1, "height": 2, "width": 3},
-    "nhwc": {"batch": 0, "height": 1, "width": 2, "channels": 3},
-    "nhw": {"batch": 0, "height": 1, "width": 2},
-}
 _DTYPES = {"float": "float32", "double": "float64"}
 _FLOATS = ("float16", "float32", "float64")
 _NUMBERS = (*_FLOATS, "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
-UNKNOWN_MULTIPLE = 32
-"""Of a draft: five levels, as the encoders of most U-Nets have."""
+MOST_CLASSES = 1000
+"""Names in a draft; a file may declare a billion channels."""
 _MOST_CHANNELS = 16
 """A static axis up to this size is read as channels in a draft; larger ones are pixels."""
 
@@ -56,7 +55,7 @@ class Tensor:
 
     def fixed(self, axis: str, layout: str) -> int | None:
         """The size of an axis where the file fixes it (a declared 0 or -1 fixes nothing)."""
-        place = _AXES[layout].get(axis)
+        place = AXES[layout].get(axis)
         size = self.shape[place] if place is not None and place < len(self.shape) else None
         return size if isinstance(size, int) and size > 0 else None
 
@@ -165,7 +164,7 @@ def find_contract(file: ModelFile, text: bytes | None, where: str) -> Contract:
             f"the file declares:\n\n{draft(file, activation=_activation(file))}"
         )
     try:
-        return validate(Contract, parse_yaml(text, where), where)
+        return validate(Contract, parse_yaml(text, where, max_bytes=MAX_CONTRACT_BYTES), where)
     except JobError as error:
         raise ContractError(str(error)) from error
 
@@ -173,7 +172,7 @@ def find_contract(file: ModelFile, text: bytes | None, where: str) -> Contract:
 def _activation(file: ModelFile) -> str | None:
     """What the last operator says that the first output is; None where it says nothing."""
     try:
-        return activation(graph.read(file.data, file.uri), file.outputs[0].name) if file.outputs else None
+        return meaning(graph.read(file.data, file.uri), file.outputs[0].name).activation if file.outputs else None
     except ModelRefused:
         return None
 
@@ -194,7 +193,7 @@ def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
     if source.dtype != contract.input.dtype:
         problems.append(f"input {source.name} is {source.dtype}, but input.dtype says {contract.input.dtype}")
     fixed_hw = (source.fixed("height", declared), source.fixed("width", declared))
-    known_hw, tile_hw = _sizes(contract.input, fixed_hw, tiling.size, problems)
+    known_hw, tile_hw = sizes(contract.input, fixed_hw, tiling.size, problems)
 
     rank_3 = contract.output.decided and len(target.shape) == 3
     layout: Layout = contract.output.layout or ("nhw" if rank_3 else declared)
@@ -216,6 +215,11 @@ def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
         problems.append(f"output.layout nhw has no channel axis, but the contract names {model.planes} classes")
     if target.fixed("batch", layout) not in (None, model.batch):
         problems.append(f"the batch axis is fixed at {model.batch} in the input and at {target.shape[0]} in the output")
+    returned: Size = target.fixed("height", layout), target.fixed("width", layout)
+    if tile_hw is not None and (strange := unplaceable(tile_hw, returned)):
+        problems.append(strange)
+    if not problems:
+        problems += against_graph(model, file.data, file.uri, returned)
     if problems:
         raise _mismatch(file, problems)
     return model
@@ -249,7 +253,7 @@ def draft(file: ModelFile, *, multiple: int | None = None, activation: str | Non
             "name": target.name,
             "layout": output_layout,
             "activation": "labels" if labels else activation or "logits",
-            "classes": [f"class_{k}" for k in range(2 if labels else classes)],
+            "classes": [f"class_{k}" for k in range(2 if labels else min(classes, MOST_CLASSES))],
         },
     }
     return (
@@ -279,10 +283,10 @@ def _choose(tensors: tuple[Tensor, ...], name: str | None, word: str, problems: 
 
 def _check_tensor(tensor: Tensor, layout: str, channels: int, word: str, problems: list[str]) -> None:
     """Rank and channel axis against a layout; a file that declares no shape is believed."""
-    if tensor.shape and len(tensor.shape) != len(_AXES[layout]):
+    if tensor.shape and len(tensor.shape) != len(AXES[layout]):
         problems.append(
             f"{word} {tensor.name} has {len(tensor.shape)} axes, {list(tensor.shape)}, "
-            f"but {word}.layout {layout} has {len(_AXES[layout])}"
+            f"but {word}.layout {layout} has {len(AXES[layout])}"
         )
         return
     fixed = tensor.fixed("channels", layout)
@@ -293,44 +297,6 @@ def _check_tensor(tensor: Tensor, layout: str, channels: int, word: str, problem
         problems.append(f"{word} {tensor.name} is {layout} with {fixed} channels, but {said} says {channels}{hint}")
 
 
-Size = tuple[int | None, int | None]
-
-
-def _sizes(
-    spec: ModelInput, fixed_hw: Size, size: int | None, problems: list[str]
-) -> tuple[Size, tuple[int, int] | None]:
-    """Height and width as far as file and contract know them, and the size of every tile.
-
-    fixed_hw: what the file fixes. size: `tiling.size`, which decides where fit is `tile`, `pad` or `none` and the file
-    leaves an axis open; a picture that is resized has the contract's size.
-    """
-    known: list[int | None] = []
-    for axis, fixed, said in zip(("height", "width"), fixed_hw, (spec.height, spec.width), strict=True):
-        known.append(fixed or said)
-        if fixed and said and fixed != said:
-            problems.append(f"the model fixes its {axis} at {fixed}, but the contract says input.{axis}: {said}")
-        elif said and not fixed and said % spec.multiple:
-            problems.append(f"input.{axis} {said} is not a multiple of {spec.multiple} (input.multiple)")
-        if size and fixed and size != fixed:
-            problems.append(f"tiling.size is {size}, but the model fixes its {axis} at {fixed}: leave tiling.size out")
-    height, width = known
-    resized = spec.fit in ("stretch", "letterbox")
-    if resized and not (height and width):
-        problems.append(f"fit {spec.fit} needs a size that the model leaves open: write input.height and input.width")
-    if size and None in fixed_hw:
-        if size % spec.multiple:
-            problems.append(f"tiling.size {size} is not a multiple of {spec.multiple} (input.multiple)")
-        if not resized:
-            return (height, width), (size, size)
-        if height and width and (height, width) != (size, size):
-            problems.append(f"tiling.size is {size}, but fit {spec.fit} makes {height}x{width}: leave tiling.size out")
-    if height and width:
-        return (height, width), (height, width)
-    if height or width:
-        problems.append(f"only one side of a tile is known, {height or width}: write input.height and input.width")
-    return (height, width), None
-
-
 def _guess_layout(tensor: Tensor, otherwise: str = "nchw") -> str:
     """The layout whose channel axis is small and fixed, where only one has that."""
     small = [name for name in ("nchw", "nhwc") if 0 < (tensor.fixed("channels", name) or 0) <= _MOST_CHANNELS]
@@ -338,4 +304,4 @@ def _guess_layout(tensor: Tensor, otherwise: str = "nchw") -> str:
 
 
 def _mismatch(file: ModelFile, problems: list[str]) -> ContractError:
-    return ContractError(f"{file.uri} does not fit its contract: " + "; ".join(problems))
+    return ContractError(f"{file.uri} does not fit its contract: {short('; '.join(problems), MAX_MESSAGE)}")

@@ -19,7 +19,8 @@ from unet_batch.errors import UnetBatchError
 from unet_batch.model.contract import read_model, resolve
 from unet_batch.model.engines import TABLE, Provider, find
 from unet_batch.model.onnxruntime_session import check_installation
-from unet_batch.model.session import Device, cpu_name, open_session
+from unet_batch.model.processor import DOT_PRODUCTS, instructions, processor_name
+from unet_batch.model.session import Device, open_session
 from unet_batch.spec import Precision, SessionSpec, TilingSpec
 
 SIDE = 16
@@ -52,7 +53,7 @@ class Machine:
     memory_bytes: int | None
     """Of the machine; None where nobody says."""
     int8: bool
-    """AVX512-VNNI or AVX-VNNI: quantised models pay. Without it 8-bit products may saturate, and are slower."""
+    """AMX, AVX512-VNNI or AVX-VNNI: quantised models pay. Without it 8-bit products may saturate, and are slower."""
     bf16: bool
     """AVX512-BF16 or AMX: bf16 pays."""
 
@@ -74,18 +75,14 @@ def diagnose(providers: Sequence[str] = ()) -> list[Finding]:
     return findings
 
 
-def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
+def machine(cpuinfo: Path | None = None) -> Machine:
     """This machine, as far as it says. cpuinfo: Linux's list of processors; without one, no instruction counts."""
-    flags: set[str] = set()
-    with contextlib.suppress(OSError):
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("flags"):
-                flags |= set(line.partition(":")[2].split())
+    flags = instructions(cpuinfo)
     return Machine(
-        processor=cpu_name(),
+        processor=processor_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_bytes=_memory_bytes(),
-        int8=bool(flags & {"avx512_vnni", "avx_vnni"}),
+        int8=bool(flags.intersection(DOT_PRODUCTS)),
         bf16=bool(flags & {"avx512_bf16", "amx_bf16"}),
     )
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,21 +18,19 @@ import numpy as np
 
 from unet_batch.errors import ModelRefused, ShapeMismatch, UnetBatchError
 from unet_batch.model import graph
-from unet_batch.model.contract import METADATA_KEY, ModelFile, Tensor, draft, find_contract
+from unet_batch.model.contract import MAX_CONTRACT_BYTES, METADATA_KEY, ModelFile, Tensor, draft, find_contract
 from unet_batch.model.cost import Cost, cost
 from unet_batch.model.graph import Precision
+from unet_batch.model.meaning import Meaning, contradictions, meaning
 from unet_batch.model.plain_session import PlainSession
 from unet_batch.model.shapes import Sized, shapes, unknowable, with_outputs
-from unet_batch.model.structure import Structure, activation, structure
+from unet_batch.model.structure import Structure, structure
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-    from rich.console import RenderableType
 
 DEFAULT_SIDE = 256
 """Side of the tile that figures are for where file, contract and caller leave it open; rounded up to the multiple."""
-COMMENT_CHARS = 78
-"""Of a line of comment in a drafted contract."""
 NOT_ON_CUDA = frozenset(
     """
     Acos Acosh Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Col2Im ConvInteger Cosh Det
@@ -122,6 +119,7 @@ def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) ->
     operators = Counter(node.op_type for node in model.graph.node)
     opsets = graph.opsets(model)
     target = file.outputs[0].name if file.outputs else ""
+    says = meaning(model, target)
     return Inspection(
         uri=uri,
         sha256=file.sha256,
@@ -142,12 +140,12 @@ def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) ->
         tile_hw=measured.tile_hw if measured else None,
         structure=found,
         cost=measured.cost if measured else None,
-        contract=file.metadata.get(METADATA_KEY) or _completed(file, layout, measured, activation(model, target)),
-        contract_embedded=METADATA_KEY in file.metadata,
+        contract=_embedded(file) or _completed(file, layout, measured, says.activation),
+        contract_embedded=_embedded(file) is not None,
         cpu_nodes=dict(session.placement().get("CPUExecutionProvider", {})) if session else {},
         cpu_problem=problem,
         cuda_estimate={name: count for name, count in operators.items() if name in NOT_ON_CUDA},
-        findings=(*unmeasured, *_findings(model, file, layout, measured)),
+        findings=(*unmeasured, *_findings(model, file, layout, measured), *_against_contract(model, file, says)),
     )
 
 
@@ -158,6 +156,12 @@ class _Measured:
     cost: Cost
     output_dims: tuple[int, ...]
     """() where unknown."""
+
+
+def _embedded(file: ModelFile) -> str | None:
+    """The contract in the file's metadata; None where there is none, or where it is longer than any is read."""
+    text = file.metadata.get(METADATA_KEY)
+    return text if text and len(text.encode()) <= MAX_CONTRACT_BYTES else None
 
 
 def _layout(file: ModelFile) -> str:
@@ -278,7 +282,7 @@ def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measur
     if measured is not None and len(dims := measured.output_dims) in (3, 4):
         returned = (dims[1], dims[2]) if layout == "nhwc" or len(dims) == 3 else (dims[2], dims[3])
         if returned != measured.tile_hw:
-            yield f"a tile of {_by(measured.tile_hw)} comes back as {_by(returned)}"
+            yield f"a tile of {by(measured.tile_hw)} comes back as {by(returned)}"
     if measured is not None and not measured.structure.skips:
         yield "no skip connection was found: this is no U-Net, or its sizes could not be followed"
     if any(node.op_type in ("ConvInteger", "DynamicQuantizeLinear") for node in model.graph.node):
@@ -288,61 +292,24 @@ def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measur
         )
 
 
-def _by(size_hw: tuple[int, int] | None) -> str:
+def _against_contract(model: ModelProto, file: ModelFile, says: Meaning) -> Iterator[str]:
+    """Where the graph says something else than the contract in its own metadata, and what is wrong under any."""
+    embedded = None
+    try:
+        embedded = find_contract(file, None, file.uri) if METADATA_KEY in file.metadata else None
+    except UnetBatchError as error:
+        yield f"the contract in its metadata cannot be used: {error}"
+    if embedded is None:
+        yield from (f"its result is not repeatable: {phrase}" for phrase in says.unstable)
+        if says.constant is not None:
+            yield f"its output is the same for every picture: {says.constant}"
+        return
+    output = embedded.output
+    if output.name is not None and output.name in {value.name for value in model.graph.output}:
+        says = meaning(model, output.name)
+    yield from contradictions(says, output, output.layout or embedded.input.layout)
+
+
+def by(size_hw: tuple[int, int] | None) -> str:
+    """A size as people write it."""
     return "x".join(map(str, size_hw or ()))
-
-
-def render(inspection: Inspection) -> list[RenderableType]:
-    """The inspection for people: tables and text for a rich console."""
-    from rich.syntax import Syntax
-    from rich.table import Table
-    from rich.text import Text
-
-    facts = Table(show_header=False, box=None, title=inspection.uri, title_justify="left")
-    facts.add_column(style="bold")
-    facts.add_column(overflow="fold")
-    for name, value in _facts(inspection):
-        facts.add_row(name, Text(value))
-    shown: list[RenderableType] = [facts]
-    if inspection.structure is not None and inspection.structure.skips:
-        skips = Table(title="skip connections", title_justify="left")
-        for heading in ("node", "kind", "size", "convolutions behind each side"):
-            skips.add_column(heading, overflow="fold")
-        for skip in inspection.structure.skips:
-            behind = " + ".join(map(str, skip.convolutions))
-            skips.add_row(Text(skip.node), skip.kind, _by((skip.height, skip.width)), behind)
-        shown.append(skips)
-    shown += [Text(f"• {sentence}") for sentence in inspection.findings]
-    shown.append(Text("contract in the file's metadata:" if inspection.contract_embedded else "draft of a contract:"))
-    shown.append(Syntax(_folded(inspection.contract), "yaml", background_color="default"))
-    return shown
-
-
-def _folded(contract: str) -> str:
-    """The contract with its comments in lines that no terminal cuts off, so that it can be copied."""
-    comment = textwrap.TextWrapper(COMMENT_CHARS, subsequent_indent="# ")
-    return "\n".join(comment.fill(line) if line.startswith("# ") else line for line in contract.splitlines())
-
-
-def _facts(seen: Inspection) -> Iterator[tuple[str, str]]:
-    yield "file", f"{seen.bytes:,} bytes, SHA-256 {seen.sha256}"
-    others = "".join(f", {name} {version}" for name, version in seen.domains.items())
-    yield "written by", f"{seen.producer or 'unknown'}: opset {seen.opset}{others}, IR {seen.ir_version}"
-    for word, tensors in (("input", seen.inputs), ("output", seen.outputs)):
-        for tensor in tensors:
-            axes = ", ".join("?" if size is None else str(size) for size in tensor.shape)
-            yield word, f"{tensor.name}: {tensor.dtype} [{axes}]"
-    yield "parameters", f"{seen.parameters:,} in {seen.precision}"
-    yield "nodes", f"{seen.nodes}: {', '.join(f'{name} {count}' for name, count in seen.operators.items())}"
-    if seen.cost is not None and seen.structure is not None:
-        missing = f" (and {seen.cost.uncounted} products of unknown size)" if seen.cost.uncounted else ""
-        yield f"a tile of {_by(seen.tile_hw)}", f"{seen.cost.multiply_adds / 1e9:.2f} G multiply-adds{missing}"
-        missing = f" (without {seen.cost.unsized} tensors of unknown size)" if seen.cost.unsized else ""
-        yield "", f"{seen.cost.peak_bytes / 2**20:.1f} MiB of activations at most{missing}"
-        if seen.structure.multiple_hw is not None:
-            yield "levels", f"{seen.structure.levels}: height, width multiples of {_by(seen.structure.multiple_hw)}"
-    yield "on the CPU", seen.cpu_problem or f"all {sum(seen.cpu_nodes.values())} nodes that are left after folding"
-    left = ", ".join(f"{name} {count}" for name, count in seen.cuda_estimate.items())
-    yield "on CUDA", f"estimate: {f'left to the CPU: {left}' if left else 'no operator is known to lack a kernel'}"
-    if seen.refusals:
-        yield "refused", "; ".join(seen.refusals)

@@ -26,13 +26,13 @@ from unet_batch.model.engines import Provider
 from unet_batch.model.failures import cannot_open, cannot_run, no_memory
 from unet_batch.model.onnxruntime_options import provider_options
 from unet_batch.model.pack_nodes import FINITE
+from unet_batch.model.processor import processor_name
 from unet_batch.model.session import (
     Array,
     Device,
     as_nkhw,
     batch_name,
     check_tiles,
-    cpu_name,
     in_model_layout,
     with_ill_tiles,
 )
@@ -76,7 +76,7 @@ class OnnxRuntimeSession:
         self._wanted = [model.output_name]
         if model.contract.output.decided and FINITE in {output.name for output in self._ort.get_outputs()}:
             self._wanted.append(FINITE)
-        self.device_name = gpu.ask_driver().name if provider.gpu else cpu_name()
+        self.device_name = gpu.ask_driver().name if provider.gpu else processor_name()
 
     def run(self, tiles: Array) -> Array:
         check_tiles(self.model, tiles)

@@ -18,13 +18,13 @@ import numpy as np
 from unet_batch.errors import ContractError, OutOfMemory, ProviderMissing, ShapeMismatch, UnetBatchError
 from unet_batch.model.failures import cannot_run, no_memory
 from unet_batch.model.pack_nodes import FINITE
+from unet_batch.model.processor import processor_name
 from unet_batch.model.session import (
     Array,
     Device,
     as_nkhw,
     batch_name,
     check_tiles,
-    cpu_name,
     in_model_layout,
     with_ill_tiles,
 )
@@ -66,7 +66,7 @@ class OpenVinoSession:
             raise ProviderMissing(f"OpenVINO cannot be imported ({error}); {provider.needs}") from error
         self.model = model
         self.provider: str = provider.label
-        self.device_name = cpu_name()
+        self.device_name = processor_name()
         self._core = Core()
         self._properties = properties(device, precision)
         if precision == "bf16" and "BF16" not in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_batch.errors import ImageError, ModelRefused, Reason
+from unet_batch.errors import ContractError, ImageError, ModelRefused, Reason
 from unet_batch.imaging.preprocess import normalize, whole
 from unet_batch.model import graph_edit
 from unet_batch.model.pack_nodes import FINITE, PIXELS, Nodes, SourceType, add_input
@@ -62,7 +62,7 @@ class Unpacked:
             return decide(self.run(pixels)[0], self.model.contract.output)
         except ImageError as error:
             if error.reason is not Reason.MODEL_NON_FINITE_OUTPUT:
-                raise
+                raise ContractError(error.message) from error
             return None
 
 

@@ -23,6 +23,7 @@ from unet_batch.model.doctor import machine
 from unet_batch.model.export import contract_text
 from unet_batch.model.parity import Parity, Tolerance
 from unet_batch.model.plain_session import PlainSession
+from unet_batch.model.processor import int8_instruction
 from unet_batch.model.quantize_graph import FloatGraph
 from unet_batch.model.session import as_nkhw, check_tiles, in_model_layout
 
@@ -59,7 +60,8 @@ class QuantizeSpec:
     operators: tuple[str, ...] | None = None
     """Operators that may be quantised, such as Conv; None: all that ONNX Runtime knows. int8 only."""
     reduce_range: bool | None = None
-    """Weights in 7 bits, because 8-bit products may saturate without VNNI; None: as this processor needs. int8 only."""
+    """Weights in 7 bits, which every processor computes alike; in 8 bits products saturate without VNNI or AMX, and
+    sessions refuse the file there. None: as this processor needs. int8 only."""
     tolerance: Tolerance = TOLERANCE
     """Against fp32, on the held-out tiles."""
 
@@ -134,7 +136,8 @@ def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spe
         check_tiles(model, np.repeat(tile[None], model.batch or 1, axis=0))
     judges = tiles[HELD_OUT - 1 :: HELD_OUT] or tiles[-1:]
     seen = [tile for n, tile in enumerate(tiles) if n % HELD_OUT != HELD_OUT - 1][: len(tiles) - len(judges)]
-    reduced = spec.kind == "int8" and (not machine().int8 if spec.reduce_range is None else spec.reduce_range)
+    unit = int8_instruction()
+    reduced = spec.kind == "int8" and (unit is None if spec.reduce_range is None else spec.reduce_range)
     feeds = [batch_of_one(model, tile) for tile in seen]
     with FloatGraph(data, model.input_name, feeds, reduce_range=reduced) as floats:
         if not floats.layers:
@@ -147,6 +150,7 @@ def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spe
         "kind": spec.kind,
         "per_channel": spec.per_channel,
         "reduce_range": reduced,
+        "verified_on": unit or "x86 without exact 8-bit products",
         "operators": spec.operators,
         "kept": list(kept),
         "flipped_share": attempts[-1].parity.flipped_share,
@@ -165,7 +169,7 @@ def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spe
         sensitivity=tuple(ranking),
         source_bytes=len(data),
         file_bytes=len(result),
-        notes=tuple(_notes(spec, attempts[-1].parity, kept=len(kept), layers=len(trial.layers))),
+        notes=tuple(_notes(spec, attempts[-1].parity, reduced=reduced, kept=len(kept), layers=len(trial.layers))),
     )
     return Quantized(result, replace(model, sha256=hashlib.sha256(result).hexdigest()), report)
 
@@ -275,7 +279,7 @@ def _with_metadata(source: bytes, made: bytes, model: Model, entry: dict[str, An
     return data
 
 
-def _notes(spec: QuantizeSpec, parity: Parity, *, kept: int, layers: int) -> Iterable[str]:
+def _notes(spec: QuantizeSpec, parity: Parity, *, reduced: bool, kept: int, layers: int) -> Iterable[str]:
     yield (
         f"write model.precision: {spec.kind}, and check.reference: the fp32 file, so that every machine compares the "
         "two on images of the archive before it scores"
@@ -284,6 +288,11 @@ def _notes(spec: QuantizeSpec, parity: Parity, *, kept: int, layers: int) -> Ite
         here = machine()
         if not here.int8:
             yield f"{here.processor} has no VNNI: int8 is not faster here"
+        if not reduced:
+            yield (
+                "the file is right on processors with AMX, AVX512-VNNI or AVX-VNNI, and on ARM; sessions on others "
+                "refuse it: `--any-cpu` makes one for all"
+            )
         yield SEED
     else:
         yield (

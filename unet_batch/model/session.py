@@ -8,19 +8,18 @@ Arrays: N tiles, C channels, K classes, H and W pixels.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import platform
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from unet_batch.errors import ProviderMissing, ShapeMismatch
+from unet_batch.errors import ContractError, ProviderMissing, ShapeMismatch
 from unet_batch.model.engines import check_file, check_model, find
+from unet_batch.model.int8 import check_processor
+from unet_batch.model.tile_size import unplaceable
 
 if TYPE_CHECKING:
     from unet_batch.model.contract import Model
@@ -105,6 +104,8 @@ def open_session(
             continue
         check_model(row, model)
         try:
+            if precision == "int8" and not row.gpu:
+                check_processor(data, row.engine, f"the model {model.sha256[:12]}")
             session = engines[row.engine](data, model, spec, device=device, provider=row, precision=precision)
         except ProviderMissing as error:
             reasons.append(str(error))
@@ -122,7 +123,8 @@ def warm(session: Session, tile_hw: tuple[int, int], batches: Iterable[int], *, 
     """
     spec = session.model.contract.input
     for size in batches:
-        session.run(np.zeros((size, *tile_hw, spec.channels), dtype or spec.dtype))
+        tiles = np.zeros((size, *tile_hw, spec.channels), dtype or spec.dtype)
+        check_placeable(tiles, session.run(tiles))
 
 
 def check_tiles(model: Model, tiles: Array) -> None:
@@ -174,15 +176,13 @@ def with_ill_tiles(result_nkhw: Array, finite_n: Array) -> Array:
     return result_nkhw
 
 
+def check_placeable(tiles_nhwc: Array, output_nkhw: Array) -> None:
+    """Raises ContractError where the output has a size that cannot be laid over its tiles."""
+    strange = unplaceable((tiles_nhwc.shape[1], tiles_nhwc.shape[2]), (output_nkhw.shape[2], output_nkhw.shape[3]))
+    if strange is not None:
+        raise ContractError(strange)
+
+
 def batch_name(tiles: Array) -> str:
     """How errors call a batch."""
     return f"batch of {len(tiles)} tiles of {tiles.shape[1]}x{tiles.shape[2]}"
-
-
-def cpu_name() -> str:
-    """The processor, as its maker calls it."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

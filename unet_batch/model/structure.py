@@ -29,13 +29,6 @@ _CHANNELS_SECOND = CONVOLUTIONS | _POOLS | {"DepthToSpace", "SpaceToDepth"}
 """Operators that ONNX defines on (N, C, H, W) alone: here the place of the channels is certain."""
 _GLOBAL_POOLS = frozenset({"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool", "QLinearGlobalAveragePool"})
 _JOINS = {"Concat": "concat", "QLinearConcat": "concat", "Add": "add", "Sum": "add", "QLinearAdd": "add"}
-_REARRANGES = frozenset({"Identity", "Cast", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "DequantizeLinear"})
-_SAYS = {
-    "Softmax": "softmax",
-    "Sigmoid": "sigmoid",
-    "ArgMax": "labels",
-    **dict.fromkeys([*CONVOLUTIONS, "Add", "Resize", "DepthToSpace", "Gemm", "MatMul"], "logits"),
-}
 _NEVER_SMALLER = 0.8
 """Smallest widest / area of an encoder's feature: a crop or a padding of some pixels is no change of level."""
 _FROM_BELOW = 0.5
@@ -211,24 +204,3 @@ def _area(dims: tuple[int, ...], channel_axis: int | None) -> int:
 
 def _whole(strides: Iterable[Fraction]) -> int:
     return math.ceil(max(strides))
-
-
-def activation(model: ModelProto, output: str) -> str | None:
-    """What an output's numbers are, where the last operator says so: the word of `output.activation`, else None."""
-    made_by = {name: node for node in model.graph.node for name in node.output}
-
-    def origin(name: str) -> NodeProto | None:
-        for _ in model.graph.node:  # a file may hold a circle
-            node = made_by.get(name)
-            if node is None or node.op_type not in _REARRANGES or not node.input:
-                return node
-            name = node.input[0]
-        return None
-
-    last = origin(output)
-    if last is None:
-        return None
-    if last.op_type == "Div":  # TensorFlow's softmax, as tf2onnx writes it
-        parts = [node.op_type for node in map(origin, last.input) if node is not None]
-        return "softmax" if parts == ["Exp", "ReduceSum"] else None
-    return _SAYS.get(last.op_type)
