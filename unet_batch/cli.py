@@ -206,7 +206,7 @@ def schema(as_json: bool) -> None:
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--b-output", metavar="URI", help="Another job's output, where B is looked for.")
-@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Images of each ranking.")
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Images that differ most.")
 def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, top: int) -> None:
     """Compare the masks of two runs, or models: what one reads before promoting a new one.
 

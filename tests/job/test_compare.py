@@ -22,8 +22,7 @@ from unet_batch.errors import JobError
 from unet_batch.job.compare import Comparison, compare
 from unet_batch.job.compare_tables import tables
 from unet_batch.job.survey import window_of
-from unet_batch.table.agreement import Found
-from unet_batch.table.pairs import OK, Obstacle
+from unet_batch.table.agreement import OK, Found, Obstacle
 
 DAY, NAME = "2026/11/21", "2026-11-21"
 BRIGHT = 8 * SIZE
@@ -50,7 +49,7 @@ def compared(project: Project, a: str, b: str, *overrides: str, window: str = "a
 
 
 def names(images) -> list[str]:
-    return [image.uri.rpartition("/")[2] for image in images]
+    return [image.row.uri.rpartition("/")[2] for image in images]
 
 
 def shown(comparison: Comparison, width: int = 80) -> str:
@@ -75,9 +74,13 @@ def test_two_models_by_hand(project, three):
     assert (found.compared, found.unchanged, found.pixels) == (4, 1, 4 * SIZE * SIZE)
     assert found.flipped_px == 2 * BRIGHT + SIZE * SIZE
     first, second = found.classes["class_1"], found.classes["class_2"]
-    assert (first.images_a, first.images_b, first.disappears) == (3, 1, 2)
-    assert (first.area_a_px, first.area_b_px, first.area_change, first.dice) == (3 * BRIGHT, 3 * BRIGHT, 0.0, 0.0)
-    assert (second.images_a, second.images_b, second.appears, second.area_change) == (0, 3, 3, None)
+    assert (first.images_a, first.images_b) == (3, 1)
+    assert (first.overlap.area_a_px, first.overlap.area_b_px, first.overlap.dice) == (3 * BRIGHT, 3 * BRIGHT, 0.0)
+    assert (second.images_a, second.images_b, second.overlap.area_a_px) == (0, 3, 0)
+    assert found.confusion == {
+        ("class_1", "class_2"): 3 * BRIGHT,
+        (None, "class_1"): SIZE * SIZE - BRIGHT,
+    }
     assert names(found.most_flipped) == ["gray.png", "000.png", "001.png"]
 
 
@@ -89,22 +92,23 @@ def test_figures_equal_those_of_dense_masks(project):
         Image.fromarray(random.integers(0, 255, (40, 56, 3), np.uint8)).save(out, "PNG")
         project.put(f"{DAY}/{i}.png", out.getvalue())
     jobs = [model(project, f"unet{s}", unet_model(32, 4, 2, classes=4, seed=s)) for s in (1, 2)]
-    runs, labels, confidences = [], [], []
+    runs, labels = [], []
     for job in jobs:
         runs.append(project.run(job).run)
         rows = project.rows(NAME)
         labels.append(np.stack([label_map(row) for row in rows]))
-        confidences.append(np.mean([row["confidence"] for row in rows]))
     found = compared(project, *runs).total
     a, b = labels
 
     assert (a != b).mean() > 0.1
     assert (found.flipped_px, found.pixels) == (int((a != b).sum()), a.size)
     shares = [*(a != b).mean(axis=(1, 2))]
-    assert [i.flipped_share for i in found.most_flipped] == pytest.approx(sorted(shares, reverse=True))
-    assert found.confidence_change == pytest.approx(confidences[1] - confidences[0], abs=1e-6)
+    assert [i.found.flipped_share for i in found.most_flipped] == pytest.approx(sorted(shares, reverse=True))
     dice = {k: 2 * ((a == k) & (b == k)).sum() / ((a == k).sum() + (b == k).sum()) for k in (1, 2, 3)}
-    assert {name: c.dice for name, c in found.classes.items()} == pytest.approx({f"class_{k}": dice[k] for k in dice})
+    assert {n: c.overlap.dice for n, c in found.classes.items()} == pytest.approx({f"class_{k}": dice[k] for k in dice})
+    names = {None: 0, "class_1": 1, "class_2": 2, "class_3": 3}
+    counts = {(i, j): int(((a == names[i]) & (b == names[j])).sum()) for i in names for j in names if i != j}
+    assert found.confusion == {pair: pixels for pair, pixels in counts.items() if pixels}
 
 
 def label_map(row: dict) -> np.ndarray:
@@ -133,7 +137,7 @@ def test_images_that_one_side_rejects_are_named_with_their_reasons(project):
 
 
 def test_pages_and_members_are_images(project, three):
-    """The rankings say which page of a file and which member of a tar."""
+    """The images that differ most are named with the page of a file and the member of a tar."""
     pages = [Image.fromarray(np.full((SIZE, SIZE), level, np.uint8)) for level in (0, 90)]
     stack, packed = io.BytesIO(), io.BytesIO()
     pages[0].save(stack, "TIFF", save_all=True, append_images=pages[1:])
@@ -146,7 +150,7 @@ def test_pages_and_members_are_images(project, three):
     found = compared(project, project.run().run, project.run(three).run).total
 
     assert found.compared == 3
-    assert [(i.member, i.page) for i in found.most_flipped] == [(None, 1), ("in/side.png", 0)]
+    assert [(i.row.member, i.row.page) for i in found.most_flipped] == [(None, 1), ("in/side.png", 0)]
 
 
 # Sides ------------------------------------------------------------------------------------------------------------
@@ -283,18 +287,16 @@ def test_an_image_that_changed_between_the_runs_is_not_compared(project):
     assert (after.compared, after.unchanged, after.not_comparable, after.only_a) == (3, 3, {}, 0)
 
 
-def test_without_runs_only_areas_are_compared(project, three):
-    """output.masks without rle: areas and images, no flips and no Dice, and a sentence about it."""
+def test_images_whose_masks_one_side_does_not_keep_are_counted_as_not_comparable(project, three):
+    """output.masks without rle leaves areas; an empty mask is known nevertheless."""
     project.fill(DAY, 2)
     project.put(f"{DAY}/dark.png", png(1, bright_rows=0))
     a, b = project.run().run, project.run(three, "output.masks=[]").run
     found = compared(project, a, b)
 
-    assert (found.total.compared, found.total.by_area, found.total.flipped_share) == (3, 3, None)
-    assert (found.total.classes["class_1"].disappears, found.total.classes["class_2"].area_b_px) == (2, 2 * BRIGHT)
-    assert {c.dice for c in found.total.classes.values()} == {None}
-    assert "3 of 3 images are compared by area alone" in found.notes[0]
-    assert "≤ 0.0000" in shown(found)
+    assert (found.total.compared, found.total.unchanged) == (1, 1)
+    assert [(why, there.images) for why, there in found.total.not_comparable.items()] == [(Obstacle.NO_RUNS, 2)]
+    assert "a side keeps areas only" in shown(found, width=160)
 
 
 def test_masks_of_another_geometry_are_not_comparable(project):
@@ -339,7 +341,8 @@ def test_the_tables_show_every_figure_and_names_as_they_are(project, three):
     project.put(f"{DAY}/[red", b"no picture")
     text = shown(compared(project, project.run().run, project.run(three).run))
 
-    assert "│ class_2 │        0 │        1 │     100 % │       0 % │ 0.0000 │    0.0000 │" in text
+    assert "│ class_2 │        0 │        1 │            │ 0.0000 │ 0.0000 │    0.0000 │" in text
+    assert "│ class_1    │ class_2    │" in text
     assert "[bold]a.png" in text.replace(" │\n│                │             │          │ ", "")
     assert max(map(len, text.splitlines())) <= 80
 
@@ -361,14 +364,14 @@ def test_a_dice_just_below_one_is_not_shown_as_perfect(project):
         runs.append(project.run(job).run)
     found = compared(project, *runs)
 
-    assert (found.total.flipped_px, found.total.classes["foreground"].dice) == (1, 2 * 39_999 / 79_999)
+    assert (found.total.flipped_px, found.total.classes["foreground"].overlap.dice) == (1, 2 * 39_999 / 79_999)
     assert "0.9999" in shown(found)
     assert "1.0000" not in shown(found)
     assert "1.0000" in shown(compared(project, runs[0], runs[0]))
 
 
 def test_the_json_holds_the_sides_every_partition_and_the_worst_images(project, three):
-    """Plain values only, and rankings as long as was asked for."""
+    """Plain values only, and as many images as were asked for."""
     project.fill("2026/11/20", 1)
     project.fill(DAY, 4)
     a, b = project.run(), project.run(three)
@@ -376,9 +379,10 @@ def test_the_json_holds_the_sides_every_partition_and_the_worst_images(project, 
 
     assert (tree["a"]["asked"], tree["b"]["fingerprints"]) == (a.run, [b.fingerprint])
     assert [p["compared"] for p in tree["partitions"].values()] == [1, 4]
-    assert (tree["total"]["flipped_share"], tree["total"]["classes"]["class_2"]["appears_share"]) == (0.25, 1.0)
-    assert [len(tree["total"][ranking]) for ranking in ("most_flipped", "lowest_dice")] == [2, 2]
-    assert tree["total"]["lowest_dice"][0]["dice"] == {"class_1": 0.0, "class_2": 0.0}
+    assert (tree["total"]["flipped_share"], tree["total"]["classes"]["class_2"]["iou"]) == (0.25, 0.0)
+    assert tree["total"]["confusion"] == [{"a": "class_1", "b": "class_2", "pixels": 5 * BRIGHT}]
+    assert len(tree["total"]["most_flipped"]) == 2
+    assert tree["total"]["most_flipped"][0]["dice"] == {"class_1": 0.0, "class_2": 0.0}
 
 
 def test_comparing_changes_nothing(project, three):
@@ -406,7 +410,8 @@ def test_rows_are_the_same_however_they_are_divided(project, three, monkeypatch)
     divided = compared(project, project.run(*cut).run, project.run(three, *cut).run)
 
     assert list(divided.partitions) == [f"date={NAME}"]
-    assert divided.total.to_json(rankings=True) == whole.to_json(rankings=True)
+    assert divided.total.to_json() == whole.to_json()
+    assert divided.total.most_flipped == whole.most_flipped
     assert len(list(project.folder.glob("out/predictions/date=*/bucket=*/data.parquet"))) == 3
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, fields
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -10,29 +10,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unet_batch.imaging.masks import rle
-from unet_batch.table.agreement import Agreement, Found
-from unet_batch.table.pairs import OK, ClassMask, Obstacle, Row
+from unet_batch.table.agreement import OK, Agreement, ClassMask, Found, Obstacle, Row, agree_rows
 
 SIDE = 4
 
 
-def predicted(levels: str, *, runs: bool = True, confidence: float | None = None, size: int = SIDE) -> Row:
+def predicted(levels: str, *, runs: bool = True, size: int = SIDE) -> Row:
     """A prediction whose first pixels have the classes that the letters name; a dot is no class."""
     pixels = np.array(list(levels.ljust(size * size, "."))).reshape(size, size)
     classes = {
         name: ClassMask(
-            area := int((pixels == name).sum()),
-            area / pixels.size,
+            int((pixels == name).sum()),
             (size, size) if runs else None,
             rle(pixels == name) if runs else None,
         )
         for name in set(levels) - {"."}
     }
-    return Row("memory://a/x.png", None, 0, OK, size * size, confidence, classes)
+    return Row("memory://a/x.png", None, 0, OK, size * size, classes)
 
 
 def rejected(reason: str) -> Row:
-    return Row("memory://a/x.png", None, 0, reason, 0, None, {})
+    return Row("memory://a/x.png", None, 0, reason, 0, {})
 
 
 def of(*pairs: tuple[Row | None, Row | None], top: int = 10) -> Agreement:
@@ -43,33 +41,37 @@ def keys(images) -> list[str]:
     return [image.key for image in images]
 
 
+def row(masks: dict[str, np.ndarray], *, runs: bool = True, source_px: int = 0) -> Row:
+    cells = {n: ClassMask(int(m.sum()), m.shape if runs else None, rle(m) if runs else None) for n, m in masks.items()}
+    return Row("memory://a/1.png", None, 0, OK, source_px, cells)
+
+
 def test_two_images_by_hand():
     """x has 2 + 4 pixels in A and 4 + 4 in B, of which 2 + 4 are shared; 2 of 32 pixels flip."""
     found = of((predicted("xx"), predicted("xxxx")), (predicted("xxxx"), predicted("xxxx")))
 
     assert (found.compared, found.unchanged, found.pixels, found.flipped_px) == (2, 1, 32, 2)
     x = found.classes["x"]
-    assert (x.area_a_px, x.area_b_px, x.area_change) == (6, 8, pytest.approx(1 / 3))
-    assert (x.dice, x.mean_dice) == (12 / 14, (2 / 3 + 1) / 2)
-    assert (x.images_a, x.images_b, x.appears, x.disappears) == (2, 2, 0, 0)
+    assert (x.overlap.area_a_px, x.overlap.area_b_px, x.images_a, x.images_b) == (6, 8, 2, 2)
+    assert (x.overlap.dice, x.overlap.iou, x.mean_dice) == (12 / 14, 6 / 8, (2 / 3 + 1) / 2)
+    assert found.confusion == {(None, "x"): 2}
 
 
-def test_a_class_that_appears_and_one_that_disappears_are_counted_by_image():
-    """y comes in one image of three, x goes in two."""
+def test_an_image_counts_for_a_class_that_either_side_has():
+    """y is in one image of three and only in B: its Dice is 0 there, and the other two do not count."""
     found = of(
         (predicted("xx"), predicted("yy")), (predicted("x"), predicted("")), (predicted("x"), predicted("x"))
-    ).to_json(rankings=False)["classes"]
+    ).to_json()["classes"]
 
-    assert (found["x"]["images_a"], found["x"]["images_b"]) == (3, 1)
-    assert (found["x"]["disappears_share"], found["y"]["appears_share"]) == (2 / 3, 1 / 3)
-    assert (found["x"]["appears_share"], found["y"]["disappears_share"]) == (0.0, 0.0)
-    assert (found["y"]["area_change"], found["y"]["dice"], found["y"]["mean_dice"]) == (None, 0.0, 0.0)
+    assert (found["x"]["images_a"], found["x"]["images_b"], found["x"]["mean_dice"]) == (3, 1, 1 / 3)
+    assert (found["y"]["images_a"], found["y"]["images_b"], found["y"]["dice"], found["y"]["iou"]) == (0, 1, 0.0, 0.0)
+    assert found["y"]["mean_dice"] == 0.0
 
 
 def test_every_image_lies_in_one_place():
     """Compared, changed in its verdict, rejected alike, or not comparable for one reason."""
     broken = predicted("x")
-    broken.classes["x"] = ClassMask(1, 1 / 16, (SIDE, SIDE), "no runs")
+    broken.classes["x"] = ClassMask(1, (SIDE, SIDE), "no runs")
     found = of(
         (predicted("x"), predicted("x")),
         (predicted("x"), rejected("decode.corrupt")),
@@ -80,6 +82,7 @@ def test_every_image_lies_in_one_place():
         (predicted("x"), predicted("x", size=2)),
         (predicted("x"), broken),
         (None, predicted("x")),
+        (predicted("x"), predicted("x", runs=False)),
     )
 
     assert (found.compared, found.rejected_alike) == (1, 1)
@@ -92,49 +95,54 @@ def test_every_image_lies_in_one_place():
         Obstacle.OTHER_SIZE: Found(1, "k6"),
         Obstacle.NO_MASK: Found(1, "k7"),
         Obstacle.DAMAGED: Found(1, "k8"),
+        Obstacle.NO_RUNS: Found(1, "k9"),
     }
 
 
-def test_the_confidence_is_that_of_images_which_have_one_on_both_sides():
-    """0.5 → 0.75 and nothing else; without any there is no change."""
-    found = of(
-        (predicted("x", confidence=0.5), predicted("x", confidence=0.75)),
-        (predicted("x"), predicted("x", confidence=0.1)),
-    )
-
-    assert (found.with_confidence, found.confidence_change) == (1, 0.25)
-    assert of((predicted("x"), predicted("x"))).confidence_change is None
-
-
-def test_the_rankings_keep_the_worst_images_and_leave_out_perfect_ones():
-    """By share of flipped pixels, and by Dice: an image that lost one pixel of a large class is far down in both."""
+def test_the_images_that_differ_most_come_first_and_equal_ones_are_left_out():
+    """By share of flipped pixels; of equals, the first key."""
     pairs = [
-        (predicted("xxxxxxxx"), predicted("xxxx")),  # 4 flips, Dice 8 / 12
-        (predicted("x"), predicted("")),  # 1 flip, Dice 0
+        (predicted("xxxxxxxx"), predicted("xxxx")),  # 4 flips
+        (predicted("x"), predicted("")),  # 1 flip
         (predicted("x"), predicted("x")),  # none
-        (predicted("xx"), predicted("")),  # 2 flips, Dice 0 of the larger class
+        (predicted("xx"), predicted("")),  # 2 flips
+        (predicted(""), predicted("y")),  # 1 flip
     ]
 
-    assert keys(of(*pairs).most_flipped) == ["k0", "k3", "k1"]
-    assert keys(of(*pairs).lowest_dice) == ["k3", "k1", "k0"]
+    assert keys(of(*pairs).most_flipped) == ["k0", "k3", "k1", "k4"]
     assert keys(of(*pairs, top=1).most_flipped) == ["k0"]
-    assert keys(of(*pairs, top=0).lowest_dice) == []
+    assert keys(of(*pairs, top=0).most_flipped) == []
 
 
-def test_by_area_alone_nothing_of_the_masks_is_left():
-    """Areas, images and confidence stay; shares of pixels and Dice are unknown, not 0."""
-    found = of(
-        (predicted("xx", runs=False), predicted("x", confidence=0.5)), (predicted(""), predicted("x"))
-    ).by_area_alone()
+def test_masks_of_another_size_are_not_compared():
+    """Also where they have as many pixels; an empty mask fits any."""
+    wide, tall = np.ones((2, 4), bool), np.ones((4, 2), bool)
 
-    assert (found.compared, found.by_area, found.flipped_share, found.most_flipped) == (2, 2, None, ())
-    x = found.classes["x"]
-    assert (x.area_a_px, x.area_b_px, x.appears, x.dice, x.mean_dice) == (2, 2, 1, None, None)
-    assert keys(found.lowest_dice) == ["k1", "k0"]
+    assert agree_rows(row({"x": wide}), row({"x": tall})) is Obstacle.OTHER_SIZE
+    assert agree_rows(row({"x": wide}), row({"y": wide})).flipped_px == 8
+    assert agree_rows(row({"x": wide}), row({}, source_px=99)).pixels == 8
+    assert agree_rows(row({}, source_px=12), row({}, source_px=12)).pixels == 12
 
 
-def class_figures(found: Agreement) -> dict[tuple[str, int], float]:
-    return {(name, i): value for name, c in found.classes.items() for i, value in enumerate(astuple(c))}
+def test_a_side_that_keeps_areas_only_is_not_compared():
+    """Equal areas say nothing about pixels."""
+    mask = np.ones((2, 4), bool)
+
+    assert agree_rows(row({"x": mask}, runs=False), row({"x": mask})) is Obstacle.NO_RUNS
+    assert agree_rows(row({}, source_px=8), row({"x": mask}, runs=False)) is Obstacle.NO_RUNS
+
+
+def test_runs_that_contradict_their_area_are_not_compared():
+    """area_px is what other engines sum up: a row that contradicts itself cannot be trusted."""
+    mask = np.ones((2, 2), bool)
+    wrong = row({"x": mask})
+    wrong.classes["x"] = ClassMask(3, (2, 2), rle(mask))
+
+    assert agree_rows(row({"x": mask}), wrong) is Obstacle.NO_MASK
+
+
+def class_figures(found: Agreement) -> dict[tuple[str, str], float]:
+    return {(name, key): value for name, c in found.classes.items() for key, value in c.to_json().items()}
 
 
 ROWS = st.one_of(
@@ -144,14 +152,13 @@ ROWS = st.one_of(
         predicted,
         st.text("xy.", max_size=SIDE * SIDE),
         runs=st.booleans(),
-        confidence=st.sampled_from([None, 0.25, 0.5]),  # sums of these are exact in any order
     ),
 )
 
 
 @given(st.lists(st.tuples(ROWS, ROWS), max_size=12), st.integers(0, 12))
 def test_partitions_add_up_to_the_whole(pairs, cut):
-    """However the images are divided, all figures and both rankings are the same."""
+    """However the images are divided, all figures and the images that differ most are the same."""
     images = [(f"k{i:02}", a, b) for i, (a, b) in enumerate(pairs)]
     whole = Agreement.of(images, top=3)
     sums = Agreement.of(images[:cut], top=3) + Agreement.of(images[cut:], top=3)

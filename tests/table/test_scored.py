@@ -16,8 +16,8 @@ from unet_batch.imaging.masks import rle
 from unet_batch.imaging.postprocess import ClassArea, Prediction
 from unet_batch.records import Source, Unit, unit_id
 from unet_batch.spec import LimitsSpec
+from unet_batch.table.agreement import OK
 from unet_batch.table.layout import Layout
-from unet_batch.table.pairs import OK
 from unet_batch.table.parts import write_part
 from unet_batch.table.publish import Publication, publish
 from unet_batch.table.rows import Provenance, prediction_row, rejection_row
@@ -100,21 +100,14 @@ def verdicts(rows: ScoredRows) -> dict[str, int | str]:
 
 
 def test_a_row_comes_back_as_it_was_written(output):
-    """Identity, size, confidence and the class with its runs; a rejection has a reason and no class."""
+    """Identity, size and the class with its runs; a rejection has a reason and no class."""
     rows = output.rows(None, [output.stage({"a": 5, "b": None})])
     a, b = rows.take([rows.places["file:///archive/a", "v1"], rows.places["file:///archive/b", "v1"]])
 
-    assert (a.uri, a.member, a.page, a.verdict, a.source_px, a.confidence) == (
-        "file:///archive/a",
-        None,
-        0,
-        OK,
-        16,
-        0.5,
-    )
-    assert (a.classes["x"].area_px, a.classes["x"].size_hw, a.classes["x"].mask_px) == (5, (4, 4), 16)
+    assert (a.uri, a.member, a.page, a.verdict, a.source_px) == ("file:///archive/a", None, 0, OK, 16)
+    assert (a.classes["x"].area_px, a.classes["x"].size_hw) == (5, (4, 4))
     assert a.classes["x"].counts == prediction(5).classes[0].rle
-    assert (b.verdict, b.source_px, b.confidence, b.classes) == ("decode.timeout", 16, None, {})
+    assert (b.verdict, b.source_px, b.classes) == ("decode.timeout", 16, {})
 
 
 def test_rows_come_in_the_order_asked_for(output):

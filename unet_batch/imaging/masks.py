@@ -17,6 +17,9 @@ from unet_batch.errors import ShapeMismatch
 Bbox = tuple[int, int, int, int]
 """x, y, width, height in pixels."""
 
+Edges = NDArray[np.int64]
+"""Where a mask begins and ends, in turn and ascending, counted down the columns: an even number of pixels."""
+
 STRIP_ROWS = 16
 """Rows copied at once while transposing: keeps the written columns in the first-level cache."""
 LONGEST_COUNT = 7
@@ -84,11 +87,14 @@ def rle(mask_hw: NDArray[np.bool_]) -> str:
 def unrle(counts: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """The bool mask (H, W) of COCO's `counts`, column-major in memory. Raises ShapeMismatch where they are not one."""
     height, width = size_hw
-    lengths = _unpack(counts)
-    if (lengths < 0).any() or int(lengths.sum()) != height * width:
-        pixels = int(lengths.sum())
-        raise ShapeMismatch(f"COCO RLE has {pixels} pixels, not {height} x {width}: take the size it was made with")
+    lengths = _lengths(counts, size_hw)
     return np.repeat(np.arange(lengths.size) % 2 == 1, lengths).reshape(width, height).T
+
+
+def edges(counts: str, size_hw: tuple[int, int]) -> Edges:
+    """The edges of the mask of COCO's `counts`. Raises ShapeMismatch where they are no mask of this size."""
+    lengths = _lengths(counts, size_hw)
+    return np.cumsum(lengths)[: lengths.size // 2 * 2]
 
 
 def bbox(mask_hw: NDArray[np.bool_]) -> Bbox:
@@ -127,6 +133,16 @@ def _pack(counts: NDArray[np.int64]) -> str:
         codes[at - 1] += 32  # there is another one
         codes[at] = ((deltas[places] >> (5 * place)) & 31) + 48
     return codes.tobytes().decode("ascii")
+
+
+def _lengths(counts: str, size_hw: tuple[int, int]) -> NDArray[np.int64]:
+    """The lengths of the runs, which start with background."""
+    lengths = _unpack(counts)
+    height, width = size_hw
+    if (lengths < 0).any() or int(lengths.sum()) != height * width:
+        pixels = int(lengths.sum())
+        raise ShapeMismatch(f"COCO RLE has {pixels} pixels, not {height} x {width}: take the size it was made with")
+    return lengths
 
 
 def _unpack(text: str) -> NDArray[np.int64]:

@@ -14,9 +14,8 @@ from unet_batch.archive.discovery import Window
 from unet_batch.archive.storage import canonical
 from unet_batch.job.prepare import Prepared
 from unet_batch.job.sides import EXAMPLES, RowsOfSide, Side
-from unet_batch.table.agreement import TOP, Agreement, Found
+from unet_batch.table.agreement import TOP, Agreement, Found, Obstacle
 from unet_batch.table.layout import Layout
-from unet_batch.table.pairs import Obstacle
 from unet_batch.table.rows import partition_values
 from unet_batch.table.scored import Name, ScoredRows
 
@@ -39,12 +38,15 @@ class Comparison:
     """Sentences about what was not there, or was left out."""
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, for `json.dumps`; images are ranked over all partitions together."""
+        """All figures, for `json.dumps`; the images that differ most are those of all partitions together."""
         return {
             "a": self.a.to_json(),
             "b": self.b.to_json(),
-            "partitions": {name: found.to_json(rankings=False) for name, found in self.partitions.items()},
-            "total": self.total.to_json(rankings=True),
+            "partitions": {name: found.to_json() for name, found in self.partitions.items()},
+            "total": {
+                **self.total.to_json(),
+                "most_flipped": [image.to_json() for image in self.total.most_flipped],
+            },
             "notes": list(self.notes),
         }
 
@@ -57,7 +59,7 @@ def compare(
     a, b: a run of the output, which stands for all rows of its fingerprint, whichever run scored them; the first 8 or
     more hex digits of a fingerprint; `published`, whatever readers see; or `job`, the fingerprint of this job.
     b_output: URI of another job's output, where b is looked for; read with this job's `output.options`.
-    top: images that each ranking keeps.
+    top: how many images that differ most are kept.
 
     Rows of a fingerprint are those that its next publication would take. Rows are of the same image where image key
     and version are equal; a version that was scored on one side only does not count where another one was on both.
@@ -82,7 +84,7 @@ def compare(
     partitions = dict(sorted(partitions.items()))
     total = sum(partitions.values(), Agreement(top=top))
     same = sides[0].fingerprint == sides[1].fingerprint and b_output is None
-    notes = (*_absences(without), *_omissions(list(damaged), total), *_sameness(total, same=same))
+    notes = (*_absences(without), *_damages(list(damaged)), *_sameness(total, same=same))
     return Comparison(sides[0].side(), sides[1].side(), partitions, total, notes)
 
 
@@ -101,7 +103,7 @@ def _agreement(a: ScoredRows, b: ScoredRows, top: int) -> Agreement:
     )
     for begin in range(0, len(both), ROWS_AT_ONCE):
         found += _of_images(a, b, both[begin : begin + ROWS_AT_ONCE], top)
-    return found.by_area_alone() if found.by_area else found
+    return found
 
 
 def _of_images(a: ScoredRows, b: ScoredRows, names: Sequence[Name], top: int) -> Agreement:
@@ -116,16 +118,11 @@ def _absences(without: Mapping[str, Sequence[str]]) -> Iterator[str]:
         yield f"{letters} {verb} no rows in {len(names)} partition(s) of the window: {shown}"
 
 
-def _omissions(damaged: Sequence[str], total: Agreement) -> Iterator[str]:
+def _damages(damaged: Sequence[str]) -> Iterator[str]:
     if damaged:
         yield (
             f"{len(damaged)} object(s) are damaged, and rows in them do not count, e.g. {damaged[0]}: "
             "verify says more, and the next run of their job scores them again"
-        )
-    if total.by_area:
-        yield (
-            f"{total.by_area} of {total.compared} images are compared by area alone, because a side of their partition "
-            "keeps no runs (output.masks): an image's Dice is the most that its areas allow"
         )
 
 

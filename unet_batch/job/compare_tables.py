@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from unet_batch.job.compare import Comparison
 from unet_batch.job.sides import Side
-from unet_batch.table.agreement import Agreement
-from unet_batch.table.pairs import ImageAgreement
+from unet_batch.table.agreement import Agreement, Ranked
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,25 +19,27 @@ if TYPE_CHECKING:
 
 DIGITS_SHOWN = 12
 """Of digests, in tables; the JSON has all of them."""
+CONFUSIONS_SHOWN = 10
+"""Pairs of classes in the table; the JSON has all of them."""
+NO_CLASS = "(none)"
 
 
 def tables(comparison: Comparison) -> list[RenderableType]:
-    """The sides, what agrees by partition and by class, what changed its verdict, the worst images, and the notes."""
+    """Sides, partitions, classes, changed verdicts, what cannot be compared, images that differ most, and notes."""
     from rich.text import Text
 
     total = comparison.total
     shown: list[RenderableType] = [_sides(comparison.a, comparison.b), *_partitions(comparison)]
     if total.classes:
-        shown += _classes(total)
+        shown += [_classes(total), *_confusion(total)]
     if total.changes:
         changes = [(a, b, f"{found.images:,}", found.example) for (a, b), found in sorted(total.changes.items())]
         shown.append(_table("verdicts that changed", ("in A", "in B", "#images", "for example"), changes))
     if total.not_comparable:
         obstacles = [(why, f"{found.images:,}", found.example) for why, found in sorted(total.not_comparable.items())]
         shown.append(_table("images that cannot be compared", ("because", "#images", "for example"), obstacles))
-    for title, images in (("most pixels flipped", total.most_flipped), ("lowest Dice", total.lowest_dice)):
-        if images:
-            shown.append(_worst(title, images))
+    if total.most_flipped:
+        shown.append(_most_flipped(total.most_flipped))
     shown += [Text(f"• {note}") for note in comparison.notes]
     return shown
 
@@ -64,8 +65,8 @@ def _partitions(comparison: Comparison) -> Iterator[Table]:
     yield _table("images (changed: another verdict)", headings, [(name, *_counts(found)) for name, found in lines])
     if comparison.total.compared:
         yield _table(
-            "predictions (confidence: B less A)",
-            ("partition", "#unchanged", "#pixels flipped", "#lowest Dice", "#confidence"),
+            "masks",
+            ("partition", "#unchanged", "#pixels flipped", "#lowest Dice"),
             [(name, *_masks(found)) for name, found in lines if found.compared],
         )
 
@@ -77,45 +78,36 @@ def _counts(found: Agreement) -> list[str]:
 
 
 def _masks(found: Agreement) -> list[str]:
-    masks, change = found.compared - found.by_area, found.confidence_change
-    lowest = min((known for c in found.classes.values() if (known := c.dice) is not None), default=None)
-    return [
-        _share(found.unchanged / masks if masks else None),
-        _share(found.flipped_share),
-        _dice(lowest),
-        "" if change is None else f"{change:+.4f}",
-    ]
+    lowest = min((dice for c in found.classes.values() if (dice := c.overlap.dice) is not None), default=None)
+    return [_share(found.unchanged / found.compared), _share(found.flipped_share), _score(lowest)]
 
 
-def _classes(total: Agreement) -> Iterator[Table]:
-    masks, areas = [], []
+def _classes(total: Agreement) -> Table:
+    lines = []
     for name, found in sorted(total.classes.items()):
-        images = (f"{found.images_a:,}", f"{found.images_b:,}")
-        alone = (_share(found.appears / total.compared), _share(found.disappears / total.compared))
-        masks.append((name, *images, *alone, _dice(found.dice), _dice(found.mean_dice)))
-        change = "" if found.area_change is None else f"{100 * found.area_change:+.3g} %"
-        areas.append((name, f"{found.area_a_px:,}", f"{found.area_b_px:,}", change))
-    headings = ("class", "#images A", "#images B", "#only in B", "#only in A", "#Dice", "#mean Dice")
-    yield _table("classes (Dice of all pixels; mean of images' Dice)", headings, masks)
-    yield _table("areas in pixels", ("class", "#in A", "#in B", "#change"), areas)
+        both = found.overlap
+        change = f"{100 * (both.area_b_px - both.area_a_px) / both.area_a_px:+.3g} %" if both.area_a_px else ""
+        scores = (_score(both.dice), _score(both.iou), _score(found.mean_dice))
+        lines.append((name, f"{found.images_a:,}", f"{found.images_b:,}", change, *scores))
+    headings = ("class", "#images A", "#images B", "#area A → B", "#Dice", "#IoU", "#mean Dice")
+    return _table("classes (Dice, IoU: of all pixels; mean Dice: of images)", headings, lines)
 
 
-def _worst(title: str, images: Sequence[ImageAgreement]) -> Table:
+def _confusion(total: Agreement) -> Iterator[Table]:
+    pairs = [(a or NO_CLASS, b or NO_CLASS, pixels) for (a, b), pixels in total.confused()]
+    if pairs:
+        lines = [(a, b, f"{pixels:,}", _share(pixels / total.pixels)) for a, b, pixels in pairs[:CONFUSIONS_SHOWN]]
+        yield _table("most frequent differences", ("class in A", "class in B", "#pixels", "#of all"), lines)
+
+
+def _most_flipped(images: Sequence[Ranked]) -> Table:
     rows = []
     for image in images:
-        lowest = image.lowest
-        at_most = "≤ " if image.flipped_px is None else ""
-        rows.append(
-            (
-                _share(image.flipped_share),
-                at_most + _dice(lowest.dice) if lowest else "",
-                lowest.name if lowest else "",
-                image.uri
-                + (f" {image.member}" if image.member else "")
-                + (f" page {image.page}" if image.page else ""),
-            )
-        )
-    return _table(title, ("#pixels flipped", "#lowest Dice", "of class", "image"), rows)
+        name, dice = image.found.lowest or ("", None)
+        row = image.row
+        where = row.uri + (f" {row.member}" if row.member else "") + (f" page {row.page}" if row.page else "")
+        rows.append((_share(image.found.flipped_share), _score(dice), name, where))
+    return _table("images that differ most", ("#pixels flipped", "#lowest Dice", "of class", "image"), rows)
 
 
 def _table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -136,9 +128,9 @@ def _share(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.3g} %"
 
 
-def _dice(dice: float | None) -> str:
-    """Rounded down: 1.0000 is a perfect one."""
-    return "" if dice is None else f"{math.floor(dice * 1e4) / 1e4:.4f}"
+def _score(score: float | None) -> str:
+    """A Dice or IoU, rounded down: 1.0000 is a perfect one."""
+    return "" if score is None else f"{math.floor(score * 1e4) / 1e4:.4f}"
 
 
 def _short(digests: Sequence[str]) -> str:

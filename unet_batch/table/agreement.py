@@ -1,22 +1,109 @@
-"""How far two sides agree over many images: counts and sums, so that those of partitions add up to that of all.
+"""How far the rows of two sides agree, as counts and sums: those of partitions add up to that of all images.
 
-Knows pairs of rows and nothing of masks, stores or jobs.
+Knows pairs of rows; knows no store, no file and no job. `imaging.mask_agreement` compares the masks of one image and
+has the rules for empty masks. Over many images, Dice and IoU of a class are those of all pixels together.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from typing import Any, TypeVar
 
 from unet_batch.errors import ShapeMismatch
-from unet_batch.table.pairs import OK, ClassPair, ImageAgreement, Obstacle, Row, measure, same_size
+from unet_batch.imaging.mask_agreement import Confusion, ImageAgreement, Overlap, agree
+from unet_batch.imaging.masks import Edges, edges
 
 K = TypeVar("K")
 
+OK = "ok"
+"""The verdict of an image that has a prediction; any other is the reason of its rejection."""
 TOP = 10
-"""Images that each ranking keeps."""
+"""Images that are kept as the ones that differ most."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMask:
+    """What one row holds of one class."""
+
+    area_px: int
+    size_hw: tuple[int, int] | None
+    counts: str | None
+    """COCO `counts`; None where the row holds the area only."""
+
+    def edges(self) -> Edges:
+        """Raises ShapeMismatch where the counts are no mask of this size and area."""
+        found = edges(self.counts or "", self.size_hw or (0, 0))
+        if (inside := int((found[1::2] - found[::2]).sum())) != self.area_px:
+            raise ShapeMismatch(f"COCO RLE has {inside} pixels inside, and area_px is {self.area_px}")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row, as far as it is compared."""
+
+    uri: str
+    member: str | None
+    page: int
+    verdict: str
+    """OK, or the reason of a rejection."""
+    source_px: int
+    """Pixels of the source image; 0 where it was never decoded."""
+    classes: Mapping[str, ClassMask]
+    """By name; none for an empty mask."""
+
+
+class Obstacle(StrEnum):
+    """Why an image that both sides have is not compared."""
+
+    OTHER_VERSION = "each side scored another version of the image"
+    OTHER_SIZE = "the masks have different sizes"
+    NO_RUNS = "a side keeps areas only (output.masks without rle)"
+    NO_MASK = "a mask is not COCO RLE of its size"
+    DAMAGED = "a row cannot be read"
+
+
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """An image and how far its masks agree."""
+
+    key: str
+    row: Row
+    found: ImageAgreement
+
+    def to_json(self) -> dict[str, Any]:
+        """Identity and figures, for `json.dumps`."""
+        return {
+            "image_key": self.key,
+            "uri": self.row.uri,
+            "member": self.row.member,
+            "page": self.row.page,
+            "flipped_px": self.found.flipped_px,
+            "flipped_share": self.found.flipped_share,
+            "dice": {name: pair.dice for name, pair in self.found.classes.items()},
+        }
+
+
+def agree_rows(a: Row, b: Row) -> ImageAgreement | Obstacle:
+    """How far two predictions of one image agree, or why that is not known."""
+    masks = [*a.classes.values(), *b.classes.values()]
+    if any(mask.counts is None for mask in masks):
+        return Obstacle.NO_RUNS
+    sizes = {mask.size_hw for mask in masks}
+    if len(sizes) > 1:  # an empty mask, of which no row knows the size, fits any
+        return Obstacle.OTHER_SIZE
+    pixels = next((size[0] * size[1] for size in sizes if size), a.source_px)
+    try:
+        masks_a = {name: mask.edges() for name, mask in a.classes.items()}
+        masks_b = {
+            name: masks_a[name] if a.classes.get(name) == mask else mask.edges() for name, mask in b.classes.items()
+        }
+    except ShapeMismatch:
+        return Obstacle.NO_MASK
+    return agree(masks_a, masks_b, pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,53 +120,42 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class ClassAgreement:
-    """One class over many images; counts and sums, so that those of partitions add up to that of all."""
+    """One class over many images."""
 
-    images_a: int
-    """Compared images in which A has the class."""
-    images_b: int
-    appears: int
-    """Images in which only B has it."""
-    disappears: int
-    """Images in which only A has it."""
-    area_a_px: int
-    area_b_px: int
-    masks: int
-    """Images that have the class on either side and whose masks were held against each other; the rest is over them."""
-    masked_a_px: int
-    masked_b_px: int
-    shared_px: int
-    sum_dice: float
+    images_a: int = 0
+    """Images in which A has the class."""
+    images_b: int = 0
+    images: int = 0
+    """Images in which either side has it."""
+    overlap: Overlap = field(default_factory=Overlap)
+    """Of all images together."""
+    sum_dice: float = 0.0
+    """Of the Dice of each image in which either side has the class."""
 
     @staticmethod
-    def of(pair: ClassPair) -> ClassAgreement:
-        """Those figures of one image."""
-        a, b, shared = pair.area_a_px, pair.area_b_px, pair.shared_px
-        masked = (0, 0, 0, 0, 0.0) if shared is None else (1, a, b, shared, pair.dice)
-        return ClassAgreement(int(a > 0), int(b > 0), int(a == 0), int(b == 0), a, b, *masked)
+    def of(pair: Overlap) -> ClassAgreement:
+        """The figures of one image."""
+        return ClassAgreement(int(pair.area_a_px > 0), int(pair.area_b_px > 0), 1, pair, pair.dice or 0.0)
 
     def __add__(self, more: ClassAgreement) -> ClassAgreement:
         return ClassAgreement(*(getattr(self, f.name) + getattr(more, f.name) for f in fields(self)))
 
     @property
-    def area_change(self) -> float | None:
-        """(B − A) / A; None where A has none."""
-        return (self.area_b_px - self.area_a_px) / self.area_a_px if self.area_a_px else None
-
-    @property
-    def dice(self) -> float | None:
-        """Dice of all masks taken as one picture; None without masks."""
-        either = self.masked_a_px + self.masked_b_px
-        return 2 * self.shared_px / either if either else None
-
-    @property
     def mean_dice(self) -> float | None:
-        """Mean of the images' own Dice: small objects count as much as large ones; None without masks."""
-        return self.sum_dice / self.masks if self.masks else None
+        """Mean of the Dice of each image: small objects count as much as large ones."""
+        return self.sum_dice / self.images if self.images else None
 
-    def by_area_alone(self) -> ClassAgreement:
-        """The same without what was learnt from masks."""
-        return replace(self, masks=0, masked_a_px=0, masked_b_px=0, shared_px=0, sum_dice=0.0)
+    def to_json(self) -> dict[str, Any]:
+        """For `json.dumps`."""
+        return {
+            "images_a": self.images_a,
+            "images_b": self.images_b,
+            "area_a_px": self.overlap.area_a_px,
+            "area_b_px": self.overlap.area_b_px,
+            "dice": self.overlap.dice,
+            "iou": self.overlap.iou,
+            "mean_dice": self.mean_dice,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +166,9 @@ class Agreement:
     """
 
     top: int = TOP
-    """Images that each ranking keeps."""
+    """Images that `most_flipped` keeps."""
     compared: int = 0
-    """Images with a prediction on both sides."""
-    by_area: int = 0
-    """Those of them whose masks are not kept on one side or both."""
+    """Images with a mask on both sides."""
     rejected_alike: int = 0
     """Images rejected for the same reason on both sides."""
     only_a: int = 0
@@ -103,110 +177,70 @@ class Agreement:
     """By verdict in A and in B, where they differ."""
     not_comparable: Mapping[Obstacle, Found] = field(default_factory=dict)
     unchanged: int = 0
-    """Images whose masks are the same in every pixel."""
+    """Compared images whose masks are the same in every pixel."""
     pixels: int = 0
-    """Of all masks that were held against each other."""
     flipped_px: int = 0
-    """Pixels of them whose set of classes differs."""
-    with_confidence: int = 0
-    """Compared images that have a confidence on both sides; the sums are over them."""
-    sum_confidence_a: float = 0.0
-    sum_confidence_b: float = 0.0
+    """Pixels whose set of classes differs."""
     classes: Mapping[str, ClassAgreement] = field(default_factory=dict)
     """By name."""
-    most_flipped: tuple[ImageAgreement, ...] = ()
+    confusion: Confusion = field(default_factory=dict)
+    most_flipped: tuple[Ranked, ...] = ()
     """The images with the largest share of flipped pixels, the worst first."""
-    lowest_dice: tuple[ImageAgreement, ...] = ()
-    """The images with the lowest Dice of any class, the worst first; of equals, that with the larger area."""
 
     @staticmethod
     def of(images: Iterable[tuple[str, Row | None, Row | None]], *, top: int = TOP) -> Agreement:
         """The agreement over images that both sides have: key, row of A, row of B; None for a row that is damaged."""
-        compared: list[ImageAgreement] = []
+        compared: list[Ranked] = []
         changes: dict[tuple[str, str], Found] = {}
         obstacles: dict[Obstacle, Found] = {}
+        classes: dict[str, ClassAgreement] = {}
+        confusion: dict[tuple[str | None, str | None], int] = {}
         alike = 0
         for key, a, b in images:
             if a is None or b is None:
-                _count(obstacles, Obstacle.DAMAGED, key)
+                _add(obstacles, {Obstacle.DAMAGED: Found(1, key)})
             elif a.verdict != b.verdict:
-                _count(changes, (a.verdict, b.verdict), key)
+                _add(changes, {(a.verdict, b.verdict): Found(1, key)})
             elif a.verdict != OK:
                 alike += 1
-            elif not same_size(a, b):
-                _count(obstacles, Obstacle.OTHER_SIZE, key)
+            elif isinstance(found := agree_rows(a, b), Obstacle):
+                _add(obstacles, {found: Found(1, key)})
             else:
-                try:
-                    compared.append(measure(key, a, b))
-                except ShapeMismatch:
-                    _count(obstacles, Obstacle.NO_MASK, key)
-        masked = [(i, i.flipped_px) for i in compared if i.flipped_px is not None]
-        sure = [(i.confidence_a, i.confidence_b) for i in compared]
-        confidences = [(a, b) for a, b in sure if a is not None and b is not None]
-        classes: dict[str, ClassAgreement] = {}
-        for pair in (pair for image in compared for pair in image.classes):
-            one = ClassAgreement.of(pair)
-            classes[pair.name] = classes[pair.name] + one if pair.name in classes else one
+                compared.append(Ranked(key, a, found))
+                _add(classes, {name: ClassAgreement.of(pair) for name, pair in found.classes.items()})
+                _add(confusion, found.confusion)
         return Agreement(
             top=top,
             compared=len(compared),
-            by_area=len(compared) - len(masked),
             rejected_alike=alike,
             changes=changes,
             not_comparable=obstacles,
-            unchanged=sum(flipped == 0 for _, flipped in masked),
-            pixels=sum(image.pixels for image, _ in masked),
-            flipped_px=sum(flipped for _, flipped in masked),
-            with_confidence=len(confidences),
-            sum_confidence_a=sum(a for a, _ in confidences),
-            sum_confidence_b=sum(b for _, b in confidences),
+            unchanged=sum(image.found.flipped_px == 0 for image in compared),
+            pixels=sum(image.found.pixels for image in compared),
+            flipped_px=sum(image.found.flipped_px for image in compared),
             classes=classes,
-            most_flipped=_ranked((i for i, flipped in masked if flipped), _by_flips, top),
-            lowest_dice=_ranked((i for i in compared if i.lowest and i.lowest.dice < 1), _by_dice, top),
+            confusion=confusion,
+            most_flipped=_worst((image for image in compared if image.found.flipped_px), top),
         )
 
     def __add__(self, more: Agreement) -> Agreement:
         """The agreement over the images of both."""
-        joined: dict[str, Any] = {}
-        for name in (f.name for f in fields(self)):
+        joined: dict[str, Any] = {"top": max(self.top, more.top)}
+        for name in (f.name for f in fields(self) if f.name != "top"):
             mine, others = getattr(self, name), getattr(more, name)
-            joined[name] = _joined(mine, others) if isinstance(mine, Mapping) else mine + others
-        top = joined["top"] = max(self.top, more.top)
-        joined["most_flipped"] = _ranked(joined["most_flipped"], _by_flips, top)
-        joined["lowest_dice"] = _ranked(joined["lowest_dice"], _by_dice, top)
+            joined[name] = _add(dict(mine), others) if isinstance(mine, Mapping) else mine + others
+        joined["most_flipped"] = _worst(joined["most_flipped"], joined["top"])
         return Agreement(**joined)
 
     @property
     def flipped_share(self) -> float | None:
-        """Share of all pixels whose set of classes differs; None where no masks were held against each other."""
+        """Share of all pixels whose set of classes differs; None where nothing was compared."""
         return self.flipped_px / self.pixels if self.pixels else None
 
-    @property
-    def confidence_change(self) -> float | None:
-        """Mean confidence in B less that in A; None without any."""
-        return (self.sum_confidence_b - self.sum_confidence_a) / self.with_confidence if self.with_confidence else None
-
-    def by_area_alone(self) -> Agreement:
-        """The same without what was learnt from masks.
-
-        For a partition one side of which keeps no runs: its empty masks are known nevertheless, and figures over them
-        alone would say nothing of the others.
-        """
-        return replace(
-            self,
-            by_area=self.compared,
-            unchanged=0,
-            pixels=0,
-            flipped_px=0,
-            classes={name: found.by_area_alone() for name, found in self.classes.items()},
-            most_flipped=(),
-        )
-
-    def to_json(self, *, rankings: bool) -> dict[str, Any]:
-        """Counts, and all that follows from them, for `json.dumps`."""
-        tree: dict[str, Any] = {
+    def to_json(self) -> dict[str, Any]:
+        """Counts, and all that follows from them, for `json.dumps`; without the images."""
+        return {
             "compared": self.compared,
-            "by_area": self.by_area,
             "only_a": self.only_a,
             "only_b": self.only_b,
             "rejected_alike": self.rejected_alike,
@@ -222,50 +256,22 @@ class Agreement:
             "pixels": self.pixels,
             "flipped_px": self.flipped_px,
             "flipped_share": self.flipped_share,
-            "mean_confidence_a": self.sum_confidence_a / self.with_confidence if self.with_confidence else None,
-            "mean_confidence_b": self.sum_confidence_b / self.with_confidence if self.with_confidence else None,
-            "confidence_change": self.confidence_change,
-            "classes": {name: self._class_json(found) for name, found in sorted(self.classes.items())},
-        }
-        if rankings:
-            tree["most_flipped"] = [image.to_json() for image in self.most_flipped]
-            tree["lowest_dice"] = [image.to_json() for image in self.lowest_dice]
-        return tree
-
-    def _class_json(self, found: ClassAgreement) -> dict[str, Any]:
-        return {
-            "images_a": found.images_a,
-            "images_b": found.images_b,
-            "appears_share": found.appears / self.compared,
-            "disappears_share": found.disappears / self.compared,
-            "area_a_px": found.area_a_px,
-            "area_b_px": found.area_b_px,
-            "area_change": found.area_change,
-            "dice": found.dice,
-            "mean_dice": found.mean_dice,
+            "classes": {name: found.to_json() for name, found in sorted(self.classes.items())},
+            "confusion": [{"a": a, "b": b, "pixels": pixels} for (a, b), pixels in self.confused()],
         }
 
-
-def _count(found: dict[K, Found], what: K, image: str) -> None:
-    found[what] = found[what] + Found(1, image) if what in found else Found(1, image)
-
-
-def _joined(mine: Mapping[K, Any], others: Mapping[K, Any]) -> dict[K, Any]:
-    shared = {name: mine[name] + others[name] for name in mine.keys() & others.keys()}
-    return {**mine, **others, **shared}
+    def confused(self) -> list[tuple[tuple[str | None, str | None], int]]:
+        """The confusion, most pixels first."""
+        return sorted(self.confusion.items(), key=lambda item: (-item[1], item[0][0] or "", item[0][1] or ""))
 
 
-def _ranked(
-    images: Iterable[ImageAgreement], badness: Callable[[ImageAgreement], tuple[float, float]], top: int
-) -> tuple[ImageAgreement, ...]:
-    """The worst images first; equals by their keys, so that the order of partitions changes nothing."""
-    return tuple(heapq.nsmallest(top, images, key=lambda image: (*badness(image), image.key)))
+def _add(mine: dict[K, Any], others: Mapping[K, Any]) -> dict[K, Any]:
+    for name, value in others.items():
+        mine[name] = mine[name] + value if name in mine else value
+    return mine
 
 
-def _by_flips(image: ImageAgreement) -> tuple[float, float]:
-    return -(image.flipped_share or 0.0), -(image.flipped_px or 0)
-
-
-def _by_dice(image: ImageAgreement) -> tuple[float, float]:
-    lowest = image.lowest
-    return (lowest.dice, -max(lowest.area_a_px, lowest.area_b_px)) if lowest else (1.0, 0.0)
+def _worst(images: Iterable[Ranked], top: int) -> tuple[Ranked, ...]:
+    """The images that differ most first; equals by their keys, so that the order of partitions changes nothing."""
+    order = lambda image: (-image.found.flipped_share, -image.found.flipped_px, image.key)  # noqa: E731
+    return tuple(heapq.nsmallest(top, images, key=order))

@@ -17,12 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unet_batch.errors import NotFound, StorageError
-from unet_batch.table.pairs import OK, ClassMask, Row
+from unet_batch.table.agreement import OK, ClassMask, Row
 from unet_batch.table.parts import open_rows, open_stream
 from unet_batch.table.publish import Store
 
 KEY_COLUMNS = ["image_key", "source_version", "status", "model_digest"]
-ROW_COLUMNS = ["uri", "member", "page", "height", "width", "status", "reason", "classes", "confidence"]
+ROW_COLUMNS = ["uri", "member", "page", "height", "width", "status", "reason", "classes"]
 DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
 """What a Parquet object raises that is cut, changed, or none of ours."""
 
@@ -191,22 +191,19 @@ def rows_of(table: pa.Table) -> list[Row]:
             page=page,
             verdict=OK if status == OK else reason or status,
             source_px=(height or 0) * (width or 0),
-            confidence=confidence,
             classes=classes,
         )
-        for uri, member, page, height, width, status, reason, confidence, classes in zip(
-            *columns.values(), cells, strict=True
-        )
+        for uri, member, page, height, width, status, reason, classes in zip(*columns.values(), cells, strict=True)
     ]
 
 
 def _cells(classes: pa.ListArray) -> Iterator[Mapping[str, ClassMask]]:
     """The classes of every row, by name; read by column, which is several times as fast as row by row."""
-    fields = ("name", "area_px", "fraction", ["rle", "size"], ["rle", "counts"])
+    fields = ("name", "area_px", ["rle", "size"], ["rle", "counts"])
     columns = [pc.struct_field(classes.values, field).to_pylist() for field in fields]
     masks = [
-        (name, ClassMask(area, fraction, None if size is None else (size[0], size[1]), counts))
-        for name, area, fraction, size, counts in zip(*columns, strict=True)
+        (name, ClassMask(area, None if size is None else (size[0], size[1]), counts))
+        for name, area, size, counts in zip(*columns, strict=True)
     ]
     for begin, end in pairwise(classes.offsets.to_pylist()):
         yield dict(masks[begin:end])
