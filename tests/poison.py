@@ -1,4 +1,5 @@
-"""A decoder for tests: it notes every image it decodes, and crashes, hangs or raises on images that ask for it."""
+"""A decoder for tests: it notes every image it decodes, and crashes, hangs, raises or says nothing on images
+that ask for it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from unet_batch.contract import ModelInput
 from unet_batch.spec import LimitsSpec
 
 NAME = "poison:decode"
-CRASH, HANG, RAISE = b"<crash>", b"<hang>", b"<raise>"
+CRASH, HANG, RAISE, SILENT = b"<crash>", b"<hang>", b"<raise>", b"<silent>"
 LOG_VARIABLE = "POISON_LOG"
 DELAY_VARIABLE = "POISON_DELAY_S"
 
@@ -30,6 +31,8 @@ def decode(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
         time.sleep(3600)
     if data.endswith(RAISE):
         raise RuntimeError("an error that nobody expected")
+    if data.endswith(SILENT):
+        return iter(())
     return decode_well(data, spec, limits)
 
 

@@ -70,7 +70,7 @@ class Project:
         return status(self.prepared(*overrides), window_of(window))
 
     def verify(self, *overrides: str, window: str = "all") -> list[Finding]:
-        return verify(self.prepared(*overrides), window_of(window))[1]
+        return verify(self.prepared(*overrides), window_of(window)).findings
 
     def data(self, day: str) -> Path:
         return self.folder / "out" / "predictions" / f"date={day}" / "data.parquet"

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "unet_batch"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
 LAYERS = [
-    ["errors", "records", "strict", "contract", "spec"],
+    ["errors", "records", "strict", "contract", "options", "spec"],
     ["imaging"],
     ["archive", "model", "table"],
     ["job"],
@@ -37,8 +37,8 @@ OWNERS = {
     "aiohttp": {"archive/gcs.py"},
     "azure": {"archive/azure.py"},
     "PIL": {"archive/decode.py", "archive/exif.py", "imaging/resize.py"},
-    "tifffile": {"archive/pages.py"},
-    "imagecodecs": {"archive/pages.py", "archive/decode.py"},
+    "tifffile": {"archive/tiff.py", "archive/tiff_planes.py"},
+    "imagecodecs": {"archive/decode.py"},
     "tenacity": {"archive/faults.py"},
     "click": {"cli.py", "command.py", "command_cluster.py", "command_model.py", "command_report.py"},
     "jinja2": {"report_page.py"},

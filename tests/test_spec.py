@@ -6,8 +6,9 @@ import pytest
 
 from unet_batch.contract import Contract
 from unet_batch.errors import JobError
+from unet_batch.options import EnvRef, resolve_options
 from unet_batch.reference import markdown
-from unet_batch.spec import EnvRef, JobSpec, load_job, parse_yaml, resolve_options, validate
+from unet_batch.spec import JobSpec, load_job, parse_yaml, validate
 
 GOOD = """\
 name: nightly

@@ -5,26 +5,27 @@ Library errors become exit codes here and nowhere else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
-import signal
 import sys
 from collections import Counter
 from dataclasses import asdict
 from datetime import datetime, time, timedelta
-from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from unet_batch import __version__
-from unet_batch.command import Exit, finish, job_command, print_result, runner
+from unet_batch.command import Exit, finish, job_command, print_result, runner, say
 from unet_batch.command_cluster import submit
 from unet_batch.command_model import doctor, model
 from unet_batch.command_report import report, report_apart
 from unet_batch.errors import ExitCode, JobError, UnetBatchError
+from unet_batch.job import stopping
 from unet_batch.job.plan import SELECTIONS, Select
+from unet_batch.records import PassedOver
 from unet_batch.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def main() -> NoReturn:
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("unet_batch").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, _stop)
+    stopping.install()
     sys.stdout = sys.stderr  # Ray prints what its workers died of; stdout is for the result alone
     code: int = ExitCode.UNEXPECTED
     try:
@@ -55,14 +56,15 @@ def main() -> NoReturn:
         error.show()
         code = ExitCode.SETUP
     except (KeyboardInterrupt, click.Abort):
-        code = _ended("run.stopped", "stopped; run the same command again to go on", ExitCode.UNFINISHED)
+        signal = stopping.stopped_by() or "Ctrl-C"
+        code = _ended("run.stopped", f"stopped by {signal}; run the same command again to go on", ExitCode.UNFINISHED)
     except UnetBatchError as error:
         code = _ended(error.code, str(error), error.exit_code)
     except Exception:
         log.exception("unexpected error; this is a bug in unet-batch")
-    if sys.__stdout__ is not None:
-        sys.__stdout__.flush()
-    sys.stderr.flush()
+    for stream in (sys.__stdout__, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed pipe or terminal, or none at all
+            stream.flush()  # type: ignore[union-attr]
     os._exit(code)
 
 
@@ -150,12 +152,19 @@ def status(job: JobSpec, window: str, every: bool) -> None:
     """Say of each partition whether it is published, partial, missing, stale or held by a run."""
     from unet_batch.job.prepare import prepare
     from unet_batch.job.survey import window_of
-    from unet_batch.job.verify import status as partition_status
+    from unet_batch.job.verify import overview
     from unet_batch.terminal import print_status
 
-    found = partition_status(prepare(job), window_of(window))
-    print_status(f"status of {job.name}", found, every=every)
-    finish({"partitions": [asdict(s) for s in found]})
+    found = overview(prepare(job), window_of(window))
+    print_status(f"status of {job.name}", found.partitions, every=every)
+    say(found.passed, found.problems)
+    finish(
+        {
+            "partitions": [asdict(s) for s in found.partitions],
+            "passed_over": found.passed.to_json(),
+            "problems": found.problems,
+        }
+    )
 
 
 @job_command("all")
@@ -180,15 +189,19 @@ def verify(job: JobSpec, window: str) -> None:
     from unet_batch.job.survey import window_of
     from unet_batch.job.verify import verify as compare
 
-    partitions, findings = compare(prepare(job), window_of(window))
+    partitions, findings, passed = compare(prepare(job), window_of(window))
+    say(passed)
     for finding in findings:
         click.echo(f"disagreement: {finding}", err=True)
-    if not partitions:
-        click.echo("the window holds no images and no rows, so there is nothing to agree or disagree", err=True)
-    elif not findings:
+    if not findings:
         click.echo(f"{partitions} partition(s) agree with the archive: every image has exactly one row", err=True)
     finish(
-        {"partitions": partitions, "disagreements": len(findings), "findings": [asdict(f) for f in findings]},
+        {
+            "partitions": partitions,
+            "disagreements": len(findings),
+            "findings": [asdict(f) for f in findings],
+            "passed_over": passed.to_json(),
+        },
         exit_code=ExitCode.UNFINISHED if findings else ExitCode.COMPLETE,
     )
 
@@ -233,11 +246,12 @@ for _command in (plan, run, backfill, submit, status, verify, report, compare, s
 def _plan(job: JobSpec, window: str, select: Select) -> NoReturn:
     from unet_batch.job.plan import units
     from unet_batch.job.prepare import prepare
-    from unet_batch.job.survey import selected, window_of
+    from unet_batch.job.survey import planned, window_of
     from unet_batch.terminal import print_table
 
     prepared = prepare(job)
-    work = selected(prepared, window_of(window), select)
+    found = planned(prepared, window_of(window), select)
+    work = found.work
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     todo = [unit for p in work for unit in units(p, prepared.job, prepared.fingerprint, workers=workers)]
     print_table(
@@ -245,6 +259,7 @@ def _plan(job: JobSpec, window: str, select: Select) -> NoReturn:
         ["partition", "state", "images", "scored", "to score"],
         [[p.partition, p.state, len(p.sources), p.scored, len(p.open)] for p in work],
     )
+    say(found.passed, found.problems)
     finish(
         {
             "images": sum(len(p.open) for p in work),
@@ -254,7 +269,10 @@ def _plan(job: JobSpec, window: str, select: Select) -> NoReturn:
             "select": select,
             "fingerprint": prepared.fingerprint,
             "window": window,
-        }
+            "passed_over": found.passed.to_json(),
+            "problems": found.problems,
+        },
+        exit_code=ExitCode.UNFINISHED if found.problems else ExitCode.COMPLETE,
     )
 
 
@@ -286,15 +304,14 @@ def _run(
         return RayExecutor(settings, address=address)
 
     summary = run_job(prepare(job), window_of(window), make_executor, choice=choice, quiet=quiet)
-    for problem in summary.problems:
-        click.echo(f"problem: {problem}", err=True)
+    say(PassedOver.from_json(summary.passed_over), summary.problems)
     if not summary.planned and not summary.published and not summary.problems:
         click.echo("nothing to do: every selected partition is published", err=True)
     for name in summary.partitions:
         click.echo(f"published {name}", err=True)
     result = asdict(summary)
     if with_report:
-        recorded = summary.planned or summary.published
+        recorded = (summary.planned or summary.published) and stopping.stopped_by() is None
         result["report"] = report_apart(job, summary.run) if recorded else None
     finish(result, exit_code=summary.exit_code)
 
@@ -317,8 +334,3 @@ def _ended(code: str, message: str, exit_code: ExitCode) -> ExitCode:
     if exit_code not in (ExitCode.UNEXPECTED, ExitCode.SETUP):
         print_result({"error": code, "message": message}, exit_code)
     return exit_code
-
-
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    """A polite kill ends a run as Ctrl-C does: records are written, and staged parts stay."""
-    raise KeyboardInterrupt

@@ -5,16 +5,17 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import click
 
 from unet_batch.errors import ExitCode
+from unet_batch.records import PassedOver
 from unet_batch.spec import load_job
 
 SET_HELP = "Override a field of the job file, e.g. --set limits.max_rejected=0.05. May be repeated."
-WINDOW_HELP = "Partitions: A..B, A, last, all, today or yesterday (dates as 2026-11-21, UTC)."
+WINDOW_HELP = "Partitions: A..B, A, last, all, today or yesterday (days as 2026-11-21, UTC; months as 2026-11)."
 
 
 def job_command(window: str | None) -> Callable[[Callable[..., None]], click.Command]:
@@ -64,6 +65,14 @@ def wait(command: Callable[..., None]) -> Callable[..., None]:
         help="Wait so long for the leases of a run that may have died; one that renews them is never waited for.",
     )
     return option(command)
+
+
+def say(passed: PassedOver, problems: Sequence[str] = ()) -> None:
+    """What lies in the archive and does not count, in one line, and what keeps a run from being complete."""
+    if passed.total:
+        click.echo(str(passed), err=True)
+    for problem in problems:
+        click.echo(f"problem: {problem}", err=True)
 
 
 class Exit(Exception):

@@ -113,6 +113,9 @@ class ModelInput(Section):
     """Columns of the tensor; may be left out where the model fixes it, or accepts any."""
     multiple: int = Field(default=1, ge=1)
     """Rows and columns must be a multiple of this (2^levels of the U-Net), where they are not fixed."""
+    series_channels: Literal["bands", "pages"] | None = None
+    """What the channels of an OME-TIFF, ImageJ or tifffile series are whose channels lie in pages of their own: bands
+    of one image, or images by themselves; left out: such files are rejected."""
     fit: Literal["tile", "stretch", "letterbox", "pad", "none"] = "tile"
     """How a picture meets the model's size: cut into tiles (small ones padded), resized,
     resized with its shape kept, padded, or refused."""

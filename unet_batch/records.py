@@ -10,7 +10,7 @@ import contextlib
 import gc
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -54,6 +54,45 @@ def image_key(source_key: str, page: int) -> str:
 
 def _escape(text: str) -> str:
     return text.replace("%", "%25").replace("#", "%23")  # so that "#" only ever separates
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOver:
+    """What lies in an archive and was not taken for an image or a shard: how many of what, and a few names of each."""
+
+    kinds: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+    """(a noun such as `.txt file`, how many, the first names), in the order of the nouns."""
+
+    @property
+    def total(self) -> int:
+        return sum(count for _, count, _ in self.kinds)
+
+    def __add__(self, other: PassedOver) -> PassedOver:
+        kinds = {what: (count, names) for what, count, names in self.kinds}
+        for what, count, names in other.kinds:
+            before, first = kinds.get(what, (0, ()))
+            kinds[what] = before + count, (*first, *names)[: max(len(first), len(names))]
+        return PassedOver(tuple((what, *found) for what, found in sorted(kinds.items())))
+
+    def __str__(self) -> str:
+        """One line: `passed over: 3 hidden names (.a, .b, …), 1 .txt file (a.txt)`; what is long ends in `…`."""
+        said = []
+        for what, count, names in self.kinds:
+            shown = ", ".join(names) + (", …" if count > len(names) else "")
+            said.append(f"{count} {what}{'s' if count != 1 else ''} ({shown})")
+        return f"passed over: {', '.join(said)}" if said else "passed over: nothing"
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """For `json.dumps`."""
+        return [{"what": what, "count": count, "examples": list(names)} for what, count, names in self.kinds]
+
+    @staticmethod
+    def from_json(found: Iterable[Mapping[str, Any]]) -> PassedOver:
+        """What `to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        return PassedOver(tuple((str(f["what"]), int(f["count"]), tuple(map(str, f["examples"]))) for f in found))
+
+
+NOTHING_PASSED = PassedOver()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from unet_batch.contract import Contract, Section
-from unet_batch.spec import EnvRef, JobSpec, Options
+from unet_batch.options import EnvRef, Options
+from unet_batch.spec import JobSpec
 
 
 def json_schema() -> dict[str, Any]:

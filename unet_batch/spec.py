@@ -8,35 +8,20 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from unet_batch.contract import Section
 from unet_batch.errors import JobError
-from unet_batch.strict import SECRET_NAME, parse_yaml, set_value, validate
+from unet_batch.options import Options, refuse_literal_secrets
+from unet_batch.strict import parse_yaml, set_value, validate
 
 MAX_JOB_FILE_BYTES = 1 << 20
-_SECRET_IN_URL = re.compile(r"://[^/\s]*@|[?&][^=&\s]*(sig|token|secret|credential|key)[^=&\s]*=", re.IGNORECASE)
-
-
-LEFT_FIRST = Field(union_mode="left_to_right")  # a mapping with the one key `env` is a reference, not a mapping
-
-
-class EnvRef(Section):
-    """A value that lives in an environment variable: `{env: NAME}`."""
-
-    env: str
-    """Name of the variable; its value is read where it is used and never printed."""
-
-
-Option = str | bool | int | float | EnvRef
-Options = dict[str, Annotated[Option | dict[str, Annotated[Option, LEFT_FIRST]], LEFT_FIRST]]
-"""Options of the fsspec file system, e.g. `endpoint_url`, `anon`, `key: {env: NAME}`."""
 
 
 Engine = Literal["onnxruntime", "openvino"]
@@ -44,6 +29,15 @@ ProviderName = Literal["cpu", "cuda", "tensorrt"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 """Each of these three has its rows in the one table, `model/engines.py`."""
 EXECUTION_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
+
+
+PICTURE_SUFFIXES = (
+    *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "tif", "tiff", "webp", "bmp", "dib", "gif", "npy"),
+    *("svs", "ndpi", "scn", "btf", "tf8", "lsm", "dng"),
+    *("jp2", "j2k", "j2c", "jpf", "jpx", "jxl", "jxr", "heic", "heif", "hif", "avif", "ppm", "pgm", "pbm", "pnm"),
+    *("tga", "psd", "exr", "hdr", "dcm", "dicom", "nii", "nii.gz", "nrrd", "mha", "mrc", "czi", "nd2", "lif"),
+)
+"""Suffixes that say that a file is a picture: first what is read, then other TIFFs, then what gets a reason."""
 
 
 class EnsembleSpec(Section):
@@ -103,11 +97,13 @@ class InputSpec(Section):
     format: Literal["images", "webdataset", "parquet", "manifest"] = "images"
     """Loose images, tars, Parquet files with an image column, or lists of URIs (CSV, JSONL, Parquet)."""
     pattern: str = "**"
-    """Glob below `uri`: which objects count, e.g. `**/*.png`. Names that start with a dot never do."""
-    members: tuple[str, ...] = Field(
-        default=("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff", "*.webp", "*.bmp", "*.gif", "*.npy"), strict=False
-    )
-    """Globs of the tar members that are images; the others are counted, not scored."""
+    """Glob below `uri`: which objects count, e.g. `**/*.{png,tif}`; a suffix fits in letters of either case. Names that
+    start with a dot never count."""
+    exclude: tuple[str, ...] = Field(default=(), strict=False)
+    """Globs of objects and tar members that do not count, e.g. `*_mask.png` (in any folder) or `thumbs/**`."""
+    members: tuple[str, ...] = Field(default=tuple(f"*.{suffix}" for suffix in PICTURE_SUFFIXES), strict=False)
+    """Globs of the tar members that are images (`*` crosses folders); the others are counted, not scored. Left out: the
+    suffixes of pictures, and names without a suffix whose first bytes are those of an image."""
     column: str | None = None
     """Column with the image bytes (Parquet; default `image`) or the URI (manifest; default `uri`)."""
     partition_column: str | None = None
@@ -218,6 +214,11 @@ class LimitsSpec(Section):
     """Pixels of one image, checked before it is decoded."""
     max_image_bytes: int = Field(default=1 << 30, ge=1)
     """Encoded bytes of one image."""
+    max_shrink: float = Field(default=0.1, ge=0, le=1)
+    """Largest share of its published images that a partition may lose in one publication (one image always may go,
+    unless this is 0). Where the archive holds still fewer, the published rows stay."""
+    allow_empty: bool = False
+    """Whether a window without images is a success, and whether published rows may be replaced by none."""
     broken_shards: Literal["refuse", "publish"] = "refuse"
     """Whether a partition may be published that holds a cut or corrupt shard (its lost images cannot be counted)."""
     image_timeout_s: float = Field(default=60.0, gt=0)
@@ -268,7 +269,8 @@ class JobSpec(Section):
     output: OutputSpec
     """Where rows go and what they hold."""
     window: str = "last"
-    """Partitions of a run when `--window` is not given: `last`, `all`, `today`, `yesterday`, `A` or `A..B`."""
+    """Partitions of a run when `--window` is not given: `last`, `all`, `today`, `yesterday`, `A` or `A..B`, where A and
+    B are days (2026-11-21) or months (2026-11)."""
     tiling: TilingSpec = TilingSpec()
     """How large pictures are cut."""
     session: SessionSpec = SessionSpec()
@@ -280,12 +282,17 @@ class JobSpec(Section):
     resources: ResourcesSpec = ResourcesSpec()
     """How much of the cluster a run takes."""
 
+    @field_validator("window", mode="before")
+    @classmethod
+    def _a_day_is_a_window(cls, value: object) -> object:
+        return value.isoformat() if type(value) is date else value  # YAML reads 2026-11-21 as a date
+
     @model_validator(mode="after")
     def _agrees(self) -> JobSpec:
         if self.input.partition_column is not None and self.input.format != "manifest":
             raise ValueError("input.partition_column needs input.format: manifest")
         for where in ("model", "input", "output"):
-            _refuse_literal_secrets(f"{where}.options", getattr(self, where).options)
+            refuse_literal_secrets(f"{where}.options", getattr(self, where).options)
         return self
 
 
@@ -306,27 +313,6 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
     return validate(JobSpec, tree, str(path))
 
 
-def resolve_options(options: Options) -> dict[str, Any]:
-    """Store options with their environment variables read. Raises JobError where a variable is not set."""
-
-    def value(v: Any) -> Any:
-        if isinstance(v, EnvRef):
-            if v.env not in os.environ:
-                raise JobError(f"the environment variable {v.env}, which the job file refers to, is not set here")
-            return os.environ[v.env]
-        return {k: value(x) for k, x in v.items()} if isinstance(v, dict) else v
-
-    return {k: value(v) for k, v in options.items()}
-
-
 def job_digest(job: JobSpec) -> str:
     """12 hex digits over the whole job, for records."""
     return hashlib.sha256(job.model_dump_json().encode()).hexdigest()[:12]
-
-
-def _refuse_literal_secrets(where: str, options: Mapping[str, Any]) -> None:
-    for key, value in options.items():
-        if isinstance(value, dict):
-            _refuse_literal_secrets(f"{where}.{key}", value)
-        elif isinstance(value, str) and (SECRET_NAME.search(key) or _SECRET_IN_URL.search(value)):
-            raise ValueError(f"{where}.{key} looks like a secret: write {key}: {{env: NAME}} and set the variable")

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from unet_batch.archive.discovery import Window, discover, matches, parse_window, reaches
+from unet_batch.archive.discovery import discover, reaches
+from unet_batch.archive.names import matches
 from unet_batch.archive.storage import Storage
+from unet_batch.archive.window import Window, parse_window
 from unet_batch.errors import JobError
 from unet_batch.spec import InputSpec
 
@@ -33,7 +35,7 @@ def archive(folder: str) -> Callable[..., dict[str, list[str]]]:
         for name in names:
             storage.put(f"{folder}/{name}", b"")
         spec = InputSpec(uri=f"{folder}/{uri}", **fields)
-        answer = discover(storage, spec, window)
+        answer = discover(storage, spec, window).partitions
         return {k: [o.uri.removeprefix(folder + "/") for o in v] for k, v in answer.items()}
 
     return found
@@ -51,6 +53,9 @@ def span(first: str, last: str) -> Window:
         (" 2026-11-01 .. today ", span("2026-11-01", "2026-11-21")),
         ("today", span("2026-11-21", "2026-11-21")),
         ("yesterday", span("2026-11-20", "2026-11-20")),
+        ("2026-11", span("2026-11-01", "2026-11-30")),
+        ("2026-02..2026-11-21", span("2026-02-01", "2026-11-21")),
+        ("2024-01..2024-02", span("2024-01-01", "2024-02-29")),
         ("all", ALL),
         ("last", LAST),
     ],
@@ -159,7 +164,7 @@ def test_nothing_at_all_is_an_error_that_says_where(archive: Callable, folder: s
 
 def test_an_empty_folder_is_an_empty_archive(tmp_path: Path) -> None:
     """The folder is there: nothing was misspelt."""
-    assert discover(Storage(), InputSpec(uri=str(tmp_path)), ALL) == {"all": []}
+    assert discover(Storage(), InputSpec(uri=str(tmp_path)), ALL).partitions == {"all": []}
 
 
 def test_loose_images_leave_nothing_out(archive: Callable) -> None:
@@ -198,7 +203,12 @@ def test_shards_are_told_by_their_suffix(archive: Callable, form: str, expected:
         ("[!ab]*.png", "b1.png", False),
         ("a+(b).png", "a+(b).png", True),
         ("a.png", "axpng", False),
-        ("[", "[", True),
+        ("[[]", "[", True),
+        ("**/*.tif", "s/B.TIF", True),
+        ("**/*.{png,jpg}", "s/a.JPG", True),
+        ("**/*.{png,jpg}", "s/a.gif", False),
+        ("{a,b/{c,d}}/*.p[ni]g", "b/d/x.pig", True),
+        ("Cam/*.png", "cam/a.png", False),
         ("*.png", "a\nb.png", True),
     ],
 )
@@ -213,6 +223,14 @@ def test_a_broken_pattern_is_an_error_of_the_job() -> None:
         matches("[z-a]*", "x")
 
 
+@pytest.mark.parametrize("pattern", ["[", "*.{png,jpg", "*.png}", "", "a[b", "{a,{b}"])
+def test_a_malformed_pattern_is_refused(archive: Callable, pattern: str) -> None:
+    """A glob that is cut off fits nothing, and nobody would see why."""
+    for field in ({"pattern": pattern}, {"exclude": (pattern,)}, {"members": (pattern,)}):
+        with pytest.raises(JobError, match=r"glob|empty pattern"):
+            archive(["x/a.png"], "x", **field)
+
+
 def test_a_pattern_starts_below_the_day(archive: Callable) -> None:
     """The fixed part of the URI, its date included, is not part of the pattern."""
     names = ["2026-11-21/cam1/a.png", "2026-11-21/cam2/b.png", "2026-11-21/c.png"]
@@ -223,7 +241,7 @@ def test_dates_in_local_folders(tmp_path: Path) -> None:
     """Plain paths take dates too."""
     (tmp_path / "2026/11/21").mkdir(parents=True)
     (tmp_path / "2026/11/21/a.png").write_bytes(b"x")
-    found = discover(Storage(), InputSpec(uri=f"{tmp_path}/{{date:%Y/%m/%d}}"), LAST)
+    found = discover(Storage(), InputSpec(uri=f"{tmp_path}/{{date:%Y/%m/%d}}"), LAST).partitions
     assert {k: [o.uri for o in v] for k, v in found.items()} == {
         "date=2026-11-21": [f"file://{tmp_path}/2026/11/21/a.png"]
     }

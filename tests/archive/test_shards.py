@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from unet_batch.archive.discovery import Window, discover
-from unet_batch.archive.shards import inventory, read_unit
+from unet_batch.archive.discovery import discover
+from unet_batch.archive.inventory import inventory
+from unet_batch.archive.shards import read_unit
 from unet_batch.archive.storage import Object, Storage, join
+from unet_batch.archive.window import Window
 from unet_batch.errors import Denied, ImageError, Unavailable
 from unet_batch.records import Source, Unit
 from unet_batch.spec import InputSpec, LimitsSpec
@@ -40,7 +42,7 @@ def test_every_object_is_one_source(storage: Storage, folder: str, monkeypatch: 
     """Versions and sizes come from the listing; nothing is read."""
     objects = [Object(join(folder, name), 3, "etag:1") for name in ("b.png", "a.png")]
     monkeypatch.setattr(Storage, "read", None)
-    assert inventory(storage, SPEC, objects, partition="date=2026-11-21") == {
+    assert inventory(storage, SPEC, objects, partition="date=2026-11-21").partitions == {
         "date=2026-11-21": [
             Source(join(folder, "a.png"), "etag:1", size_bytes=3),
             Source(join(folder, "b.png"), "etag:1", size_bytes=3),
@@ -52,7 +54,7 @@ def test_each_image_gets_its_bytes_or_its_reason(storage: Storage, folder: str) 
     """Gone, replaced, too large, and known to be a problem: one reason each, the others are read."""
     for name, body in [("a", b"A"), ("gone", b"G"), ("changed", b"C"), ("large", b"L" * 11), ("z", b"Z")]:
         storage.put(join(folder, name), body)
-    found = inventory(storage, SPEC, list(storage.list(folder)))["all"]
+    found = inventory(storage, SPEC, list(storage.list(folder))).partitions["all"]
     found.append(Source(join(folder, "~"), "link", problem=("read.denied", "a link that leads out of the archive")))
     storage.delete(join(folder, "gone"))
     storage.put(join(folder, "changed"), b"c")
@@ -91,8 +93,8 @@ def test_a_link_out_of_a_local_archive_costs_that_image(storage: Storage, tmp_pa
     top.mkdir()
     (top / "a.png").write_bytes(b"A")
     (top / "b.png").symlink_to("../secret.png")
-    objects = discover(storage, InputSpec(uri=str(top)), Window(None, None, "all"))["all"]
-    assert read(storage, inventory(storage, SPEC, objects)["all"]) == [b"A", "read.denied"]
+    objects = discover(storage, InputSpec(uri=str(top)), Window(None, None, "all")).partitions["all"]
+    assert read(storage, inventory(storage, SPEC, objects).partitions["all"]) == [b"A", "read.denied"]
 
 
 @pytest.mark.parametrize("form", ["webdataset", "images"])
@@ -102,7 +104,7 @@ def test_a_shard_behind_a_link_out_of_the_archive_stops_the_job(storage: Storage
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive/a.tar").symlink_to("../secret.tar")
     spec = InputSpec(uri=str(tmp_path / "archive"), format=form)
-    objects = discover(storage, spec, Window(None, None, "all"))["all"]
+    objects = discover(storage, spec, Window(None, None, "all")).partitions["all"]
     with pytest.raises(Denied):
         inventory(storage, spec, objects)
 
@@ -114,5 +116,5 @@ def test_a_tar_among_loose_images_is_a_shard(storage: Storage, folder: str) -> N
         tar.addfile(tarfile.TarInfo("in.png"))
     storage.put(join(folder, "b.tar"), body.getvalue())
     storage.put(join(folder, "a.png"), b"A")
-    found = inventory(storage, SPEC, list(storage.list(folder)))["all"]
+    found = inventory(storage, SPEC, list(storage.list(folder))).partitions["all"]
     assert [(s.uri.removeprefix(folder), s.member) for s in found] == [("/a.png", None), ("/b.tar", "in.png")]

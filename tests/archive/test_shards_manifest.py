@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from unet_batch.archive.discovery import Window
-from unet_batch.archive.shards import inventory, read_unit
+from unet_batch.archive.inventory import inventory
+from unet_batch.archive.shards import read_unit
 from unet_batch.archive.storage import Object, Storage, join
+from unet_batch.archive.window import Window
 from unet_batch.errors import ImageError, JobError
 from unet_batch.records import Source, Unit
 from unet_batch.spec import InputSpec, LimitsSpec
@@ -51,7 +52,7 @@ def spec_of(**fields: object) -> InputSpec:
 
 
 def sources(storage: Storage, manifest: Object, **fields: object) -> list[Source]:
-    return inventory(storage, spec_of(**fields), [manifest])["all"]
+    return inventory(storage, spec_of(**fields), [manifest]).partitions["all"]
 
 
 def read(storage: Storage, found: list[Source]) -> list[bytes | str]:
@@ -172,7 +173,7 @@ def test_the_same_object_twice_is_one_source(storage: Storage, folder: str, put:
     """One image, one row; also across two manifests of a partition."""
     first = put(f"uri\na.png\n./a.png\n{folder}/a.png\n", "one.csv")
     second = put("uri\na.png\nsub/b.png\n", "two.csv")
-    found = inventory(storage, spec_of(), [first, second])["all"]
+    found = inventory(storage, spec_of(), [first, second]).partitions["all"]
     assert [s.uri for s in found] == [join(folder, "a.png"), join(folder, "sub/b.png")]
 
 
@@ -242,7 +243,7 @@ ROWS = "uri,day\na.png,2026-11-20\nsub/b.png,2026-11-21\nc.png,2026-11-20\n"
 
 
 def partitions(storage: Storage, manifest: Object, window: Window | None) -> dict[str, list[str]]:
-    found = inventory(storage, spec_of(partition_column="day"), [manifest], window=window)
+    found = inventory(storage, spec_of(partition_column="day"), [manifest], window=window).partitions
     return {name: [s.uri.rpartition("/")[2] for s in members] for name, members in found.items()}
 
 

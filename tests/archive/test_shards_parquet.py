@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from unet_batch.archive.shards import inventory, read_unit
+from unet_batch.archive.inventory import inventory
+from unet_batch.archive.shards import read_unit
 from unet_batch.archive.storage import Object, Storage, join
 from unet_batch.errors import ImageError, JobError
 from unet_batch.records import Source, Unit
@@ -51,7 +52,7 @@ def put(storage: Storage) -> Callable[[bytes], Object]:
 
 
 def sources(storage: Storage, shard: Object, spec: InputSpec = SPEC) -> list[Source]:
-    return inventory(storage, spec, [shard])["all"]
+    return inventory(storage, spec, [shard]).partitions["all"]
 
 
 def read(storage: Storage, found: list[Source], spec: InputSpec = SPEC, **limits: int) -> list[bytes | str]:

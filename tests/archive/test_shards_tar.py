@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from unet_batch.archive.shards import StoredIndex, inventory, read_unit
+from unet_batch.archive.inventory import StoredIndex, inventory
+from unet_batch.archive.shards import read_unit
 from unet_batch.archive.storage import Object, Storage, join
 from unet_batch.archive.tar import TarIndex, index_tar
 from unet_batch.errors import ImageError
@@ -72,7 +73,7 @@ def index_of(body: bytes) -> TarIndex:
 
 
 def sources(storage: Storage, shard: Object, spec: InputSpec = SPEC) -> list[Source]:
-    return inventory(storage, spec, [shard])["all"]
+    return inventory(storage, spec, [shard]).partitions["all"]
 
 
 def read(storage: Storage, found: list[Source], **limits: int) -> list[bytes | str]:
@@ -307,7 +308,7 @@ def test_a_tar_is_walked_once_per_version(storage: Storage, folder: str, put: Ca
     storage.delete(shard.uri)  # nothing is left to walk
     assert inventory(storage, SPEC, [shard], cache=cache) == first
     changed = put(tar_of(MEMBERS[:1]))
-    assert [s.member for s in inventory(storage, SPEC, [changed], cache=cache)["all"]] == ["a.jpg"]
+    assert [s.member for s in inventory(storage, SPEC, [changed], cache=cache).partitions["all"]] == ["a.jpg"]
 
 
 def test_a_stored_index_that_cannot_be_read_is_made_again(storage: Storage, folder: str, put: Callable) -> None:
@@ -315,7 +316,7 @@ def test_a_stored_index_that_cannot_be_read_is_made_again(storage: Storage, fold
     cache = StoredIndex(storage, join(folder, "_work/index"))
     shard = put(tar_of(MEMBERS[:1]))
     cache.put(shard.uri, shard.version, b'{"format": 0}')
-    assert [s.member for s in inventory(storage, SPEC, [shard], cache=cache)["all"]] == ["a.jpg"]
+    assert [s.member for s in inventory(storage, SPEC, [shard], cache=cache).partitions["all"]] == ["a.jpg"]
 
 
 def test_an_index_survives_json() -> None:

@@ -20,7 +20,7 @@ from unet_batch.archive import local
 from unet_batch.archive.objects import join
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import Changed, Conflict, Denied, JobError, NotFound, StorageError, TooLarge
-from unet_batch.spec import EnvRef
+from unet_batch.options import EnvRef
 
 
 class TestLocalStore(StoreSuite):

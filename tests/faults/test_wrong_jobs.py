@@ -18,7 +18,8 @@ from pydantic import BaseModel
 
 from unet_batch.contract import Contract
 from unet_batch.errors import JobError
-from unet_batch.spec import EnvRef, JobSpec, load_job
+from unet_batch.options import EnvRef
+from unet_batch.spec import JobSpec, load_job
 
 DAY, NAME = "2026/11/21", "2026-11-21"
 TRIED: list[Any] = [

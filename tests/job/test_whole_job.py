@@ -6,9 +6,11 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import poison
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -62,7 +64,25 @@ def test_a_bad_image_costs_that_image(project):
     summary = project.run()
     assert (summary.ok, summary.rejected) == (3, 2)
     reasons = {r["uri"].rpartition("/")[2]: r["reason"] for r in project.rows(NAME) if r["status"] == "rejected"}
-    assert reasons == {"cut.png": "decode.truncated", "note.png": "decode.unrecognized"}
+    assert reasons == {"cut.png": "decode.truncated", "note.png": "decode.format_not_allowed"}
+    assert project.verify() == []
+
+
+def test_a_tiff_without_a_page_costs_that_image(project):
+    """A header whose first page was never written; the partition is published as with any other broken file."""
+    project.fill(DAY, 3)
+    project.put(f"{DAY}/cut.tif", b"II*\0\0\0\0\0")
+    summary = project.run()
+    assert (summary.exit_code, summary.ok, summary.reasons) == (0, 3, {"decode.truncated": 1})
+    assert project.verify() == []
+
+
+def test_a_decoder_that_says_nothing_costs_that_image(project):
+    """Its contract is at least one page: whatever breaks it, the others of the unit are scored and published."""
+    project.fill(DAY, 3)
+    project.put(f"{DAY}/odd.png", png(7) + poison.SILENT)
+    summary = project.run(executor=lambda settings: LocalExecutor(replace(settings, decoder=poison.NAME)))
+    assert (summary.exit_code, summary.ok, summary.reasons) == (0, 3, {"decode.crashed": 1})
     assert project.verify() == []
 
 
@@ -439,8 +459,8 @@ def test_a_window_without_images_is_told_from_one_that_is_published(project):
     project.run()
     assert project.run().problems == []
     summary = project.run(window="2026-11-22")
-    assert (summary.planned, summary.exit_code) == (0, 0)
-    assert "the window holds no images" in summary.problems[0]
+    assert (summary.planned, summary.exit_code) == (0, 3)
+    assert "nothing was found" in summary.problems[0]
 
 
 def test_a_run_that_its_model_ends_is_in_its_record(project):

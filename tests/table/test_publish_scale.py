@@ -12,6 +12,7 @@ from unet_batch.archive.storage import Storage, canonical
 from unet_batch.errors import ImageError, Reason, StorageError
 from unet_batch.records import Source, Unit, unit_id
 from unet_batch.spec import LimitsSpec
+from unet_batch.table import merge as merge_module
 from unet_batch.table import publish as publish_module
 from unet_batch.table.layout import Layout
 from unet_batch.table.parts import write_part
@@ -80,8 +81,8 @@ def test_rows_out_of_many_row_groups_stay_whole_and_in_key_order(output, monkeyp
 
 def test_a_row_group_finds_its_rows_where_more_containers_than_stay_open_hold_them(output, monkeypatch):
     """Each of twenty parts is opened once for a row group that needs them all, though two stay open at a time."""
-    monkeypatch.setattr(publish_module, "OPEN_CONTAINERS", 2)
-    monkeypatch.setattr(publish_module, "KEPT_BYTES", 1)
+    monkeypatch.setattr(merge_module, "OPEN_CONTAINERS", 2)
+    monkeypatch.setattr(merge_module, "KEPT_BYTES", 1)
     found = sources(100)
     parts = [output.stage(found[i::20]) for i in range(20)]
     output.publish(found, parts)
@@ -119,9 +120,9 @@ def test_finding_a_row_does_not_walk_the_row_groups_before_it(output, monkeypatc
     monkeypatch.setattr(publish_module, "ROWS_PER_GROUP", 5)
     early = sources(200)
     output.publish(early, [output.stage(early)])
-    file = CountedFile(publish_module.open_stream(output.store.open(output.layout.published(DAY))))
-    monkeypatch.setattr(publish_module, "open_stream", lambda _: file)
-    containers = publish_module._Containers(output.store, [output.layout.published(DAY)])
+    file = CountedFile(merge_module.open_stream(output.store.open(output.layout.published(DAY))))
+    monkeypatch.setattr(merge_module, "open_stream", lambda _: file)
+    containers = merge_module.Containers(output.store, [output.layout.published(DAY)])
     places = [containers._place(0, row) for row in range(200)]
     assert places == [divmod(row, 5) for row in range(200)]
     assert file.asked == 40
@@ -130,10 +131,10 @@ def test_finding_a_row_does_not_walk_the_row_groups_before_it(output, monkeypatc
 def test_the_row_groups_that_are_kept_are_bounded_in_bytes(output):
     """The last one always stays, the oldest go first, and what is left fits."""
     found = sources(12)
-    containers = publish_module._Containers(output.store, [output.stage([source]) for source in found])
+    containers = merge_module.Containers(output.store, [output.stage([source]) for source in found])
     one = containers._group((0, 0)).nbytes
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publish_module, "KEPT_BYTES", 3 * one)
+        patch.setattr(merge_module, "KEPT_BYTES", 3 * one)
         for container in range(12):
             containers._group((container, 0))
             assert containers._groups_bytes == sum(table.nbytes for table in containers._groups.values()) <= 3 * one
@@ -142,6 +143,6 @@ def test_the_row_groups_that_are_kept_are_bounded_in_bytes(output):
 
 def test_a_container_that_became_shorter_is_named(output):
     """Rows that were there a moment ago are never replaced by others."""
-    containers = publish_module._Containers(output.store, [output.stage(sources(3))])
+    containers = merge_module.Containers(output.store, [output.stage(sources(3))])
     with pytest.raises(StorageError, match="fewer rows than a moment ago"):
         containers._place(0, 3)

@@ -17,23 +17,17 @@ import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from unet_batch.archive.exif import orientation_of
-from unet_batch.archive.pages import NpyReader, Page, Pixels, Reader, TiffReader, oriented, to_channels
+from unet_batch.archive.pages import NpyReader, Page, Pixels, Reader, oriented, to_channels
+from unet_batch.archive.signatures import format_of, refused
+from unet_batch.archive.tiff import TiffReader
 from unet_batch.contract import ModelInput
 from unet_batch.errors import ImageError, Reason, ShapeMismatch
 from unet_batch.spec import LimitsSpec
 
 __all__ = ["Page", "decode", "encode_jpeg", "encode_png"]
 
-_MAGIC = (
-    (b"\xff\xd8\xff", "JPEG"),
-    (b"\x89PNG\r\n\x1a\n", "PNG"),
-    (b"II*\0", "TIFF"), (b"MM\0*", "TIFF"), (b"II+\0", "TIFF"), (b"MM\0+", "TIFF"),
-    (b"GIF87a", "GIF"), (b"GIF89a", "GIF"),
-    (b"BM", "BMP"),
-    (b"\x93NUMPY", "NPY"),
-)  # fmt: skip
-_NEVER_OPENED = ((b"%PDF", "PDF"), (b"%!PS", "EPS"), (b"\xc5\xd0\xd3\xc6", "EPS"))
-
+_DEEP = 65535.0
+"""Largest value of 16 bits."""
 _MODES: dict[str, tuple[str, int, bool]] = {
     "1": ("L", 1, False), "L": ("L", 1, False), "LA": ("LA", 1, True), "La": ("LA", 1, True),
     "RGB": ("RGB", 3, False), "RGBX": ("RGB", 3, False), "RGBA": ("RGBA", 3, True), "RGBa": ("RGBA", 3, True),
@@ -44,9 +38,6 @@ _MODES: dict[str, tuple[str, int, bool]] = {
 }  # fmt: skip
 """Pillow's mode → (mode it is read in, how many colours, whether an alpha follows). An unlisted mode is a rejection."""
 
-_EXIF_ORIENTATION = 274
-_TIFF_BITS, _TIFF_PHOTOMETRIC, _TIFF_SAMPLES, _TIFF_SAMPLE_FORMAT = 258, 262, 277, 339
-_TURNED_BACK = {6: 8, 8: 6}  # the other orientations undo themselves
 _SHORT = re.compile(
     r"truncat|not enough|unexpected end|premature|too small|requires a buffer|failed to read|\bEOF\b"
     r"|end of (file|data)",
@@ -66,10 +57,10 @@ def decode(data: bytes, spec: ModelInput, limits: LimitsSpec, *, page: int | Non
     """
     _prepare_pillow(limits)
     try:
-        reader = _open(data, spec)
+        reader = _open(data, spec, limits)
         pages = reader.pages
     except Exception as error:  # noqa: BLE001 - foreign decoders meet foreign bytes: Pillow alone raises eight types
-        yield Page(0, 1, _rejection(error))
+        yield Page(0, 1, _rejection(error, limits))
         return
     for number in range(pages) if page is None else range(page, min(page + 1, pages)):
         yield _read(reader, number, spec, limits=limits)
@@ -106,21 +97,27 @@ def _prepare_pillow(limits: LimitsSpec) -> None:
 
 def _read(reader: Reader, page: int, spec: ModelInput, *, limits: LimitsSpec) -> Page:
     height = width = 0
+    largest: float | None = None
     content: np.ndarray | ImageError
     try:
         height, width = reader.size(page)
         if height * width > limits.max_image_pixels:
-            what = f"{height} × {width} pixels are more than limits.max_image_pixels: {limits.max_image_pixels}"
-            raise ImageError(Reason.DECODE_TOO_MANY_PIXELS, what)  # noqa: TRY301 - one way out for every rejection
-        content = to_channels(reader.pixels(page), spec)
+            raise _too_large(f"{height} × {width}", limits)  # noqa: TRY301 - one way out for every rejection
+        pixels = reader.pixels(page)
+        content, largest = to_channels(pixels, spec), pixels.largest
         if content.dtype == np.float32 and not np.isfinite(content).all():
             content = ImageError(Reason.IMAGE_NON_FINITE, "the image holds NaN or infinity")
     except Exception as error:  # noqa: BLE001 - as in decode
-        content = _rejection(error)
-    return Page(page, reader.pages, content, height, width)
+        content = _rejection(error, limits)
+    return Page(page, reader.pages, content, height, width, largest)
 
 
-def _rejection(error: Exception) -> ImageError:
+def _too_large(size: str, limits: LimitsSpec) -> ImageError:
+    what = f"{size} pixels are more than limits.max_image_pixels: {limits.max_image_pixels}; raise it in the job file"
+    return ImageError(Reason.DECODE_TOO_MANY_PIXELS, f"{what}, or cut the image")
+
+
+def _rejection(error: Exception, limits: LimitsSpec) -> ImageError:
     """The reason of a foreign error. The message is one line without addresses, so that two runs say the same."""
     if isinstance(error, ImageError):
         return error
@@ -128,7 +125,8 @@ def _rejection(error: Exception) -> ImageError:
         return ImageError(Reason.DECODE_OUT_OF_MEMORY, "decoding needs more memory than there is")
     text = " ".join(_ADDRESS.sub("…", str(error)).split())[:_MESSAGE_CHARACTERS] or type(error).__name__
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return ImageError(Reason.DECODE_TOO_MANY_PIXELS, text)
+        found = re.search(r"\d+", text)  # Pillow says the product alone
+        return _too_large(found[0] if found else "its", limits)
     if isinstance(error, UnidentifiedImageError):
         return ImageError(Reason.DECODE_UNRECOGNIZED, "the header is not one of an image that can be read")
     if isinstance(error, NotImplementedError):
@@ -140,26 +138,23 @@ def _rejection(error: Exception) -> ImageError:
 # Formats -----------------------------------------------------------------------------------------------------------
 
 
-def _open(data: bytes, spec: ModelInput) -> Reader:
-    name = _sniff(data)
+def _open(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Reader:
+    name = _format(data)
     if name == "NPY":
         return NpyReader(data, spec)
     if name == "TIFF":
-        return _TiffReader(data, spec)
+        return TiffReader(data, spec, most_pixels=limits.max_image_pixels, lab_to_rgb=_lab_to_rgb)
     return _PillowReader(data, spec, name=name)
 
 
-def _sniff(data: bytes) -> str:
-    for magic, name in _MAGIC:
-        if data.startswith(magic):
-            return name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    name = next((name for magic, name in _NEVER_OPENED if data.startswith(magic)), "") or _known_to_pillow(data[:16])
-    if name:
-        what = f"{name} is not among JPEG, PNG, TIFF, WebP, BMP, GIF and .npy"
-        raise ImageError(Reason.DECODE_FORMAT_NOT_ALLOWED, what)
-    raise ImageError(Reason.DECODE_UNRECOGNIZED, "the bytes begin like no image" if data else "there are no bytes")
+def _format(data: bytes) -> str:
+    """What the file is. Raises ImageError, with the name of a format that is not read where anybody knows it."""
+    try:
+        return format_of(data)
+    except ImageError as error:
+        if error.reason is Reason.DECODE_UNRECOGNIZED and (name := _known_to_pillow(data[:16])):
+            raise refused(name) from None
+        raise
 
 
 def _known_to_pillow(prefix: bytes) -> str:
@@ -196,80 +191,11 @@ class _PillowReader:
 
             image_hwc = np.atleast_3d(imagecodecs.png_decode(self._data))
             samples = image_hwc.shape[2]
-            return Pixels(oriented(image_hwc, self._orientation), 1 if samples < 3 else 3, alpha=samples in (2, 4))
+            turned_hwc, colors = oriented(image_hwc, self._orientation), 1 if samples < 3 else 3
+            return Pixels(turned_hwc, colors, alpha=samples in (2, 4), largest=_DEEP)
         if self._spec.reduced_jpeg and self._image.format in ("JPEG", "MPO"):
             self._image.draft(None, _draft_size(self.size(page), self._spec, turned=self._orientation >= 5))
         return _pixels(self._image, self._spec, self._orientation)
-
-
-class _TiffReader:
-    """Pages of a TIFF: by Pillow where it keeps all bits and bands, else by tifffile."""
-
-    def __init__(self, data: bytes, spec: ModelInput) -> None:
-        self._spec, self._data = spec, data
-        self._exact: TiffReader | None = None
-        self._image: Image.Image | None = None
-        try:
-            self._image = Image.open(io.BytesIO(data), formats=("TIFF",))
-        except UnidentifiedImageError:
-            self.pages = self._tiff().pages
-        else:
-            self.pages = _count(self._image)
-
-    def size(self, page: int) -> tuple[int, int]:
-        if (image := self._seek(page)) is None:
-            return self._tiff().size(page)
-        width, height = image.size  # Pillow reports and loads TIFFs as displayed
-        turned = self._spec.exif == "ignore" and _tag(image, _EXIF_ORIENTATION, 1) >= 5
-        return (width, height) if turned else (height, width)
-
-    def pixels(self, page: int) -> Pixels:
-        if (image := self._seek(page)) is None:
-            return self._tiff().pixels(page)
-        orientation = _tag(image, _EXIF_ORIENTATION, 1) if self._spec.exif == "ignore" else 1
-        return _pixels(image, self._spec, _TURNED_BACK.get(orientation, orientation))
-
-    def _tiff(self) -> TiffReader:
-        self._exact = self._exact or TiffReader(self._data, self._spec)
-        return self._exact
-
-    def _seek(self, page: int) -> Image.Image | None:
-        """Pillow's view of the page, or None where Pillow does not know its mode or would lose bits or bands."""
-        if self._image is None:
-            return None
-        try:
-            self._image.seek(page)
-        except SyntaxError:  # "unknown pixel mode"
-            return None
-        bits, photometric = _tag(self._image, _TIFF_BITS, 1), _tag(self._image, _TIFF_PHOTOMETRIC, 0)
-        samples, sample_format = _tag(self._image, _TIFF_SAMPLES, 1), _tag(self._image, _TIFF_SAMPLE_FORMAT, 1)
-        # Photometric 0 is white at zero: Pillow forgets to invert it where it is deep
-        deep_gray = samples == 1 and bits <= 16 and sample_format == 1 and photometric != 0
-        float_gray = samples == 1 and bits == 32 and sample_format == 3
-        all_bands = self._spec.color != "bands" or samples == len(self._image.getbands())
-        return self._image if all_bands and (bits <= 8 or deep_gray or float_gray) else None
-
-
-def _tag(image: Image.Image, number: int, default: int) -> int:
-    """A TIFF tag's first or only value."""
-    value = image.tag_v2.get(number, default)  # type: ignore[attr-defined] # of TiffImageFile, which open() hides
-    value = value[0] if isinstance(value, tuple) else value
-    return value if isinstance(value, int) else default
-
-
-def _count(image: Image.Image) -> int:
-    """How many pages a TIFF holds; where the chain of pages is broken, the break counts as the last page."""
-    pages = 1
-    while True:
-        try:
-            image.seek(pages)
-        except EOFError:
-            return pages
-        except SyntaxError:  # "unknown pixel mode": a page all the same
-            pass
-        except Exception:  # noqa: BLE001 - the chain leads to bytes that are no page: reading it gives its reason
-            return pages + 1
-        pages += 1
 
 
 # Pillow ------------------------------------------------------------------------------------------------------------
@@ -303,18 +229,14 @@ def _pixels(image: Image.Image, spec: ModelInput, orientation: int) -> Pixels:
     array = np.asarray(converted)
     if array.dtype.itemsize > 1:
         array = array.astype(np.uint16 if array.dtype.kind == "u" else np.float32, copy=False)  # native byte order
-    return Pixels(oriented(array if array.ndim == 3 else array[..., None], orientation), colors, alpha)
+    turned_hwc = oriented(array if array.ndim == 3 else array[..., None], orientation)
+    largest = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): _DEEP}.get(array.dtype)
+    return Pixels(turned_hwc, colors, alpha, largest=largest)
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == mode:
         return image
-    if image.mode == "LAB":  # Pillow converts CIELAB by colour management alone
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        managed = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        if managed is None:
-            raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, "an image of mode LAB")
-        return managed
     if image.mode == "1" and mode == "LA":
         image = image.convert("L")
     return image.convert(mode)
@@ -336,3 +258,14 @@ def _draft_size(size: tuple[int, int], spec: ModelInput, *, turned: bool) -> tup
         scale = min(rows / size[0], columns / size[1])
         rows, columns = math.ceil(size[0] * scale), math.ceil(size[1] * scale)
     return (rows, columns) if turned else (columns, rows)
+
+
+def _lab_to_rgb(lab_hwc: np.ndarray) -> np.ndarray:
+    """CIELAB as TIFF stores it (a and b signed) → sRGB, uint8 (H, W, 3), by colour management."""
+    height, width = lab_hwc.shape[:2]
+    image = Image.frombytes("LAB", (width, height), np.ascontiguousarray(lab_hwc).tobytes())
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    managed = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    if managed is None:
+        raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, "an image of mode LAB")
+    return np.asarray(managed)

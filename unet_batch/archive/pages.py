@@ -1,4 +1,4 @@
-"""Pages: what decoding yields, and the readers that need no Pillow (`.npy`, exact TIFF).
+"""Pages: what decoding yields, how samples become the contract's channels, and the reader of `.npy`.
 
 Knows how samples become the contract's channels and how an orientation turns an array. Does not know which reader a
 source needs, nor Pillow: `decode` decides, and holds the one place where the pixel limit is checked.
@@ -7,10 +7,10 @@ source needs, nor Pillow: `decode` decides, and holds the one place where the pi
 from __future__ import annotations
 
 import io
-import logging
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -22,15 +22,12 @@ RGB_TO_GRAY_16 = (19595, 38470, 7471)
 RGB_TO_GRAY = (0.299, 0.587, 0.114)
 """ITU-R 601-2 luma weights, for floats."""
 
-_NPY_DTYPES: dict[str, type[np.generic]] = {
-    "b1": np.uint8, "u1": np.uint8, "u2": np.uint16,
-    "i2": np.float32, "i4": np.float32, "f2": np.float32, "f4": np.float32, "f8": np.float32,
+_NPY_DTYPES: dict[str, tuple[type[np.generic], float | None]] = {
+    "b1": (np.uint8, 1.0), "u1": (np.uint8, 255.0), "u2": (np.uint16, 65535.0), "u4": (np.float32, 4294967295.0),
+    "i1": (np.float32, None), "i2": (np.float32, None), "i4": (np.float32, None),
+    "f2": (np.float32, 1.0), "f4": (np.float32, 1.0), "f8": (np.float32, 1.0),
 }  # fmt: skip
-_TIFF_GRAY = (0, 1)  # WhiteIsZero, BlackIsZero: TIFF 6.0, PhotometricInterpretation
-_TIFF_WHITE_IS_ZERO = 0
-_TIFF_RGB = 2
-_TIFF_ALPHA = (1, 2)  # associated, unassociated: TIFF 6.0, ExtraSamples
-_TIFF_ORIENTATION = 274
+"""NumPy's type → the type it is read in, and the largest value that its depth declares (`Page.largest`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +44,25 @@ class Page:
     """Rows of the whole picture after orientation, before any reduced-scale decode; 0 where unknown."""
     width: int = 0
     """Columns of the whole picture after orientation, before any reduced-scale decode; 0 where unknown."""
+    largest: float | None = None
+    """Largest value that the source's declared depth can hold, which `unit` divides by: 255, 4095 for 12 bits, 65535;
+    1 for floats and booleans. None where a type declares none (signed integers), or there are no pixels."""
+
+
+def complete(pages: Iterable[Page]) -> Iterator[Page]:
+    """The pages of one source, each once, from 0 to the number that the source is said to hold: at least one.
+
+    Whatever a decoder leaves out, or tells twice, becomes a rejection: it costs that image, never the others of its
+    unit.
+    """
+    expected, count = 0, 1
+    for page in pages:
+        if page.page != expected or (expected and page.pages != count) or page.page >= page.pages:
+            break
+        expected, count = expected + 1, page.pages
+        yield page
+    what = "the decoder gave no pixels and no reason for this page"
+    yield from (Page(n, count, ImageError(Reason.DECODE_CRASHED, what)) for n in range(expected, count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +77,8 @@ class Pixels:
     """Whether the sample after the colours is an alpha."""
     premultiplied: bool = False
     """Whether the colours were multiplied by that alpha."""
+    largest: float | None = None
+    """As in `Page`; an alpha of this value covers."""
 
 
 class Reader(Protocol):
@@ -117,13 +135,17 @@ def _without_alpha(pixels: Pixels, spec: ModelInput) -> np.ndarray:
     color, alpha = pixels.image_hwc[..., :count], pixels.image_hwc[..., count : count + 1]
     if spec.alpha == "drop" and not pixels.premultiplied:
         return np.ascontiguousarray(color)
+    if pixels.largest is None:
+        what = "an alpha of signed integers has no largest value that would cover: save the image without it"
+        raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, what)
     if color.dtype == np.float32:
-        lit = color if pixels.premultiplied else color * alpha
+        cover = alpha / np.float32(pixels.largest)
         if spec.alpha == "drop":
-            return np.asarray(np.divide(color, alpha, out=np.zeros_like(color), where=alpha != 0))
-        return np.ascontiguousarray(lit + (1 - alpha) * np.float32(spec.alpha == "white"))
-    top = np.iinfo(color.dtype).max
-    wide, cover = color.astype(np.uint64), alpha.astype(np.uint64)
+            return np.asarray(np.divide(color, cover, out=np.zeros_like(color), where=cover != 0))
+        lit = color if pixels.premultiplied else color * cover
+        return np.ascontiguousarray(lit + (1 - cover) * np.float32(pixels.largest * (spec.alpha == "white")))
+    top = int(pixels.largest)
+    wide, cover = color.astype(np.uint64), np.minimum(alpha, top).astype(np.uint64)
     if spec.alpha == "drop":
         over = (wide * top + cover // 2) // np.maximum(cover, 1) * (cover > 0)
     else:
@@ -176,7 +198,8 @@ class NpyReader:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         self._shape, self._fortran, self._dtype = read(file)
         if self._dtype.str[1:] not in _NPY_DTYPES:
-            raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, f"a .npy array of dtype {self._dtype}")
+            what = f"a .npy array of dtype {self._dtype} is not read: save it as uint8, uint16 or float32"
+            raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, what)
         self._data, self._offset = data, file.tell()
         self._channel_axis = _channel_axis(self._shape, spec)
         needed = math.prod(self._shape) * self._dtype.itemsize
@@ -195,7 +218,9 @@ class NpyReader:
         flat = np.frombuffer(self._data, self._dtype, count=math.prod(self._shape), offset=self._offset)
         array = flat.reshape(self._shape, order="F" if self._fortran else "C")
         image_hwc = array[..., None] if self._channel_axis is None else np.moveaxis(array, self._channel_axis, 2)
-        return Pixels(_as_dtype(image_hwc, _NPY_DTYPES[self._dtype.str[1:]]), colors=0)
+        dtype, largest = _NPY_DTYPES[self._dtype.str[1:]]
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is then refused as such
+            return Pixels(image_hwc.astype(dtype, copy=False), colors=0, largest=largest)
 
 
 def _channel_axis(shape: tuple[int, ...], spec: ModelInput) -> int | None:
@@ -208,57 +233,3 @@ def _channel_axis(shape: tuple[int, ...], spec: ModelInput) -> int | None:
                     return axis
     what = f"a .npy array of shape {shape} has no axis of {spec.channels} channels"
     raise ImageError(Reason.IMAGE_CHANNELS_MISMATCH, what)
-
-
-class TiffReader:
-    """TIFF pages that Pillow cannot read, or would read with fewer bits or bands. Pages are the file's main IFDs."""
-
-    def __init__(self, data: bytes, spec: ModelInput) -> None:
-        import tifffile  # most archives hold no such file, and tifffile costs 0.1 s
-
-        logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what it logs, we raise
-        self._length, self._spec = len(data), spec
-        self._tiff: Any = tifffile.TiffFile(io.BytesIO(data))  # its pages are typed as one of two classes
-        self.pages = len(self._tiff.pages)
-
-    def size(self, page: int) -> tuple[int, int]:
-        ifd = self._tiff.pages[page]
-        height, width = ifd.imagelength, ifd.imagewidth
-        return (width, height) if self._orientation(page) >= 5 else (height, width)
-
-    def pixels(self, page: int) -> Pixels:
-        ifd = self._tiff.pages[page]
-        self._check(page)
-        # (planes, depth, H, W, samples): one of planes and samples is 1, depends on PlanarConfiguration
-        array = ifd.asarray(squeeze=False, maxworkers=1)
-        image_hwc = np.moveaxis(array[:, 0], 0, 2).reshape(*array.shape[2:4], -1)
-        photometric = int(ifd.photometric)
-        extra = int(ifd.extrasamples[0]) if ifd.extrasamples else 0
-        alone = ifd.samplesperpixel == 1 + (extra in _TIFF_ALPHA)
-        colors = 3 if photometric == _TIFF_RGB else int(photometric in _TIFF_GRAY and alone)
-        if photometric == _TIFF_WHITE_IS_ZERO and image_hwc.dtype.kind == "u":
-            image_hwc = np.iinfo(image_hwc.dtype).max - image_hwc
-        target = image_hwc.dtype.type if image_hwc.dtype.str[1:] in ("u1", "u2") else np.float32
-        alpha = extra in _TIFF_ALPHA and colors > 0
-        turned_hwc = oriented(_as_dtype(image_hwc, target), self._orientation(page))
-        return Pixels(turned_hwc, colors, alpha, premultiplied=alpha and extra == _TIFF_ALPHA[0])
-
-    def _orientation(self, page: int) -> int:
-        tag = self._tiff.pages[page].tags.get(_TIFF_ORIENTATION)
-        value = tag.value if tag is not None and self._spec.exif == "apply" else 1
-        return value if isinstance(value, int) else 1
-
-    def _check(self, page: int) -> None:
-        ifd = self._tiff.pages[page]
-        known = ifd.photometric in (*_TIFF_GRAY, _TIFF_RGB) or self._spec.color == "bands"
-        if ifd.dtype is None or ifd.dtype.kind not in "uif" or ifd.imagedepth != 1 or not known:
-            what = f"photometric {ifd.photometric}, {ifd.bitspersample} bits, sample format {ifd.sampleformat}"
-            raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, f"a TIFF page of {what}")
-        ends = (offset + count for offset, count in zip(ifd.dataoffsets, ifd.databytecounts, strict=True))
-        if max(ends, default=0) > self._length:  # tifffile would fill some of these with zeros
-            raise ImageError(Reason.DECODE_TRUNCATED, "the TIFF page's strips or tiles end behind the file's end")
-
-
-def _as_dtype(array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is then refused as such
-        return array.astype(dtype, copy=False)

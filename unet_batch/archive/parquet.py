@@ -17,6 +17,9 @@ from unet_batch.errors import ImageError, JobError, Reason
 FOREIGN = (pa.ArrowException, OSError, ValueError)
 """What Arrow raises on damaged files."""
 
+IMAGE_COLUMN = "image"
+"""The column with the images where a job names none."""
+
 MAX_ROWS = 10_000_000
 """More rows than any file of images has: a footer may claim any number."""
 

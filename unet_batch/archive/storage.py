@@ -39,7 +39,7 @@ from unet_batch.errors import (
     Unavailable,
     UnetBatchError,
 )
-from unet_batch.spec import Options, resolve_options
+from unet_batch.options import Options, resolve_options
 
 __all__ = ["FACTS", "Object", "Storage", "canonical", "join"]
 

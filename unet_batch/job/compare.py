@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unet_batch.archive.discovery import Window
 from unet_batch.archive.storage import canonical
+from unet_batch.archive.window import Window
 from unet_batch.job.prepare import Prepared
+from unet_batch.job.scope import EVERYTHING, Scope
 from unet_batch.job.sides import EXAMPLES, RowsOfSide, Side
 from unet_batch.table.agreement import TOP, Agreement, Found, Obstacle
 from unet_batch.table.layout import Layout
@@ -66,7 +67,9 @@ def compare(
     Raises JobError where a word names nothing, and StorageError where the store fails.
     """
     other = prepared if b_output is None else replace(prepared, layout=Layout(canonical(b_output).rstrip("/")))
-    sides = RowsOfSide(prepared, a, window), RowsOfSide(other, b, window)
+    # `last` is the newest day that either side has rows of, so it is found among all of them.
+    scope = EVERYTHING if window.kind == "last" else Scope(window)
+    sides = RowsOfSide(prepared, a, scope), RowsOfSide(other, b, scope)
     partitions: dict[str, Agreement] = {}
     without: dict[str, list[str]] = {}
     damaged: dict[str, None] = {}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from unet_batch.archive.discovery import Window
-from unet_batch.errors import JobError, UnetBatchError
+from unet_batch.archive.window import Window
+from unet_batch.errors import Incomplete, JobError, UnetBatchError
 from unet_batch.job.gate import check_images, has_references, needed
 from unet_batch.job.plan import plan_partition, units
 from unet_batch.job.prepare import Prepared, new_run_id, prepare
-from unet_batch.job.survey import archive_partitions, window_of
+from unet_batch.job.survey import archive_partitions, nothing_found, surveyed, vanished, window_of
 from unet_batch.job.worker import Settings, build_infer
 from unet_batch.model.doctor import Finding
 from unet_batch.model.session import Device
@@ -34,7 +34,7 @@ def check_job(job: JobSpec, window: Window) -> bool:
     Raises ModelRefused beyond the tolerances, JobError where the window holds no image, and what opening raises.
     """
     prepared = prepare(job)
-    for partition, sources in archive_partitions(prepared, window, keep=False).items():
+    for partition, sources in archive_partitions(prepared, window, keep=False).partitions.items():
         plan = plan_partition(partition, sources, mark=prepared.fingerprint, published=None, done=frozenset(), parts=())
         gated = needed(prepared.job) and not prepared.members
         unit = None
@@ -66,8 +66,15 @@ def _tried(prepared: Prepared) -> Iterator[Finding]:
 
     def archive() -> str:
         found = archive_partitions(prepared, window_of(prepared.job.window), keep=False)
-        images = sum(len(sources) for sources in found.values())
-        return f"{images} images in {len(found)} partition(s) of the window {prepared.job.window}"
+        problems = [nothing_found(prepared, found), vanished(prepared, found)]
+        problems += [plan.refused for plan in surveyed(prepared, found, repair=False) if plan.published is not None]
+        said = "; ".join(problem for problem in problems if problem is not None)
+        if said:
+            raise Incomplete(said)
+        passed = f"; {found.passed}" if found.passed.total else ""
+        return (
+            f"{found.images} images in {len(found.partitions)} partition(s) of the window {prepared.job.window}{passed}"
+        )
 
     def output() -> str | None:
         if prepared.job.output.single_writer:

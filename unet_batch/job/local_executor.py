@@ -31,11 +31,13 @@ class LocalExecutor:
         self._infer = build_infer(settings, Device(threads=threads))
         self._store = Storage(settings.job.output.options)
         self._layout = Layout(settings.job.output.uri)
+        self._begun: str | None = None
+        """Marker of the unit under work."""
 
     def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
         """A receipt for every unit, in order."""
         for unit in units:
-            marker = self._layout.attempt(unit.unit_id)
+            self._begun = marker = self._layout.attempt(unit.unit_id)
             try:
                 self._store.create(marker, b"")
                 tried = False
@@ -43,6 +45,9 @@ class LocalExecutor:
                 tried = True
             yield self._infer(self._load(replace(unit, isolate=True) if tried else unit))
             self._store.delete(marker)
+            self._begun = None
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Remove the marker of a unit that was left in the middle: this process lives, so the unit did not kill it."""
+        if self._begun is not None:
+            self._store.delete(self._begun)

@@ -14,6 +14,7 @@ from unet_batch.errors import JobError, Reason
 from unet_batch.model.engines import on_gpu
 from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, unit_id
 from unet_batch.spec import JobSpec, ResourcesSpec
+from unet_batch.table.guard import ALONE, Others
 from unet_batch.table.publish import Published, generation
 
 State = Literal["published", "stale", "partial", "missing"]
@@ -53,6 +54,10 @@ class PartitionPlan:
     """Sources without a row."""
     parts: tuple[str, ...]
     """Staged parts of this fingerprint."""
+    refused: str | None = None
+    """Why the guard does not let this inventory replace what is published; nothing is scored for it then."""
+    others: Others = ALONE
+    """The other buckets of the partition, for the guard."""
     again: bool = False
     """Whether `open` are rejections that are scored once more."""
 

@@ -16,7 +16,8 @@ from unet_batch.job.fingerprint import fingerprint
 from unet_batch.model.contract import METADATA_KEY, Model, ModelFile, find_contract, read_model, resolve
 from unet_batch.model.engines import check_choice, check_file, check_model, find
 from unet_batch.model.ensemble import combined_model
-from unet_batch.spec import InputSpec, JobSpec, ModelSpec, Options, OutputSpec, TilingSpec
+from unet_batch.options import Options
+from unet_batch.spec import InputSpec, JobSpec, ModelSpec, OutputSpec, TilingSpec
 from unet_batch.table.layout import Layout
 from unet_batch.table.rows import COLUMNS
 

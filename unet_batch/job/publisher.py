@@ -30,7 +30,7 @@ from unet_batch.errors import (
 )
 from unet_batch.job.plan import PartitionPlan
 from unet_batch.job.prepare import Prepared
-from unet_batch.records import Unit
+from unet_batch.records import NOTHING_PASSED, PassedOver, Unit
 from unet_batch.table.publish import Publication, publish
 
 log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def ended_by(error: StorageError) -> tuple[str, ExitCode]:
 class Record:
     """A run's record in the output: what it set out to do and what it will replace; at its end, what it did."""
 
-    def __init__(self, prepared: Prepared, run_id: str, select: str) -> None:
+    def __init__(self, prepared: Prepared, run_id: str, select: str, passed: PassedOver = NOTHING_PASSED) -> None:
         self._prepared = prepared
         self._uri = prepared.layout.run(run_id)
         self._begun = False
@@ -97,6 +97,7 @@ class Record:
             "fingerprint": prepared.fingerprint,
             "select": select,
             "conditional_writes": "not needed: single_writer" if prepared.job.output.single_writer else "honoured",
+            "passed_over": passed.to_json(),
             "partitions": {},
         }
 
@@ -214,6 +215,7 @@ class Publisher:
                     parts=self._parts[partition],
                     compression=job.output.compression,
                     single_writer=job.output.single_writer,
+                    others=plan.others,
                 ),
                 job.limits,
             )

@@ -24,6 +24,7 @@ from unet_batch.errors import HandoverFailed, JobError, UnetBatchError
 from unet_batch.job.actors import InferActor, LoadActor, ScoreActor
 from unet_batch.job.losses import Losses
 from unet_batch.job.plan import UNITS_AT_ONCE, Placement, place
+from unet_batch.job.stopping import handlers_kept
 from unet_batch.job.worker import Settings
 from unet_batch.records import Receipt, Unit
 
@@ -188,7 +189,7 @@ def _connect(address: str | None) -> None:
     if address is not None:
         _demand_an_answer(address)
         try:
-            with _native_stderr_closed():
+            with _native_stderr_closed(), handlers_kept():
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
@@ -196,7 +197,7 @@ def _connect(address: str | None) -> None:
         return
     for name, value in {"RAY_BACKEND_LOG_LEVEL": "fatal", **KEEP_PAGES, **TELL_NOBODY}.items():
         os.environ.setdefault(name, value)  # workers inherit it
-    with _native_stderr_closed():
+    with _native_stderr_closed(), handlers_kept():
         ray.init(
             address="local",  # a bare init joins whatever cluster happens to run on the machine
             num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,

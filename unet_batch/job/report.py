@@ -305,6 +305,8 @@ def _speed(record: RunRecord) -> Speed | None:
 
 def _facts(record: RunRecord) -> Iterator[tuple[str, str]]:
     model: Mapping[str, object] = record.job.get("model") or {}
+    if record.passed.total:
+        yield "the archive", redact(str(record.passed))
     yield "model", redact(str(model.get("path", "")))
     yield "model digest", record.model
     yield "fingerprint", record.fingerprint

@@ -15,7 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unet_batch.archive.decode import decode, encode_jpeg
-from unet_batch.archive.shards import StoredIndex, inventory, read_unit
+from unet_batch.archive.inventory import StoredIndex, inventory
+from unet_batch.archive.shards import read_unit
 from unet_batch.archive.storage import Object
 from unet_batch.contract import ModelInput
 from unet_batch.errors import ImageError, ShapeMismatch, StorageError
@@ -147,7 +148,7 @@ def _source(
         cache = StoredIndex(prepared.output, prepared.layout.index)
         try:
             found = inventory(prepared.archive, prepared.job.input, [Object(shard[0], 0, shard[1])], cache=cache)
-            indexed[shard] = {source.key: source for sources in found.values() for source in sources}
+            indexed[shard] = {source.key: source for sources in found.partitions.values() for source in sources}
         except StorageError as error:
             indexed[shard] = f"cannot be shown any more: {error}"
     members = indexed[shard]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from unet_batch.archive.discovery import Window
+from unet_batch.archive.window import Window
 from unet_batch.errors import (
     Denied,
     ExitCode,
@@ -32,8 +32,18 @@ from unet_batch.job.progress import ProgressDisplay
 from unet_batch.job.publisher import Published, Publisher, Record, before_scoring, demand_conditional_puts, ended_by
 from unet_batch.job.reconcile import Executor, score
 from unet_batch.job.stages import reject_unit
+from unet_batch.job.stopping import ending, stopped_by
 from unet_batch.job.summary import Summary
-from unet_batch.job.survey import archive_partitions, glance, survey_again, survey_partition
+from unet_batch.job.survey import (
+    Buckets,
+    Holdings,
+    archive_partitions,
+    glance,
+    nothing_found,
+    survey_again,
+    survey_partition,
+    vanished,
+)
 from unet_batch.job.worker import Settings
 from unet_batch.records import Receipt, Source, Unit
 from unet_batch.table.rows import Provenance
@@ -78,16 +88,22 @@ def run(
     """
     summary = Summary(run=new_run_id(prepared.job), fingerprint=prepared.fingerprint)
     with before_scoring():
-        inventory = archive_partitions(prepared, window, keep=True)
-    if not inventory:
-        summary.problems.append("the window holds no images: the archive is late, or input.uri is another")
+        holdings = archive_partitions(prepared, window, keep=True)
+        empty = nothing_found(prepared, holdings)
+        lost = vanished(prepared, holdings) if choice.select != "failed" else None
+    summary.passed_over = holdings.passed.to_json()
+    for sentence in (empty, lost):
+        if sentence is not None:
+            summary.problem(sentence, ExitCode.UNFINISHED)
+    inventory = holdings.partitions
     names = [name for name, sources in inventory.items() if glance(prepared, name, sources, choice.select)]
     if choice.newest_first:
         names.reverse()
-    if not names:
+    if names:
+        demand_conditional_puts(prepared)
+    elif not summary.problems:
         return summary
-    demand_conditional_puts(prepared)
-    scoring = _Run(prepared, choice, summary, make_executor, quiet=quiet)
+    scoring = _Run(prepared, choice, summary, make_executor, holdings, quiet=quiet)
     try:
         size = choice.max_active or len(names)
         while names:
@@ -100,13 +116,14 @@ def run(
     except HandoverFailed as error:
         summary.problem(f"{error}; what was finished is staged: run the same command again", error.exit_code)
     except KeyboardInterrupt:
-        text = "stopped by Ctrl-C; finished units are staged: run the same command again to go on"
-        summary.problem(text, ExitCode.UNFINISHED)
+        text = "finished units are staged: run the same command again to go on"
+        summary.problem(f"stopped by {stopped_by() or 'Ctrl-C'}; {text}", ExitCode.UNFINISHED)
     except UnetBatchError as error:  # what says that nothing can be scored: the record says it, too
         summary.problem(str(error), error.exit_code)
         raise
     finally:
-        scoring.close()
+        with ending():
+            scoring.close()
     return summary
 
 
@@ -114,7 +131,14 @@ class _Run:
     """One run under way: its executor, its leases and its record, over one or more groups of partitions."""
 
     def __init__(
-        self, prepared: Prepared, choice: Choice, summary: Summary, make_executor: MakeExecutor, *, quiet: bool
+        self,
+        prepared: Prepared,
+        choice: Choice,
+        summary: Summary,
+        make_executor: MakeExecutor,
+        holdings: Holdings,
+        *,
+        quiet: bool,
     ) -> None:
         self._prepared = prepared
         self._choice = choice
@@ -123,7 +147,11 @@ class _Run:
         self._quiet = quiet
         self._stop_at = _stop_at(choice.deadline)
         self._executor: Executor | None = None
-        self._record = Record(prepared, summary.run, choice.select)
+        self._record = Record(prepared, summary.run, choice.select, holdings.passed)
+        self._buckets = Buckets(prepared, holdings.partitions)
+        self._is_empty = not holdings.images
+        self._refused = bool(summary.problems)
+        """Whether the archive alone is why something was not done: such a run leaves a record, too."""
         self._waiting: list[str] | None = [] if choice.wait_s else None
         """Partitions that others hold, and whose leases may end; None where nobody is waited for any more."""
         self._published = Published()
@@ -186,6 +214,8 @@ class _Run:
                 self._leases.__exit__(None, None, None)
             summary.close(self._scoring_s)
             try:
+                if self._refused:
+                    self._record.begin(())
                 self._record.end(asdict(summary))
             except StorageError as error:
                 text = f"the run's record could not be finished, and nothing else is missing: {error}"
@@ -197,7 +227,8 @@ class _Run:
             try:
                 if self._leases is not None:
                     self._leases.take(name)
-                plan = survey_partition(self._prepared, name, sources, repair=True)
+                others = self._buckets.others(name)
+                plan = survey_partition(self._prepared, name, sources, others=others, repair=True)
                 if self._choice.select in ("failed", "all"):
                     plan = survey_again(self._prepared, plan)
             except Held as error:
@@ -210,10 +241,14 @@ class _Run:
                 self._published.problem(f"{name} cannot be worked on: {error}", ended_by(error)[1])
                 self._give_back(name)
                 continue
-            if wants(self._choice.select, plan):
+            if plan.refused is None and wants(self._choice.select, plan):
                 yield plan
-            else:
-                self._give_back(name)
+                continue
+            self._give_back(name)
+            if plan.refused is not None and wants(self._choice.select, plan):
+                self._refused = True
+                if plan.published is not None or not self._is_empty:  # else the run has said that it found nothing
+                    self._published.problem(plan.refused, ExitCode.UNFINISHED)
         self._count_published()
 
     def _score(self, work: Sequence[PartitionPlan], publisher: Publisher, planned: int) -> None:

@@ -13,11 +13,13 @@ from datetime import datetime
 from itertools import groupby
 from typing import Any
 
-from unet_batch.archive.discovery import Window
+from unet_batch.archive.window import Window
 from unet_batch.errors import JobError
 from unet_batch.job.prepare import Prepared
+from unet_batch.job.scope import resolved
 from unet_batch.job.summary import Summary
-from unet_batch.job.survey import inside
+from unet_batch.job.survey import archive_partitions
+from unet_batch.records import PassedOver
 
 EXAMPLES = 3
 STAMP_CHARACTERS = len("20261121T233000")
@@ -55,6 +57,8 @@ class RunRecord:
     job: Mapping[str, Any]
     """The job as it was then; secrets are references."""
     partitions: tuple[WorkedOn, ...]
+    passed: PassedOver
+    """What lay in the archive and counted as no image; nothing in older records."""
     did: Summary | None
     """None where the record has no end."""
 
@@ -71,9 +75,12 @@ def read_record(prepared: Prepared, run: str) -> RunRecord:
 
 def newest_record(prepared: Prepared, window: Window) -> RunRecord:
     """The record of the run that began last, of those that worked on a partition of the window. Raises JobError."""
+    # What `last` means is the archive's to say; every other window says it itself.
+    found_now = archive_partitions(prepared, window, keep=False).partitions if window.kind == "last" else ()
+    scope = resolved(window, found_now)
     for _, runs in groupby(run_names(prepared), key=lambda run: run[:STAMP_CHARACTERS]):
         records = [_read(prepared, run) for run in runs]
-        found = [r for r in records if any(inside(window, worked.partition) for worked in r.partitions)]
+        found = [r for r in records if any(scope.holds(worked.partition) for worked in r.partitions)]
         if found:
             return max(found, key=lambda record: record.started.timestamp() if record.started else 0.0)
     where = prepared.layout.output
@@ -105,6 +112,7 @@ def _read(prepared: Prepared, run: str) -> RunRecord:
                 WorkedOn(str(name), str(found["state"]), int(found["images"]), int(found["open"]))
                 for name, found in sorted(tree["partitions"].items())
             ),
+            passed=PassedOver.from_json(tree.get("passed_over", ())),
             did=_summary(tree.get("did")),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_batch.archive.discovery import Window
+from unet_batch.archive.window import Window
 from unet_batch.errors import ImageError, JobError, UnetBatchError
 from unet_batch.imaging.preprocess import normalize
 from unet_batch.imaging.tiling import grid
@@ -69,7 +69,7 @@ def archive_tiles(prepared: Prepared, window: Window, count: int) -> Sample:
 def _spread(prepared: Prepared, window: Window, count: int) -> list[Unit]:
     """Every image as a unit of its own: first `count` at equal distances, then the others."""
     every: list[Unit] = []
-    for partition, sources in archive_partitions(prepared, window, keep=False).items():
+    for partition, sources in archive_partitions(prepared, window, keep=False).partitions.items():
         plan = plan_partition(partition, sources, mark=prepared.fingerprint, published=None, done=frozenset(), parts=())
         for unit in units(plan, prepared.job, prepared.fingerprint, workers=1):
             every += [replace(unit, sources=(source,)) for source in unit.sources if source.problem is None]

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from unet_batch.archive.discovery import Window
 from unet_batch.errors import JobError, NotFound, StorageError
 from unet_batch.job.prepare import Prepared
-from unet_batch.job.survey import inside, published_partitions
+from unet_batch.job.scope import Scope, without_bucket
+from unet_batch.job.survey import published_inside
 from unet_batch.table.publish import read_commit
 from unet_batch.table.scored import Containers, ScoredRows
 
@@ -51,14 +51,14 @@ class Side:
 class RowsOfSide:
     """The rows that one word names, partition by partition, and a tally of what was read of them."""
 
-    def __init__(self, prepared: Prepared, asked: str, window: Window) -> None:
+    def __init__(self, prepared: Prepared, asked: str, scope: Scope) -> None:
         """Lists the output. Raises JobError where the word names nothing.
 
         asked: `published`, `job`, a run, or the first 8 or more hex digits of a fingerprint.
         """
-        self.fingerprint = None if asked == PUBLISHED else fingerprint_of(prepared, asked, window)
+        self.fingerprint = None if asked == PUBLISHED else fingerprint_of(prepared, asked, scope)
         """Whose rows they are, as far as it is known; None for whatever is published."""
-        self.partitions = _containers(prepared, self.fingerprint, window)
+        self.partitions = _containers(prepared, self.fingerprint, scope)
         """Where they may lie, by partition; the buckets of a partition together."""
         self.damaged: list[str] = []
         self._prepared = prepared
@@ -88,7 +88,7 @@ class RowsOfSide:
         )
 
 
-def fingerprint_of(prepared: Prepared, asked: str, window: Window) -> str:
+def fingerprint_of(prepared: Prepared, asked: str, scope: Scope) -> str:
     """The fingerprint that a word names, or as many of its digits as are known. Raises JobError where it names none."""
     if asked == JOB:
         return prepared.fingerprint
@@ -96,7 +96,7 @@ def fingerprint_of(prepared: Prepared, asked: str, window: Window) -> str:
     if record is not None:
         return record
     digits = asked.lower()
-    known = sorted(set(_known_fingerprints(prepared, window))) if _HEX.fullmatch(digits) else []
+    known = sorted(set(_known_fingerprints(prepared, scope))) if _HEX.fullmatch(digits) else []
     found = [name for name in known if name.startswith(digits) or digits.startswith(name)]
     if len({name[:STAGED_DIGITS] for name in found}) > 1:
         raise JobError(f"{asked} is the beginning of several fingerprints ({_some(found)}): write more of its digits")
@@ -119,11 +119,11 @@ def _record(prepared: Prepared, run: str) -> str | None:
     return str(fingerprint)
 
 
-def _known_fingerprints(prepared: Prepared, window: Window) -> Iterable[str]:
-    """Of this job, of staged parts (their first digits), and of what is published inside the window."""
+def _known_fingerprints(prepared: Prepared, scope: Scope) -> Iterable[str]:
+    """Of this job, of staged parts (their first digits), and of what is published inside the scope."""
     yield prepared.fingerprint
     yield from prepared.output.folders(prepared.layout.staged)
-    names = (name for name in published_partitions(prepared) if inside(window, name))
+    names = published_inside(prepared, scope)
     for fingerprint in prepared.output.ahead(partial(_published_fingerprint, prepared, name) for name in names):
         if fingerprint is not None:
             yield fingerprint
@@ -137,25 +137,21 @@ def _published_fingerprint(prepared: Prepared, partition: str) -> str | None:
     return published.commit.fingerprint if published else None
 
 
-def _containers(prepared: Prepared, fingerprint: str | None, window: Window) -> dict[str, list[Containers]]:
+def _containers(prepared: Prepared, fingerprint: str | None, scope: Scope) -> dict[str, list[Containers]]:
     """What may hold rows of a fingerprint, by partition: one entry for each of its buckets."""
-    published = {name for name in published_partitions(prepared) if inside(window, name)}
+    published = set(published_inside(prepared, scope))
     parts: dict[str, list[str]] = {}
     if fingerprint is not None:
         root = f"{prepared.layout.staged}/{fingerprint[:STAGED_DIGITS]}"
         for found in prepared.output.list(root):
             name = found.uri.removeprefix(root + "/").rpartition("/")[0]
-            if found.uri.endswith(".part") and inside(window, name):
+            if found.uri.endswith(".part") and scope.holds(name):
                 parts.setdefault(name, []).append(found.uri)
     grouped: dict[str, list[Containers]] = {}
     for name in sorted(published | parts.keys()):
         uri = prepared.layout.published(name) if name in published else None
-        grouped.setdefault(_without_bucket(name), []).append(Containers(uri, sorted(parts.get(name, ()))))
+        grouped.setdefault(without_bucket(name), []).append(Containers(uri, sorted(parts.get(name, ()))))
     return grouped
-
-
-def _without_bucket(partition: str) -> str:
-    return "/".join(step for step in partition.split("/") if not step.startswith("bucket="))
 
 
 def _hint(prepared: Prepared) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 
 from unet_batch.archive.decode import Page, encode_png
 from unet_batch.archive.isolate import DECODER, Decoder, IsolatedDecoder
+from unet_batch.archive.pages import complete
 from unet_batch.archive.shards import read_unit
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken, TooLate, UnetBatchError
@@ -100,7 +101,7 @@ class Load:
                     entries.append(_rejected(position, found))
                 else:
                     read_bytes += len(found)
-                    entries += [self._entry(position, page, pack) for page in self._pages(found, isolated)]
+                    entries += [self._entry(position, page, pack) for page in complete(self._pages(found, isolated))]
                 if pack.size > MAX_UNIT_PIXEL_BYTES and len(unit.sources) > 1:
                     message = f"its pictures decode to more than {MAX_UNIT_PIXEL_BYTES} bytes"
                     return Loaded(unit, (), np.empty(0, np.uint8), failure=("unit.too_large", message))

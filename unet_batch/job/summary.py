@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from unet_batch.errors import ExitCode, overall
 from unet_batch.records import Receipt, Unit
@@ -28,6 +29,8 @@ class Summary:
     """Names of the published partitions."""
     problems: list[str] = field(default_factory=list)
     reasons: dict[str, int] = field(default_factory=dict)
+    passed_over: list[dict[str, Any]] = field(default_factory=list)
+    """What lies in the archive and counts as no image, as `PassedOver.to_json` says it."""
     provider: str | None = None
     executor: str | None = None
     workers: int = 0

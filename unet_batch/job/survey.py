@@ -4,38 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from unet_batch.archive.discovery import Window, discover, parse_window
-from unet_batch.archive.shards import StoredIndex, inventory
+from unet_batch.archive.discovery import discover
+from unet_batch.archive.inventory import StoredIndex, inventory
+from unet_batch.archive.nearest import nearest
+from unet_batch.archive.window import Window
 from unet_batch.errors import Damaged, Reason, StorageError
 from unet_batch.job.plan import PartitionPlan, Select, again_plan, plan_partition, wants
 from unet_batch.job.prepare import Prepared
-from unet_batch.records import Source, uncollected
+from unet_batch.job.scope import Scope, resolved, window_of, without_bucket
+from unet_batch.records import PassedOver, Source, uncollected
+from unet_batch.table.guard import ALONE, Others, refusal
 from unet_batch.table.parts import RowKey, read_parts
 from unet_batch.table.publish import Published, published_keys, read_commit
-from unet_batch.table.rows import partition_values
+
+__all__ = ["Holdings", "Planned", "archive_partitions", "planned", "selected", "window_of"]
 
 log = logging.getLogger(__name__)
 
-
-def window_of(text: str) -> Window:
-    """A window as people write it; `today` and `yesterday` are UTC."""
-    return parse_window(text, datetime.now(UTC).date())
+EXAMPLES = 3
 
 
-def inside(window: Window, partition: str) -> bool:
-    """Whether a partition belongs to a window; those without a date belong to every window that is no range."""
-    day = partition_values(partition).get("date")
-    if window.kind != "range":
-        return True
-    try:
-        return day is not None and window.holds(date.fromisoformat(day))
-    except ValueError:
-        return False
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """What the archive holds in a window, as listed now."""
+
+    partitions: dict[str, list[Source]]
+    """The inventory of every partition, in their order."""
+    passed: PassedOver
+    """What lies there too and counts as no image."""
+    scope: Scope
+    """The window, resolved against the listing."""
+
+    @property
+    def images(self) -> int:
+        return sum(len(sources) for sources in self.partitions.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a run would do, and what it would say."""
+
+    work: list[PartitionPlan]
+    passed: PassedOver
+    problems: list[str]
+    """What a run would not do, and why."""
 
 
 class _ReadOnlyIndex(StoredIndex):
@@ -46,20 +63,59 @@ class _ReadOnlyIndex(StoredIndex):
 
 
 @uncollected()
-def archive_partitions(prepared: Prepared, window: Window, *, keep: bool) -> dict[str, list[Source]]:
-    """The inventory of every partition of the window; lists only the window's prefixes.
+def archive_partitions(prepared: Prepared, window: Window, *, keep: bool) -> Holdings:
+    """What the archive holds in a window; lists only the window's prefixes.
 
     keep: whether the member lists of tars are kept in the output, so that a tar is walked once.
     """
-    objects = discover(prepared.archive, prepared.job.input, window)
+    spec = prepared.job.input
+    discovered = discover(prepared.archive, spec, window)
     cache = (StoredIndex if keep else _ReadOnlyIndex)(prepared.output, prepared.layout.index)
-    found: dict[str, list[Source]] = {}
-    for partition, shards in objects.items():
-        for name, sources in inventory(
-            prepared.archive, prepared.job.input, shards, partition=partition, window=window, cache=cache
-        ).items():
-            found |= _buckets(name, sources, prepared.job.output.buckets)
-    return dict(sorted(found.items()))
+    partitions: dict[str, list[Source]] = {}
+    passed = discovered.passed
+    for partition, objects in discovered.partitions.items():
+        found = inventory(prepared.archive, spec, objects, partition=partition, window=window, cache=cache)
+        passed += found.passed
+        for name, sources in found.partitions.items():
+            partitions |= _buckets(name, sources, prepared.job.output.buckets)
+    return Holdings(dict(sorted(partitions.items())), passed, resolved(window, partitions))
+
+
+def nothing_found(prepared: Prepared, holdings: Holdings) -> str | None:
+    """A sentence where a window holds no image at all, with what is near; None where it holds some, or need not."""
+    if holdings.images or prepared.job.limits.allow_empty:
+        return None
+    spec, window = prepared.job.input, holdings.scope.window
+    where = spec.uri.removeprefix("file://")
+    near = nearest(prepared.archive, spec.uri, window)
+    hints = [
+        f"nearest: {near}" if near else "look for a lost mount, or another input.uri, input.pattern or input.members"
+    ]
+    if spec.partition_column is not None and window.kind != "all":
+        hints = [f"no {spec.partition_column} is a day of this window: write --window all"]
+    if holdings.passed.total:
+        hints.append(str(holdings.passed))
+    return f"nothing was found: nothing matches {where} in the window; {'; '.join(hints)}"
+
+
+def vanished(prepared: Prepared, holdings: Holdings) -> str | None:
+    """A sentence about partitions of the window that are published and that the archive has nothing of any more."""
+    if prepared.job.limits.allow_empty or holdings.scope.window.kind == "last":
+        return None
+    groups = {without_bucket(name) for name in holdings.partitions}
+    lost: dict[str, int] = {}
+    for name in published_inside(prepared, holdings.scope):
+        group = without_bucket(name)
+        if group not in groups and (images := _published_images(prepared, name)):
+            lost[group] = lost.get(group, 0) + images
+    if not lost:
+        return None
+    shown = ", ".join(f"{name} ({images} images)" for name, images in sorted(lost.items())[:EXAMPLES])
+    more = " …" if len(lost) > EXAMPLES else ""
+    return (
+        f"{len(lost)} partition(s) are published and the archive holds nothing of them now: {shown}{more}; their rows "
+        "stay: look for a lost mount or folder, or set limits.allow_empty: true if this is right"
+    )
 
 
 def survey(prepared: Prepared, window: Window, *, repair: bool) -> list[PartitionPlan]:
@@ -67,9 +123,16 @@ def survey(prepared: Prepared, window: Window, *, repair: bool) -> list[Partitio
 
     repair: whether damaged parts are deleted (a run) or only left out (a plan).
     """
+    holdings = archive_partitions(prepared, window, keep=repair)
+    return surveyed(prepared, holdings, repair=repair)
+
+
+def surveyed(prepared: Prepared, holdings: Holdings, *, repair: bool) -> list[PartitionPlan]:
+    """Every partition of a listing compared with the output."""
+    buckets = Buckets(prepared, holdings.partitions)
     return [
-        survey_partition(prepared, partition, sources, repair=repair)
-        for partition, sources in archive_partitions(prepared, window, keep=repair).items()
+        survey_partition(prepared, name, sources, others=buckets.others(name), repair=repair)
+        for name, sources in holdings.partitions.items()
     ]
 
 
@@ -87,35 +150,59 @@ def glance(prepared: Prepared, partition: str, sources: Sequence[Source], select
     return select == "failed" or wants(select, plan)
 
 
-def selected(prepared: Prepared, window: Window, select: Select) -> list[PartitionPlan]:
-    """What a run with this selection would work on now; changes nothing."""
-    plans = survey(prepared, window, repair=False)
+def planned(prepared: Prepared, window: Window, select: Select) -> Planned:
+    """What a run with this selection would work on now, and what it would refuse; changes nothing."""
+    holdings = archive_partitions(prepared, window, keep=False)
+    plans = surveyed(prepared, holdings, repair=False)
     if select in ("failed", "all"):
         plans = [survey_again(prepared, plan) for plan in plans]
-    return [plan for plan in plans if wants(select, plan)]
+    wanted = [plan for plan in plans if wants(select, plan)]
+    empty = nothing_found(prepared, holdings)
+    refused = [plan.refused for plan in wanted if plan.refused is not None and (plan.published or empty is None)]
+    lost = vanished(prepared, holdings) if select != "failed" else None
+    return Planned(
+        [plan for plan in wanted if plan.refused is None],
+        holdings.passed,
+        [sentence for sentence in (empty, *refused, lost) if sentence is not None],
+    )
+
+
+def selected(prepared: Prepared, window: Window, select: Select) -> list[PartitionPlan]:
+    """What a run with this selection would work on now; changes nothing."""
+    return planned(prepared, window, select).work
 
 
 @uncollected()
-def survey_partition(prepared: Prepared, partition: str, sources: Sequence[Source], *, repair: bool) -> PartitionPlan:
-    """One partition compared with what is published and staged under this job's fingerprint."""
+def survey_partition(
+    prepared: Prepared, partition: str, sources: Sequence[Source], *, others: Others = ALONE, repair: bool
+) -> PartitionPlan:
+    """One partition compared with what is published and staged under this job's fingerprint.
+
+    others: the other buckets of the same partition, for the guard.
+    """
     mark = prepared.fingerprint
     published = read_commit(prepared.output, prepared.layout, partition)
     plan = plan_partition(partition, sources, mark=mark, published=published, done=set(), parts=())
     if plan.up_to_date:
         return plan
+    there = (published.commit.sources if published else 0) + others.published
+    refused = refusal(partition, there, len(sources) + others.now, prepared.job.limits)
+    if refused is not None:
+        return replace(plan, refused=refused, others=others)
     done = _published_versions(prepared, partition, published)
     sound = []
     for uri, keys in read_parts(prepared.output, _part_uris(prepared, partition), mark, repair=repair):
         sound.append(uri)
         done |= {(key.source_key, key.version) for key in keys}
-    return plan_partition(partition, sources, mark=mark, published=published, done=done, parts=sound)
+    plan = plan_partition(partition, sources, mark=mark, published=published, done=done, parts=sound)
+    return replace(plan, others=others)
 
 
 @uncollected()
 def survey_again(prepared: Prepared, plan: PartitionPlan) -> PartitionPlan:
     """The plan of a complete partition whose rejections may end differently now; the plan as it is for any other."""
     published = plan.published
-    if plan.open or (plan.up_to_date and published is not None and not published.commit.rejected):
+    if plan.refused or plan.open or (plan.up_to_date and published is not None and not published.commit.rejected):
         return plan
     visible: list[RowKey] = []
     if published is not None and published.commit.fingerprint == prepared.fingerprint:
@@ -141,6 +228,40 @@ def published_partitions(prepared: Prepared) -> Iterator[str]:
     for found in prepared.output.list(prepared.layout.predictions):
         if found.uri.startswith(root) and found.uri.endswith("/data.parquet"):
             yield found.uri.removeprefix(root).removesuffix("/data.parquet")
+
+
+def published_inside(prepared: Prepared, scope: Scope) -> list[str]:
+    """Names of the partitions of a scope that readers see."""
+    return [name for name in published_partitions(prepared) if scope.holds(name)]
+
+
+class Buckets:
+    """Images of all buckets of a partition together, published and in the archive, as they were before a run."""
+
+    def __init__(self, prepared: Prepared, partitions: Mapping[str, Sequence[Source]]) -> None:
+        self._prepared = prepared
+        self._now = {name: len(sources) for name, sources in partitions.items()}
+        self._groups: dict[str, list[str]] = {}
+        for name in partitions:
+            self._groups.setdefault(without_bucket(name), []).append(name)
+        self._published: dict[str, int] = {}
+
+    def others(self, partition: str) -> Others:
+        """The other buckets of a partition; nothing for one that is not split."""
+        rest = [name for name in self._groups[without_bucket(partition)] if name != partition]
+        for name in (*rest, partition) if rest else ():
+            if name not in self._published:
+                self._published[name] = _published_images(self._prepared, name)
+        return Others(sum(self._published[name] for name in rest), sum(self._now[name] for name in rest))
+
+
+def _published_images(prepared: Prepared, partition: str) -> int:
+    """Images of a published partition; none where nothing is published, or where it cannot be read."""
+    try:
+        published = read_commit(prepared.output, prepared.layout, partition)
+    except StorageError:
+        return 0  # the run says so when it comes to this partition
+    return published.commit.sources if published else 0
 
 
 def _published_versions(prepared: Prepared, partition: str, published: Published | None) -> set[tuple[str, str]]:

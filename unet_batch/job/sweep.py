@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from unet_batch.archive.discovery import Window
-from unet_batch.archive.shards import StoredIndex
+from unet_batch.archive.inventory import StoredIndex
+from unet_batch.archive.window import Window
 from unet_batch.errors import StorageError
 from unet_batch.job.lease import read_lease
 from unet_batch.job.prepare import Prepared
-from unet_batch.job.survey import archive_partitions, inside, published_partitions
+from unet_batch.job.survey import archive_partitions, published_partitions
 from unet_batch.records import Source
 from unet_batch.table.parts import RowKey, read_parts
 from unet_batch.table.publish import Published, published_keys, read_commit
@@ -32,17 +32,19 @@ class Litter:
 
 
 def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_run: bool) -> list[Litter]:
-    """What was removed, or, with dry_run, what would be. Partitions outside the window keep their parts.
+    """What was removed, or, with dry_run, what would be.
 
+    A partition keeps its parts where it lies outside of the window, or where the archive shows no image of it now: what
+    was not surveyed may be needed.
     keep_other_models: leave the parts of fingerprints that are not the published one's, for a rollback without a GPU.
     """
-    inventory = archive_partitions(prepared, window, keep=False)
+    inventory = archive_partitions(prepared, window, keep=False).partitions
     found = [
-        *_parts(prepared, window, inventory, keep_other_models=keep_other_models),
+        *_parts(prepared, inventory, keep_other_models=keep_other_models),
         *_leases(prepared),
         *_markers(prepared),
     ]
-    if window.kind == "all":
+    if window.kind == "all" and any(inventory.values()):
         found += _indexes(prepared, inventory)
     if not dry_run:
         for litter in found:
@@ -51,7 +53,7 @@ def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_ru
 
 
 def _parts(
-    prepared: Prepared, window: Window, inventory: Mapping[str, Sequence[Source]], *, keep_other_models: bool
+    prepared: Prepared, inventory: Mapping[str, Sequence[Source]], *, keep_other_models: bool
 ) -> Iterator[Litter]:
     """Parts of partitions that nobody works on, whose rows are all published, or belong to another model's past."""
     layout, output = prepared.layout, prepared.output
@@ -64,7 +66,7 @@ def _parts(
             by_partition.setdefault((partition, mark), []).append((part.uri, part.size_bytes))
     seen = set(published_partitions(prepared))
     for (partition, mark), parts in sorted(by_partition.items()):
-        if partition not in seen or not inside(window, partition) or _is_held(prepared, partition):
+        if partition not in seen or not inventory.get(partition) or _is_held(prepared, partition):
             continue
         try:
             published = read_commit(output, layout, partition)
@@ -73,7 +75,7 @@ def _parts(
         if published is None:
             continue
         if published.commit.fingerprint[:32] == mark:
-            yield from _covered(prepared, published, parts, inventory.get(partition, ()))
+            yield from _covered(prepared, published, parts, inventory[partition])
         elif not keep_other_models and mark != prepared.fingerprint[:32]:
             yield from (Litter(uri, "part", size) for uri, size in parts)
 

@@ -10,16 +10,25 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 
-from unet_batch.archive.discovery import Window
+from unet_batch.archive.window import Window
 from unet_batch.errors import NotFound, StorageError
 from unet_batch.job.lease import read_lease
 from unet_batch.job.plan import PartitionPlan
 from unet_batch.job.prepare import Prepared
-from unet_batch.job.survey import archive_partitions, inside, published_partitions, survey_partition
-from unet_batch.records import Source, inventory_digest
+from unet_batch.job.survey import (
+    Buckets,
+    archive_partitions,
+    nothing_found,
+    published_inside,
+    survey_partition,
+    vanished,
+)
+from unet_batch.records import PassedOver, Source, inventory_digest
+from unet_batch.table.guard import ALONE, Others
 from unet_batch.table.parts import RowKey, open_rows, read_parts, row_keys
 from unet_batch.table.publish import generation, read_commit
 
@@ -45,6 +54,8 @@ class PartitionStatus:
     """The run that published it."""
     holder: str | None = None
     """The run that is working on it."""
+    refused: str | None = None
+    """Why the guard does not let the archive's images replace those rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +75,61 @@ class Finding:
         )
 
 
-def status(prepared: Prepared, window: Window) -> list[PartitionStatus]:
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What `status` says of a window."""
+
+    partitions: list[PartitionStatus]
+    passed: PassedOver
+    problems: list[str]
+    """What keeps a run from publishing what the archive holds."""
+
+
+class Proof(NamedTuple):
+    """What `verify` says of a window."""
+
+    partitions: int
+    """How many were compared."""
+    findings: list[Finding]
+    """Every disagreement; a window in which nothing was found is one, unless the job allows it."""
+    passed: PassedOver
+    """What lies in the archive and counts as no image."""
+
+
+def overview(prepared: Prepared, window: Window) -> Overview:
     """Every partition of the window, and what is published inside it without being in the archive."""
-    archive = archive_partitions(prepared, window, keep=False)
-    found = [_status(prepared, name, sources) for name, sources in archive.items()]
+    holdings = archive_partitions(prepared, window, keep=False)
+    archive, buckets = holdings.partitions, Buckets(prepared, holdings.partitions)
+    found = [_status(prepared, name, sources, buckets.others(name)) for name, sources in archive.items()]
     found += [
-        _status(prepared, name, None)
-        for name in published_partitions(prepared)
-        if name not in archive and inside(window, name)
+        _status(prepared, name, None, ALONE)
+        for name in published_inside(prepared, holdings.scope)
+        if name not in archive
     ]
-    return sorted(found, key=lambda s: s.partition)
+    sentences = [nothing_found(prepared, holdings), vanished(prepared, holdings)]
+    sentences += [line.refused for line in found if line.run is not None]
+    problems = [sentence for sentence in sentences if sentence is not None]
+    return Overview(sorted(found, key=lambda s: s.partition), holdings.passed, problems)
 
 
-def verify(prepared: Prepared, window: Window) -> tuple[int, list[Finding]]:
-    """How many partitions were compared, and every disagreement."""
-    archive = archive_partitions(prepared, window, keep=False)
-    names = set(archive) | {name for name in published_partitions(prepared) if inside(window, name)}
+def status(prepared: Prepared, window: Window) -> list[PartitionStatus]:
+    """The partitions of `overview`."""
+    return overview(prepared, window).partitions
+
+
+def verify(prepared: Prepared, window: Window) -> Proof:
+    """Published rows held against the archive as it is now. What is not in the window is not looked at."""
+    holdings = archive_partitions(prepared, window, keep=False)
+    archive = holdings.partitions
+    names = set(archive) | set(published_inside(prepared, holdings.scope))
     findings = [f for name in sorted(names) for f in _compare(prepared, name, archive.get(name))]
-    return len(names), findings + list(_strangers(prepared, names))
+    empty = nothing_found(prepared, holdings)
+    if empty is not None:
+        findings.insert(0, Finding("the window", empty, 0, ""))
+    return Proof(len(names), findings + list(_strangers(prepared, names)), holdings.passed)
 
 
-def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None) -> PartitionStatus:
+def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None, others: Others) -> PartitionStatus:
     try:
         if sources is None:
             published = read_commit(prepared.output, prepared.layout, partition)
@@ -98,7 +143,7 @@ def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None
                 staged=0,
                 run=commit.run_id if commit else None,
             )
-        plan: PartitionPlan = survey_partition(prepared, partition, sources, repair=False)
+        plan: PartitionPlan = survey_partition(prepared, partition, sources, others=others, repair=False)
     except StorageError:
         return PartitionStatus(partition, "damaged", len(sources or ()), 0, 0, 0, None)
     commit = plan.published.commit if plan.published else None
@@ -113,11 +158,14 @@ def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None
         staged=0 if plan.up_to_date else plan.scored,
         run=commit.run_id if commit else None,
         holder=holder,
+        refused=plan.refused,
     )
 
 
 def _compare(prepared: Prepared, partition: str, sources: Sequence[Source] | None) -> Iterator[Finding]:
     """Every disagreement of one partition."""
+    if not sources and _is_published_empty(prepared, partition):
+        return  # no image and no row
     if sources is None:
         yield Finding(partition, "published, but no longer in the archive", 1, "")
         return
@@ -154,6 +202,14 @@ def _compare(prepared: Prepared, partition: str, sources: Sequence[Source] | Non
         if commit.generation != wanted and not marks - {prepared.fingerprint}:
             yield Finding(partition, "stale: the commit record names another inventory than the archive's", 1, "")
     yield from _damaged_parts(prepared, partition)
+
+
+def _is_published_empty(prepared: Prepared, partition: str) -> bool:
+    try:
+        published = read_commit(prepared.output, prepared.layout, partition)
+    except StorageError:
+        return False
+    return published is not None and published.commit.rows == 0
 
 
 def _against_inventory(partition: str, keys: Sequence[RowKey], sources: Sequence[Source]) -> Iterator[Finding]:

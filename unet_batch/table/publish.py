@@ -10,11 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from bisect import bisect_right
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -34,7 +32,9 @@ from unet_batch.errors import (
 )
 from unet_batch.records import Source, inventory_digest, uncollected
 from unet_batch.spec import LimitsSpec
+from unet_batch.table.guard import ALONE, Others, refusal
 from unet_batch.table.layout import Layout
+from unet_batch.table.merge import Containers
 from unet_batch.table.parts import Objects, RowKey, open_stream, parquet_writer, read_parts, row_keys
 from unet_batch.table.rows import SCHEMA_VERSION, schema
 from unet_batch.table.scratch import scratch_folder
@@ -43,10 +43,6 @@ log = logging.getLogger(__name__)
 
 COMMIT_METADATA = b"unet_batch.commit"
 ROWS_PER_GROUP = 4096
-OPEN_CONTAINERS = 64
-"""Containers that stay open, and row groups that are kept, because the next rows may need them …"""
-KEPT_BYTES = 64 << 20
-"""… as far as those row groups fit: a published one may hold 4096 masks."""
 MAX_OBJECT_BYTES = 2 << 30
 """S3 takes 5 GiB in one conditional put; half of that leaves room for every store."""
 
@@ -113,6 +109,8 @@ class Publication:
     """URIs of staged parts that may hold rows of the inventory."""
     compression: str = "zstd"
     single_writer: bool = False
+    others: Others = ALONE
+    """The other buckets of the same partition, which the guard counts with this one."""
 
 
 def generation(fingerprint: str, inventory: str) -> str:
@@ -144,13 +142,17 @@ def published_keys(store: Store, layout: Layout, partition: str) -> list[RowKey]
 def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpec) -> Published:
     """Make the partition's rows visible.
 
-    Raises Incomplete (NeedsAction where a limit forbids it), Held when another run won, Damaged, StorageError.
+    Raises Incomplete where rows are missing or far fewer would be visible than now (NeedsAction where a limit forbids
+    it), Held when another run won, Damaged, StorageError.
     """
     digest = inventory_digest(wanted.sources)
     target = generation(wanted.fingerprint, digest)
-    rows, containers = _choose_rows(store, layout, wanted)
+    now = read_commit(store, layout, wanted.partition)
+    _check_shrink(wanted, now, limits)
+    rows, containers = _choose_rows(store, layout, wanted, now)
     rejected = [reason for _, key in rows if (reason := key.reason) is not None]
     _check_limits(wanted.partition, len(rows), rejected, limits)
+    _check_pages(wanted, now, len(rows), limits)
     commit = Commit(
         generation=target,
         partition=wanted.partition,
@@ -166,7 +168,7 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
     try:
         with scratch_folder() as folder:
             path = folder / "data.parquet"
-            _write(path, wanted, commit, rows, _Containers(store, containers))
+            _write(path, wanted, commit, rows, Containers(store, containers))
             return _swap(store, layout, wanted, commit, path)
     except (pa.ArrowException, OSError) as error:  # the store's own errors are ours by now
         raise StorageError(
@@ -175,7 +177,9 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
 
 
 @uncollected()
-def _choose_rows(store: Store, layout: Layout, wanted: Publication) -> tuple[list[tuple[int, RowKey]], list[str]]:
+def _choose_rows(
+    store: Store, layout: Layout, wanted: Publication, now: Published | None
+) -> tuple[list[tuple[int, RowKey]], list[str]]:
     """(container, row) of every image in key order.
 
     A source's pages come from one container that has them all: from the first in which it is no rejection, because a
@@ -184,7 +188,7 @@ def _choose_rows(store: Store, layout: Layout, wanted: Publication) -> tuple[lis
     versions = {source.key: source.version for source in wanted.sources}
     containers: list[str] = []
     chosen: dict[str, tuple[int, list[RowKey]]] = {}
-    for uri, keys in _row_keys(store, layout, wanted):
+    for uri, keys in _row_keys(store, layout, wanted, now):
         sources: dict[str, list[RowKey]] = {}
         for key in keys:
             if versions.get(key.source_key) == key.version:
@@ -213,8 +217,9 @@ def _rejected(pages: Sequence[RowKey]) -> bool:
     return any(page.reason is not None for page in pages)
 
 
-def _row_keys(store: Store, layout: Layout, wanted: Publication) -> Iterator[tuple[str, list[RowKey]]]:
-    now = read_commit(store, layout, wanted.partition)
+def _row_keys(
+    store: Store, layout: Layout, wanted: Publication, now: Published | None
+) -> Iterator[tuple[str, list[RowKey]]]:
     if now is not None and now.commit.fingerprint == wanted.fingerprint:
         uri = layout.published(wanted.partition)
         try:
@@ -224,6 +229,23 @@ def _row_keys(store: Store, layout: Layout, wanted: Publication) -> Iterator[tup
         else:
             yield uri, visible
     yield from read_parts(store, sorted(wanted.parts), wanted.fingerprint, repair=True)
+
+
+def _check_shrink(wanted: Publication, now: Published | None, limits: LimitsSpec) -> None:
+    """What readers see now, not what they saw when the run began, is what must not shrink."""
+    published = now.commit.sources if now is not None else 0
+    others = wanted.others
+    refused = refusal(wanted.partition, published + others.published, len(wanted.sources) + others.now, limits)
+    if refused is not None:
+        raise Incomplete(refused)
+
+
+def _check_pages(wanted: Publication, now: Published | None, rows: int, limits: LimitsSpec) -> None:
+    """The same for pages, where both counts were made under one fingerprint: a stack may have become one picture."""
+    if now is not None and now.commit.fingerprint == wanted.fingerprint and wanted.others == ALONE and rows:
+        refused = refusal(wanted.partition, now.commit.rows, rows, limits)
+        if refused is not None:
+            raise Incomplete(refused)
 
 
 def _check_limits(partition: str, rows: int, rejected: Sequence[str], limits: LimitsSpec) -> None:
@@ -245,7 +267,7 @@ def _check_limits(partition: str, rows: int, rejected: Sequence[str], limits: Li
 
 
 def _write(
-    path: Path, wanted: Publication, commit: Commit, rows: Sequence[tuple[int, RowKey]], containers: _Containers
+    path: Path, wanted: Publication, commit: Commit, rows: Sequence[tuple[int, RowKey]], containers: Containers
 ) -> None:
     """Stream the chosen rows into one file, a row group at a time, in key order."""
     own = schema(wanted.partition)
@@ -286,65 +308,3 @@ def _swap(store: Store, layout: Layout, wanted: Publication, commit: Commit, pat
             f"{wanted.partition} was changed by {winner} while this run was scoring it; its rows stay. "
             "Run the command again if this job's rows should replace them"
         ) from error
-
-
-class _Containers:
-    """Rows out of many Parquet objects, with few row groups in memory at a time."""
-
-    def __init__(self, store: Store, uris: Sequence[str]) -> None:
-        self._store = store
-        self._uris = uris
-        self._files: OrderedDict[int, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
-        """Open containers, each with the number of the first row behind every row group."""
-        self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
-        self._groups_bytes = 0
-
-    def take(self, rows: Sequence[tuple[int, RowKey]], wanted: pa.Schema) -> pa.Table:
-        """The rows as one table, in the given order."""
-        by_container: dict[int, list[tuple[int, int]]] = {}
-        for position, (container, key) in enumerate(rows):
-            by_container.setdefault(container, []).append((position, key.row))
-        pieces, order = [], []
-        for container, positions in by_container.items():  # one after the other: each is opened once
-            places: dict[int, list[tuple[int, int]]] = {}
-            for position, in_file in positions:
-                group, row = self._place(container, in_file)
-                places.setdefault(group, []).append((position, row))
-            for group, found in places.items():
-                pieces.append(self._group((container, group)).take(pa.array([row for _, row in found])))
-                order += [position for position, _ in found]
-        table = pa.concat_tables(pieces).unify_dictionaries().cast(wanted)
-        inverse = sorted(range(len(order)), key=order.__getitem__)
-        return table if inverse == list(range(len(order))) else table.take(pa.array(inverse))
-
-    def _place(self, container: int, row: int) -> tuple[int, int]:
-        """Row group of a row, and its number in it."""
-        _, ends = self._file(container)
-        group = bisect_right(ends, row)
-        if group == len(ends):
-            raise StorageError(f"{self._uris[container]} has fewer rows than a moment ago; run the same command again")
-        return group, row - (ends[group - 1] if group else 0)
-
-    def _group(self, place: tuple[int, int]) -> pa.Table:
-        if place not in self._groups:
-            try:
-                table = self._file(place[0])[0].read_row_group(place[1])
-            except (pa.ArrowException, OSError) as error:
-                raise Damaged(f"{self._uris[place[0]]} is damaged: move it away and run again ({error})") from error
-            self._groups_bytes += table.nbytes
-            while self._groups and (self._groups_bytes > KEPT_BYTES or len(self._groups) >= OPEN_CONTAINERS):
-                self._groups_bytes -= self._groups.popitem(last=False)[1].nbytes
-            self._groups[place] = table
-        self._groups.move_to_end(place)
-        return self._groups[place]
-
-    def _file(self, container: int) -> tuple[pq.ParquetFile, list[int]]:
-        if container not in self._files:
-            file = open_stream(self._store.open(self._uris[container]))
-            groups = range(file.metadata.num_row_groups)
-            ends = list(accumulate(file.metadata.row_group(group).num_rows for group in groups))
-            self._files[container] = file, ends
-            if len(self._files) > OPEN_CONTAINERS:
-                self._files.popitem(last=False)
-        self._files.move_to_end(container)
-        return self._files[container]

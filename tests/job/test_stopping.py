@@ -1,0 +1,167 @@
+"""Signals: the first ends a command in order, whatever it is; a second one ends it at once."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+NAME = "2026-11-21"
+IMAGES = 24
+SIDE = 900
+"""A picture of this size takes some tenths of a second: a run is still under way when it is signalled."""
+EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.ray)]
+
+
+@pytest.fixture
+def slow(project):
+    """A project whose run takes many seconds."""
+    for number in range(IMAGES):
+        noise = np.random.default_rng(number).integers(0, 255, (SIDE, SIDE), np.uint8)
+        out = io.BytesIO()
+        Image.fromarray(noise).save(out, "PNG")
+        project.put(f"2026/11/21/{number:03}.png", out.getvalue())
+    return project
+
+
+def start(project, executor: str, *more: str, before: str = "") -> subprocess.Popen[str]:
+    """A run in a process of its own. before: Python that its process does first."""
+    code = f"{before}\nimport sys; from unet_batch.cli import main; main()"
+    words = ["run", "job.yaml", "--window", "all", "--executor", executor, "--set", "limits.unit_images=2", *more]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words], cwd=project.folder, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def wait_for(done, process: subprocess.Popen[str]) -> None:
+    give_up = time.monotonic() + 120
+    while not done():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def works(project) -> dict:
+    """The one record, as JSON."""
+    [path] = (project.folder / "out" / "_work" / "runs").glob("*.json")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(
+    ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
+)
+def test_a_signal_ends_a_run_in_order(slow, executor, number, name):
+    """Exit code 3 and its JSON line, the record ended, the lease given back, no stack; the next run does the rest."""
+    process = start(slow, executor)
+    wait_for(lambda: len(slow.parts()) >= 2, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    [line] = out.splitlines()
+    told = json.loads(line)
+    assert (told["exit"], told["published"]) == ("unfinished", 0)
+    assert 0 < told["remaining"] < IMAGES
+    assert any(problem.startswith(f"stopped by {name};") for problem in told["problems"])
+    assert "Traceback" not in err
+    assert "PC: @" not in err
+    assert works(slow)["did"]["exit_code"] == 3
+    assert list((slow.folder / "out" / "_work" / "leases").glob("*")) == []
+    assert list((slow.folder / "out" / "_work").glob("attempts/*")) == []
+    staged = told["ok"]
+    again = slow.run("limits.unit_images=2")
+    assert (again.exit_code, again.published) == (0, 1)
+    assert again.planned <= IMAGES - staged
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("seconds", [1.0, 3.0, 5.0])
+def test_a_signal_while_ray_starts_ends_the_command_in_order(slow, seconds):
+    """Ray has handlers of its own by then."""
+    process = start(slow, "ray")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert json.loads(out.splitlines()[-1])["exit"] == "unfinished"
+    assert "PC: @" not in err
+    assert list((slow.folder / "out" / "_work").glob("leases/*")) == []
+
+
+def test_a_second_signal_ends_the_command_at_once(slow):
+    """The first one waits for something that does not come."""
+    hang = "import time, unet_batch.job.run as r; r._Run.close = lambda self: time.sleep(60)"
+    process = start(slow, "local", before=hang)
+    wait_for(lambda: len(slow.parts()) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, time.monotonic() - began < 5) == (3, True)
+    assert "SIGTERM came second" in err
+
+
+def test_two_signals_at_once_are_one(slow):
+    """Service managers send SIGTERM and SIGHUP: the record is ended nevertheless."""
+    process = start(slow, "local")
+    wait_for(lambda: len(slow.parts()) >= 1, process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert json.loads(out)["exit"] == "unfinished"
+    assert "ended" in works(slow)
+
+
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored(slow):
+    """`nohup unet-batch run` outlives its terminal."""
+    ignore = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    process = start(slow, "local", before=ignore)
+    wait_for(lambda: len(slow.parts()) >= 1, process)
+    process.send_signal(signal.SIGHUP)
+    wait_for(lambda: len(slow.parts()) >= 4, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 3
+
+
+def test_a_run_whose_terminal_is_closed_ends_in_order(slow):
+    """Nothing can be written to it any more, and the record is ended nevertheless."""
+    pid, terminal = os.forkpty()
+    if pid == 0:
+        os.chdir(slow.folder)
+        words = ["run", "job.yaml", "--window", "all", "--executor", "local", "--set", "limits.unit_images=2"]
+        os.execv(sys.executable, [sys.executable, "-m", "unet_batch", *words])
+    give_up = time.monotonic() + 60
+    while len(slow.parts()) < 2:
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 3
+    assert works(slow)["did"]["problems"][0].startswith("stopped by SIGHUP;")
+
+
+def test_a_signal_ends_other_commands_in_order(slow):
+    """A command without a run says the same in its JSON line."""
+    late = (
+        "import time, unet_batch.job.prepare as p; p.prepare = lambda job: (print('here', flush=True), time.sleep(60))"
+    )
+    process = start(slow, "local", before=late)
+    assert process.stderr.readline() == "here\n"
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, json.loads(out)["error"]) == (3, "run.stopped")
+    assert "stopped by SIGTERM" in err

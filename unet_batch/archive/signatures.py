@@ -1,0 +1,170 @@
+"""What a file is by its first bytes: the formats that are read, and the names of those that are not.
+
+One table of magic bytes, and nothing that opens a file. A name never decides: an error page saved as .jpg is a page.
+"""
+
+from __future__ import annotations
+
+from unet_batch.errors import ImageError, Reason
+
+READ = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "NPY")
+"""Formats that `decode` reads."""
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".tif", ".tiff", ".btf", ".tf8", ".webp", ".bmp", ".dib",
+    ".gif", ".npy",
+)  # fmt: skip
+"""Suffixes, lower case, that files of these formats usually have."""
+FOREIGN_SUFFIXES = (
+    ".dcm", ".dicom", ".nii", ".nii.gz", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".czi", ".nd2",
+    ".lif", ".oib", ".oir", ".exr", ".psd", ".dds", ".ktx", ".fits", ".fit", ".hdr", ".dng", ".cr2", ".cr3", ".nef",
+    ".arw", ".raf", ".orf", ".rw2", ".mrc", ".nrrd", ".mha", ".mhd", ".svg", ".eps", ".ppm", ".pgm", ".pcx", ".tga",
+)  # fmt: skip
+"""Suffixes, lower case, of pictures in formats that are not read: such files are rejected with their format's name."""
+
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    *((0, magic, "TIFF") for magic in _TIFF),
+    (0, b"GIF87a", "GIF"),
+    (0, b"GIF89a", "GIF"),
+    (0, b"BM", "BMP"),
+    (0, b"\x93NUMPY", "NPY"),
+)
+
+_TO_TIFF, _TO_PNG = "convert it to TIFF or .npy", "convert it to PNG, TIFF or JPEG"
+_FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"\xff\x0a", "JPEG XL", _TO_PNG),
+    (0, b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL", _TO_PNG),
+    (0, b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 (JPEG2000)", _TO_TIFF),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000 (JPEG2000)", _TO_TIFF),
+    (0, b"ZISRAWFILE", "CZI (Zeiss)", _TO_TIFF),
+    (0, b"\xda\xce\xbe\x0a", "ND2 (Nikon)", _TO_TIFF),
+    (0, b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an OLE file (OIB, ZVI, MIPS or an office document)", _TO_TIFF),
+    (0, b"OLYMPUSRAWFORMAT", "OIR (Olympus)", _TO_TIFF),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR", _TO_TIFF),
+    (0, b"#?RADIANCE", "Radiance HDR", _TO_TIFF),
+    (0, b"#?RGBE", "Radiance HDR", _TO_TIFF),
+    (0, b"8BPS", "PSD (Photoshop)", _TO_PNG),
+    (0, b"DDS ", "DDS", _TO_PNG),
+    (0, b"\xabKTX ", "KTX", _TO_PNG),
+    (0, b"SIMPLE  =", "FITS", _TO_TIFF),
+    (0, b"\x89HDF\r\n\x1a\n", "HDF5", _TO_TIFF),
+    (0, b"\x0e\x03\x13\x01", "HDF4", _TO_TIFF),
+    (0, b"CDF\x01", "NetCDF", _TO_TIFF),
+    (0, b"CDF\x02", "NetCDF", _TO_TIFF),
+    (0, b"NRRD000", "NRRD", _TO_TIFF),
+    (0, b"ObjectType = Image", "MetaImage", _TO_TIFF),
+    (0, b"NDims = ", "MetaImage", _TO_TIFF),
+    (208, b"MAP ", "MRC", _TO_TIFF),
+    (0, b"GRIB", "GRIB", _TO_TIFF),
+    (0, b"NITF0", "NITF", _TO_TIFF),
+    (0, b"FUJIFILMCCD-RAW", "RAF (a camera raw)", _TO_PNG),
+    (0, b"IIRO", "ORF (a camera raw)", _TO_PNG),
+    (0, b"IIRS", "ORF (a camera raw)", _TO_PNG),
+    (0, b"MMOR", "ORF (a camera raw)", _TO_PNG),
+    (0, b"IIU\0", "RW2 (a camera raw)", _TO_PNG),
+    (0, b"FOVb", "X3F (a camera raw)", _TO_PNG),
+    (6, b"HEAPCCDR", "CRW (a camera raw)", _TO_PNG),
+    (0, b"%PDF", "PDF", _TO_PNG),
+    (0, b"%!PS", "EPS", _TO_PNG),
+    (0, b"\xc5\xd0\xd3\xc6", "EPS", _TO_PNG),
+    (0, b"\xd7\xcd\xc6\x9a", "WMF", _TO_PNG),
+    (0, b"gimp xcf", "XCF (GIMP)", _TO_PNG),
+    (0, b"FLIF", "FLIF", _TO_PNG),
+    (0, b"BPG\xfb", "BPG", _TO_PNG),
+    (0, b"qoif", "QOI", _TO_PNG),
+    (0, b"\x97JB2\r\n\x1a\n", "JBIG2", _TO_PNG),
+    (0, b"AT&TFORM", "DjVu", _TO_PNG),
+    (0, b"II\xbc", "JPEG XR", _TO_PNG),
+    (0, b"\x1a\x45\xdf\xa3", "WebM or Matroska (a video)", "extract its frames as PNG or JPEG"),
+    (0, b"\0\0\x01\xba", "MPEG (a video)", "extract its frames as PNG or JPEG"),
+    (0, b"OggS", "Ogg", "extract its frames as PNG or JPEG"),
+    (0, b"\x1f\x8b", "gzip", "unpack it"),
+    (0, b"BZh", "bzip2", "unpack it"),
+    (0, b"\xfd7zXZ\0", "xz", "unpack it"),
+    (0, b"\x28\xb5\x2f\xfd", "Zstandard", "unpack it"),
+    (0, b"7z\xbc\xaf\x27\x1c", "7-Zip", "unpack it"),
+    (0, b"Rar!\x1a\x07", "RAR", "unpack it"),
+    (0, b"PK\x03\x04", "zip", "unpack it"),
+    (0, b"PK\x05\x06", "zip", "unpack it"),
+    (257, b"ustar", "tar", "set input.format: webdataset"),
+    (0, b"PAR1", "Parquet", "set input.format: parquet"),
+    (0, b"\x93MAT", "MAT", _TO_TIFF),
+    (0, b"MATLAB 5.0 MAT-file", "MAT (Matlab)", _TO_TIFF),
+    (0, b"version https://git-lfs.github.com/spec/", "a Git LFS pointer", "fetch the file itself with git lfs pull"),
+    (0, b"\0\x05\x16\x07", "AppleDouble (metadata of macOS)", "leave it out with input.pattern"),
+)
+"""Where the bytes lie, the bytes, the format's name, and what to do."""
+
+_BRANDS = (
+    (("heic", "heix", "heim", "heis", "hevc", "hevx"), "HEIC", _TO_PNG),
+    (("avif", "avis"), "AVIF", _TO_PNG),
+    (("mif1", "msf1"), "HEIF", _TO_PNG),
+    (("jxl ",), "JPEG XL", _TO_PNG),
+    (("crx ",), "CR3 (a camera raw)", _TO_PNG),
+    (("qt  ",), "MOV (a video)", "extract its frames as PNG or JPEG"),
+)
+"""Brands of an ISO base media file (ISO/IEC 14496-12, `ftyp`); any other one is a video's."""
+
+_TEXTS = (
+    ("<!doctype html", "an HTML page"), ("<html", "an HTML page"), ("<svg", "SVG"), ("<?xml", "an XML file"),
+    ("<error", "an XML error message"), ("{", "JSON text"), ("[{", "JSON text"),
+)  # fmt: skip
+
+
+def format_of(data: bytes) -> str:
+    """One of READ. Raises ImageError for everything else: with the format's name and what to do, where it is known."""
+    # Before TIFF: the 128 free bytes of a DICOM file may hold a TIFF's header (DICOM PS3.10, 7.1)
+    if data[128:132] == b"DICM":
+        raise refused("DICOM", _TO_TIFF)
+    for place, magic, name in _MAGIC:
+        if data.startswith(magic, place):
+            if name == "TIFF" and data[8:10] == b"CR":
+                raise refused("CR2 (a camera raw)", _TO_PNG)
+            return name
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data[:4] == b"RIFF":
+        raise refused("RIFF (a video or sound)", "extract its frames as PNG or JPEG")
+    for place, magic, name, remedy in _FOREIGN:
+        if data.startswith(magic, place):
+            raise refused(name, remedy)
+    if data[4:8] == b"ftyp":
+        raise _of_brand(data)
+    if data[4:8] in (b"moov", b"mdat", b"wide", b"skip"):
+        raise refused("MOV (a video)", "extract its frames as PNG or JPEG")
+    if data[:4] == b"\x70\0\0\0" and data[8:9] == b"\x2a":
+        raise refused("LIF (Leica)", _TO_TIFF)
+    if data[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") and data[344:348] in (b"n+1\0", b"ni1\0"):
+        raise refused("NIfTI", _TO_TIFF)
+    if data[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") and data[4:7] == b"n+2":
+        raise refused("NIfTI", _TO_TIFF)
+    if name := _text(data):
+        raise refused(name, "look at what wrote it" if name != "SVG" else _TO_PNG)
+    raise ImageError(Reason.DECODE_UNRECOGNIZED, "the bytes begin like no image" if data else "there are no bytes")
+
+
+def refused(name: str, remedy: str = _TO_PNG) -> ImageError:
+    """The rejection of a file whose format is known and not read."""
+    what = f"{name} is not among JPEG, PNG, TIFF, WebP, BMP, GIF and .npy: {remedy}"
+    return ImageError(Reason.DECODE_FORMAT_NOT_ALLOWED, what)
+
+
+def _of_brand(data: bytes) -> ImageError:
+    """The format by the major brand, then by the compatible ones."""
+    size = min(int.from_bytes(data[:4], "big"), 256)
+    brands = [data[8:12], *(data[place : place + 4] for place in range(16, size, 4))]
+    for brand in brands:
+        for known, name, remedy in _BRANDS:
+            if brand.decode("latin-1") in known:
+                return refused(name, remedy)
+    return refused("MP4 (a video)", "extract its frames as PNG or JPEG")
+
+
+def _text(data: bytes) -> str:
+    """What a text is; empty where the bytes are none."""
+    head = data[:1024].removeprefix(b"\xef\xbb\xbf").decode("latin-1").lstrip().lower()
+    if head.startswith("<?xml") and "<svg" in head:
+        return "SVG"
+    return next((name for start, name in _TEXTS if head.startswith(start)), "")

@@ -1,0 +1,233 @@
+"""Which pictures a TIFF holds: one per full-resolution plane, never a copy, a thumbnail, a mask or a label.
+
+Knows the role of a directory (NewSubfileType, SubIFDs, photometric interpretation, slide scanners) and of a plane in
+its series. Reads no sample; `tiff` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unet_batch.archive import tiff_series
+from unet_batch.archive.tiff_series import Role
+from unet_batch.contract import ModelInput
+from unet_batch.errors import ImageError, Reason
+
+REDUCED, MASK = 1, 4
+"""Bits of NewSubfileType: a copy at reduced resolution, a transparency mask of another picture (TIFF 6.0)."""
+PHOTOMETRIC_MASK = 4
+UIC2 = 33629
+"""MetaMorph's tag whose count is the number of planes in its one directory."""
+SLIDES = ("scn", "qpi", "ndpi", "bif", "philips")
+"""Slide scanners whose pages tifffile tells apart; Aperio's `svs` is told apart here."""
+NOT_THE_SLIDE = ("thumbnail", "label", "macro", "map", "overview", "probability")
+"""Words in tifffile's names of a scanner's other pictures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Samples of one picture, or of one channel of it."""
+
+    ifd: int
+    """Where its directory begins, in bytes."""
+    stacked: int = 0
+    """How many planes of the same size lie between the directory's own samples and these: stacks of one directory."""
+    depth: int = 0
+    """Which plane of the directory's own volume (ImageDepth)."""
+
+
+Picture = tuple[Plane, ...] | ImageError
+"""One plane, or the planes that are its channels, in order; or why there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    """What the role of a directory depends on."""
+
+    position: int
+    """In the main chain."""
+    offset: int
+    subfiletype: int
+    size: int
+    """Rows times columns."""
+    is_mask: bool
+    subifds: tuple[int, ...]
+
+
+def pictures_of(tiff: Any, offsets: Sequence[int], spec: ModelInput, *, length: int) -> list[Picture]:
+    """The pictures of a TIFF in the order of its pages; never empty where `offsets` is not.
+
+    tiff: tifffile.TiffFile. offsets: of the main directories. length: bytes of the file. What is no picture itself
+    (overviews, pyramid levels, thumbnails, labels, photographs of a slide, masks) is left out as long as a picture
+    remains. Channels that lie in pages of their own become what `spec.series_channels` says.
+    """
+    pages = [_page(tiff, offset, position) for position, offset in enumerate(offsets)]
+    found = _of_slide(tiff, pages)
+    if found is not None:
+        return found
+    taken = list(_full(tiff, pages))
+    if not taken:
+        largest = max((page for page in pages if not page.is_mask), key=lambda page: page.size, default=None)
+        if largest is None:
+            return [ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, "the TIFF holds a transparency mask and no picture")]
+        taken = [largest]  # called a copy, but of no picture of this file
+    return _joined(list(_planes(tiff, taken, len(pages), length=length)), spec)
+
+
+def page_at(tiff: Any, offset: int) -> Any:
+    """The directory at a byte, as tifffile reads it. Raises what tifffile raises."""
+    import tifffile  # most archives hold no such file, and tifffile costs 0.1 s
+
+    tiff.filehandle.seek(offset)
+    return tifffile.TiffPage(tiff, index=0)
+
+
+def _page(tiff: Any, offset: int, position: int) -> _Page:
+    page = page_at(tiff, offset)
+    kind = page.subfiletype if isinstance(page.subfiletype, int) else 0
+    is_mask = bool(kind & MASK) or int(page.photometric) == PHOTOMETRIC_MASK
+    subifds = page.subifds if isinstance(page.subifds, tuple) else ()
+    return _Page(position, offset, kind, int(page.imagelength) * int(page.imagewidth), is_mask, subifds)
+
+
+def _full(tiff: Any, pages: Sequence[_Page]) -> Iterator[_Page]:
+    """Pages of full resolution; a reduced one (the preview of a DNG) stands for the full ones in its SubIFDs."""
+    for page in pages:
+        if page.is_mask:
+            continue
+        if not page.subfiletype & REDUCED:
+            yield page
+            continue
+        for offset in page.subifds:
+            try:
+                below = _page(tiff, offset, page.position)
+            except Exception:  # noqa: BLE001, S112 - a SubIFD that cannot be read is no picture
+                continue
+            if not (below.is_mask or below.subfiletype & REDUCED):
+                yield below
+
+
+def _of_slide(tiff: Any, pages: Sequence[_Page]) -> list[Picture] | None:
+    """The slide itself, where a scanner wrote the file; else None."""
+    if not pages:
+        return None
+    first = page_at(tiff, pages[0].offset)
+    if first.is_svs:  # of a slide's pages, only focal planes have its size
+        same = [page for page in pages if page.size == pages[0].size and not page.subfiletype & REDUCED]
+        return [(Plane(page.offset),) for page in same or pages[:1]]
+    if not any(getattr(tiff, f"is_{kind}") for kind in SLIDES):
+        return None
+    offsets = [
+        page.offset
+        for series in tiff.series
+        if not any(word in series.name.lower() for word in NOT_THE_SLIDE)
+        for page in series.levels[0].pages
+        if page is not None
+    ]
+    return [(Plane(offset),) for offset in offsets or [pages[0].offset]]
+
+
+Found = tuple[Plane | ImageError, Role]
+ALONE = Role()
+
+
+def _planes(tiff: Any, taken: Sequence[_Page], pages: int, *, length: int) -> Iterator[Found]:
+    """Every plane of the pages, with its role in its series. pages: how many the whole file has."""
+    number = 0
+    told = tiff_series.ome(page_at(tiff, taken[0].offset).description, pages) if taken else None
+    while number < len(taken):
+        here = taken[number]
+        page = page_at(tiff, here.offset)
+        series = None if told else _series(page, first=number == 0)
+        covered = _covered(tiff, taken[number:], series) if series else 1
+        if series is not None and series.planes > 1 and covered == 1 and page.is_contiguous and page.compression == 1:
+            yield from _stack(page, here, series, length=length)
+        elif page.imagedepth > 1:
+            yield from _volume(page, here, length=length)
+            covered = 1
+        else:
+            for place, one in enumerate(taken[number : number + covered]):
+                role = told.role(one.position) if told else series.role(place) if series else ALONE
+                yield Plane(one.offset), role
+        number += covered
+
+
+def _series(page: Any, *, first: bool) -> tiff_series.Series | None:
+    """The series that begins with this page, by what its texts say."""
+    texts = (page.description, page.description1)
+    if first and UIC2 in page.tags:
+        return tiff_series.Series(int(page.tags[UIC2].count))
+    for text in texts:
+        if (told := tiff_series.shaped(text, page.shape)) is not None:
+            return told
+        if first and (told := tiff_series.imagej(text, max(page.shaped[0], page.shaped[4]))) is not None:
+            return told
+    return None
+
+
+def _covered(tiff: Any, taken: Sequence[_Page], series: tiff_series.Series) -> int:
+    """How many of the pages belong to the series that begins with the first: up to the next page with such a text."""
+    for number, here in enumerate(taken[1 : series.planes], start=1):
+        if page_at(tiff, here.offset).description.startswith('{"shape":'):
+            return number
+    return min(series.planes, len(taken))
+
+
+def _stack(page: Any, here: _Page, series: tiff_series.Series, *, length: int) -> Iterator[Found]:
+    """Planes that follow each other without directories of their own, as ImageJ and MetaMorph write them."""
+    there = (length - page.dataoffsets[0]) // max(page.nbytes, 1)
+    for place in range(max(min(series.planes, there), 1)):
+        yield Plane(here.offset, stacked=place), series.role(place)
+    if there < series.planes:
+        what = f"the file ends before plane {max(there, 1)} of {series.planes} in its stack"
+        yield ImageError(Reason.DECODE_TRUNCATED, what), ALONE
+
+
+def _volume(page: Any, here: _Page, *, length: int) -> Iterator[Found]:
+    """The planes of a volume with one directory (ImageDepth)."""
+    contiguous = page.is_contiguous and page.compression == 1 and page.shaped[0] == 1
+    if contiguous:
+        there = (length - page.dataoffsets[0]) * page.imagedepth // max(page.nbytes, 1)
+    else:
+        rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        across = -(-page.imagelength // max(rows, 1)) * -(-page.imagewidth // max(columns, 1)) * page.shaped[0]
+        there = len(page.dataoffsets) // max(across, 1) * (max(page.tiledepth, 1) if page.is_tiled else 1)
+    for depth in range(max(min(page.imagedepth, there), 1)):
+        yield Plane(here.offset, depth=depth), ALONE
+    if there < page.imagedepth:
+        what = f"the file ends before plane {max(there, 1)} of {page.imagedepth} in its volume"
+        yield ImageError(Reason.DECODE_TRUNCATED, what), ALONE
+
+
+def _joined(found: Sequence[Found], spec: ModelInput) -> list[Picture]:
+    """The pictures that planes are: one each, or one for all channels of a group."""
+    most = max((role.channels for _, role in found), default=1)
+    if most == 1 or spec.series_channels == "pages":
+        return [plane if isinstance(plane, ImageError) else (plane,) for plane, _ in found]
+    if spec.series_channels is None:
+        what = (
+            f"the file holds {most} channels as pages of their own: write input.series_channels in the contract, "
+            "bands where they are one image and pages where each is an image"
+        )
+        return [ImageError(Reason.IMAGE_CHANNELS_MISMATCH, what)]
+    groups: dict[object, dict[int, Plane] | ImageError] = {}
+    counts: dict[object, int] = {}
+    for number, (plane, role) in enumerate(found):
+        key: object = role.group if role.channels > 1 else number
+        if isinstance(plane, ImageError):
+            groups[number] = plane
+            continue
+        group = groups.setdefault(key, {})
+        if isinstance(group, dict):
+            group[role.channel] = plane
+            counts[key] = role.channels
+    return [group if isinstance(group, ImageError) else _whole(group, counts[key]) for key, group in groups.items()]
+
+
+def _whole(group: dict[int, Plane], channels: int) -> Picture:
+    if len(group) < channels:
+        what = f"the file holds {len(group)} of the {channels} channels of this image"
+        return ImageError(Reason.DECODE_TRUNCATED, what)
+    return tuple(group[channel] for channel in sorted(group))
