@@ -57,8 +57,6 @@ class Inspection:
     """Version of every other operator set that the file names."""
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    symbols: tuple[str, ...]
-    """Names of open axes, as `name: tensor[axis], …`."""
     metadata: tuple[str, ...]
     """Keys of the file's own metadata."""
     nodes: int
@@ -130,7 +128,6 @@ def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) ->
         domains=opsets,
         inputs=file.inputs,
         outputs=file.outputs,
-        symbols=tuple(_symbols(file)),
         metadata=tuple(file.metadata),
         nodes=len(model.graph.node),
         operators=dict(operators.most_common()),
@@ -241,15 +238,6 @@ def _computed(
 def _output_dims(file: ModelFile, sizes: Mapping[str, Sized]) -> tuple[int, ...]:
     name = file.outputs[0].name if file.outputs else ""
     return (sizes[name].known if name in sizes else None) or ()
-
-
-def _symbols(file: ModelFile) -> Iterator[str]:
-    places: dict[str, list[str]] = {}
-    for tensor in (*file.inputs, *file.outputs):
-        for axis, size in enumerate(tensor.shape):
-            if isinstance(size, str):
-                places.setdefault(size, []).append(f"{tensor.name}[{axis}]")
-    yield from (f"{symbol}: {', '.join(found)}" for symbol, found in places.items())
 
 
 def _completed(file: ModelFile, layout: str, measured: _Measured | None, says: str | None) -> str:

@@ -32,11 +32,10 @@ def render(inspection: Inspection) -> list[RenderableType]:
     shown: list[RenderableType] = [facts]
     if inspection.structure is not None and inspection.structure.skips:
         skips = Table(title="skip connections", title_justify="left")
-        for heading in ("node", "kind", "size", "convolutions behind each side"):
+        for heading in ("node", "kind", "size"):
             skips.add_column(heading, overflow="fold")
         for skip in inspection.structure.skips:
-            behind = " + ".join(map(str, skip.convolutions))
-            skips.add_row(Text(skip.node), skip.kind, by((skip.height, skip.width)), behind)
+            skips.add_row(Text(skip.node), skip.kind, by((skip.height, skip.width)))
         shown.append(skips)
     shown += [Text(f"• {sentence}") for sentence in inspection.findings]
     shown.append(Text("contract in the file's metadata:" if inspection.contract_embedded else "draft of a contract:"))

@@ -1,17 +1,15 @@
-"""What kind of network a graph is: skip connections, how often it halves, and what its values cost.
+"""What kind of network a graph is: its skip connections, and how often it halves its input.
 
 Knows nodes and the sizes of tensors, as `shapes` found them for one tile. Knows no contract and no session.
 
-Each tensor gets two numbers. *area*: its pixels. *widest*: along the path from the input that stays largest, the area
-where that path is smallest. An encoder's feature never was smaller than it is (widest = area); one that came back up
-from below was. Where the two meet, a skip connection joins them, whatever the graph calls its nodes.
+Each tensor gets two numbers. *area*: its pixels. *widest*: each path from the input has a smallest area; this is the
+largest of them. For a feature of the encoder both are equal; for one that was upsampled, widest is smaller. A node
+that joins one of each is a skip connection, whatever its name is.
 """
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -44,21 +42,16 @@ class Skip:
     """`concat` (along the channels) or `add`."""
     height: int
     width: int
-    convolutions: tuple[int, ...]
-    """How many convolutions lie behind each joined feature, most first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Structure:
     """What a graph's wiring says about its network."""
 
-    convolutions: int
     skips: tuple[Skip, ...]
     """In the order of the graph: the deepest first."""
     multiple_hw: tuple[int, int] | None
     """What the rows and columns of a tile must be multiples of for every level to have whole pixels; None: unknown."""
-    sizes_known: bool
-    """Whether the size of every tensor was known; otherwise skips may be missing."""
 
     @property
     def levels(self) -> int | None:
@@ -86,19 +79,15 @@ def structure(model: ModelProto, sizes: Mapping[str, Sized], channel_axis: int) 
         if value.name not in fixed and dims is not None and len(dims) == 4:
             area = _area(dims, channel_axis)
             features[value.name] = _Feature(area, area, (Fraction(1), Fraction(1)), channel_axis)
-    behind: dict[str, int] = {}  # by tensor: the convolutions behind it, a bit each
     joins: list[tuple[NodeProto, tuple[int, ...], list[_Feature]]] = []
     strides = [(Fraction(1), Fraction(1))]
     convolved: list[int] = []
-    for number, node in enumerate(model.graph.node):
-        own = 1 << number if node.op_type in CONVOLUTIONS else 0
-        ancestors = functools.reduce(operator.or_, (behind.get(name, 0) for name in node.input), own)
-        behind.update(dict.fromkeys(node.output, ancestors))
+    for node in model.graph.node:
         before = [features[name] for name in node.input if name in features]
         if not before or node.op_type in _GLOBAL_POOLS or _reduces_pixels(node, before[0], sizes):
             continue
         after = _after(node, before, sizes)
-        if own:
+        if node.op_type in CONVOLUTIONS:
             convolved.append(after.area)
         strides.append(after.stride_hw)
         features.update(dict.fromkeys(node.output, after))
@@ -107,14 +96,8 @@ def structure(model: ModelProto, sizes: Mapping[str, Sized], channel_axis: int) 
             joins.append((node, dims, before))
     bottleneck = min(convolved, default=0)
     return Structure(
-        convolutions=sum(node.op_type in CONVOLUTIONS for node in model.graph.node),
-        skips=tuple(
-            _skip(node, dims, before, [behind[name].bit_count() for name in node.input if name in features])
-            for node, dims, before in joins
-            if _is_skip(before, bottleneck)
-        ),
+        skips=tuple(_skip(node, dims, before) for node, dims, before in joins if _is_skip(before, bottleneck)),
         multiple_hw=None if not features else (_whole(s[0] for s in strides), _whole(s[1] for s in strides)),
-        sizes_known=all(size.known is not None for name, size in sizes.items() if name not in fixed),
     )
 
 
@@ -183,10 +166,9 @@ def _is_skip(before: list[_Feature], bottleneck: int) -> bool:
     return kept and came_back and before[0].area > bottleneck
 
 
-def _skip(node: NodeProto, dims: tuple[int, ...], before: list[_Feature], behind: list[int]) -> Skip:
+def _skip(node: NodeProto, dims: tuple[int, ...], before: list[_Feature]) -> Skip:
     rows, columns = _pixel_axes(before[0].channel_axis)
-    name = node.name or node.output[0]
-    return Skip(name, _JOINS[node.op_type], dims[rows], dims[columns], tuple(sorted(behind, reverse=True)))
+    return Skip(node.name or node.output[0], _JOINS[node.op_type], dims[rows], dims[columns])
 
 
 def _dims(sizes: Mapping[str, Sized], name: str) -> tuple[int, ...] | None:
