@@ -56,6 +56,10 @@ def _escape(text: str) -> str:
     return text.replace("%", "%25").replace("#", "%23")  # so that "#" only ever separates
 
 
+PASSED_EXAMPLES = 3
+"""Names that stand for all that were passed over alike."""
+
+
 @dataclass(frozen=True, slots=True)
 class PassedOver:
     """What lies in an archive and was not taken for an image or a shard: how many of what, and a few names of each."""
@@ -71,7 +75,7 @@ class PassedOver:
         kinds = {what: (count, names) for what, count, names in self.kinds}
         for what, count, names in other.kinds:
             before, first = kinds.get(what, (0, ()))
-            kinds[what] = before + count, (*first, *names)[: max(len(first), len(names))]
+            kinds[what] = before + count, (*first, *names)[:PASSED_EXAMPLES]
         return PassedOver(tuple((what, *found) for what, found in sorted(kinds.items())))
 
     def __str__(self) -> str:

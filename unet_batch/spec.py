@@ -32,12 +32,13 @@ EXECUTION_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
 
 
 PICTURE_SUFFIXES = (
-    *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "tif", "tiff", "webp", "bmp", "dib", "gif", "npy"),
-    *("svs", "ndpi", "scn", "btf", "tf8", "lsm", "dng"),
-    *("jp2", "j2k", "j2c", "jpf", "jpx", "jxl", "jxr", "heic", "heif", "hif", "avif", "ppm", "pgm", "pbm", "pnm"),
-    *("tga", "psd", "exr", "hdr", "dcm", "dicom", "nii", "nii.gz", "nrrd", "mha", "mrc", "czi", "nd2", "lif"),
-)
-"""Suffixes that say that a file is a picture: first what is read, then other TIFFs, then what gets a reason."""
+    "jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "tif", "tiff", "btf", "tf8", "webp", "bmp", "dib", "gif",
+    "npy", "svs", "ndpi", "scn", "lsm", "dng", "cr2", "cr3", "nef", "arw", "raf", "orf", "rw2", "ppm", "pgm", "pbm",
+    "pnm", "jp2", "j2k", "j2c", "jpf", "jpx", "jxl", "jxr", "heic", "heif", "hif", "avif", "tga", "pcx", "psd",
+    "dds", "ktx", "exr", "hdr", "svg", "eps", "fits", "fit", "dcm", "dicom", "nii", "nii.gz", "nrrd", "mha", "mhd",
+    "mrc", "czi", "nd2", "lif", "oib", "oir",
+)  # fmt: skip
+"""Suffixes that say that a file is a picture, whether its format is read or gets a reason."""
 
 
 class EnsembleSpec(Section):

@@ -11,9 +11,11 @@ import pytest
 
 from unet_batch.archive.discovery import discover, reaches
 from unet_batch.archive.names import matches
+from unet_batch.archive.nearest import nearest
 from unet_batch.archive.storage import Storage
 from unet_batch.archive.window import Window, parse_window
 from unet_batch.errors import JobError
+from unet_batch.records import PassedOver
 from unet_batch.spec import InputSpec
 
 TODAY = date(2026, 11, 21)
@@ -245,6 +247,79 @@ def test_dates_in_local_folders(tmp_path: Path) -> None:
     assert {k: [o.uri for o in v] for k, v in found.items()} == {
         "date=2026-11-21": [f"file://{tmp_path}/2026/11/21/a.png"]
     }
+
+
+@pytest.mark.parametrize("window", ["all", "last", "2026-11-21", "2026-11"])
+def test_a_day_that_is_a_link_is_the_same_day_in_every_window(tmp_path: Path, window: str) -> None:
+    """On another disk, at the level of months too; links in a circle end nothing."""
+    for place in ("disk/11/21", "archive/2026/10/01"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.png").write_bytes(b"x")
+    (tmp_path / "archive/2026/11").symlink_to(tmp_path / "disk/11")
+    (tmp_path / "archive/2026/12").symlink_to(tmp_path / "archive/2026/12")
+    (tmp_path / "disk/11/20").symlink_to("..")
+    spec = InputSpec(uri=f"{tmp_path}/archive/{{date:%Y/%m/%d}}/", pattern="**/*.png")
+    found = discover(Storage(), spec, parse_window(window, TODAY)).partitions
+    assert [o.uri for o in found["date=2026-11-21"]] == [f"file://{tmp_path}/archive/2026/11/21/a.png"]
+    assert not any(o.problem for o in found["date=2026-11-21"])
+
+
+def test_what_is_passed_over_is_counted_by_what_it_is(archive: Callable, folder: str) -> None:
+    """Hidden names, what the pattern leaves, what `exclude` names, and folders that are no day."""
+    names = [
+        *("2026-11-20/a.PNG", "2026-11-20/a_mask.png", "2026-11-20/.a.png", "2026-11-20/notes.txt"),
+        *("2026-11-20/__MACOSX/a.png", "2026-11-20/t/b.csv.gz", "2026-11-20/README", "calibration/a.png"),
+        *("2026-02-31/a.png", ".trash/a.png"),
+    ]
+    spec = {"pattern": "**/*.png", "exclude": ("*_mask.png",)}
+    assert archive(names, "{date:%Y-%m-%d}/", **spec) == {"date=2026-11-20": ["2026-11-20/a.PNG"]}
+    passed = discover(Storage(), InputSpec(uri=folder + "/{date:%Y-%m-%d}/", **spec), ALL).passed
+    assert {what: (count, *examples) for what, count, examples in passed.kinds} == {
+        "excluded name": (1, "a_mask.png"),
+        "hidden name": (3, ".a.png", "__MACOSX/a.png", ".trash"),
+        ".txt file": (1, "notes.txt"),
+        ".csv.gz file": (1, "t/b.csv.gz"),
+        "unsuffixed file": (1, "README"),
+        "undated folder": (2, "calibration", "2026-02-31"),
+    }
+    assert PassedOver.from_json(passed.to_json()) == passed
+    assert str(passed).startswith("passed over: 1 .csv.gz file (t/b.csv.gz), 1 .txt file")
+
+
+def test_objects_beside_a_day_that_is_one_object_are_counted(archive: Callable, folder: str) -> None:
+    """`20261122.tar.zst` is no day of `{date}.tar`, and that is said."""
+    archive(["20261121.tar", "20261122.tar.zst", "x/y.tar"], "{date:%Y%m%d}.tar", format="webdataset")
+    found = discover(Storage(), InputSpec(uri=folder + "/{date:%Y%m%d}.tar", format="webdataset"), ALL)
+    assert list(found.partitions) == ["date=2026-11-21"]
+    assert ".tar.zst file" in str(found.passed) or "20261122.tar.zst" in str(found.passed)
+
+
+def test_images_beside_a_manifest_are_not_passed_over(archive: Callable, folder: str) -> None:
+    """Its rows name them; another list that is none is counted."""
+    archive(["x/a.png", "x/list.ndjson", "x/notes.md"], "x", format="manifest")
+    found = discover(Storage(), InputSpec(uri=folder + "/x", format="manifest"), ALL)
+    assert [o.uri.rpartition("/")[2] for o in found.partitions["all"]] == ["list.ndjson"]
+    assert found.passed.kinds == ((".md file", 1, ("notes.md",)),)
+
+
+@pytest.mark.parametrize(
+    ("uri", "window", "near"),
+    [
+        ("fotos/{date:%Y/%m/%d}/", ALL, "photos/2026/11/10"),
+        ("photos/{date:%Y/%m/%d}/", span("2026-11-21", "2026-11-21"), "photos/2026/11/10"),
+        ("photos/{date:%Y/%m/%d}/", span("2025-12-30", "2025-12-30"), "photos/2026/10/02"),
+        ("photos/{date:%Y/%m/%d}/", span("2024-06-01", "2024-06-01"), "photos/2023/12/31"),
+        ("sets/trian.tar", ALL, "sets/train.tar"),
+        ("stes", ALL, "sets"),
+        ("photos", ALL, None),
+    ],
+)
+def test_what_is_near_a_uri_at_which_nothing_is(
+    archive: Callable, folder: str, uri: str, window: Window, near: str | None
+) -> None:
+    """A misspelt folder, another day, another object; nothing where the folder is there."""
+    archive(["photos/2026/11/10/a", "photos/2026/10/02/a", "photos/2023/12/31/a", "sets/train.tar"], "photos")
+    assert nearest(Storage(), f"{folder}/{uri}", window) == (None if near is None else f"{folder}/{near}")
 
 
 @pytest.mark.parametrize(

@@ -213,8 +213,8 @@ def test_an_empty_file_of_rows_is_no_image(storage: Storage, put: Callable) -> N
 
 def test_a_bomb_is_refused_from_its_footer(storage: Storage, put: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the column inflates to is limited by the size of the file."""
-    monkeypatch.setattr("unet_batch.archive.tar.RATIO_FROM_BYTES", 1000)
-    monkeypatch.setattr("unet_batch.archive.tar.MAX_INFLATED_RATIO", 10)
+    monkeypatch.setattr("unet_batch.archive.inflate.RATIO_FROM_BYTES", 1000)
+    monkeypatch.setattr("unet_batch.archive.inflate.MAX_INFLATED_RATIO", 10)
     out = io.BytesIO()
     table = pa.table({"image": binary(bytes(1 << 20))})
     pq.write_table(table, out, compression="zstd", use_dictionary=False)

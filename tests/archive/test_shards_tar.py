@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from unet_batch.archive import signatures
 from unet_batch.archive.inventory import StoredIndex, inventory
 from unet_batch.archive.shards import read_unit
 from unet_batch.archive.storage import Object, Storage, join
 from unet_batch.archive.tar import TarIndex, index_tar
 from unet_batch.errors import ImageError
-from unet_batch.records import Source, Unit
-from unet_batch.spec import InputSpec, LimitsSpec
+from unet_batch.records import NOTHING_PASSED, Source, Unit
+from unet_batch.spec import PICTURE_SUFFIXES, InputSpec, LimitsSpec
 
 MEMBERS = [("a.jpg", b"A" * 700), ("b.png", b"B" * 512), ("c.tif", b""), ("d.JPG", b"D" * 1500), ("e.npy", b"E")]
 SPEC = InputSpec(uri="memory://unused", format="webdataset")
@@ -173,8 +177,8 @@ def test_concatenated_tars_are_noticed() -> None:
 
 def test_an_empty_tar_is_fine_and_an_empty_file_is_not() -> None:
     """Zero members with a proper end are zero images; zero bytes are a failed upload."""
-    assert index_of(tar_of([])) == TarIndex((), 0, None)
-    assert index_of(tar_of([], compressed=True)) == TarIndex((), 0, None)
+    assert index_of(tar_of([])) == TarIndex((), NOTHING_PASSED, None)
+    assert index_of(tar_of([], compressed=True)) == TarIndex((), NOTHING_PASSED, None)
     assert index_of(b"").problem[0] == "shard.corrupt"
 
 
@@ -223,8 +227,8 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     return header
 
 
-def test_only_regular_members_are_images(storage: Storage, put: Callable) -> None:
-    """Links, folders and devices with an image's name are counted, never followed."""
+def test_only_members_with_bytes_are_images(storage: Storage, put: Callable) -> None:
+    """Symbolic links and devices with an image's name are counted and never followed; folders are neither."""
     body = tar_with(
         special("dir.png", tarfile.DIRTYPE),
         special("soft.png", tarfile.SYMTYPE, "/etc/passwd"),
@@ -232,9 +236,128 @@ def test_only_regular_members_are_images(storage: Storage, put: Callable) -> Non
         special("device.png", tarfile.CHRTYPE),
         special("pipe.png", tarfile.FIFOTYPE),
     )
+    shard = put(body)
+    assert [s.member for s in sources(storage, shard)] == ["hard.png", "image.png"]
+    assert index_of(body).others.kinds == (
+        ("special member", 2, ("device.png", "pipe.png")),
+        ("symlinked member", 1, ("soft.png",)),
+    )
+    assert inventory(storage, SPEC, [shard]).passed == index_of(body).others
+
+
+PACKED = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda body: pa.compress(body, "zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("packing", PACKED)
+def test_a_compressed_tar_is_read_whatever_packed_it(storage: Storage, put: Callable, packing: str) -> None:
+    """gzip, bzip2, xz and Zstandard, in one stream or in two behind each other, as parallel packers write them."""
+    members = [(f"{n:03}.png", os.urandom(5000)) for n in range(30)]
+    plain, pack = tar_of(members), PACKED[packing]
+    for number, body in enumerate((pack(plain), pack(plain[:70_000]) + pack(plain[70_000:]))):
+        found = sources(storage, put(body, f"{number}.tar.{packing}"))
+        assert [s.member for s in found] == [name for name, _ in members]
+        assert read(storage, found) == [body for _, body in members]
+
+
+@pytest.mark.parametrize("packing", PACKED)
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_cut_compressed_tar_loses_nothing_in_silence(packing: str, share: float) -> None:
+    """Whole members stay, the rest is a problem."""
+    members = [(f"{i:03}.png", os.urandom(2000)) for i in range(20)]
+    whole = PACKED[packing](tar_of(members))
+    index = index_of(whole[: int(len(whole) * share)])
+    names = [m.name for m in index.members]
+    assert names == [name for name, _ in members][: len(names)]
+    assert index.problem is not None
+
+
+@pytest.mark.parametrize("packing", PACKED)
+def test_a_damaged_compressed_tar_is_noticed(packing: str) -> None:
+    """Bytes in the middle are others: no member behind them is believed."""
+    members = [(f"{i:03}.png", os.urandom(200_000)) for i in range(20)]
+    whole = bytearray(PACKED[packing](tar_of(members)))
+    for at in range(len(whole) // 2, len(whole) // 2 + 64):
+        whole[at] ^= 0x5A
+    index = index_of(bytes(whole))
+    assert index.problem is not None or packing == "zst"  # Zstandard frames need not hold a checksum
+    assert index_of(PACKED[packing](b"no tar in here" * 100)).problem[0] == "shard.corrupt"
+
+
+@pytest.mark.parametrize("packing", ["bz2", "xz", "zst"])
+def test_every_bomb_is_stopped(packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inflated bytes are counted, not believed, whatever packed them."""
+    monkeypatch.setattr("unet_batch.archive.inflate.RATIO_FROM_BYTES", 1 << 20)
+    index = index_of(PACKED[packing](tar_of([("a.png", bytes(8 << 20)), ("b.png", b"1")])))
+    assert (index.members, index.problem[0]) == ((), "shard.corrupt")
+    assert "inflates to more than" in index.problem[1]
+
+
+def test_a_tar_whose_first_name_looks_packed_is_a_tar(storage: Storage, put: Callable) -> None:
+    """Magic bytes of bzip2 are letters, and letters make names."""
+    found = sources(storage, put(tar_of([("BZh1.png", b"1"), ("BZh9.png", b"2")])))
+    assert read(storage, found) == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("packing", ["", *PACKED])
+def test_a_hard_link_is_an_image_of_its_own(storage: Storage, put: Callable, packing: str) -> None:
+    """GNU tar stores the second name of a file without bytes: it has the first one's, through other links too."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, body in (("./a.png", b"A" * 600), ("b.png", b"B")):
+            header = tarfile.TarInfo(name)
+            header.size = len(body)
+            tar.addfile(header, io.BytesIO(body))
+        tar.addfile(special("link.png", tarfile.LNKTYPE, "a.png"))
+        tar.addfile(special("again.png", tarfile.LNKTYPE, "./link.png"))
+        tar.addfile(special("lost.png", tarfile.LNKTYPE, "gone.png"))
+    body = PACKED[packing](out.getvalue()) if packing else out.getvalue()
     found = sources(storage, put(body))
-    assert [s.member for s in found] == ["image.png"]
-    assert index_of(body).others == 5
+    assert [s.member for s in found] == ["./a.png", "again.png", "b.png", "link.png", "lost.png"]
+    assert read(storage, found) == [b"A" * 600, b"A" * 600, b"B", b"A" * 600, "decode.corrupt"]
+    links = [s for s in found if s.member in ("link.png", "again.png")]  # a unit without the link's target
+    assert read(storage, links) == [b"A" * 600] * 2
+
+
+@pytest.mark.parametrize("packing", ["", "zst"])
+def test_a_member_without_a_suffix_is_an_image_where_it_begins_as_one(
+    storage: Storage, put: Callable, packing: str
+) -> None:
+    """DICOM exports and camera dumps name files without one; text is counted."""
+    members = [
+        ("scan/IM0001", bytes(128) + b"DICM" + bytes(50)),
+        ("scan/0001", b"\x89PNG\r\n\x1a\n" + bytes(50)),
+        ("LICENSE", b"BMW and other letters"),
+        ("empty", b""),
+    ]
+    body = tar_of(members)
+    shard = put(PACKED[packing](body) if packing else body)
+    found = sources(storage, shard)
+    assert [s.member for s in found] == ["scan/0001", "scan/IM0001"]
+    assert read(storage, found) == [members[1][1], members[0][1]]
+    assert inventory(storage, SPEC, [shard]).passed.kinds == (("unsuffixed member", 2, ("LICENSE", "empty")),)
+    named = SPEC.model_copy(update={"members": ("*.png",)})
+    assert sources(storage, shard, named) == []
+
+
+def test_hidden_and_excluded_members_are_counted(storage: Storage, put: Callable) -> None:
+    """A tar that was made on a Mac holds a companion `._name` of every picture."""
+    names = ["./shots/._1.png", "./shots/1.png", "__MACOSX/shots/1.png", ".git/x.png", "shots/1_mask.png", "a.b.JFIF"]
+    shard = put(tar_of([(name, b"1") for name in names]))
+    spec = SPEC.model_copy(update={"exclude": ("*_mask.png",)})
+    found = inventory(storage, spec, [shard])
+    assert [s.member for s in found.partitions["all"]] == ["./shots/1.png", "a.b.JFIF"]
+    assert [(what, count) for what, count, _ in found.passed.kinds] == [("excluded member", 1), ("hidden member", 3)]
+
+
+def test_every_suffix_that_decode_knows_is_one_of_a_picture() -> None:
+    """What the decoder reads is taken, what it names in a rejection too."""
+    known = {suffix.lstrip(".") for suffix in (*signatures.SUFFIXES, *signatures.FOREIGN_SUFFIXES)}
+    assert known <= set(PICTURE_SUFFIXES)
 
 
 def test_members_that_are_no_images_are_left_out(storage: Storage, put: Callable) -> None:
@@ -329,9 +452,9 @@ def test_an_index_survives_json() -> None:
 
 def test_a_gzip_bomb_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inflated bytes are counted, not believed."""
-    monkeypatch.setattr("unet_batch.archive.tar.RATIO_FROM_BYTES", 1 << 20)
+    monkeypatch.setattr("unet_batch.archive.inflate.RATIO_FROM_BYTES", 1 << 20)
     bomb = tar_of([("a.png", bytes(4 << 20)), ("b.png", b"1")], compressed=True)
-    monkeypatch.setattr("unet_batch.archive.tar.MAX_INFLATED_RATIO", 10)
+    monkeypatch.setattr("unet_batch.archive.inflate.MAX_INFLATED_RATIO", 10)
     index = index_of(bomb)
     assert index.members == ()
     assert index.problem[0] == "shard.corrupt"

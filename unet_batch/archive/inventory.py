@@ -19,7 +19,7 @@ from unet_batch.archive.manifest import BrokenManifestError, Entry, read_entries
 from unet_batch.archive.names import TAR_SUFFIXES, Globs, Tally, is_hidden, suffix_of
 from unet_batch.archive.parquet import IMAGE_COLUMN, count_rows
 from unet_batch.archive.storage import Object, Storage, join
-from unet_batch.archive.tar import TarIndex, index_tar
+from unet_batch.archive.tar import INDEX_FORMAT, Member, TarIndex, index_tar
 from unet_batch.archive.window import Window, parse_day
 from unet_batch.errors import AlreadyExists, Denied, JobError, NotFound, Reason
 from unet_batch.records import NOTHING_PASSED, PassedOver, Source
@@ -62,7 +62,9 @@ class StoredIndex:
 
     def place(self, uri: str, version: str) -> str:
         """Where the index of a version of a shard lies."""
-        return join(self._folder, hashlib.sha256(f"{uri}\0{version}".encode()).hexdigest()[:32] + ".json")
+        return join(
+            self._folder, hashlib.sha256(f"{INDEX_FORMAT}\0{uri}\0{version}".encode()).hexdigest()[:32] + ".json"
+        )
 
 
 def inventory(
@@ -127,27 +129,41 @@ class _Members:
     """Which members of tars are images."""
 
     def __init__(self, spec: InputSpec) -> None:
+        self._by_content = spec.members == InputSpec.model_fields["members"].default
         self._images = Globs(spec.members, members=True)
         self._exclude = Globs(spec.exclude, members=False)
 
     def sources(self, shard: Object, index: TarIndex, tally: Tally) -> Iterator[Source]:
         """The images of one tar, and its problem where it has one; what is passed over is noted."""
         for member in index.members:
-            what = self._refusal(member.name)
-            if what is None:
-                yield Source(shard.uri, shard.version, member.name, member.ordinal, member.size_bytes, member.offset)
-            else:
+            what = self._refusal(member)
+            if what is not None:
                 tally.note(what, member.name)
+                continue
+            problem = (
+                (Reason.DECODE_CORRUPT, "a hard link to a member that is not in its tar") if member.is_lost else None
+            )
+            yield Source(
+                shard.uri,
+                shard.version,
+                member.name,
+                member.ordinal,
+                member.size_bytes,
+                member.offset,
+                problem=problem,
+            )
+        tally.add(index.others)
         if index.problem is not None:
             yield Source(shard.uri, shard.version, problem=index.problem)
 
-    def _refusal(self, name: str) -> str | None:
+    def _refusal(self, member: Member) -> str | None:
         """What a member is, where it is no image that counts; None where it is one."""
+        name = member.name
         if is_hidden(name):
             return "hidden member"
         if self._exclude.match(name.removeprefix("./")):
             return "excluded member"
-        if self._images.match(name):
+        if self._images.match(name) or (member.is_picture and self._by_content):
             return None
         suffix = suffix_of(name)
         return f"{suffix} member" if suffix else "unsuffixed member"

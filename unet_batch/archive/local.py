@@ -58,10 +58,10 @@ class LocalStore:
                         yield _object(entry, real_top)
 
     def folders(self, folder: str) -> Names:
-        """Names of the folders in a folder."""
+        """Names of the folders in a folder, links to folders included: what a listing of such a name would show."""
         try:
             with os.scandir(path_of(folder)) as entries:
-                return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+                return sorted(entry.name for entry in entries if _leads_to_folder(entry))
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -263,6 +263,13 @@ def _read(descriptor: int, start: int, size: int) -> bytes:
         body = os.pread(descriptor, size - got, start + got)
         pieces.append(body)
     return b"".join(pieces)
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links that lead to each other
+        return False
 
 
 def _object(entry: os.DirEntry[str], real_top: str) -> Object:

@@ -11,7 +11,7 @@ from functools import cache
 from itertools import pairwise
 
 from unet_batch.errors import JobError
-from unet_batch.records import PassedOver, ShardFormat
+from unet_batch.records import PASSED_EXAMPLES, PassedOver, ShardFormat
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 """Tars as they are written, and as gzip, bzip2, xz and Zstandard pack them."""
@@ -24,8 +24,6 @@ SUFFIXES: dict[ShardFormat, tuple[str, ...]] = {
 }
 """Which names count where `input.pattern` is left at `**`; letters in either case."""
 
-EXAMPLES = 3
-"""Names that stand for all that were passed over alike."""
 ALTERNATIVES = 1000
 """Most patterns that the braces of one pattern may make."""
 
@@ -90,7 +88,13 @@ class Tally:
     def note(self, what: str, name: str) -> None:
         """Count one more. what: a noun such as `hidden name`, or `.txt file`, whose plural ends in s."""
         count, names = self._kinds.get(what, (0, ()))
-        self._kinds[what] = count + 1, (*names, name) if len(names) < EXAMPLES else names
+        self._kinds[what] = count + 1, (*names, name) if len(names) < PASSED_EXAMPLES else names
+
+    def add(self, passed: PassedOver) -> None:
+        """Count what was counted elsewhere."""
+        for what, number, examples in passed.kinds:
+            count, names = self._kinds.get(what, (0, ()))
+            self._kinds[what] = count + number, (*names, *examples)[:PASSED_EXAMPLES]
 
     def found(self) -> PassedOver:
         """What was counted so far."""

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unet_batch.archive.tar import inflated_limit
+from unet_batch.archive.inflate import inflated_limit
 from unet_batch.errors import ImageError, JobError, Reason
 
 FOREIGN = (pa.ArrowException, OSError, ValueError)

@@ -109,8 +109,8 @@ def _from_tar(storage: Storage, uri: str, sources: Sequence[Source]) -> Iterator
     version = next(iter(streamed.values())).version
     try:
         with storage.open(uri, version=version) as stream:
-            for member, body in read_members(stream, set(streamed)):
-                yield streamed.pop((member.name, member.ordinal)), body
+            for name, body in read_members(stream, set(streamed)):
+                yield streamed.pop(name), body
     except FACTS as error:
         fact = _fact(error)
         yield from ((source, fact) for source in streamed.values())
