@@ -241,7 +241,7 @@ def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
     from unet_batch.job.diagnosis import check_job
     from unet_batch.job.prepare import prepare
     from unet_batch.job.survey import window_of
-    from unet_batch.model.peak import crash_of
+    from unet_batch.model.peak import crash_message
     from unet_batch.model.tune import tile_of
     from unet_batch.spec import load_job
 
@@ -251,7 +251,7 @@ def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
         prepared = prepare(spec)
         scored = prepared.model
         shape = (scored.batch or 1, *tile_of(scored, None), scored.contract.input.channels)
-        crash = crash_of(
+        crash = crash_message(
             prepared.model_bytes,
             scored,
             spec.session,

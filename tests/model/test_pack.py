@@ -456,7 +456,7 @@ def test_a_half_precision_network_is_packed():
     ("made", "spec", "sentence"),
     [
         (models.threshold_model(), PackSpec(pre=False, post=False), "neither its input nor its output"),
-        (models.threshold_model(activation="labels"), PackSpec(), "returns finished labels already: pack the input"),
+        (models.threshold_model(activation="labels"), PackSpec(), "it returns labels already: pack the input"),
         (models.threshold_model(channels=4, classes=300), PackSpec(), "300 classes do not fit into uint8"),
     ],
 )

@@ -49,7 +49,7 @@ def test_another_weight_is_found():
     values = numpy_helper.to_array(weight).copy()
     values[1] *= 1.1
     weight.CopyFrom(numpy_helper.from_array(values, "weight"))
-    with pytest.raises(ModelRefused, match=r"does not say the same as the network: picture 0: [\d,]+ of 1,024 labels"):
+    with pytest.raises(ModelRefused, match=r"the labels of the network: picture 0: [\d,]+ of 1,024 labels differ"):
         proven(model.SerializeToString())
 
 

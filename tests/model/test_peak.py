@@ -8,7 +8,7 @@ from models import unet_model
 from unet_batch.errors import ModelFailed
 from unet_batch.model import peak as module
 from unet_batch.model.contract import read_model, resolve
-from unet_batch.model.peak import crash_of, peak_bytes
+from unet_batch.model.peak import crash_message, peak_bytes
 from unet_batch.spec import SessionSpec, TilingSpec
 
 SHAPE = (1, 16, 16, 3)
@@ -38,7 +38,7 @@ def test_what_fails_is_told_in_the_words_of_the_process(tiny, model):
     with pytest.raises(ModelFailed, match=r"cannot be measured: .*16x16"):
         peak_bytes(tiny.data, model, SessionSpec(), shape_nhwc=(1, 8, 8, 3))
     wrong = {"shape_nhwc": (1, 8, 8, 3), "engine": "onnxruntime", "precision": "fp32"}
-    assert crash_of(tiny.data, model, SessionSpec(), **wrong) is None
+    assert crash_message(tiny.data, model, SessionSpec(), **wrong) is None
 
 
 def test_an_engine_that_crashes_is_named_with_what_killed_it(tiny, model, monkeypatch, tmp_path):
@@ -47,7 +47,7 @@ def test_an_engine_that_crashes_is_named_with_what_killed_it(tiny, model, monkey
     (tmp_path / "crash.sh").chmod(0o755)
     monkeypatch.setattr(module.sys, "executable", str(tmp_path / "crash.sh"))
     asked = {"shape_nhwc": SHAPE, "engine": "openvino", "precision": "int8"}
-    assert "openvino crashes on this file in int8 (Segmentation fault)" in crash_of(
+    assert "openvino crashes on this file in int8 (Segmentation fault)" in crash_message(
         tiny.data, model, SessionSpec(), **asked
     )
     with pytest.raises(ModelFailed, match="crashes on this file"):

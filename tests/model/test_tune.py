@@ -158,7 +158,7 @@ def test_an_engine_that_is_missing_is_named(tiny, model, monkeypatch):
 
 def test_an_engine_that_crashes_is_left_out(tiny, model, monkeypatch):
     """It is tried in a process of its own first, so that the command lives to tell."""
-    monkeypatch.setattr(module, "crash_of", lambda *a, engine, **k: f"{engine} crashes")
+    monkeypatch.setattr(module, "crash_message", lambda *a, engine, **k: f"{engine} crashes")
     found = tune(tiny.data, model, SessionSpec(batch_max=1), threads=[1], rounds=1)
     assert found.left_out == ("openvino crashes",)
     assert {p.engine for p in found.points} == {"onnxruntime"}

@@ -1,6 +1,6 @@
-"""Two runs side by side, image by image: what one reads before a new model is promoted.
+"""Compare the rows of two runs or models, image by image.
 
-Knows which rows are rows of the same image; reads no archive and no model, and changes nothing.
+Knows which rows belong to the same image; reads no archive and no model, and changes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unet_batch.table.scored import Name, ScoredRows
 log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1024
-"""Rows of each side that are read together: beside keys, their masks are what is in memory."""
+"""Rows of each side that are read together; only their masks are in memory, and all keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Comparison:
     """Those in which either side has rows; the buckets of a partition are taken together."""
     total: Agreement
     notes: tuple[str, ...]
-    """Sentences about what was not there, or was left out."""
+    """Sentences about rows that were missing or left out."""
 
     def to_json(self) -> dict[str, Any]:
         """All figures, for `json.dumps`; the images that differ most are those of all partitions together."""

@@ -1,6 +1,6 @@
-"""A comparison for people: tables and sentences for a rich console. Knows how figures are written, and computes none.
+"""A comparison as tables and sentences for a rich console. It formats figures and computes none.
 
-Names come from archives, so they are shown as plain text, never as markup.
+Names come from archives: they are shown as plain text, never as markup.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The two sides of a comparison: what people call them, and where an output keeps their rows.
+"""The two sides of a comparison: which rows a word names, and where an output keeps them.
 
 Knows names below an output and run records; reads keys, and never the archive or a model.
 """
@@ -29,7 +29,7 @@ _HEX = re.compile(r"[0-9a-f]{8,64}")
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of a comparison, as it was found."""
+    """One side of a comparison: its fingerprints, its models and the number of its rows."""
 
     asked: str
     """The word that named it."""
@@ -49,7 +49,7 @@ class Side:
 
 
 class RowsOfSide:
-    """The rows that one word names, partition by partition, and a tally of what was read of them."""
+    """The rows that one word names, partition by partition, with a count of what was read."""
 
     def __init__(self, prepared: Prepared, asked: str, scope: Scope) -> None:
         """Lists the output. Raises JobError where the word names nothing.
@@ -57,9 +57,9 @@ class RowsOfSide:
         asked: `published`, `job`, a run, or the first 8 or more hex digits of a fingerprint.
         """
         self.fingerprint = None if asked == PUBLISHED else fingerprint_of(prepared, asked, scope)
-        """Whose rows they are, as far as it is known; None for whatever is published."""
+        """The fingerprint of the rows, or its first digits; None for whatever is published."""
         self.partitions = _containers(prepared, self.fingerprint, scope)
-        """Where they may lie, by partition; the buckets of a partition together."""
+        """By partition, the objects that may hold the rows; the buckets of a partition together."""
         self.damaged: list[str] = []
         self._prepared = prepared
         self._asked = asked

@@ -1,7 +1,7 @@
-"""What a graph costs per tile: multiply-adds, and the bytes of values that live at once.
+"""The cost of a graph per tile: multiply-adds, and the largest number of bytes of values in memory at once.
 
-Knows nodes and the sizes of tensors, as `shapes` found them. An engine fuses, reorders and pads, so these are
-figures to compare models by, not what a run will show.
+Knows nodes and the sizes of tensors, as `shapes` found them. Use the figures to compare models: an engine fuses,
+reorders and pads, so a run measures others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _WEIGHTS_AT = {
     "MatMulInteger": 1,
     "QLinearMatMul": 3,
 }
-"""Operators whose multiply-adds are counted, and where their second factor is; all others cost little beside them."""
+"""Operators whose multiply-adds are counted, and the number of the input with their weights; others cost little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def _peak(model: ModelProto, sizes: Mapping[str, Sized]) -> tuple[int, int]:
                 alive[name] = bytes_of(name)
                 total += alive[name]
         peak = max(peak, total)
-        # What nobody reads dies at once; what is returned lives to the end.
+        # A value is freed after its last reader, at once if it has none; outputs stay to the end.
         for name in {*node.input, *node.output} & alive.keys():
             if last.get(name, place) <= place and name not in returned:
                 total -= alive.pop(name)

@@ -1,7 +1,7 @@
-"""What an ONNX file is, before anybody runs it: its tensors, its network, its cost, and what a contract would say.
+"""Describe an ONNX file: its tensors, its network, its cost, and a draft of its contract.
 
-Knows what the modules beside it find; it opens one plain CPU session to learn what no file says. Knows no store, no job
-and no GPU: what is said about CUDA is an estimate from a list.
+Opens one plain CPU session, for what the file does not declare. Knows no store, no job and no GPU: the statement about
+CUDA is an estimate from a list of operators.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Inspection:
     operators: dict[str, int]
     """How often each operator occurs, most often first."""
     parameters: int
-    """Numbers that training found, running statistics of normalisation included."""
+    """Number of trained values, running statistics of normalisation included."""
     precision: Precision
     refusals: tuple[str, ...]
     """Why a job would not take this file; such a file is not opened."""
@@ -80,7 +80,7 @@ class Inspection:
     cuda_estimate: dict[str, int]
     """ESTIMATE, without a GPU: operators that the CUDA provider has no kernel for and leaves to the CPU."""
     findings: tuple[str, ...]
-    """What somebody who writes the contract should know, a sentence each."""
+    """Facts that matter for the contract, a sentence each."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for `json.dumps`."""
@@ -91,10 +91,10 @@ class Inspection:
 
 
 def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) -> Inspection:
-    """What the file in these bytes is. tile_hw: size that figures are for, where the file leaves it open.
+    """Describe the file in these bytes. tile_hw: size that figures are for, where the file leaves it open.
 
-    Raises ModelRefused where the bytes are no model, ShapeMismatch for a tile that the file cannot take. What is odd
-    about a real model is told, never raised.
+    Raises ModelRefused where the bytes are no model, ShapeMismatch for a tile that the file cannot take. Everything
+    else that is unusual about a model becomes a finding.
     """
     model = graph.read(data, uri)
     refusals = tuple(graph.refusals(model))

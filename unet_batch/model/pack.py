@@ -1,7 +1,7 @@
 """A network with its pre- and postprocessing inside the graph: source pixels in, labels out.
 
-Knows graphs, the contract, and one plain CPU session that proves every pack before it is handed out: same labels as the
-unpacked way, pixel for pixel. Knows no job and no store.
+Knows graphs, the contract, and one plain CPU session, which proves that the packed file gives the labels of the
+unpacked network, pixel for pixel. Knows no job and no store.
 
 Legend: N tiles, C channels, K classes, H, W pixels, h, w pixels of the output; P planes of labels.
 """
@@ -56,25 +56,25 @@ class PackSpec:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A packed file that was proven to say the same as its network."""
+    """A packed file that was proven to give the labels of its network."""
 
     data: bytes
     model: Model
     notes: tuple[str, ...]
-    """What changes for a job that uses it, a sentence each."""
+    """What changes for a job that runs the packed file, a sentence each."""
     bytes_before: int
-    """Input and output of a session, for one tile, of the network by itself."""
+    """Bytes into and out of a session for one tile, of the unpacked network."""
     bytes_after: int
-    """The same of the packed file, all of its outputs together."""
+    """The same for the packed file, all outputs together."""
 
 
 def pack(data: bytes, model: Model, spec: PackSpec) -> Packed:
-    """The model with its pre- and postprocessing inside.
+    """Build a model file with the pre- and postprocessing inside, and prove it.
 
     data: the file that `model` was resolved from, float, fp16 or quantised.
     The outputs are `labels`, uint8, and `finite`, (N,) uint8: 0 for a tile with a NaN or infinity in its scores, which
     no label shows.
-    Raises ModelRefused where the model cannot be packed, or the packed file would not say the same.
+    Raises ModelRefused where the model cannot be packed, or the packed file gives other labels.
     """
     shape_hwc = _reference_shape(model)
     if problems := [*_problems(model, spec)]:
@@ -161,19 +161,19 @@ def _problems(model: Model, spec: PackSpec) -> Iterator[str]:
         yield "neither its input nor its output is to be packed"
     if spec.pre and isinstance(taken.normalize, Percentile | ZScore):
         yield (
-            f"normalize {taken.normalize.kind} is a statistic of each picture, which a graph of tiles never sees: "
+            f"normalize {taken.normalize.kind} is a statistic of each picture, and a graph sees tiles only: "
             "pack the output alone"
         )
     if taken.dtype in ("uint8", "uint16") and taken.dtype != spec.source_dtype:
         yield f"it takes {taken.dtype} pixels, not {spec.source_dtype}"
     if spec.post and returned.decided:
-        yield f"it returns finished {returned.activation} already: pack the input alone"
+        yield f"it returns {returned.activation} already: pack the input alone"
     if spec.post and len(returned.classes) > MAX_LABELS:
         yield f"{len(returned.classes)} classes do not fit into uint8 labels: pack the input alone"
 
 
 def _notes(model: Model, spec: PackSpec, *, varied: bool) -> Iterator[str]:
-    """What is different for a job that runs the packed file. varied: whether the reference labels differ at all."""
+    """What changes for a job that runs the packed file. varied: whether the reference labels differ at all."""
     if spec.pre:
         yield f"it takes {spec.source_dtype} pictures and rejects others"
     if spec.post:
@@ -187,7 +187,7 @@ def _notes(model: Model, spec: PackSpec, *, varied: bool) -> Iterator[str]:
                 "labels cannot be blended where tiles overlap, as they do in every picture that is no exact grid of "
                 "tiles: for such pictures pack the input alone"
             )
-        yield "probabilities stay inside: classes have no mean_probability, images no confidence and no entropy"
+        yield "it returns no probabilities: classes have no mean_probability, images no confidence and no entropy"
     if not varied:
         yield (
             "the network gives one label to every pixel of the reference pictures, so the gate cannot notice a changed "
@@ -196,7 +196,7 @@ def _notes(model: Model, spec: PackSpec, *, varied: bool) -> Iterator[str]:
 
 
 def _packed_contract(model: Model, spec: PackSpec) -> Contract:
-    # By name, and with the layout that was understood: what is left out means another thing beside another input.
+    # Names and layouts are written out: left out, they would be guessed again from another input.
     taken = model.contract.input.model_copy(update={"name": model.input_name})
     returned = model.contract.output.model_copy(update={"name": model.output_name, "layout": model.output_layout})
     if spec.pre:

@@ -1,8 +1,7 @@
-"""The nodes that `pack` writes around a network: from source pixels to what it takes, from its scores to labels.
+"""The nodes that `pack` writes around a network: from source pixels to its input, from its scores to labels.
 
-Knows the contract's words and ONNX's operators, and how both changed over opsets 7 and up. The arithmetic is that of
-`imaging.preprocess.normalize` and `imaging.postprocess.reduce`, step for step in float32, so that pixels and labels
-are equal and not only close.
+Knows the contract and ONNX's operators from opset 7 on. The arithmetic is that of `imaging.preprocess.normalize` and
+`imaging.postprocess.reduce`, step for step in float32, so pixels and labels are equal to the bit.
 
 Legend: N tiles, C channels, K classes, H, W pixels.
 """
@@ -24,14 +23,14 @@ if TYPE_CHECKING:
 
 PIXELS, LABELS, FINITE = "pixels", "labels", "finite"
 OLDEST_OPSET = 7
-"""Since opset 7 arithmetic broadcasts as NumPy does; ONNX Runtime promises nothing for older files."""
+"""From opset 7 on arithmetic broadcasts as in NumPy; ONNX Runtime does not support older files."""
 LARGEST_SUM = np.finfo(np.float32).max
 
 SourceType = Literal["uint8", "uint16"]
 
 
 class Nodes:
-    """Nodes in the making: operators by name, each result under a name that the graph does not have yet."""
+    """A list of nodes under construction; each result gets a name that the graph does not have yet."""
 
     def __init__(self, opset: int, prefix: str) -> None:
         self.made: list[NodeProto] = []
@@ -122,8 +121,7 @@ def _steps(rule: Normalize, largest: float) -> list[tuple[str, Any]]:
         shift, factor, add = rule.center - rule.width / 2, (rule.high - rule.low) / rule.width, rule.low
     elif not isinstance(rule, Raw):
         raise ModelRefused(
-            f"normalize {rule.kind} is taken from each picture, so it is no formula that a graph of tiles could hold: "
-            "pack without the input's part"
+            f"normalize {rule.kind} is a statistic of each picture, and a graph sees tiles only: pack the output alone"
         )
     steps = (("Sub", shift, 0), ("Mul", factor, 1), ("Add", add, 0))
     return [(operator, value) for operator, value, neutral in steps if not np.all(np.asarray(value) == neutral)]
@@ -137,8 +135,8 @@ def add_outputs(nodes: Nodes, scores: str, dtype: str, output: ModelOutput, layo
     if dtype != "float32":
         scores = nodes.cast(scores, "float32")
     axis = {"nchw": 1, "nhwc": 3}.get(layout)
-    # One pass over the scores: NaN and infinity survive a sum, on every provider. A sum that overflows counts as
-    # infinite too, but finite scores that reach that are no answer either.
+    # One pass over the scores: the sum is NaN or infinite if a score is, on every provider. A sum of finite scores that
+    # overflows counts as infinite too: such scores are wrong as well.
     total = nodes.sum(scores, (1, 2) if axis is None else (1, 2, 3))
     small = nodes.combine("Less", nodes.add("Abs", [total]), LARGEST_SUM)
     nodes.cast(small, "uint8", to=FINITE)

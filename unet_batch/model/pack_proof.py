@@ -1,4 +1,4 @@
-"""The proof of a pack: what the packed file says, held against the network and the NumPy code it replaces.
+"""The proof of a pack: compare the packed file with the network and the NumPy code that it replaces.
 
 Knows plain sessions, arrays and the contract. Knows nothing of how a pack was made.
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from unet_batch.model.contract import Model
 
 HALF_FLIPPED = 1e-3
-"""Share of labels that may differ where the network computes in fp16 or int8: what ONNX Runtime fuses around its first
-and last nodes changes its last bits. fp32 is held to the pixel."""
+"""Largest share of labels that may differ for a network in fp16 or int8: ONNX Runtime fuses other nodes around its
+first and last ones, which changes the last bits. For fp32 no label may differ."""
 
 
 class Unpacked:
-    """The network by itself, as a job runs it: NumPy, one CPU session, NumPy."""
+    """The unpacked network as a job runs it: NumPy, one CPU session, NumPy."""
 
     def __init__(self, data: bytes, model: Model) -> None:
         self.model = model
@@ -42,7 +42,7 @@ class Unpacked:
     def run(self, pixels: NDArray[Any]) -> tuple[NDArray[np.float32], int]:
         """Scores (K, h, w) of (H, W, C) source pixels, and how many bytes went in and out for the tile.
 
-        Pictures are remembered: choosing references and proving the pack ask for the same ones.
+        Results are cached by picture: the references and the proof use the same pictures.
         """
         key = digest(pixels)
         if key not in self._known:
@@ -69,7 +69,9 @@ class Unpacked:
 def prove(
     packed: bytes, model: Model, unpacked: Unpacked, pictures: Sequence[NDArray[Any]], *, exact: bool
 ) -> tuple[int, int]:
-    """Bytes that a tile moves before and after. model: the packed one. pictures: (H, W, C) source pixels.
+    """Check a packed file on these pictures; returns the bytes that a tile moves, unpacked and packed.
+
+    model: the packed one. pictures: (H, W, C) source pixels.
 
     Raises ModelRefused where labels differ (not exact: more than HALF_FLIPPED of them) or a NaN goes unseen: tile by
     tile, and two in one batch.
@@ -90,12 +92,12 @@ def prove(
             found = _compare(scores_khw, result, place, unpacked=unpacked, model=model, exact=exact)
             problems += [f"tile {place} of a batch: {problem}" for problem in found]
     if problems:
-        raise ModelRefused("the packed model does not say the same as the network: " + "; ".join(problems))
+        raise ModelRefused("the packed model does not give the labels of the network: " + "; ".join(problems))
     return moved
 
 
 def prove_input(model: Model, source: SourceType, opset: int, ir_version: int) -> None:
-    """Runs every value that a source pixel can have through the input's nodes alone, against `normalize`, bit for bit.
+    """Check the input's nodes alone, bit for bit against `normalize`, for every value that a source pixel can have.
 
     Raises ModelRefused where one differs.
     """
@@ -122,12 +124,12 @@ def prove_input(model: Model, source: SourceType, opset: int, ir_version: int) -
 
 
 def _cores() -> int:
-    """Cores that this process may use; some systems know no affinity."""
+    """Cores that this process may use; all cores where the system has no affinity."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tiles(model: Model, pictures: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """A batch as the model takes it; a fixed batch axis is filled with the one picture there is."""
+    """A batch as the model takes it; a fixed batch axis is filled with copies of the one picture."""
     spec = model.contract.input
     try:
         tiles = np.stack([normalize(pixels, whole(pixels.shape[:2]), spec) for pixels in pictures])

@@ -1,7 +1,7 @@
-"""Two outputs of one model held against each other: value by value, label by label, class by class.
+"""Compare two outputs of one model: value by value, label by label, class by class.
 
-Knows NumPy and the contract's output. Knows no engine, no file, and not who made the two outputs: the reference is the
-one that is believed, the other one is on trial.
+Knows NumPy and the contract's output. Knows no engine and no file. The *reference* is the output that is trusted; the
+*other* one is tested.
 
 Legend: N images, K channels, H, W pixels.
 """
@@ -39,7 +39,7 @@ class Parity:
     reference_px: tuple[int, ...]
     """By class: its pixels in the reference."""
     other_px: tuple[int, ...]
-    """By class: its pixels in the output on trial."""
+    """By class: its pixels in the tested output."""
     shared_px: tuple[int, ...]
     """By class: pixels that have it in both."""
     values: int
@@ -47,7 +47,7 @@ class Parity:
     sum_abs_error: float
     max_abs_error: float
     reference_peak: float
-    """Largest magnitude among the reference's finite values: what an error is to be seen against."""
+    """Largest magnitude among the reference's finite values; compare errors with it."""
     reference_nan: int
     reference_inf: int
     other_nan: int
@@ -108,7 +108,7 @@ class Parity:
 
     @property
     def constant_mask(self) -> bool:
-        """Whether the output on trial says one and the same everywhere, although the reference does not."""
+        """Whether the tested output is the same in every pixel, although the reference is not."""
         other, reference = (all(n in (0, self.pixels) for n in px) for px in (self.other_px, self.reference_px))
         return other and not reference
 
@@ -139,7 +139,7 @@ class Tolerance:
     class."""
 
     def breaches(self, parity: Parity) -> list[str]:
-        """A sentence for each way in which a parity is out of tolerance; none where all is well.
+        """A sentence for each limit that a parity breaks; an empty list where it breaks none.
 
         NaN and infinity, on either side, and a constant mask are always out of tolerance.
         """

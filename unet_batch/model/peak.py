@@ -1,6 +1,6 @@
-"""The peak memory of a session, in a process that does nothing else: `python -m unet_batch.model.peak FOLDER`.
+"""The peak memory of a session, measured in a process of its own: `python -m unet_batch.model.peak FOLDER`.
 
-Knows sessions and Linux's account of a process. What else the asking process holds is not in the figure.
+Knows sessions and the kernel's figures of a process. The memory of the calling process is not included.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def peak_bytes(
     engine: Engine = "onnxruntime",
     precision: Precision = "fp32",
 ) -> tuple[int, int]:
-    """Resident bytes of a process at their highest, and before it opened the session.
+    """Peak of the resident bytes of a process that runs the batch, and its bytes before it opened the session.
 
-    Raises ModelFailed where it could not run the batch: with the last line that it wrote, or with what killed it.
+    Raises ModelFailed where it could not run the batch, with its last line of output or the signal that ended it.
     """
     done = _child(data, model, spec, shape_nhwc=shape_nhwc, threads=threads, engine=engine, precision=precision)
     if (crash := _crash(done, engine, precision)) is not None:
@@ -51,7 +51,7 @@ def peak_bytes(
     return int(peak), int(before)
 
 
-def crash_of(
+def crash_message(
     data: bytes,
     model: Model,
     spec: SessionSpec,
@@ -60,9 +60,9 @@ def crash_of(
     engine: Engine,
     precision: Precision,
 ) -> str | None:
-    """A sentence where an engine takes its process with it on this file, as OpenVINO 2026.4 does on some; else None.
+    """A sentence if the engine kills its process on this file, as OpenVINO 2026.4 does on some; else None.
 
-    It is tried in a process of its own. What an engine refuses with an error is no crash.
+    Runs in a process of its own. An engine that raises an error does not crash.
     """
     done = _child(data, model, spec, shape_nhwc=shape_nhwc, threads=1, engine=engine, precision=precision)
     return _crash(done, engine, precision)

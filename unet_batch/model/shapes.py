@@ -1,6 +1,6 @@
 """The size of every tensor in a graph, without running it.
 
-Knows ONNX's shape inference and where it gives up. Knows no session: values that only a run can know are handed in.
+Knows ONNX's shape inference and its limits. Knows no session: values that only a run can compute are arguments.
 """
 
 from __future__ import annotations

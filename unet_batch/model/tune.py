@@ -1,4 +1,4 @@
-"""The batch size, engine and number of threads that pay on this machine, measured and left where a job looks them up.
+"""Measure batch sizes, engines and numbers of threads on this machine, and keep the result for the ladders of jobs.
 
 Knows sessions, clocks and ladders. Knows no images: zeros cost what pixels cost.
 """
@@ -21,7 +21,7 @@ from unet_batch.model.contract import Model
 from unet_batch.model.doctor import machine
 from unet_batch.model.engines import on_cpu, on_gpu
 from unet_batch.model.ladder import LadderKey, LadderMemory, Remembered, sizes_up_to
-from unet_batch.model.peak import crash_of, peak_bytes
+from unet_batch.model.peak import crash_message, peak_bytes
 from unet_batch.model.session import Device, Session, open_session
 from unet_batch.model.variants import RUNS, interleaved
 from unet_batch.spec import Engine, Precision, SessionSpec
@@ -29,12 +29,12 @@ from unet_batch.spec import Engine, Precision, SessionSpec
 log = logging.getLogger(__name__)
 
 KNEE = 0.95
-"""The size that pays is the smallest with this share of the best throughput."""
+"""The recommended batch is the smallest with this share of the best throughput."""
 ROUNDS = 5
 BUDGET_S = 60.0
-"""Of one batch size, all sessions together: slow models get fewer rounds, but two."""
+"""Time for one batch size, all sessions together: slow models get fewer rounds, at least two."""
 MEMORY_SHARE = 0.5
-"""Of the machine's memory, which the sessions that are open side by side may be expected to fill."""
+"""Largest share of the machine's memory that all open sessions together are expected to need."""
 TILE_TYPES = ("float32", "float16", "uint8", "uint16")
 """Types of tiles that a curve is kept for: a packed graph costs what the network costs, within 3 %."""
 SIDE = 256
@@ -145,7 +145,7 @@ def tune(
     left_out = []
     for engine in dict.fromkeys(engines):
         if memory and engine != "onnxruntime":
-            crash = crash_of(data, model, spec, shape_nhwc=smallest, engine=engine, precision=precision)
+            crash = crash_message(data, model, spec, shape_nhwc=smallest, engine=engine, precision=precision)
             if crash is not None:
                 left_out.append(crash)
                 continue
@@ -173,9 +173,9 @@ def tune(
 
 
 def remember(profile: Profile, memory: LadderMemory, *, threads: int = 1) -> int:
-    """Leaves the curves of sessions with so many threads where a job's ladders begin; returns how many.
+    """Store the curves of sessions with this many threads for the ladders of jobs; returns the number of curves.
 
-    A ladder that finds them chooses its batch size without climbing. `memory.precision` must be the profile's.
+    A ladder that finds them chooses its batch size without measuring. `memory.precision` must be the profile's.
     Raises JobError where it is another.
     """
     if memory.precision != profile.precision:
@@ -203,7 +203,7 @@ def remember(profile: Profile, memory: LadderMemory, *, threads: int = 1) -> int
 
 @dataclass(slots=True)
 class _Measuring:
-    """One profile in the making: batch sizes ascending, until they no longer fit."""
+    """The measurement of one profile: batch sizes ascending, until they no longer fit."""
 
     data: bytes
     model: Model
@@ -248,7 +248,7 @@ class _Measuring:
     def _fitting(
         self, running: Sequence[tuple[Engine, int, Session]], batch_nhwc: NDArray[Any], *, smallest: bool
     ) -> list[tuple[Engine, int, Session]]:
-        """The sessions that can run the batch, each of which ran it once; the others get a limit."""
+        """Run the batch once in each session; returns those that have room for it, and notes a limit for others."""
         fitting = []
         for way in running:
             try:
@@ -264,7 +264,7 @@ class _Measuring:
         return fitting
 
     def _expected_bytes(self, size: int) -> float:
-        """What all sessions will hold at this batch size, as the two sizes before foretell; 0 where nobody knows."""
+        """Memory of all sessions at this batch size, extrapolated from the two sizes before; 0 where unknown."""
         total = 0.0
         for engine, threads in dict.fromkeys((p.engine, p.threads) for p in self.points):
             known = [(p.batch, p.peak_bytes) for p in self.points if (p.engine, p.threads) == (engine, threads)]

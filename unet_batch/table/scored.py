@@ -1,7 +1,8 @@
 """The rows of one fingerprint in one partition, wherever they lie: in a published object, or in staged parts.
 
-Knows where a row lies and reads it when it is asked for; keeps keys, and never more masks than a bound. Of doubles it
-takes the row that publication would take: what is published before what is staged, and a prediction before a rejection.
+Keeps the keys of all rows in memory and reads a row itself on request; the row groups in memory are bounded in bytes.
+Of two rows of one image it takes the one that publication takes: published before staged, a prediction before a
+rejection.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from unet_batch.table.publish import Store
 KEY_COLUMNS = ["image_key", "source_version", "status", "model_digest"]
 ROW_COLUMNS = ["uri", "member", "page", "height", "width", "status", "reason", "classes"]
 DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
-"""What a Parquet object raises that is cut, changed, or none of ours."""
+"""What reading raises for a Parquet object that is cut, changed, or not written by unet-batch."""
 
 KEPT_BYTES = 64 << 20
 """Row groups of published objects that are kept for the next rows; the last one always is."""
@@ -52,7 +53,7 @@ class Place(NamedTuple):
 
 
 class ScoredRows:
-    """The rows of one side: their keys in memory, everything else where it lies."""
+    """The rows of one side: keys in memory, everything else in the store."""
 
     def __init__(self, store: Store, partition: Sequence[Containers], fingerprint: str | None) -> None:
         """Reads all keys. Raises StorageError where the store fails; what is damaged is noted and left out.
@@ -84,7 +85,7 @@ class ScoredRows:
         return sum(place.container in self._published for place in self.places.values())
 
     def bucket(self, place: Place) -> int:
-        """In which of the containers a row lies: rows of one bucket are best read together, in the order of keys."""
+        """The bucket of a row: rows of one bucket are read fastest together, in the order of keys."""
         return self._buckets[place.container]
 
     def take(self, places: Sequence[Place]) -> list[Row | None]:
