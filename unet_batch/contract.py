@@ -18,9 +18,12 @@ class Section(BaseModel):
 
 
 class Unit(Section):
-    """Divide by the largest value of the source's type: 255 for uint8, 65535 for uint16, 1 for floats."""
+    """Divide by the largest value of the depth that a source declares: 2^bits − 1 for unsigned integers (255 for 8
+    bits, 4095 for 12, 65535 for 16), 1 for floats and booleans. Signed integers have none: write `max`."""
 
     kind: Literal["unit"] = "unit"
+    max: float | None = Field(default=None, gt=0)
+    """Divide every source by this instead, e.g. 4095 for 12-bit values in a 16-bit file."""
 
 
 class Scale(Section):
@@ -34,9 +37,11 @@ class Scale(Section):
 
 
 class MeanStd(Section):
-    """(x / max − mean) / std, with max the largest value of the source's type (1 for floats)."""
+    """(x / max − mean) / std, with max as in `unit`."""
 
     kind: Literal["mean_std"] = "mean_std"
+    max: float | None = Field(default=None, gt=0)
+    """Divide every source by this instead of what `unit` divides by."""
     mean: tuple[float, ...] = Field(strict=False)
     """One per channel, of values in [0, 1]."""
     std: tuple[float, ...] = Field(strict=False)
@@ -121,8 +126,18 @@ class ModelInput(Section):
     resized with its shape kept, padded, or refused."""
     kernel: Kernel = "pil_bilinear_u8"
     """Resize kernel of `stretch` and `letterbox`."""
+    padding: Literal["constant", "reflect", "edge", "refuse"] = "constant"
+    """What `tile`, `pad` and `letterbox` add around a picture: a value, its mirror image, its edge repeated; refuse:
+    pictures that need padding are rejected."""
     pad_value: float = 0.0
-    """Value of padding, in source units (letterbox models trained with Ultralytics' rule use 114)."""
+    """Value of constant padding."""
+    pad_units: Literal["normalized", "source"] | None = None
+    """What `pad_value` is: a value after normalisation, as MONAI and nnU-Net pad, or one of the source (letterbox
+    models trained with Ultralytics' rule have pad_value 114 in source units). May be left out where it is 0: then it
+    is 0 after normalisation."""
+    source_max: float | None = Field(default=None, gt=0)
+    """Largest value that sources must declare, as `unit` counts it; others are rejected. Packed models have it,
+    because their graphs divide by it. Left out: any."""
     scale_up: bool = True
     """Whether `letterbox` may enlarge."""
     exif: Literal["apply", "ignore"] = "apply"
@@ -151,6 +166,11 @@ class ModelInput(Section):
                 raise ValueError("normalize.std contains 0: write the standard deviation of the training data")
         if isinstance(self.normalize, Percentile) and self.normalize.lower >= self.normalize.upper:
             raise ValueError("normalize.lower must be below normalize.upper")
+        if self.pad_value and self.pad_units is None:
+            raise ValueError(
+                f"pad_value {self.pad_value:g} needs pad_units: source where it is a value of the source, as before "
+                "scoring revision 2, or normalized where it is one after normalisation"
+            )
         if self.fit in ("stretch", "letterbox") and self.dtype == "float16":
             raise ValueError("a float16 input with resize is not supported: use float32 with a cast in the graph")
         return self

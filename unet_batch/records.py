@@ -170,6 +170,10 @@ class Receipt:
     """Process that ran the session."""
     peak_rss_bytes: int = 0
     """Largest resident memory of that process so far."""
+    dim_images: int = 0
+    """Pictures whose largest value is below 5 % of what their normalisation divides by, black ones aside."""
+    range_used: float | None = None
+    """The largest such share of the unit; None where nothing is divided."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()

@@ -80,7 +80,7 @@ def work(photos: list[str], job: JobSpec, ready: Barrier) -> None:
             )
             geometries.append(replace(geometry, source_hw=geometry.resized_hw))  # as output.geometry: model
             box = Box(0, 0, *geometry.fitted_hw)
-            tiles.append(Tile(index, box, normalize(fitted, geometry, model.contract.input)))
+            tiles.append(Tile(index, box, normalize(fitted, geometry, model.contract.input, largest=page.largest)))
         rows = []
         for tile, logits_khw in batcher.run(tiles):
             prediction = reduce(

@@ -185,7 +185,8 @@ def packed(path: Path, rounds: int) -> dict[str, Any]:
     session, way = [], []
     for n in range(2 * rounds + 1):
         start = time.perf_counter()
-        tiles = np.stack([normalize(tile, whole(tile.shape[:2]), model.contract.input) for tile in pixels])
+        spec = model.contract.input
+        tiles = np.stack([normalize(tile, whole(tile.shape[:2]), spec, largest=255.0) for tile in pixels])
         before = time.perf_counter()
         logits = plain.run(tiles)
         after = time.perf_counter()

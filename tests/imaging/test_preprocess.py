@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from unet_batch.contract import MeanStd, ModelInput, Percentile, Raw, Scale, Unit, Window, ZScore
 from unet_batch.errors import ContractError, ImageError, Reason
-from unet_batch.imaging.preprocess import Geometry, fit, normalize
+from unet_batch.imaging import preprocess
+from unet_batch.imaging.preprocess import LARGEST, Geometry, fit, source_value
 from unet_batch.imaging.resize import resize
 
 
@@ -26,6 +27,17 @@ def picture(height: int, width: int, channels: int = 1, dtype: type[Any] = np.ui
 def whole(image_hwc: NDArray[Any]) -> Geometry:
     size = image_hwc.shape[0], image_hwc.shape[1]
     return Geometry(size, size, 0, 0, size)
+
+
+def normalize(image_hwc: NDArray[Any], geometry: Geometry, contract: ModelInput) -> NDArray[Any]:
+    """Of a source that declares the whole depth of its type."""
+    return preprocess.normalize(image_hwc, geometry, contract, largest=LARGEST[image_hwc.dtype.name])
+
+
+def padded(image_hwc: NDArray[Any], contract: ModelInput, **how: Any) -> tuple[NDArray[Any], Geometry]:
+    """What fitting and padding make of a picture whose values stay as they are."""
+    content, geometry = fit(image_hwc, contract, **how)
+    return normalize(content, geometry, contract.model_copy(update={"normalize": Raw()})), geometry
 
 
 def reason_of(error: pytest.ExceptionInfo[ImageError]) -> Reason:
@@ -64,9 +76,9 @@ def test_letterbox_follows_ultralytics(source_hw, resized_hw, top, left):
 
 def test_letterbox_surrounds_the_resized_picture_with_the_pad_value():
     """The content is the resized picture, all else is padding."""
-    image, contract = picture(10, 20), spec(fit="letterbox", height=32, width=32, pad_value=114.0)
+    image, contract = picture(10, 20), spec(fit="letterbox", height=32, width=32, pad_value=114.0, pad_units="source")
 
-    fitted, geometry = fit(image, contract, tile_hw=None, source_hw=(10, 20))
+    fitted, geometry = padded(image, contract, tile_hw=None, source_hw=(10, 20))
 
     np.testing.assert_array_equal(fitted[geometry.content], resize(image, (16, 32), "pil_bilinear_u8"))
     assert (fitted[:8] == 114).all()
@@ -77,7 +89,7 @@ def test_letterbox_without_scale_up_leaves_a_small_picture_as_it_is():
     """The ratio is capped at 1."""
     image, contract = picture(10, 20), spec(fit="letterbox", height=32, width=32, scale_up=False)
 
-    fitted, geometry = fit(image, contract, tile_hw=None, source_hw=(10, 20))
+    fitted, geometry = padded(image, contract, tile_hw=None, source_hw=(10, 20))
 
     np.testing.assert_array_equal(fitted[geometry.content], image)
     assert (geometry.top, geometry.left, geometry.resized_hw) == (11, 6, (10, 20))
@@ -105,7 +117,9 @@ def test_pad_fills_right_and_bottom_to_a_multiple_and_at_least_a_tile(size_hw, t
     """The picture stays in the upper left corner."""
     image = picture(*size_hw)
 
-    fitted, geometry = fit(image, spec(fit="pad", multiple=16, pad_value=7.0), tile_hw=tile_hw, source_hw=size_hw)
+    fitted, geometry = padded(
+        image, spec(fit="pad", multiple=16, pad_value=7.0, pad_units="source"), tile_hw=tile_hw, source_hw=size_hw
+    )
 
     np.testing.assert_array_equal(fitted[: size_hw[0], : size_hw[1]], image)
     assert int(fitted.astype(int).sum() - image.astype(int).sum()) == 7 * (fitted.size - image.size)
@@ -125,7 +139,7 @@ def test_tile_pads_small_pictures_on_all_sides_as_monai(size_hw, tile_hw, top, l
     """The smaller half of an odd remainder comes first; large pictures stay as they are."""
     image = picture(*size_hw)
 
-    fitted, geometry = fit(image, spec(fit="tile", multiple=16), tile_hw=tile_hw, source_hw=size_hw)
+    fitted, geometry = padded(image, spec(fit="tile", multiple=16), tile_hw=tile_hw, source_hw=size_hw)
 
     assert geometry == Geometry(size_hw, size_hw, top, left, fitted_hw)
     np.testing.assert_array_equal(fitted[geometry.content], image)
@@ -154,14 +168,15 @@ def test_none_refuses_every_other_size(size_hw, tile_hw):
 
 @pytest.mark.parametrize("mode", ["stretch", "letterbox", "pad", "tile"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_fitting_keeps_the_source_dtype(mode, dtype):
-    """Pixels cross to the session as they were decoded."""
+def test_fitting_keeps_the_source_dtype_and_pads_nothing(mode, dtype):
+    """Pixels cross to the session as they were decoded; padding is what normalisation adds."""
     image, contract = picture(20, 31, 1, dtype), spec(fit=mode, height=32, width=48)
 
-    fitted, _ = fit(image, contract, tile_hw=(32, 48), source_hw=(20, 31))
+    content, geometry = fit(image, contract, tile_hw=(32, 48), source_hw=(20, 31))
 
-    assert fitted.dtype == dtype
-    assert fitted.shape == (32, 48, 1)
+    assert content.dtype == dtype
+    assert content.shape == (*geometry.resized_hw, 1)
+    assert geometry.fitted_hw == (32, 48)
 
 
 @pytest.mark.parametrize(
@@ -185,14 +200,15 @@ def test_a_contract_no_picture_can_fit_is_an_error_of_the_job(fields, tile_hw, f
         (picture(8, 8)[:, :, 0], {}, Reason.IMAGE_CHANNELS_MISMATCH),
         (picture(8, 8).astype(np.float64), {}, Reason.IMAGE_MODE_NOT_SUPPORTED),
         (picture(0, 8), {}, Reason.IMAGE_SIZE_MISMATCH),
-        (picture(8, 8), {"pad_value": -1000.0}, Reason.IMAGE_MODE_NOT_SUPPORTED),
-        (picture(8, 8), {"pad_value": 0.5}, Reason.IMAGE_MODE_NOT_SUPPORTED),
+        (picture(8, 8), {"pad_value": -1000.0, "pad_units": "source"}, Reason.IMAGE_MODE_NOT_SUPPORTED),
+        (picture(8, 8), {"pad_value": 0.5, "pad_units": "source"}, Reason.IMAGE_MODE_NOT_SUPPORTED),
+        (picture(8, 8), {"padding": "refuse"}, Reason.IMAGE_SIZE_MISMATCH),
     ],
 )
 def test_a_picture_the_model_cannot_take_is_a_rejection(image, fields, reason):
     """Channels, dtype, no pixels, and padding that its dtype cannot hold."""
     with pytest.raises(ImageError) as error:
-        fit(image, spec(fit="tile", **fields), tile_hw=(16, 16), source_hw=(8, 8))
+        padded(image, spec(fit="tile", **fields), tile_hw=(16, 16), source_hw=(8, 8))
 
     assert reason_of(error) == reason
 
@@ -248,11 +264,10 @@ def test_a_narrow_window_far_from_zero_keeps_its_digits():
 def test_percentiles_are_numpys_of_the_content_alone(per_channel):
     """Linear interpolation; padding of 60000 changes nothing."""
     image = picture(20, 20, 2, np.uint16)
-    fitted = np.full((32, 32, 2), 60000, np.uint16)
-    fitted[6:26, 6:26] = image
     rule = Percentile(lower=2.0, upper=90.0, low=-1.0, high=1.0, per_channel=per_channel)
+    contract = spec(channels=2, normalize=rule, pad_value=60000.0, pad_units="source")
 
-    normal = normalize(fitted, Geometry((20, 20), (20, 20), 6, 6, (32, 32)), spec(channels=2, normalize=rule))
+    normal = normalize(image, Geometry((20, 20), (20, 20), 6, 6, (32, 32)), contract)
 
     low, high = np.percentile(image, [2, 90], axis=(0, 1) if per_channel else None)
     np.testing.assert_allclose(normal[6:26, 6:26], np.clip((image - low) / (high - low) * 2 - 1, -1, 1), atol=1e-6)
@@ -271,11 +286,9 @@ def test_a_flat_picture_has_finite_percentiles_and_z_scores():
 def test_z_scores_use_the_population_std_of_the_content_alone(per_channel):
     """Padding changes nothing; without per_channel all channels share their statistics."""
     image = picture(20, 20, 2)
-    fitted = np.zeros((32, 32, 2), np.uint8)
-    fitted[:20, :20] = image
+    contract = spec(channels=2, normalize=ZScore(per_channel=per_channel), pad_units="source")
 
-    rule = ZScore(per_channel=per_channel)
-    normal = normalize(fitted, Geometry((20, 20), (20, 20), 0, 0, (32, 32)), spec(channels=2, normalize=rule))
+    normal = normalize(image, Geometry((20, 20), (20, 20), 0, 0, (32, 32)), contract)
 
     over = (0, 1) if per_channel else None
     np.testing.assert_allclose(normal[:20, :20], (image - image.mean(over)) / image.std(over), atol=1e-6)
@@ -343,3 +356,135 @@ def test_a_half_precision_model_gets_float16_or_a_rejection():
     with pytest.raises(ImageError, match="do not fit into float16") as error:
         normalize(large, whole(large), spec(dtype="float16", normalize=Raw()))
     assert reason_of(error) == Reason.IMAGE_NON_FINITE
+
+
+# Padding -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", [Unit(), MeanStd(mean=(0.5,), std=(0.2,)), ZScore(), Window(center=99.0, width=50.0)])
+@pytest.mark.parametrize("value", [0.0, -2.5])
+def test_padding_is_a_value_after_normalisation(rule, value):
+    """0 is the mean of what a network of mean_std or zscore has seen, and not black."""
+    image, contract = picture(5, 7), spec(normalize=rule, pad_value=value, pad_units="normalized")
+
+    content, geometry = fit(image, contract, tile_hw=(16, 16), source_hw=(5, 7))
+    normal = normalize(content, geometry, contract)
+
+    np.testing.assert_array_equal(normal[geometry.content], normalize(image, whole(image), contract))
+    outside = np.ones((16, 16, 1), bool)
+    outside[geometry.content] = False
+    assert set(normal[outside].tolist()) == {value}
+
+
+@pytest.mark.parametrize(("mode", "numpy_mode"), [("reflect", "reflect"), ("edge", "edge")])
+@pytest.mark.parametrize("size_hw", [(5, 7), (1, 3), (16, 2)])
+def test_padding_may_mirror_or_repeat_the_picture(mode, numpy_mode, size_hw):
+    """As numpy.pad does, also where the padding is wider than the picture."""
+    image, contract = picture(*size_hw), spec(padding=mode)
+
+    content, geometry = fit(image, contract, tile_hw=(16, 16), source_hw=size_hw)
+    normal = normalize(content, geometry, contract)
+
+    sides = [(geometry.top, 16 - size_hw[0] - geometry.top), (geometry.left, 16 - size_hw[1] - geometry.left), (0, 0)]
+    np.testing.assert_allclose(normal, np.pad(image, sides, mode=numpy_mode) / 255, atol=1e-6)
+
+
+def test_a_pad_value_says_what_it_is_a_value_of():
+    """114 of a contract from before means a gray of the source; after normalisation it would be far outside."""
+    with pytest.raises(ValueError, match="pad_units: source"):
+        spec(pad_value=114.0)
+
+
+def test_a_source_value_that_normalisation_turns_into_the_padding_is_found():
+    """What a packed graph pads with: the same value in every channel, or none."""
+    assert source_value(spec(), "uint8") == 0
+    assert source_value(spec(normalize=MeanStd(mean=(0.2,), std=(1.0,))), "uint8") == 51
+    assert source_value(spec(normalize=Window(center=100.0, width=50.0)), "uint16") == 0
+    assert source_value(ModelInput(normalize=MeanStd(mean=(0.485, 0.456, 0.406), std=(0.2, 0.2, 0.2))), "uint8") is None
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("rule", ["mean_std", "zscore"])
+@pytest.mark.parametrize("mode", ["constant", "reflect", "edge"])
+def test_labels_of_a_picture_smaller_than_its_tile_equal_monais(rule, mode):
+    """Normalise, pad, network, crop: MONAI's sliding window on a random network, label for label."""
+    torch = pytest.importorskip("torch")
+    transforms = pytest.importorskip("monai.transforms")
+    sliding = pytest.importorskip("monai.inferers").sliding_window_inference
+    image = picture(21, 30, 3)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    torch.manual_seed(4)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 9, padding=4), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 9, padding=4)
+    ).eval()
+    steps = {
+        "mean_std": transforms.NormalizeIntensity(
+            subtrahend=np.multiply(mean, 255), divisor=np.multiply(std, 255), channel_wise=True
+        ),
+        "zscore": transforms.NormalizeIntensity(channel_wise=False),
+    }
+    normal = steps[rule](torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1)))
+    padding_mode = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}[mode]
+    with torch.no_grad():
+        wanted = sliding(normal[None], (40, 40), 1, network, overlap=0.25, padding_mode=padding_mode)[0].argmax(0)
+
+    normalize_by = MeanStd(mean=mean, std=std) if rule == "mean_std" else ZScore()
+    contract = ModelInput(normalize=normalize_by, padding=mode)
+    content, geometry = fit(image, contract, tile_hw=(40, 40), source_hw=(21, 30))
+    tile = normalize(content, geometry, contract)
+    with torch.no_grad():
+        found = network(torch.from_numpy(tile.transpose(2, 0, 1)[None]))[0].argmax(0)[geometry.content]
+
+    assert (found != wanted).float().mean() == 0
+
+
+# Declared depth ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "largest", "divided_by"),
+    [
+        (np.uint16, 4095.0, 4095),
+        (np.uint16, 65535.0, 65535),
+        (np.uint8, 1.0, 1),
+        (np.float32, 4294967295.0, 4294967295),
+    ],
+)
+@pytest.mark.parametrize("rule", [Unit(), MeanStd(mean=(0.0,), std=(1.0,))])
+def test_unit_and_mean_std_divide_by_the_largest_value_of_the_declared_depth(rule, dtype, largest, divided_by):
+    """12 bits in a TIFF are 4095, whatever type they are read in."""
+    image = np.array([[[1], [0]]], dtype)
+
+    normal = preprocess.normalize(image, whole(image), spec(normalize=rule), largest=largest)
+
+    np.testing.assert_allclose(normal[0, :, 0], [1 / divided_by, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [Unit(max=4095.0), MeanStd(mean=(0.0,), std=(1.0,), max=4095.0)])
+@pytest.mark.parametrize("largest", [None, 65535.0])
+def test_a_contract_may_name_the_largest_value_itself(rule, largest):
+    """12-bit values in a 16-bit file, and signed integers, which declare none."""
+    image = np.array([[[4095]]], np.uint16)
+
+    assert preprocess.normalize(image, whole(image), spec(normalize=rule), largest=largest).tolist() == [[[1.0]]]
+
+
+@pytest.mark.parametrize("rule", [Unit(), MeanStd(mean=(0.0,), std=(1.0,))])
+def test_a_source_without_a_largest_value_is_rejected_where_one_is_needed(rule):
+    """Signed integers; the sentence names the key."""
+    image = np.array([[[-5.0]]], np.float32)
+
+    with pytest.raises(ImageError, match=r"normalize\.max") as error:
+        preprocess.normalize(image, whole(image), spec(normalize=rule), largest=None)
+    assert reason_of(error) == Reason.IMAGE_MODE_NOT_SUPPORTED
+    assert preprocess.normalize(image, whole(image), spec(normalize=Raw()), largest=None).tolist() == [[[-5.0]]]
+
+
+def test_a_model_that_divides_inside_refuses_sources_of_another_depth():
+    """A packed graph knows the type of its pixels only: 12 bits in a uint16 would be scored 16 times too dark."""
+    image, contract = np.zeros((4, 4, 1), np.uint16), spec(dtype="uint16", normalize=Raw(), source_max=65535.0)
+
+    assert preprocess.normalize(image, whole(image), contract, largest=65535.0).dtype == np.uint16
+    with pytest.raises(ImageError, match="4095") as error:
+        preprocess.normalize(image, whole(image), contract, largest=4095.0)
+    assert reason_of(error) == Reason.IMAGE_MODE_NOT_SUPPORTED

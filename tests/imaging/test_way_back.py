@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unet_batch.contract import ModelInput, ModelOutput
+from unet_batch.contract import ModelInput, ModelOutput, Raw
 from unet_batch.imaging import postprocess
 from unet_batch.imaging.postprocess import Prediction, reduce
-from unet_batch.imaging.preprocess import Geometry, fit
+from unet_batch.imaging.preprocess import Geometry, fit, normalize
 from unet_batch.imaging.resize import resize_logits
 
 MODES = ["stretch", "letterbox", "pad", "tile", "none"]
@@ -73,7 +73,9 @@ def fitted_by(mode: str, image: np.ndarray) -> tuple[np.ndarray, Geometry]:
     multiple = 1 if mode == "none" else 16
     contract = ModelInput(color="gray", channels=1, fit=mode, height=96, width=112, multiple=multiple)
     tile_hw = (96, 112) if mode in ("stretch", "letterbox") else None
-    return fit(image, contract, tile_hw=tile_hw, source_hw=size_hw)
+    content, geometry = fit(image, contract, tile_hw=tile_hw, source_hw=size_hw)
+    raw = contract.model_copy(update={"normalize": Raw()})
+    return normalize(content, geometry, raw, largest=255.0), geometry
 
 
 @pytest.mark.parametrize("resolution", [1, 2])

@@ -14,6 +14,7 @@ import poison
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from PIL import Image
 from project_fixture import SIZE, last_json, png
 
@@ -477,3 +478,48 @@ def test_a_run_that_its_model_ends_is_in_its_record(project):
     did = json.loads(record.read_text())["did"]
     assert (did["exit_code"], did["remaining"]) == (2, 2)
     assert "the masks of this session are wrong" in did["problems"]
+
+
+def tiff16(values: np.ndarray, dtype: str = "uint16") -> bytes:
+    out = io.BytesIO()
+    tifffile.imwrite(out, values.astype(dtype), photometric="minisblack")
+    return out.getvalue()
+
+
+def rows_of(level: int, dtype: str = "uint16") -> bytes:
+    """A picture whose upper half has this value, as `png` makes them."""
+    values = np.zeros((SIZE, SIZE), dtype)
+    values[:8] = level
+    return tiff16(values, dtype)
+
+
+def test_eight_bits_in_a_sixteen_bit_file_are_hinted_at(project):
+    """255 of 65535 is almost black for the model: the rows are there, and the run says what to write."""
+    for name in ("a", "b", "c"):
+        project.put(f"{DAY}/{name}.tif", rows_of(255))
+    summary = project.run()
+    assert (summary.ok, summary.dim_images, summary.exit_code) == (3, 3, 0)
+    assert len(summary.hints) == 1
+    assert "3 of 3 images" in summary.hints[0]
+    assert "input.normalize.max" in summary.hints[0]
+    assert project.rows(NAME)[0]["classes"] == []
+
+
+def test_an_archive_that_uses_its_range_gives_no_hint(project):
+    """Dark and black images among bright ones are no news."""
+    project.put(f"{DAY}/bright.tif", rows_of(65000))
+    project.put(f"{DAY}/bright2.tif", rows_of(60000))
+    project.put(f"{DAY}/dim.tif", rows_of(200))
+    project.put(f"{DAY}/black.tif", rows_of(0))
+    summary = project.run()
+    assert (summary.dim_images, summary.hints) == (1, [])
+
+
+def test_signed_integers_are_rejected_where_a_largest_value_is_needed(project):
+    """`unit` has nothing to divide int16 by; the sentence names the key."""
+    project.put(f"{DAY}/ct.tif", rows_of(1000, "int16"))
+    project.put(f"{DAY}/a.png", png(1))
+    project.run("limits.max_rejected=1")
+    rejected = [row for row in project.rows(NAME) if row["status"] == "rejected"]
+    assert [row["reason"] for row in rejected] == ["image.mode_not_supported"]
+    assert "normalize.max" in rejected[0]["message"]

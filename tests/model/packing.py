@@ -7,7 +7,7 @@ import onnxruntime as ort
 
 from unet_batch.contract import Contract
 from unet_batch.imaging.postprocess import Prediction, reduce
-from unet_batch.imaging.preprocess import Geometry, normalize
+from unet_batch.imaging.preprocess import LARGEST, Geometry, normalize
 from unet_batch.model.contract import Model, read_model, resolve
 from unet_batch.spec import TilingSpec
 
@@ -36,7 +36,7 @@ def whole(size_hw: tuple[int, int]) -> Geometry:
 def scores_of(data: bytes, model: Model, pixels: np.ndarray) -> np.ndarray:
     """The unpacked way: `normalize`, then the network. pixels: (N, H, W, C). float32 (N, K, h, w)."""
     spec = model.contract.input
-    tiles = np.stack([normalize(one, whole(one.shape[:2]), spec) for one in pixels])
+    tiles = np.stack([normalize(one, whole(one.shape[:2]), spec, largest=LARGEST[one.dtype.name]) for one in pixels])
     tiles = tiles if spec.layout == "nhwc" else np.ascontiguousarray(tiles.transpose(0, 3, 1, 2))
     scores = run(data, {model.input_name: tiles})[model.output_name]
     scores = {"nchw": scores, "nhwc": scores.transpose(0, 3, 1, 2) if scores.ndim == 4 else scores}.get(

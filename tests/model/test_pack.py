@@ -114,7 +114,7 @@ def test_the_packed_file_resolves_to_the_packed_model():
 def test_the_packed_contract_says_pixels_and_labels():
     """uint8, NHWC, not normalised; labels without probabilities; everything else as it was."""
     made = models.threshold_model("nchw", 3, 3, size=64)
-    source = {"color": "bgr", "exif": "ignore", "pad_value": 7.0}
+    source = {"color": "bgr", "exif": "ignore", "pad_value": 7.0, "pad_units": "source"}
     before = changed(made.contract, source=source, target={"background": 2})
     after = pack(made.data, resolved(made.data, before), PackSpec()).model.contract
     assert (after.input.name, after.input.layout, after.input.dtype) == ("pixels", "nhwc", "uint8")

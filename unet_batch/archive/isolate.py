@@ -135,7 +135,7 @@ class IsolatedDecoder:
                     raise ValueError(f"samples of type {header['dtype']!r}")
                 samples = _receive(stream, at_most=samples_max_bytes)
                 content = np.frombuffer(samples, header["dtype"]).reshape(header["shape"])
-            yield Page(header["page"], header["pages"], content, header["height"], header["width"])
+            yield Page(header["page"], header["pages"], content, header["height"], header["width"], header["largest"])
 
     def _obituary(self, child: subprocess.Popen[bytes], error: Exception) -> ImageError:
         """Why the child went silent. The message is the same in every run."""
@@ -186,6 +186,7 @@ def _serve(data: bytes, decoder: Decoder, spec: ModelInput, *, limits: LimitsSpe
     for page in decoder(data, spec, limits):
         signal.setitimer(signal.ITIMER_REAL, 0)  # a slow parent is no slow image
         header: dict[str, object] = {"page": page.page, "pages": page.pages, "height": page.height, "width": page.width}
+        header["largest"] = page.largest
         if isinstance(page.content, ImageError):
             header |= {"reason": page.content.reason, "message": page.content.message}
             _send(answers, json.dumps(header).encode())

@@ -18,12 +18,13 @@ from unet_batch.errors import ContractError, ImageError, Reason
 from unet_batch.imaging.resize import resize
 
 LARGEST = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
-"""Value that `unit` and `mean_std` call 1, by source dtype."""
+"""Value that `unit` and `mean_std` call 1 for a source of which only the dtype is known. A decoded page knows better:
+it says the largest value of the depth that its file declares."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How the source picture became the fitted picture; all that the way back needs."""
+    """How the source picture becomes the fitted picture; all that padding and the way back need."""
 
     source_hw: tuple[int, int]
     """Oriented source; larger than the decoded picture where a JPEG was decoded at reduced scale."""
@@ -52,9 +53,9 @@ def whole(size_hw: Sequence[int]) -> Geometry:
 def fit(
     image_hwc: NDArray[Any], spec: ModelInput, *, tile_hw: tuple[int, int] | None, source_hw: tuple[int, int]
 ) -> tuple[NDArray[Any], Geometry]:
-    """The picture in a size that the model's tiles can be cut from, in its own dtype, and the way back.
+    """The picture resized as the contract says, in its own dtype, and where it lies in what `normalize` returns.
 
-    image_hwc: uint8, uint16 or float32 (H, W, C); comes back as it is where nothing changes.
+    image_hwc: uint8, uint16 or float32 (H, W, C); comes back as it is where nothing changes. Nothing is padded here.
     tile_hw: size of one tile; None where the model takes any size, then the result is a multiple of `spec.multiple`.
     source_hw: oriented size of the source, which scales are measured on.
     letterbox: Ultralytics' rule. tile: padded on all sides, the smaller half first (MONAI). pad: right and bottom.
@@ -70,31 +71,67 @@ def fit(
     if not height or not width:
         raise ImageError(Reason.IMAGE_SIZE_MISMATCH, f"the picture of {height} x {width} has no pixels")
     geometry = _geometry((height, width), spec, tile_hw, source_hw)
-    content = resize(image_hwc, geometry.resized_hw, spec.kernel)
-    if geometry.fitted_hw == geometry.resized_hw:
-        return content, geometry
-    fitted = np.full((*geometry.fitted_hw, spec.channels), _padding(spec.pad_value, content.dtype), content.dtype)
-    fitted[geometry.content] = content
-    return fitted, geometry
+    if geometry.fitted_hw != geometry.resized_hw and spec.padding == "refuse":
+        sizes = [f"{height} x {width}" for height, width in (geometry.resized_hw, geometry.fitted_hw)]
+        message = f"the picture is {sizes[0]} and would be padded to {sizes[1]}, but input.padding is refuse"
+        raise ImageError(Reason.IMAGE_SIZE_MISMATCH, message)
+    return resize(image_hwc, geometry.resized_hw, spec.kernel), geometry
 
 
-def normalize(fitted_hwc: NDArray[Any], geometry: Geometry, spec: ModelInput) -> NDArray[Any]:
-    """The fitted picture as the model was trained on it: (H, W, C) of `spec.dtype`, C-contiguous.
+def normalize(
+    content_hwc: NDArray[Any], geometry: Geometry, spec: ModelInput, *, largest: float | None
+) -> NDArray[Any]:
+    """The fitted picture as the model was trained on it: (H, W, C) of `spec.dtype`, padded, C-contiguous.
 
-    fitted_hwc: uint8, uint16 or float32; its dtype decides what `unit` and `mean_std` divide by (255, 65535, 1).
-    Statistics (percentile, zscore) are taken over the content, never over the padding. Arithmetic is float32, within
-    1e-6 of float64. May share memory with `fitted_hwc` where nothing changes.
-    Raises ImageError where the source dtype is not what the model takes, ContractError for impossible contracts.
+    content_hwc: uint8, uint16 or float32, as `fit` returns it. largest: largest value of the depth that the source
+    declares, which `unit` and `mean_std` divide by; None where it declares none.
+    Statistics (percentile, zscore) are the content's. Padding is added after normalisation, as MONAI and nnU-Net do,
+    but for constants in source units. Arithmetic is float32, within 1e-6 of float64. May share memory with
+    `content_hwc` where nothing changes.
+    Raises ImageError where the source is not what the model takes, ContractError for impossible contracts.
     """
+    if spec.source_max is not None and largest != spec.source_max:
+        declared = "no largest value" if largest is None else f"a largest value of {largest:g}"
+        message = f"the source declares {declared}, the model divides by {spec.source_max:g} (input.source_max)"
+        raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, message)
+    if spec.padding == "constant" and spec.pad_units == "source":
+        fitted_hwc = _padded(content_hwc, geometry, spec)
+        normal = _as_input(fitted_hwc, fitted_hwc[geometry.content], spec, largest)
+    else:
+        normal = _padded(_as_input(content_hwc, content_hwc, spec, largest), geometry, spec)
+    return np.ascontiguousarray(normal)
+
+
+def source_value(spec: ModelInput, dtype: str) -> int | None:
+    """The source value, the same in every channel, that normalisation turns into `spec.pad_value`, within 1e-6.
+
+    dtype: uint8 or uint16. None where there is none; then padding after normalisation cannot be had before it.
+    """
+    values = np.arange(int(LARGEST[dtype]) + 1, dtype=dtype)[None, :, None].repeat(spec.channels, axis=2)
+    normal = _normalized(values, values, spec, LARGEST[dtype])[0]
+    equal = np.flatnonzero((np.abs(normal - spec.pad_value) <= 1e-6).all(axis=1))
+    return int(equal[0]) if equal.size else None
+
+
+def divisor(spec: ModelInput, largest: float | None) -> float | None:
+    """What `unit` and `mean_std` divide a source by; None for other rules, and where nothing defines it."""
+    rule = spec.normalize
+    return (rule.max or largest) if isinstance(rule, Unit | MeanStd) else None
+
+
+def _as_input(
+    image_hwc: NDArray[Any], content_hwc: NDArray[Any], spec: ModelInput, largest: float | None
+) -> NDArray[Any]:
+    """All pixels of an image in the model's type; statistics are those of content_hwc."""
     if spec.dtype in ("uint8", "uint16"):
         if not isinstance(spec.normalize, Raw):
             kind = spec.normalize.kind
             raise ContractError(f"input.dtype {spec.dtype} cannot hold normalize {kind}: write kind: none")
-        if fitted_hwc.dtype.name != spec.dtype:
-            message = f"pixels are {fitted_hwc.dtype}, the model takes {spec.dtype}"
+        if image_hwc.dtype.name != spec.dtype:
+            message = f"pixels are {image_hwc.dtype}, the model takes {spec.dtype}"
             raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, message)
-        return np.ascontiguousarray(fitted_hwc)
-    normal = _normalized(np.ascontiguousarray(fitted_hwc), geometry, spec)
+        return image_hwc
+    normal = _normalized(np.ascontiguousarray(image_hwc), content_hwc, spec, largest)
     if spec.dtype == "float32":
         return normal
     with np.errstate(over="ignore"):
@@ -142,35 +179,56 @@ def _target(spec: ModelInput, tile_hw: tuple[int, int] | None) -> tuple[int, int
     return height, width
 
 
-def _padding(value: float, dtype: np.dtype[Any]) -> float:
+def _padded(image_hwc: NDArray[Any], geometry: Geometry, spec: ModelInput) -> NDArray[Any]:
+    """The picture with its padding around it; the same array where it needs none."""
+    (height, width), (full_height, full_width) = geometry.resized_hw, geometry.fitted_hw
+    if (height, width) == (full_height, full_width):
+        return image_hwc
+    if spec.padding == "constant":
+        fitted = np.full(
+            (full_height, full_width, image_hwc.shape[2]), _padding(spec, image_hwc.dtype), image_hwc.dtype
+        )
+        fitted[geometry.content] = image_hwc
+        return fitted
+    above, left = geometry.top, geometry.left
+    sides = ((above, full_height - height - above), (left, full_width - width - left), (0, 0))
+    return np.pad(image_hwc, sides, mode="reflect" if spec.padding == "reflect" else "edge")
+
+
+def _padding(spec: ModelInput, dtype: np.dtype[Any]) -> float:
+    value = spec.pad_value
     if dtype.kind == "u" and not (value.is_integer() and 0 <= value <= np.iinfo(dtype).max):
         raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, f"pixels are {dtype} and cannot hold pad_value {value:g}")
     return value
 
 
-def _normalized(fitted_hwc: NDArray[Any], geometry: Geometry, spec: ModelInput) -> NDArray[np.float32]:
+def _normalized(
+    image_hwc: NDArray[Any], content_hwc: NDArray[Any], spec: ModelInput, largest: float | None
+) -> NDArray[np.float32]:
     rule = spec.normalize
-    largest = LARGEST[fitted_hwc.dtype.name]
     if isinstance(rule, Raw):
-        return fitted_hwc.astype(np.float32, copy=False)
+        return image_hwc.astype(np.float32, copy=False)
+    top = divisor(spec, largest) or 0.0
+    if isinstance(rule, Unit | MeanStd) and not top:
+        message = f"signed integers have no largest value that normalize {rule.kind} divides by: write normalize.max"
+        raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, message)
     if isinstance(rule, Unit):
-        return _affine(fitted_hwc, factor=1 / largest)
+        return _affine(image_hwc, factor=1 / top)
     if isinstance(rule, Scale):
-        return _affine(fitted_hwc, factor=rule.scale, add=rule.offset)
+        return _affine(image_hwc, factor=rule.scale, add=rule.offset)
     if isinstance(rule, MeanStd):
         mean, std = np.array(rule.mean), np.array(rule.std)
-        return _affine(fitted_hwc, factor=1 / (largest * std), add=-mean / std)
+        return _affine(image_hwc, factor=1 / (top * std), add=-mean / std)
     if isinstance(rule, Window):
         gain = (rule.high - rule.low) / rule.width
-        return _clip(_affine(fitted_hwc, shift=rule.center - rule.width / 2, factor=gain, add=rule.low), rule)
-    content = fitted_hwc[geometry.content]
+        return _clip(_affine(image_hwc, shift=rule.center - rule.width / 2, factor=gain, add=rule.low), rule)
     if isinstance(rule, Percentile):
         over = (0, 1) if rule.per_channel else None
-        lowest, highest = np.percentile(content, (rule.lower, rule.upper), axis=over)
+        lowest, highest = np.percentile(content_hwc, (rule.lower, rule.upper), axis=over)
         flat = highest <= lowest  # such a picture is shifted and not scaled, as in MONAI
         factor = np.where(flat, 1.0, (rule.high - rule.low) / np.where(flat, 1.0, highest - lowest))
-        return _clip(_affine(fitted_hwc, shift=lowest, factor=factor, add=rule.low), rule)
-    return _zscore(fitted_hwc, content, rule)
+        return _clip(_affine(image_hwc, shift=lowest, factor=factor, add=rule.low), rule)
+    return _zscore(image_hwc, content_hwc, rule)
 
 
 def _zscore(fitted_hwc: NDArray[Any], content: NDArray[Any], rule: ZScore) -> NDArray[np.float32]:

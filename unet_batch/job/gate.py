@@ -24,7 +24,7 @@ from unet_batch import __version__
 from unet_batch.archive.decode import encode_png
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import ContractError, ImageError, JobError, ModelRefused, NotFound, StorageError
-from unet_batch.imaging.preprocess import normalize, whole
+from unet_batch.imaging.preprocess import LARGEST, normalize, whole
 from unet_batch.imaging.tiling import grid
 from unet_batch.job.loaded import Loaded, pixels_of
 from unet_batch.job.prepare import model_at
@@ -184,7 +184,8 @@ class _Trusted:
     def _answer(self, tiles: NDArray[Any]) -> NDArray[Any]:
         spec, output = self._inner.model.contract.input, self._inner.model.contract.output
         if tiles.dtype.name != spec.dtype:
-            tiles = np.stack([normalize(tile, whole(tile.shape[:2]), spec) for tile in tiles])
+            largest = LARGEST[tiles.dtype.name]  # a packed model takes no other sources
+            tiles = np.stack([normalize(tile, whole(tile.shape[:2]), spec, largest=largest) for tile in tiles])
         scores = self._inner.run(tiles)
         if output.decided or not self.model.contract.output.decided:
             return scores
@@ -223,7 +224,8 @@ def _tiles(job: JobSpec, session: Session, loaded: Loaded) -> Iterator[tuple[str
         if entry.geometry is None:
             continue
         try:
-            pixels = normalize(pixels_of(loaded, entry), entry.geometry, model.contract.input)
+            source, largest = pixels_of(loaded, entry), entry.largest
+            pixels = normalize(source, entry.geometry, model.contract.input, largest=largest)
         except ImageError:
             continue
         tile_hw = model.tile_hw or _cut(entry.geometry.fitted_hw, model.contract.input.multiple)

@@ -21,6 +21,11 @@ ALIGNMENT = 64
 """Every picture starts at a multiple of this, so that its bytes can be viewed as any dtype."""
 
 
+DIM = 0.05
+"""Share of the declared range below which a picture counts as dim: 8-bit values in a 16-bit file use 0.004 of it,
+10-bit values 0.016, 12-bit values 0.06."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One page of a loaded unit: where its pixels lie, or why there are none."""
@@ -35,8 +40,17 @@ class Entry:
     shape: tuple[int, ...] = ()
     offset: int = 0
     geometry: Geometry | None = None
+    largest: float | None = None
+    """Largest value of the depth that the source declares, as `Page.largest`."""
+    range_used: float | None = None
+    """Largest value of the picture as a share of what its normalisation divides by; None where it divides by none."""
     reason: str | None = None
     message: str = ""
+
+    @property
+    def is_dim(self) -> bool:
+        """Whether the picture uses so little of its range that the range may be the wrong one; black ones do not."""
+        return self.range_used is not None and 0 < self.range_used < DIM
 
     @property
     def error(self) -> ImageError | None:

@@ -102,6 +102,8 @@ class Report:
     """None where the record has no end: the run was killed, or is at work."""
     problems: tuple[str, ...]
     """Of the run as a whole; those of a partition are in its line."""
+    hints: tuple[str, ...]
+    """What may be wrong with the rows though nothing failed."""
     partitions: tuple[PartitionLine, ...]
     figures: Figures
     rejected: tuple[RejectedLine, ...]
@@ -149,6 +151,7 @@ def gather(prepared: Prepared, record: RunRecord, *, pictures: int) -> Report:
         select=record.select,
         exit_code=did.exit_code if did else None,
         problems=tuple(_problems_of_all(record)),
+        hints=tuple(did.hints) if did else (),
         partitions=lines,
         figures=figures,
         rejected=tuple(_rejected_line(found) for found in figures.rejected),

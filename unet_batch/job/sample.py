@@ -84,7 +84,8 @@ def _tiles(prepared: Prepared, loaded: Loaded, most: int) -> Iterator[tuple[str,
         if entry.geometry is None:
             continue
         try:
-            whole = normalize(pixels_of(loaded, entry), entry.geometry, prepared.model.contract.input)
+            source, spec = pixels_of(loaded, entry), prepared.model.contract.input
+            whole = normalize(source, entry.geometry, spec, largest=entry.largest)
         except ImageError:
             continue
         tile_hw = prepared.model.tile_hw or entry.geometry.fitted_hw

@@ -24,7 +24,7 @@ from unet_batch.archive.shards import read_unit
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken, TooLate, UnetBatchError
 from unet_batch.imaging.postprocess import reduce
-from unet_batch.imaging.preprocess import Geometry, fit, normalize
+from unet_batch.imaging.preprocess import Geometry, divisor, fit, normalize
 from unet_batch.imaging.tiling import Canvas, grid
 from unet_batch.job.loaded import Entry, Loaded, Pack, pixels_of
 from unet_batch.model.batching import Batcher, BatchStats, Tile
@@ -141,8 +141,19 @@ class Load:
                 _rejected(position, error), page=page.page, pages=page.pages, height=page.height, width=page.width
             )
         offset = pack.add(fitted)
+        top = divisor(self._model.contract.input, page.largest)
         return Entry(
-            position, page.page, page.pages, page.height, page.width, fitted.dtype.str, fitted.shape, offset, geometry
+            position,
+            page.page,
+            page.pages,
+            page.height,
+            page.width,
+            fitted.dtype.str,
+            fitted.shape,
+            offset,
+            geometry,
+            largest=page.largest,
+            range_used=None if top is None else float(fitted.max()) / top,
         )
 
 
@@ -209,6 +220,10 @@ class Infer:
             reasons=tuple(sorted(rejected.items())),
             pid=os.getpid(),
             peak_rss_bytes=_peak_rss_bytes(),
+            dim_images=sum(entry.is_dim for entry in loaded.entries),
+            range_used=max(
+                (entry.range_used for entry in loaded.entries if entry.range_used is not None), default=None
+            ),
         )
 
     def _tiles(self, loaded: Loaded, images: dict[int, _Image], rows: list[dict[str, Any] | None]) -> Iterator[Tile]:
@@ -220,7 +235,7 @@ class Infer:
             geometry = cast(Geometry, entry.geometry)  # an entry has one or the other
             picture = pixels_of(loaded, entry)
             try:
-                picture = normalize(picture, geometry, self._model.contract.input)
+                picture = normalize(picture, geometry, self._model.contract.input, largest=entry.largest)
             except ImageError as error:
                 rows[index] = self._rejection(loaded, index, error)
                 continue

@@ -28,6 +28,8 @@ class Summary:
     partitions: list[str] = field(default_factory=list)
     """Names of the published partitions."""
     problems: list[str] = field(default_factory=list)
+    hints: list[str] = field(default_factory=list)
+    """What may be wrong with the rows though nothing failed."""
     reasons: dict[str, int] = field(default_factory=dict)
     passed_over: list[dict[str, Any]] = field(default_factory=list)
     """What lies in the archive and counts as no image, as `PassedOver.to_json` says it."""
@@ -51,6 +53,10 @@ class Summary:
     """How many batches had how many tiles."""
     out_of_memory: int = 0
     peak_worker_rss_bytes: int = 0
+    dim_images: int = 0
+    """Images whose largest value is below 5 % of what their normalisation divides by."""
+    range_used: float | None = None
+    """The largest such share of any image; None where nothing is divided."""
     exit_code: int = ExitCode.COMPLETE
 
     def problem(self, text: str, exit_code: int) -> None:
@@ -68,6 +74,9 @@ class Summary:
         self.read_bytes += receipt.images_read_bytes
         self.out_of_memory += receipt.out_of_memory
         self.peak_worker_rss_bytes = max(self.peak_worker_rss_bytes, receipt.peak_rss_bytes)
+        self.dim_images += receipt.dim_images
+        if receipt.range_used is not None:
+            self.range_used = max(self.range_used or 0.0, receipt.range_used)
         for name in ("read_s", "decode_s", "session_s", "encode_s"):
             self.stage_s[name] = self.stage_s.get(name, 0.0) + getattr(receipt, name)
         self.reasons = dict(Counter(self.reasons) + Counter(dict(receipt.reasons)))
@@ -79,5 +88,19 @@ class Summary:
         for name in ("score_s", "publish_s", "start_s", "stop_s"):
             setattr(self, name, round(getattr(self, name), 3))
         self.images_per_s = round((self.ok + self.rejected) / scoring_s, 2) if scoring_s else 0.0
+        self.hints += self._range_hints()
         if self.remaining and self.exit_code == ExitCode.COMPLETE:
             self.exit_code = ExitCode.UNFINISHED
+
+    def _range_hints(self) -> list[str]:
+        """What the observed range of values says about what `unit` and `mean_std` divide by."""
+        remedy = "write what they should be divided by as input.normalize.max in the contract"
+        if self.range_used is not None and self.range_used > 1:
+            what = f"an image reaches {self.range_used:.3g} times the value that its normalisation divides by"
+            return [f"{what}, so the model sees numbers it was not trained on: {remedy}"]
+        if 2 * self.dim_images > self.ok:
+            what = f"{self.dim_images} of {self.ok} images use less than 5 % of the range that they are divided by"
+            return [
+                f"{what}, so the model sees them almost black: if they hold 8 or 10 bits in a 16-bit file, {remedy}"
+            ]
+        return []

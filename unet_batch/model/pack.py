@@ -12,12 +12,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from unet_batch.contract import Contract, Percentile, Raw, ZScore
+from unet_batch.contract import Contract, MeanStd, ModelInput, Percentile, Raw, Unit, ZScore
 from unet_batch.errors import ModelRefused
+from unet_batch.imaging.preprocess import LARGEST, source_value
 from unet_batch.model import graph, graph_edit, pack_reference
 from unet_batch.model.contract import METADATA_KEY, Model
 from unet_batch.model.pack_nodes import (
@@ -164,6 +165,11 @@ def _problems(model: Model, spec: PackSpec) -> Iterator[str]:
             f"normalize {taken.normalize.kind} is a statistic of each picture, and a graph sees tiles only: "
             "pack the output alone"
         )
+    elif spec.pre and taken.fit == "letterbox" and _source_changes(taken, spec.source_dtype).get("padding") == "refuse":
+        yield (
+            f"its padding of {taken.pad_value:g} after normalisation is no {spec.source_dtype} value: write pad_units: "
+            "source with a value of the source, if the model was trained so"
+        )
     if taken.dtype in ("uint8", "uint16") and taken.dtype != spec.source_dtype:
         yield f"it takes {taken.dtype} pixels, not {spec.source_dtype}"
     if spec.post and returned.decided:
@@ -176,6 +182,11 @@ def _notes(model: Model, spec: PackSpec, *, varied: bool) -> Iterator[str]:
     """What changes for a job that runs the packed file. varied: whether the reference labels differ at all."""
     if spec.pre:
         yield f"it takes {spec.source_dtype} pictures and rejects others"
+        if _source_changes(model.contract.input, spec.source_dtype).get("padding") == "refuse":
+            yield (
+                f"it rejects pictures that need padding, because no {spec.source_dtype} value becomes "
+                f"{model.contract.input.pad_value:g} after normalisation"
+            )
     if spec.post:
         if model.contract.input.fit in ("stretch", "letterbox"):
             yield (
@@ -201,7 +212,7 @@ def _packed_contract(model: Model, spec: PackSpec) -> Contract:
     returned = model.contract.output.model_copy(update={"name": model.output_name, "layout": model.output_layout})
     if spec.pre:
         changes = {"name": PIXELS, "layout": "nhwc", "dtype": spec.source_dtype, "normalize": Raw()}
-        taken = taken.model_copy(update=changes)
+        taken = taken.model_copy(update=changes | _source_changes(taken, spec.source_dtype))
     if spec.post and returned.multi_label and len(returned.classes) > 1:
         returned = returned.model_copy(
             update={"name": LABELS, "layout": "nchw", "activation": "masks", "threshold": 0.5}
@@ -211,6 +222,19 @@ def _packed_contract(model: Model, spec: PackSpec) -> Contract:
             update={"name": LABELS, "layout": "nhw", "activation": "labels", "threshold": 0.5}
         )
     return model.contract.model_copy(update={"input": taken, "output": returned})
+
+
+def _source_changes(taken: ModelInput, source: SourceType) -> dict[str, Any]:
+    """What else a contract says once the graph divides and pads can only be source pixels."""
+    changes: dict[str, Any] = {}
+    if isinstance(taken.normalize, Unit | MeanStd) and taken.normalize.max is None:
+        changes["source_max"] = LARGEST[source]
+    if taken.padding == "constant" and taken.pad_units != "source" and taken.fit in ("tile", "pad", "letterbox"):
+        value = source_value(taken, source)
+        if value is None:
+            return changes | {"padding": "refuse", "pad_value": 0.0, "pad_units": None}
+        return changes | {"pad_value": float(value), "pad_units": "source"}
+    return changes
 
 
 def _reference_shape(model: Model) -> tuple[int, int, int]:

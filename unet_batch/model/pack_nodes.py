@@ -111,12 +111,12 @@ def _steps(rule: Normalize, largest: float) -> list[tuple[str, Any]]:
     factor: Any = 1.0
     add: Any = 0.0
     if isinstance(rule, Unit):
-        factor = 1 / largest
+        factor = 1 / (rule.max or largest)
     elif isinstance(rule, Scale):
         factor, add = rule.scale, rule.offset
     elif isinstance(rule, MeanStd):
         mean, std = np.array(rule.mean), np.array(rule.std)
-        factor, add = 1 / (largest * std), -mean / std
+        factor, add = 1 / ((rule.max or largest) * std), -mean / std
     elif isinstance(rule, Window):
         shift, factor, add = rule.center - rule.width / 2, (rule.high - rule.low) / rule.width, rule.low
     elif not isinstance(rule, Raw):

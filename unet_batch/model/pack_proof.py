@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_batch.errors import ContractError, ImageError, ModelRefused, Reason
-from unet_batch.imaging.preprocess import normalize, whole
+from unet_batch.imaging.preprocess import LARGEST, normalize, whole
 from unet_batch.model import graph_edit
 from unet_batch.model.pack_nodes import FINITE, PIXELS, Nodes, SourceType, add_input
 from unet_batch.model.pack_reference import digest
@@ -115,7 +115,7 @@ def prove_input(model: Model, source: SourceType, opset: int, ir_version: int) -
         ir_version=ir_version,
     )
     try:
-        expected = normalize(pixels[0], whole((side, side)), spec)[None]
+        expected = normalize(pixels[0], whole((side, side)), spec, largest=LARGEST[source])[None]
     except ImageError as error:
         raise ModelRefused(f"the model cannot be packed: {error.message}") from error
     found = PlainSession(data).run({PIXELS: pixels})["normal"]
@@ -132,7 +132,8 @@ def _tiles(model: Model, pictures: Sequence[NDArray[Any]]) -> NDArray[Any]:
     """A batch as the model takes it; a fixed batch axis is filled with copies of the one picture."""
     spec = model.contract.input
     try:
-        tiles = np.stack([normalize(pixels, whole(pixels.shape[:2]), spec) for pixels in pictures])
+        largest = LARGEST[pictures[0].dtype.name]
+        tiles = np.stack([normalize(one, whole(one.shape[:2]), spec, largest=largest) for one in pictures])
     except ImageError as error:
         raise ModelRefused(f"its normalisation does not take {pictures[0].dtype} pixels: {error.message}") from error
     return in_model_layout(model, np.repeat(tiles, model.batch or 1, axis=0))

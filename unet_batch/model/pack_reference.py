@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from unet_batch.contract import ModelOutput
 from unet_batch.errors import ModelRefused
-from unet_batch.imaging.preprocess import normalize, whole
+from unet_batch.imaging.preprocess import LARGEST, normalize, whole
 from unet_batch.model import graph
 from unet_batch.model.contract import METADATA_KEY, ModelFile, find_contract
 from unet_batch.model.pack_nodes import SourceType
@@ -78,7 +78,8 @@ def verify_references(data: bytes, run: Callable[[NDArray[Any]], NDArray[Any]], 
         if digest(pixels) != sha256:
             problems.append(f"picture {number}: another version of unet-batch computed other pixels")
             continue
-        tile = normalize(pixels, whole(pixels.shape[:2]), contract.input)[None]
+        largest = LARGEST[stored.dtype]
+        tile = normalize(pixels, whole(pixels.shape[:2]), contract.input, largest=largest)[None]
         values_khw = run(np.repeat(tile, stored.batch, axis=0))[0]
         if not np.isfinite(values_khw).all():
             problems.append(f"picture {number}: the model returns NaN or infinity")
