@@ -21,13 +21,14 @@ LAYERS = [
     ["reference", "report_page", "terminal"],
     ["command"],
     ["command_cluster", "command_model", "command_report"],
+    ["command_run"],
     ["cli"],
     ["__main__"],
 ]
 """Bottom first; a module may import from its own layer's folder and from every layer below."""
 
 OWNERS = {
-    "ray": {"job/ray_executor.py", "job/submit.py"},
+    "ray": {"job/ray_executor.py", "job/ray_start.py", "job/submit.py"},
     "onnxruntime": {"model/onnxruntime_session.py", "model/plain_session.py", "model/quantize_graph.py"},
     "openvino": {"model/openvino_session.py"},
     "fsspec": {"archive/storage.py"},
@@ -40,7 +41,7 @@ OWNERS = {
     "tifffile": {"archive/tiff.py", "archive/tiff_planes.py"},
     "imagecodecs": {"archive/decode.py"},
     "tenacity": {"archive/faults.py"},
-    "click": {"cli.py", "command.py", "command_cluster.py", "command_model.py", "command_report.py"},
+    "click": {"cli.py", "command.py", "command_cluster.py", "command_model.py", "command_report.py", "command_run.py"},
     "jinja2": {"report_page.py"},
     "yaml": {"strict.py", "model/contract.py", "model/export.py", "model/pack.py"},
 }
@@ -92,6 +93,49 @@ def test_a_module_is_short_and_says_what_it_is(path):
     text = path.read_text()
     assert len(text.splitlines()) <= 350
     assert ast.get_docstring(ast.parse(text))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_console_prints_text_and_no_markup(path):
+    """Names and messages come from archives: a name with brackets must not vanish or end in a stack trace."""
+    wanted = {"Console": {"markup", "emoji"}, "TextColumn": {"markup"}}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in wanted:
+            off = {k.arg for k in node.keywords if isinstance(k.value, ast.Constant) and k.value.value is False}
+            assert wanted[node.func.id] <= off, f"line {node.lineno}"
+        assert not (isinstance(node, ast.Attribute) and node.attr == "from_markup")
+
+
+POSIX_ERRNOS = {
+    "EACCES", "EAGAIN", "EBADF", "EBUSY", "ECONNABORTED", "ECONNREFUSED", "ECONNRESET", "EDQUOT", "EEXIST", "EFBIG",
+    "EHOSTUNREACH", "EINTR", "EINVAL", "EIO", "EISDIR", "ELOOP", "EMFILE", "EMLINK", "ENAMETOOLONG", "ENETUNREACH",
+    "ENFILE", "ENODEV", "ENOENT", "ENOLCK", "ENOMEM", "ENOSPC", "ENOSYS", "ENOTCONN", "ENOTDIR", "ENOTEMPTY", "ENOTSUP",
+    "EPERM", "EPIPE", "EROFS", "ESPIPE", "ESTALE", "ETIMEDOUT", "EXDEV",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_error_numbers_are_those_of_every_system(path):
+    """`errno.EREMOTEIO` is Linux's own: on macOS the import of such a module fails."""
+    used = {
+        node.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "errno"
+    }
+    assert used - {"errorcode"} <= POSIX_ERRNOS
+
+
+def test_every_module_can_be_imported_where_linux_has_more_than_others():
+    """macOS has no EREMOTEIO, no affinity and no /proc."""
+    names = [module_name(path) for path in MODULES if path.name != "__main__.py"]
+    code = (
+        "import errno, os, importlib;"
+        "del errno.EREMOTEIO;"
+        "vars(os).pop('sched_getaffinity', None);"
+        f"[importlib.import_module(name) for name in {names!r} if 'export' not in name and 'architectures' not in name]"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_importing_the_package_loads_no_engine():

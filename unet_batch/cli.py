@@ -12,24 +12,23 @@ import os
 import sys
 from collections import Counter
 from dataclasses import asdict
-from datetime import datetime, time, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from time import gmtime
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from unet_batch import __version__
-from unet_batch.command import Exit, finish, job_command, print_result, runner, say
+from unet_batch.command import Exit, finish, job_command, print_result, say, with_json
 from unet_batch.command_cluster import submit
 from unet_batch.command_model import doctor, model
-from unet_batch.command_report import report, report_apart
-from unet_batch.errors import ExitCode, JobError, UnetBatchError
+from unet_batch.command_report import report
+from unet_batch.command_run import backfill, plan, run
+from unet_batch.errors import ExitCode, UnetBatchError
 from unet_batch.job import stopping
-from unet_batch.job.plan import SELECTIONS, Select
-from unet_batch.records import PassedOver
 from unet_batch.spec import JobSpec
 
 if TYPE_CHECKING:
-    from unet_batch.job.run import Choice
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,7 @@ def main() -> NoReturn:
     The process leaves through os._exit: pyarrow can abort at interpreter exit after reading from a Python file object
     (24 of 25 runs of one script did), which would replace our exit code.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    logging.getLogger("unet_batch").setLevel(logging.INFO)
+    _log_to_stderr()
     stopping.install()
     sys.stdout = sys.stderr  # Ray prints what its workers died of; stdout is for the result alone
     code: int = ExitCode.UNEXPECTED
@@ -68,6 +66,16 @@ def main() -> NoReturn:
     os._exit(code)
 
 
+def _log_to_stderr() -> None:
+    """Lines with their time in UTC, as windows, runs and leases have it."""
+    shape = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
+    shape.converter = gmtime
+    lines = logging.StreamHandler(sys.stderr)
+    lines.setFormatter(shape)
+    logging.basicConfig(level=logging.WARNING, handlers=[lines])
+    logging.getLogger("unet_batch").setLevel(logging.INFO)
+
+
 EXIT_CODES = "\b\nExit codes:\n" + "\n".join(f"  {code:d}  {code.meaning}" for code in ExitCode)
 
 
@@ -78,72 +86,6 @@ def cli() -> None:
 
     Where several exit codes apply, the first of 3, 5, 4 is given; the JSON line has its name, too.
     """
-
-
-@job_command(None)
-def plan(job: JobSpec, window: str) -> None:
-    """Say what a run would score: images, units, bytes. Changes nothing."""
-    _plan(job, window, "due")
-
-
-@job_command(None)
-@runner
-def run(
-    job: JobSpec, window: str, executor: str, address: str | None, wait_s: float, with_report: bool, quiet: bool
-) -> None:
-    """Score what the window still needs and publish every complete partition. Resuming is running again."""
-    from unet_batch.job.run import Choice
-
-    choice = Choice(wait_s=wait_s)
-    _run(job, window, choice, executor=executor, address=address, with_report=with_report, quiet=quiet)
-
-
-@job_command("all")
-@click.option(
-    "--select",
-    type=click.Choice(SELECTIONS),
-    default="missing",
-    show_default=True,
-    help="missing: partitions without published rows. failed: rejections that another try may end differently, alone. "
-    "changed: published ones whose model, settings or images are others now. all: all of these.",
-)
-@click.option("--newest-first", is_flag=True, help="Begin with the latest partition.")
-@click.option(
-    "--max-active",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Hold and score at most N partitions at a time (each group starts its sessions anew); default: all.",
-)
-@click.option(
-    "--deadline",
-    metavar="TIME",
-    help="06:00 (the next one, local time) or 2026-11-22T06:00: begin no unit that may end after it, "
-    "and publish what is complete by then.",
-)
-@click.option("--dry-run", is_flag=True, help="Say what would be scored, and change nothing.")
-@runner
-def backfill(
-    job: JobSpec,
-    window: str,
-    select: Select,
-    newest_first: bool,
-    max_active: int | None,
-    deadline: str | None,
-    dry_run: bool,
-    executor: str,
-    address: str | None,
-    wait_s: float,
-    with_report: bool,
-    quiet: bool,
-) -> None:
-    """Score many partitions with one pool of sessions; each is published as soon as it is complete."""
-    from unet_batch.job.run import Choice
-
-    if dry_run:
-        _plan(job, window, select)
-    until = None if deadline is None else parse_deadline(deadline, datetime.now().astimezone())
-    choice = Choice(select, newest_first=newest_first, max_active=max_active, deadline=until, wait_s=wait_s)
-    _run(job, window, choice, executor=executor, address=address, with_report=with_report, quiet=quiet)
 
 
 @job_command("all")
@@ -188,11 +130,12 @@ def verify(job: JobSpec, window: str) -> None:
     from unet_batch.job.prepare import prepare
     from unet_batch.job.survey import window_of
     from unet_batch.job.verify import verify as compare
+    from unet_batch.terminal import plain
 
     partitions, findings, passed = compare(prepare(job), window_of(window))
     say(passed)
     for finding in findings:
-        click.echo(f"disagreement: {finding}", err=True)
+        click.echo(f"disagreement: {plain(finding)}", err=True)
     if not findings:
         click.echo(f"{partitions} partition(s) agree with the archive: every image has exactly one row", err=True)
     finish(
@@ -225,114 +168,28 @@ def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, top
 
     A and B are runs, the first digits of a fingerprint, `published` (what readers see) or `job` (this job's own).
     """
-    from rich.console import Console
-
     from unet_batch.job.compare import compare as compare_sides
     from unet_batch.job.compare_tables import tables
     from unet_batch.job.prepare import prepare
     from unet_batch.job.survey import window_of
+    from unet_batch.terminal import console
 
     found = compare_sides(prepare(job), a, b, window_of(window), b_output=b_output, top=top)
-    console = Console(stderr=True)
     for piece in tables(found):
-        console.print(piece)
+        console().print(piece)
     finish(found.to_json())
 
 
 for _command in (plan, run, backfill, submit, status, verify, report, compare, sweep, schema, model, doctor):
     cli.add_command(_command)
-
-
-def _plan(job: JobSpec, window: str, select: Select) -> NoReturn:
-    from unet_batch.job.plan import units
-    from unet_batch.job.prepare import prepare
-    from unet_batch.job.survey import planned, window_of
-    from unet_batch.terminal import print_table
-
-    prepared = prepare(job)
-    found = planned(prepared, window_of(window), select)
-    work = found.work
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    todo = [unit for p in work for unit in units(p, prepared.job, prepared.fingerprint, workers=workers)]
-    print_table(
-        f"plan of {job.name}: {select}",
-        ["partition", "state", "images", "scored", "to score"],
-        [[p.partition, p.state, len(p.sources), p.scored, len(p.open)] for p in work],
-    )
-    say(found.passed, found.problems)
-    finish(
-        {
-            "images": sum(len(p.open) for p in work),
-            "units": len(todo),
-            "bytes": sum(s.size_bytes for p in work for s in p.open),
-            "partitions": len(work),
-            "select": select,
-            "fingerprint": prepared.fingerprint,
-            "window": window,
-            "passed_over": found.passed.to_json(),
-            "problems": found.problems,
-        },
-        exit_code=ExitCode.UNFINISHED if found.problems else ExitCode.COMPLETE,
-    )
-
-
-def _run(
-    job: JobSpec,
-    window: str,
-    choice: Choice,
-    *,
-    executor: str,
-    address: str | None,
-    with_report: bool,
-    quiet: bool,
-) -> None:
-    from unet_batch.job.prepare import prepare
-    from unet_batch.job.run import run as run_job
-    from unet_batch.job.survey import window_of
-    from unet_batch.job.worker import Settings
-
-    if address is not None and executor == "local":
-        raise JobError("--address goes with --executor ray")
-
-    def make_executor(settings: Settings) -> Any:
-        if executor == "local":
-            from unet_batch.job.local_executor import LocalExecutor
-
-            return LocalExecutor(settings)
-        from unet_batch.job.ray_executor import RayExecutor
-
-        return RayExecutor(settings, address=address)
-
-    summary = run_job(prepare(job), window_of(window), make_executor, choice=choice, quiet=quiet)
-    say(PassedOver.from_json(summary.passed_over), summary.problems)
-    for hint in summary.hints:
-        click.echo(f"hint: {hint}", err=True)
-    if not summary.planned and not summary.published and not summary.problems:
-        click.echo("nothing to do: every selected partition is published", err=True)
-    for name in summary.partitions:
-        click.echo(f"published {name}", err=True)
-    result = asdict(summary)
-    if with_report:
-        recorded = (summary.planned or summary.published) and stopping.stopped_by() is None
-        result["report"] = report_apart(job, summary.run) if recorded else None
-    finish(result, exit_code=summary.exit_code)
-
-
-def parse_deadline(text: str, now: datetime) -> datetime:
-    """A time of day (the next one) or a date and time, in the time zone of `now`. Raises JobError."""
-    try:
-        if "-" in text:
-            moment = datetime.fromisoformat(text)
-            return moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
-        moment = datetime.combine(now.date(), time.fromisoformat(text), now.tzinfo)
-    except ValueError as error:
-        raise JobError(f"--deadline {text!r} is neither a time like 06:00 nor one like 2026-11-22T06:00") from error
-    return moment if moment > now else moment + timedelta(days=1)
+with_json(cli)
 
 
 def _ended(code: str, message: str, exit_code: ExitCode) -> ExitCode:
     """Tell of an error: people on stderr; schedulers on stdout, unless it is a set-up to correct or a bug to report."""
-    print(f"error [{code}]: {message}", file=sys.stderr)  # noqa: T201
+    from unet_batch.terminal import plain
+
+    print(f"error [{code}]: {plain(message)}", file=sys.stderr)  # noqa: T201
     if exit_code not in (ExitCode.UNEXPECTED, ExitCode.SETUP):
         print_result({"error": code, "message": message}, exit_code)
     return exit_code

@@ -6,11 +6,13 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, time, timedelta
 from typing import Any, NoReturn
 
 import click
 
-from unet_batch.errors import ExitCode
+from unet_batch.errors import ExitCode, JobError
 from unet_batch.records import PassedOver
 from unet_batch.spec import load_job
 
@@ -25,7 +27,7 @@ def job_command(window: str | None) -> Callable[[Callable[..., None]], click.Com
         @functools.wraps(body)
         def command(job: str, overrides: tuple[str, ...], window_text: str | None, **options: Any) -> None:
             spec = load_job(job, overrides)
-            body(spec, window_text or window or spec.window, **options)
+            body(job=spec, window=window_text or window or spec.window, **options)
 
         command = click.option("--window", "window_text", metavar="A..B", help=WINDOW_HELP)(command)
         command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)(command)
@@ -34,45 +36,94 @@ def job_command(window: str | None) -> Callable[[Callable[..., None]], click.Com
     return decorate
 
 
-def runner(command: Callable[..., None]) -> Callable[..., None]:
-    """The options of commands that score."""
-    executor = click.option(
-        "--executor",
-        type=click.Choice(["ray", "local"]),
-        default="ray",
-        show_default=True,
-        help="Ray, or a plain loop.",
-    )
-    address = click.option("--address", metavar="HOST:PORT", help="Ray cluster to join; without it Ray is embedded.")
-    quiet = click.option("--quiet", is_flag=True, help="No progress.")
-    return executor(address(wait(report(quiet(command)))))
-
-
-def report(command: Callable[..., None]) -> Callable[..., None]:
-    """The option of commands that may leave a page about what they did."""
-    text = "Write the page about the run at its end; whatever becomes of it, the exit code is the run's."
-    return click.option("--report", "with_report", is_flag=True, help=text)(command)
-
-
-def wait(command: Callable[..., None]) -> Callable[..., None]:
-    """The option of commands that may meet the leases of a run that died."""
-    option = click.option(
-        "--wait",
-        "wait_s",
+OPTIONS: tuple[click.Option, ...] = (
+    click.Option(["--newest-first"], is_flag=True, help="Begin with the latest partition."),
+    click.Option(
+        ["--max-active"],
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Hold and score at most N partitions at a time (each group starts its sessions anew); default: all.",
+    ),
+    click.Option(
+        ["--deadline"],
+        metavar="TIME",
+        help="06:00 (the next one, local time) or 2026-11-22T06:00: begin no unit that may end after it, and publish "
+        "what is complete by then.",
+    ),
+    click.Option(
+        ["--wait", "wait_s"],
         type=click.FloatRange(min=0),
         default=0.0,
         metavar="SECONDS",
         help="Wait so long for the leases of a run that may have died; one that renews them is never waited for.",
-    )
-    return option(command)
+    ),
+    click.Option(
+        ["--report", "with_report"],
+        is_flag=True,
+        help="Write the page about the run at its end; whatever becomes of it, the exit code is the run's.",
+    ),
+)
+"""What every command that scores takes, here or on a cluster: `run`, `backfill` and `submit`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """The values of OPTIONS, in one place."""
+
+    newest_first: bool
+    max_active: int | None
+    deadline: datetime | None
+    """With its time zone."""
+    wait_s: float
+    with_report: bool
+
+    def words(self) -> tuple[str, ...]:
+        """The same options for the command line of another machine: a time of day has its date and zone."""
+        said: list[str] = []
+        for option in OPTIONS:
+            value = getattr(self, str(option.name))
+            if option.is_flag:
+                said += [option.opts[0]] if value else []
+            elif value not in (None, option.default):
+                shown = value.isoformat() if isinstance(value, datetime) else f"{value:g}"
+                said += [option.opts[0], shown]
+        return tuple(said)
+
+
+def scoring(body: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that score; the body gets them as one `scoring`."""
+
+    @functools.wraps(body)
+    def command(**given: Any) -> None:
+        chosen = {str(option.name): given.pop(str(option.name)) for option in OPTIONS}
+        if chosen["deadline"] is not None:
+            chosen["deadline"] = parse_deadline(chosen["deadline"], datetime.now().astimezone())
+        body(scoring=Scoring(**chosen), **given)
+
+    command.__click_params__ = [*getattr(body, "__click_params__", []), *reversed(OPTIONS)]  # type: ignore[attr-defined]
+    return command
+
+
+def parse_deadline(text: str, now: datetime) -> datetime:
+    """A time of day (the next one) or a date and time, in the time zone of `now`. Raises JobError."""
+    try:
+        if "-" in text:
+            moment = datetime.fromisoformat(text)
+            return moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
+        moment = datetime.combine(now.date(), time.fromisoformat(text), now.tzinfo)
+    except ValueError as error:
+        raise JobError(f"--deadline {text!r} is neither a time like 06:00 nor one like 2026-11-22T06:00") from error
+    return moment if moment > now else moment + timedelta(days=1)
 
 
 def say(passed: PassedOver, problems: Sequence[str] = ()) -> None:
     """What lies in the archive and does not count, in one line, and what keeps a run from being complete."""
+    from unet_batch.terminal import plain
+
     if passed.total:
-        click.echo(str(passed), err=True)
+        click.echo(plain(passed), err=True)
     for problem in problems:
-        click.echo(f"problem: {problem}", err=True)
+        click.echo(f"problem: {plain(problem)}", err=True)
 
 
 class Exit(Exception):
@@ -83,14 +134,38 @@ class Exit(Exception):
         self.code = code
 
 
+_json_wanted: list[bool] = []
+"""Not empty where --json was given. The edge of the process has one answer for all its commands."""
+
+
+def with_json(command: click.Command) -> None:
+    """Give a command, or every command of a group, the option --json, unless it has one of its own."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            with_json(inner)
+        return
+    if all("--json" not in option.opts for option in command.params):
+        text = "Print the result as one line of JSON on stdout, also where stdout is a terminal."
+        command.params.append(click.Option(["--json"], is_flag=True, expose_value=False, callback=_want, help=text))
+
+
+def _want(_context: click.Context, _option: click.Parameter, wanted: bool) -> None:
+    _json_wanted[:] = [wanted] * wanted
+
+
 def finish(result: dict[str, Any], *, exit_code: int = ExitCode.COMPLETE) -> NoReturn:
-    """Print the result, with the exit code and its name, as the last line of stdout, and leave."""
+    """End a command with its result, which is the last line of stdout where a program reads it."""
     print_result(result, ExitCode(exit_code))
     raise Exit(exit_code)
 
 
 def print_result(result: dict[str, Any], exit_code: ExitCode) -> None:
-    """The result as one line of JSON on stdout, with the exit code and its name."""
+    """The result as one line of JSON on stdout, with the exit code and its name.
+
+    A terminal gets none unless --json asked for it: the people before it read stderr.
+    """
     sys.stderr.flush()
+    if sys.__stdout__ is None or (sys.__stdout__.isatty() and not _json_wanted):
+        return
     ending = {"exit_code": int(exit_code), "exit": exit_code.label}
     click.echo(json.dumps(result | ending, default=str), file=sys.__stdout__)

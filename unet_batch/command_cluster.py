@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from unet_batch.command import SET_HELP, WINDOW_HELP, finish, report, wait
+from unet_batch.command import SET_HELP, WINDOW_HELP, Scoring, finish, scoring
 from unet_batch.job.plan import SELECTIONS
 
 
@@ -21,10 +21,9 @@ from unet_batch.job.plan import SELECTIONS
 @click.option(
     "--forward-env", multiple=True, metavar="NAME", help="Variable that travels with its value. May be repeated."
 )
-@wait
-@report
 @click.option("--image", "in_image", is_flag=True, help="The nodes' image has this package: it does not travel.")
 @click.option("--trust-network", is_flag=True, help="Accept plain http to another machine without a token.")
+@scoring
 def submit(
     job: Path,
     overrides: tuple[str, ...],
@@ -33,23 +32,21 @@ def submit(
     select: str | None,
     follow: bool,
     forward_env: tuple[str, ...],
-    wait_s: float,
-    with_report: bool,
     in_image: bool,
     trust_network: bool,
+    scoring: Scoring,
 ) -> None:
     """Run the same on a cluster, as a Ray job. Submitting again resumes."""
     from unet_batch.job.submission import ADDRESS, Submission
     from unet_batch.job.submit import submit as send
 
     command: tuple[str, ...] = ("run",) if select is None else ("backfill", "--select", select)
-    command += ("--wait", f"{wait_s:g}") if wait_s else ()
-    command += ("--report",) if with_report else ()
     submitted = send(
         Submission(
             job_file=job,
             overrides=overrides,
             command=command,
+            options=scoring.words(),
             window=window,
             address=address or ADDRESS,
             forward_env=forward_env,

@@ -22,6 +22,7 @@
     ├── OutOfMemory         a batch did not fit into memory: retried with a smaller one
     ├── SessionBroken       the process's device context is lost: the process must be replaced
     ├── HandoverFailed      pixels did not get from one actor to the next, and no image can have done it
+    ├── RayUnavailable      Ray did not start, or was lost                                 exit 3
     ├── TooLate             the run's deadline came before a unit was begun: the unit is simply not done yet
     ├── Incomplete          the run ended, but a partition could not be published        exit 3
     │   └── NeedsAction     and no other run can publish it before a person acts         exit 5
@@ -222,6 +223,14 @@ class HandoverFailed(UnetBatchError):
     """Pixels did not get from one actor to the next (a full disk, a lost node), and no image can have done it."""
 
     code = "run.handover"
+    exit_code = ExitCode.UNFINISHED
+    retryable = True
+
+
+class RayUnavailable(UnetBatchError):
+    """Ray did not start on this machine, or was lost; what was finished is staged."""
+
+    code = "run.ray"
     exit_code = ExitCode.UNFINISHED
     retryable = True
 

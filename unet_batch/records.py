@@ -175,6 +175,11 @@ class Receipt:
     range_used: float | None = None
     """The largest such share of the unit; None where nothing is divided."""
 
+    @property
+    def work_s(self) -> float:
+        """How long the unit was worked on, in all stages."""
+        return self.read_s + self.decode_s + self.session_s + self.encode_s
+
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 

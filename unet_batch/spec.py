@@ -62,7 +62,8 @@ class ModelSpec(Section):
     """The model that scores."""
 
     path: str
-    """URI or path of the ONNX file."""
+    """URI or path of the ONNX file. Relative paths, here and in all other keys, begin in the folder that you start
+    from, not in that of the job file."""
     engine: Engine = "onnxruntime"
     """What runs it; enters the fingerprint."""
     precision: Precision = "fp32"

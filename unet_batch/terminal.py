@@ -1,4 +1,7 @@
-"""What people read on stderr: tables, and a calendar of partitions."""
+"""What people read on stderr: text, tables, and a calendar of partitions.
+
+Names, paths and messages are shown as they are: nothing in them is markup, and what a terminal would obey is escaped.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,10 @@ CALENDAR_FROM = 11
 LISTED = 20
 TEXTS = ("partition", "state", "holder", "subject", "reason")
 """Columns of words, set to the left; the others are figures."""
+HEADED = (1, 5, 10, 15, 20, 25, 30)
+"""Days with their number above the calendar, which is 70 columns wide."""
+NO_IMAGES = "·"
+"""A day of which the archive has nothing, and nothing is published."""
 MARKS = {
     "published": ("P", "green"),
     "held": ("H", "cyan"),
@@ -30,14 +37,24 @@ MARKS = {
 }
 
 
+def console() -> Console:
+    """The console of stderr. It prints text, never markup: `[cuda]` stays, and a path may hold `[/x]`."""
+    return Console(stderr=True, markup=False, emoji=False, highlight=False)
+
+
+def plain(value: object) -> str:
+    """A value as text without control characters and lone surrogates: each is shown as Python writes it, `\\x1b`."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(value))
+
+
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table: words to the left, figures to the right."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(plain(title), style="italic"), title_justify="left")
     for name in columns:
-        table.add_column(name, justify="left" if name in TEXTS else "right")
+        table.add_column(Text(name), justify="left" if name in TEXTS else "right", overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console(stderr=True).print(table)
+        table.add_row(*(Text("" if cell is None else plain(cell)) for cell in row))
+    console().print(table)
 
 
 def print_status(title: str, found: Sequence[PartitionStatus], *, every: bool) -> None:
@@ -46,23 +63,25 @@ def print_status(title: str, found: Sequence[PartitionStatus], *, every: bool) -
     if every or len(found) < CALENDAR_FROM or len(days) < len(found):
         _print_list(title, found)
         return
-    console = Console(stderr=True, highlight=False)
-    console.print(Text(title, style="italic"))
-    console.print(Text(f"{'':8} {' '.join(f'{day:2}' for day in range(1, 32))}", style="dim"))
+    shown = console()
+    shown.print(Text(plain(title), style="italic"))
+    heading = "".join(f"{day if day in HEADED else '':>2}" for day in range(1, 32))
+    shown.print(Text(f"{'':8}{heading}", style="dim"))
     for month in sorted({(day.year, day.month) for day in days}):
         line = Text(f"{month[0]}-{month[1]:02} ")
         for number in range(1, 32):
             mark, style = _mark(days, month, number)
-            line.append(f" {mark:>2}", style=style)
-        console.print(line)
+            line.append(f"{mark:>2}", style=style)
+        shown.print(line)
     counts = Counter(s.state for s in found)
-    legend = Text("  ".join(f"{MARKS[state][0]} {state} {counts[state]}" for state in MARKS if counts[state]))
-    console.print(legend)
+    legend = [f"{mark} {state} {counts[state]}" for state, (mark, _) in MARKS.items()]
+    for entries in (legend[:4], [*legend[4:], f"{NO_IMAGES} no images"]):
+        shown.print(Text("   ".join(entries)))
     rest = [s for s in found if s.state != "published"]
     if rest:
         _print_list("not published", rest[:LISTED])
         if len(rest) > LISTED:
-            console.print(f"… and {len(rest) - LISTED} more: --list shows all")
+            shown.print(f"… and {len(rest) - LISTED} more: --list shows all")
 
 
 def _print_list(title: str, found: Sequence[PartitionStatus]) -> None:
@@ -80,7 +99,7 @@ def _mark(days: dict[date, PartitionStatus], month: tuple[int, int], number: int
         day = date(*month, number)
     except ValueError:
         return "", ""
-    return MARKS[days[day].state] if day in days else ("·", "dim")
+    return MARKS[days[day].state] if day in days else (NO_IMAGES, "dim")
 
 
 def _day(partition: str) -> date | None:

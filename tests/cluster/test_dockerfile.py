@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from unet_batch.job import ray_executor
+from unet_batch.job import ray_start
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "cluster" / "Dockerfile").read_text()
@@ -103,7 +103,7 @@ def test_freed_pages_are_kept_as_in_an_embedded_run():
     environment = dict(
         pair.split("=", 1) for word, rest in stages()["cpu"] if word == "ENV" for pair in rest.split() if "=" in pair
     )
-    assert ray_executor.KEEP_PAGES.items() <= environment.items()
+    assert ray_start.KEEP_PAGES.items() <= environment.items()
     assert environment["HOME"].startswith("/tmp/")
     assert environment["XDG_CACHE_HOME"].startswith("/tmp/")
 

@@ -179,10 +179,10 @@ def flaky(text: str) -> None:
 
 def no_spill(store_mib: int) -> None:
     """Let Ray take every disk for full (its own check, with another limit), and give it a small object store."""
-    from unet_batch.job import ray_executor
+    from unet_batch.job import ray_start
 
     os.environ |= {"RAY_local_fs_capacity_threshold": "0.0001"}
-    ray_executor.OBJECT_STORE_BYTES = store_mib << 20
+    ray_start.OBJECT_STORE_BYTES = store_mib << 20
 
 
 def full_disk(folder: str) -> None:
@@ -191,15 +191,16 @@ def full_disk(folder: str) -> None:
 
     os.environ["RAY_TMPDIR"] = folder
     ray_executor.LOOK_EVERY_S = 2.0
-    connect = ray_executor._connect
+    connect = ray_executor.start
 
-    def connect_and_fill(address: str | None) -> None:
-        connect(address)
+    def connect_and_fill(address: str | None) -> Any:
+        started = connect(address)
         with Path(folder, "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
             while True:
                 ballast.write(bytes(1 << 12))
+        return started
 
-    ray_executor._connect = connect_and_fill
+    ray_executor.start = connect_and_fill
 
 
 WEATHER: dict[str, Callable[[Any], None]] = {"blind": blind, "slow": slow, "flaky": flaky}

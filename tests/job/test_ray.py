@@ -120,7 +120,7 @@ def test_an_address_where_no_cluster_answers_is_one_sentence(monkeypatch):
     """Exit code 2, at once where nobody listens; a wrong token is a ConnectionError of Ray's after a while."""
     import ray
 
-    from unet_batch.job import ray_executor
+    from unet_batch.job import ray_start
 
     def refuse(**_):
         raise ConnectionError("ray client\n  says no")
@@ -130,12 +130,12 @@ def test_an_address_where_no_cluster_answers_is_one_sentence(monkeypatch):
         head.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{head.getsockname()[1]}"
         with pytest.raises(JobError, match=f"nobody answers at --address {address}"):
-            ray_executor._connect(address)
+            ray_start.start(address)
         head.listen()
         with pytest.raises(JobError, match=f"no Ray cluster takes this run at --address {address}: ray client says no"):
-            ray_executor._connect(address)
+            ray_start.start(address)
     with pytest.raises(JobError, match="at --address auto: ray client says no"):
-        ray_executor._connect("auto")
+        ray_start.start("auto")
 
 
 @pytest.mark.ray

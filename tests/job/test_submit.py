@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -271,3 +275,44 @@ def test_the_command_line_sends_the_time_to_wait_and_the_wish_for_a_page(server,
     first, second = (sent["entrypoint"] for sent in server.requests)
     assert " run --wait 600 job.yaml " in first
     assert " backfill --select missing --wait 600 --report job.yaml " in second
+
+
+def test_every_option_of_a_run_travels_with_a_submission(server, submission):
+    """By one table: an option that `run` gets is an option of `submit`, and of the command that it sends."""
+    from click.testing import CliRunner
+
+    from unet_batch.cli import cli
+    from unet_batch.command import OPTIONS
+
+    given = {"--newest-first": [], "--max-active": ["3"], "--deadline": ["2099-11-22T06:00+01:00"], "--wait": ["60"]}
+    given |= {"--report": []}
+    assert set(given) == {option.opts[0] for option in OPTIONS}
+    assert all(option in command.params for option in OPTIONS for command in map(cli.commands.get, ("run", "backfill")))
+    words = [word for name, value in given.items() for word in (name, *value)]
+    done = CliRunner().invoke(cli, ["submit", str(submission.job_file), "--address", server.url, *words])
+    assert "Error" not in done.output
+    sent = server.requests[-1]["entrypoint"]
+    assert " run --newest-first --max-active 3 --deadline 2099-11-22T06:00:00+01:00 --wait 60 --report job.yaml" in sent
+
+
+def test_a_time_of_day_is_that_of_whoever_submits(server, submission, monkeypatch):
+    """The cluster's clock may stand in another zone, and the job may begin tomorrow."""
+    from click.testing import CliRunner
+
+    from unet_batch.cli import cli
+
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        CliRunner().invoke(cli, ["submit", str(submission.job_file), "--address", server.url, "--deadline", "06:00"])
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    sent = server.requests[-1]["entrypoint"].split()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT06:00:00\+09:00", sent[sent.index("--deadline") + 1])
+    assert datetime.fromisoformat(sent[sent.index("--deadline") + 1]) > datetime.now(UTC)
+
+
+def test_another_time_to_wait_is_the_same_submission(submission):
+    """What is asked for is the same work: it is refused while it runs."""
+    assert compose(replace(submission, options=("--wait", "60"))).name == compose(submission).name

@@ -44,6 +44,7 @@ class Prepared:
 
 def prepare(job: JobSpec) -> Prepared:
     """Read and check everything but the archive. Raises JobError, ContractError or StorageError."""
+    _check_relative_paths(job)
     job = _with_canonical_uris(job)
     _check_partition_column(job)
     _check_output_is_apart(job)
@@ -104,6 +105,22 @@ def model_at(
 def new_run_id(job: JobSpec) -> str:
     """Sortable and unique: time of start, name and process."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{job.name}-{os.getpid():x}{os.urandom(2).hex()}"
+
+
+def _check_relative_paths(job: JobSpec) -> None:
+    """A missing file under a relative path is told with the folder in which the path begins."""
+    files: list[tuple[str, str | None]] = [("model.path", job.model.path), ("model.contract", job.model.contract)]
+    members = job.model.ensemble.members if job.model.ensemble else ()
+    files += [(f"model.ensemble.members[{number}]", member) for number, member in enumerate(members)]
+    files.append(("check.reference", job.check.reference))
+    files += [("session.custom_ops", library) for library in job.session.custom_ops]
+    for key, path in files:
+        if path and "://" not in path and not os.path.isabs(path) and not os.path.exists(path):
+            what = "library " if key == "session.custom_ops" else ""
+            raise JobError(
+                f"{key}: there is no {what}{path} in {os.getcwd()}; relative paths begin in the folder that you start "
+                "from, not in that of the job file"
+            )
 
 
 def _check_partition_column(job: JobSpec) -> None:

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+log = logging.getLogger(__name__)
 
 LINE_EVERY_S = 10.0
 
 
 class ProgressDisplay:
-    """Counts images; draws on stderr."""
+    """Counts images; draws on stderr. Speed and ETA count from the first unit's start: actors that open their sessions,
+    or wait for a node, say nothing about the speed of scoring."""
 
-    def __init__(self, total: int, *, quiet: bool = False) -> None:
+    def __init__(self, total: int, *, quiet: bool = False, clock: Callable[[], float] = time.perf_counter) -> None:
+        """total: images known so far. clock: seconds."""
         self._total = total
         self._quiet = quiet
+        self._clock = clock
         self._done = 0
         self._rejected = 0
-        self._started = time.perf_counter()
-        self._last_line = self._started
+        self._began: float | None = None
+        """When the first unit was begun, as its receipt tells."""
+        self._shown_from = self._last_line = clock()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
     def __enter__(self) -> ProgressDisplay:
         if not self._quiet and sys.stderr.isatty():
             self._bar = Progress(
-                TextColumn("scoring"),
+                TextColumn("scoring", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[speed]} images/s, {task.fields[rejected]} rejected,"),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
+                TextColumn("{task.fields[figures]}", markup=False),
+                console=Console(stderr=True, markup=False, emoji=False, highlight=False),
             )
-            self._task = self._bar.add_task("scoring", total=self._total, speed="–", rejected=0)
+            self._task = self._bar.add_task("scoring", total=self._total, figures="starting")
             self._bar.start()
         return self
 
@@ -46,23 +53,39 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, sources: int, rejected: int, extra: int) -> None:
-        """Count finished sources, their rejections, and pages beyond the first that were found in them."""
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until the end at the speed so far; None before the first unit has ended."""
+        return (self._total - self._done) / self._speed if self._speed else None
+
+    def advance(self, sources: int, rejected: int, extra: int, unit_s: float) -> None:
+        """Count finished sources, their rejections, and pages beyond the first that were found in them.
+
+        unit_s: how long their unit was worked on.
+        """
         self._done += sources + extra
         self._total += extra
         self._rejected += rejected
-        now = time.perf_counter()
-        speed = self._done / max(now - self._started, 1e-9)
+        now = self._clock()
+        if self._began is None:
+            self._began = max(now - unit_s, self._shown_from)
+        figures = f"{self._speed:.1f} images/s, {self._rejected} rejected, ETA {_duration(self.eta_s)}"
         if self._bar is not None and self._task is not None:
-            self._bar.update(
-                self._task, completed=self._done, total=self._total, speed=f"{speed:.1f}", rejected=self._rejected
-            )
+            self._bar.update(self._task, completed=self._done, total=self._total, figures=figures)
         elif not self._quiet and now - self._last_line >= LINE_EVERY_S:
             self._last_line = now
-            eta_s = (self._total - self._done) / max(speed, 1e-9)
-            print(  # noqa: T201 - people read stderr
-                f"{self._done} of {self._total} images, {speed:.1f} images/s, {self._rejected} rejected, "
-                f"ETA {eta_s:.0f} s",
-                file=sys.stderr,
-                flush=True,
-            )
+            log.info("%d of %d images, %s", self._done, self._total, figures)
+
+    @property
+    def _speed(self) -> float:
+        """Images per second since the first unit was begun."""
+        return 0.0 if self._began is None else self._done / max(self._clock() - self._began, 1e-9)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    if seconds < 120:
+        return f"{math.ceil(seconds)} s"
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02} min"

@@ -8,12 +8,10 @@ bounded pool can be emptied and hangs, ray#62746), tasks do not (`max_task_retri
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import queue
 import shutil
-import socket
 import threading
 import time
 import warnings
@@ -24,7 +22,7 @@ from unet_batch.errors import HandoverFailed, JobError, UnetBatchError
 from unet_batch.job.actors import InferActor, LoadActor, ScoreActor
 from unet_batch.job.losses import Losses
 from unet_batch.job.plan import UNITS_AT_ONCE, Placement, place
-from unet_batch.job.stopping import handlers_kept
+from unet_batch.job.ray_start import start
 from unet_batch.job.worker import Settings
 from unet_batch.records import Receipt, Unit
 
@@ -32,19 +30,11 @@ log = logging.getLogger(__name__)
 
 SILENCE_S = 1200.0
 """Without a receipt for this long beyond a unit's own limit, a pass is given up and its units are planned again."""
-OBJECT_STORE_BYTES = 1 << 30
-"""Embedded Ray: room for some tens of loaded units; the default would take a third of the machine."""
-KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(64 << 20)}
-"""glibc's malloc(3): keep the pages of freed pictures for the next ones; handing them back cost a fifth of decoding."""
-TELL_NOBODY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
-"""Embedded Ray reports nothing about an archive's work to its makers, and needs no actor that collects it."""
 ACTOR_STARTS = 3
 LOOK_EVERY_S = 30.0
 """How often a silent pass is looked at: on a full disk Ray starts processes that die at once, without an end."""
 FULL_BYTES = 1 << 20
 """A disk with less room than this is full: a process of Ray cannot even begin its log there."""
-ANSWER_S = 10.0
-"""How long a cluster's head may take to accept a connection."""
 STOP_S = 10.0
 """How long a pass that is left early may take to end by itself: about the time of a unit."""
 
@@ -62,7 +52,7 @@ class RayExecutor:
         self._losses = Losses()
         self.fault: HandoverFailed | None = None
         started = time.perf_counter()
-        _connect(address)
+        self._ray = start(address)
         self.start_s = time.perf_counter() - started
         have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         job = settings.job
@@ -104,7 +94,7 @@ class RayExecutor:
                         patience_s,
                     )
                     self.close()  # the actors of the silent pass would keep their CPUs
-                    _connect(self._address)
+                    self._ray = start(self._address)
                     return
                 if found is None:
                     return
@@ -119,9 +109,7 @@ class RayExecutor:
 
     def close(self) -> None:
         """Leave the cluster; an embedded one ends."""
-        import ray
-
-        ray.shutdown()
+        self._ray.close()
 
     def _consume(
         self, units: Sequence[Unit], receipts: queue.Queue[Receipt | BaseException | None], stopping: threading.Event
@@ -181,57 +169,13 @@ def _pool(actors: int, units_at_once: int) -> Any:
     )
 
 
-def _connect(address: str | None) -> None:
-    """Join a cluster, or start an own Ray on this machine's cores, silent: its log files keep what it has to say."""
-    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a late call after shutdown must not start or join a cluster by itself
-    import ray
-
-    if address is not None:
-        _demand_an_answer(address)
-        try:
-            with _native_stderr_closed(), handlers_kept():
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise JobError(f"no Ray cluster takes this run at --address {address}: {reason}") from error
-        return
-    for name, value in {"RAY_BACKEND_LOG_LEVEL": "fatal", **KEEP_PAGES, **TELL_NOBODY}.items():
-        os.environ.setdefault(name, value)  # workers inherit it
-    with _native_stderr_closed(), handlers_kept():
-        ray.init(
-            address="local",  # a bare init joins whatever cluster happens to run on the machine
-            num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            object_store_memory=OBJECT_STORE_BYTES,
-        )
-
-
-def _demand_an_answer(address: str) -> None:
-    """See that somebody listens at a host and port, where Ray itself tries for minutes; `auto` is Ray's to judge.
-
-    Raises JobError.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal() or "/" in host:
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
-    except (OSError, OverflowError) as error:
-        raise JobError(
-            f"nobody answers at --address {address} ({error}): check host and port of the cluster's head (6379 by "
-            "default), and that this machine reaches it"
-        ) from error
-
-
 def _full_disk() -> HandoverFailed | None:
     """What is wrong with the disk on which this node's Ray works; the disks of other nodes cannot be seen from here."""
     import ray
 
     if not ray.is_initialized():
         return None
-    folder = ray.get_runtime_context().get_temp_dir()
+    folder = os.path.realpath(ray.get_runtime_context().get_temp_dir())
     try:
         usage = shutil.disk_usage(folder)
     except OSError:
@@ -241,19 +185,6 @@ def _full_disk() -> HandoverFailed | None:
     return HandoverFailed(
         f"the disk of Ray's folder {folder} is full: make room there, or set RAY_TMPDIR to a folder on another disk"
     )
-
-
-@contextlib.contextmanager
-def _native_stderr_closed() -> Iterator[None]:
-    """Ray's C++ part announces its own log level on file descriptor 2; failures to start still raise."""
-    saved = os.dup(2)
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 def _quiet_ray_data() -> None:

@@ -20,6 +20,7 @@ from unet_batch.errors import (
     Held,
     ImageError,
     JobError,
+    RayUnavailable,
     StorageError,
     UnetBatchError,
     overall,
@@ -115,6 +116,8 @@ def run(
         summary.problem(f"the run ended early, because a store failed: {error}{advice}", exit_code)
     except HandoverFailed as error:
         summary.problem(f"{error}; what was finished is staged: run the same command again", error.exit_code)
+    except RayUnavailable as error:
+        summary.problem(str(error), error.exit_code)
     except KeyboardInterrupt:
         text = "finished units are staged: run the same command again to go on"
         summary.problem(f"stopped by {stopped_by() or 'Ctrl-C'}; {text}", ExitCode.UNFINISHED)
@@ -267,7 +270,7 @@ class _Run:
 
             def done(unit: Unit, receipt: Receipt) -> None:
                 summary.count(unit, receipt)
-                progress.advance(len(unit.sources), receipt.rejected, receipt.rows - len(unit.sources))
+                progress.advance(len(unit.sources), receipt.rejected, receipt.rows - len(unit.sources), receipt.work_s)
                 publisher.arrived(unit)
 
             def reject(unit: Unit, error: ImageError) -> Receipt:

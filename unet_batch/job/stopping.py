@@ -105,7 +105,10 @@ def handlers_kept() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
-    except SystemExit as error:
+    except SystemExit as error:  # of Ray's handler, which has ended the processes that it had started by then
+        handler = before[signal.SIGTERM]
+        if callable(handler):
+            handler(signal.SIGTERM, None)
         raise Stopped(signal.SIGTERM.name) from error
     finally:
         for number, handler in before.items():

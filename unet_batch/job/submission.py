@@ -25,7 +25,7 @@ import unet_batch
 from unet_batch.archive.objects import canonical, scheme_of
 from unet_batch.archive.window import parse_window
 from unet_batch.errors import JobError
-from unet_batch.job.ray_executor import KEEP_PAGES
+from unet_batch.job.ray_start import KEEP_PAGES
 from unet_batch.options import EnvRef
 from unet_batch.spec import JobSpec, job_digest, load_job
 
@@ -47,7 +47,9 @@ class Submission:
     overrides: tuple[str, ...] = ()
     """`section.key=value`, as `--set` takes them."""
     command: tuple[str, ...] = ("run",)
-    """The command there and its options, but for job file, window and address: e.g. `backfill --select missing`."""
+    """The command there and what it selects: e.g. `backfill --select missing`."""
+    options: tuple[str, ...] = ()
+    """Its other options, which say when and how it scores, not what: the same work with others is the same request."""
     window: str | None = None
     """None takes the command's own: `all` of a backfill, else the job file's. `today` and `yesterday` are those of the
     submission, whenever it begins to run."""
@@ -82,7 +84,7 @@ def compose(submission: Submission) -> Request:
     _check_address(submission)
     _check_places(job)
     window = _in_days(submission.window or ("all" if submission.command[0] == "backfill" else job.window))
-    words = ["python", "-m", "unet_batch", *submission.command, JOB_FILE, "--window", window]
+    words = ["python", "-m", "unet_batch", *submission.command, *submission.options, JOB_FILE, "--window", window]
     for override in submission.overrides:
         words += ["--set", override]
     mark = json.dumps([job_digest(job), window, submission.command])

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from unet_batch.contract import ModelOutput
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.imaging.postprocess import PROBABILITY_SLACK
-from unet_batch.model.export_problems import brief, error_line
+from unet_batch.model.export_problems import brief, error_line, file_for_module
 
 Array = npt.NDArray[Any]
 Size = tuple[int, int]
@@ -54,11 +54,13 @@ def build(factory: str, args: Mapping[str, Any]) -> Any:
     MODULE is looked for in the current folder too. Raises JobError where it cannot be imported or called, or returns
     something else.
     """
-    import torch
-
     module_name, colon, attribute = factory.partition(":")
+    if module_name.endswith(".py") or "/" in module_name:
+        raise JobError(file_for_module(module_name, attribute))
     if not (module_name and colon and attribute):
         raise JobError(f"{factory!r} is not of the form MODULE:FACTORY, such as mynets.unet:build")
+    import torch
+
     with _current_folder_importable():
         try:
             make = getattr(importlib.import_module(module_name), attribute)

@@ -7,6 +7,7 @@ Changes nothing.
 from __future__ import annotations
 
 import ast
+import os
 import re
 import traceback
 from collections.abc import Mapping
@@ -176,3 +177,15 @@ def _chain(error: BaseException) -> list[BaseException]:
 def _foreign(file: str) -> bool:
     parts = Path(file).parts
     return "torch" in parts or file.startswith("<")
+
+
+def file_for_module(path: str, attribute: str) -> str:
+    """What to write instead of the path of a Python file."""
+    folder, name = os.path.split(os.path.normpath(path.removesuffix(".py")))
+    outside = os.path.isabs(folder) or folder.startswith(os.pardir)
+    start = f"start in {folder} and " if outside else ""
+    module = name if outside or not folder else ".".join([*folder.split(os.sep), name])
+    return (
+        f"{path} is a file, and MODULE:FACTORY names a module: {start}write {module}:{attribute or 'FACTORY'} (modules "
+        "are looked for in the folder that you start from, too)"
+    )

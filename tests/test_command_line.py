@@ -1,0 +1,143 @@
+"""The command line as a whole: JSON for programs, text for people, one sentence for a mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import click
+import pytest
+from project_fixture import last_json, project
+
+from unet_batch.cli import cli
+from unet_batch.errors import JobError
+
+__all__ = ["project"]
+
+
+def commands(group: click.Group, *path: str) -> list[tuple[str, click.Command]]:
+    """Every command with its name, those of groups too."""
+    found = []
+    for name, command in group.commands.items():
+        inner = (
+            commands(command, *path, name) if isinstance(command, click.Group) else [(" ".join([*path, name]), command)]
+        )
+        found += inner
+    return found
+
+
+def on_a_terminal(project, *arguments: str) -> tuple[int, str]:
+    """Exit code and all that a terminal shows."""
+    pid, terminal = os.forkpty()
+    if pid == 0:
+        os.chdir(project.folder)
+        os.execv(sys.executable, [sys.executable, "-m", "unet_batch", *arguments])
+    said = b""
+    while True:
+        try:
+            piece = os.read(terminal, 1 << 16)
+        except OSError:
+            break
+        if not piece:
+            break
+        said += piece
+    os.close(terminal)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode()
+
+
+def json_lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in re.findall(r"^\{.*\}\s*$", text, flags=re.MULTILINE)]
+
+
+@pytest.mark.parametrize(("name", "command"), commands(cli), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_command_has_the_option_json(name, command):
+    """By one rule for all of them."""
+    assert any("--json" in option.opts for option in command.params), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["plan", "job.yaml"], ["status", "job.yaml"], ["verify", "job.yaml"]])
+def test_json_goes_to_programs_and_to_whoever_asks(project, arguments):
+    """A terminal shows text alone; with --json, or where stdout is a pipe, the last line is the object."""
+    project.fill("2026/11/21", 1)
+    code, text = on_a_terminal(project, *arguments)
+    _, asked = on_a_terminal(project, *arguments, "--json")
+    piped = project.command(*arguments)
+    assert json_lines(text) == []
+    assert [found["exit_code"] for found in json_lines(asked)] == [code]
+    assert (piped.returncode, last_json(piped)["exit_code"]) == (code, code)
+    assert len(text.split()) > 3
+
+
+@pytest.mark.slow
+def test_a_run_on_a_terminal_tells_people_what_it_did(project):
+    """They have no JSON line."""
+    project.fill("2026/11/21", 3)
+    code, text = on_a_terminal(project, "run", "job.yaml", "--executor", "local")
+    assert (code, json_lines(text)) == (0, [])
+    assert "published date=2026-11-21" in text
+    assert "scored 3 of 3 images, 0 rejected" in text
+
+
+@pytest.mark.slow
+def test_a_path_with_brackets_is_shown_as_it_is(project):
+    """`doctor` prints a table of sentences that other people's names are in."""
+    project.fill("2026/11/21", 1)
+    result = project.command(
+        "doctor", "job.yaml", "--set", f"output.uri={project.folder}/o[/x][red]", env={**os.environ, "COLUMNS": "400"}
+    )
+    assert "Traceback" not in result.stderr
+    assert "o[/x][red]" in "".join(result.stderr.split())
+
+
+@pytest.mark.slow
+def test_lines_of_the_log_have_their_time(project):
+    """In UTC, as the names of runs and windows have it."""
+    code = (
+        "import logging; from unet_batch import cli; cli._log_to_stderr(); logging.getLogger('unet_batch.x').info('so')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "TZ": "Asia/Tokyo"}
+    )
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO so\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("model.path=nets/unet.onnx", "model.path: there is no nets/unet.onnx in "),
+        ("model.contract=unet.yaml", "model.contract: there is no unet.yaml in "),
+        ("check.reference=../fp32.onnx", "check.reference: there is no ../fp32.onnx in "),
+        ("session.custom_ops=[libops.so]", "session.custom_ops: there is no library libops.so in "),
+    ],
+)
+def test_a_relative_path_says_in_which_folder_it_begins(project, monkeypatch, override, said):
+    """In the folder that the process started in, wherever the job file is."""
+    start = project.folder / "start"
+    start.mkdir()
+    monkeypatch.chdir(start)
+    with pytest.raises(JobError, match=re.escape(f"{said}{start}; relative paths begin in the folder that you start")):
+        project.prepared(override)
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("mynet.py:UNet", "write mynet:UNet"),
+        ("nets/mynet.py:UNet", "write nets.mynet:UNet"),
+        ("./mynet.py:UNet", "write mynet:UNet"),
+        ("nets/mynet.py", "write nets.mynet:FACTORY"),
+        ("/work/nets/mynet.py:UNet", "start in /work/nets and write mynet:UNet"),
+        ("../mynet.py:UNet", "start in .. and write mynet:UNet"),
+        ("mynet.UNet", "is not of the form MODULE:FACTORY"),
+    ],
+)
+def test_a_factory_that_names_a_file_is_told_its_module(factory, said):
+    """Before anything is imported, and where PyTorch is missing."""
+    from unet_batch.model.export_network import build
+
+    with pytest.raises(JobError, match=re.escape(said)):
+        build(factory, {})

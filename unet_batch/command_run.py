@@ -1,0 +1,155 @@
+"""The commands that score on this machine, and the one that says what they would do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, NoReturn
+
+import click
+
+from unet_batch.command import Scoring, finish, job_command, say, scoring
+from unet_batch.command_report import report_apart
+from unet_batch.errors import ExitCode, JobError
+from unet_batch.job import stopping
+from unet_batch.job.plan import SELECTIONS, Select
+from unet_batch.records import PassedOver
+from unet_batch.spec import JobSpec
+
+
+def runner(body: Callable[..., None]) -> Callable[..., None]:
+    """The options of commands that score on this machine; the body gets them as `start`, what begins the run."""
+    executor = click.option(
+        "--executor",
+        type=click.Choice(["ray", "local"]),
+        default="ray",
+        show_default=True,
+        help="Ray, or a plain loop.",
+    )
+    address = click.option("--address", metavar="HOST:PORT", help="Ray cluster to join; without it Ray is embedded.")
+    quiet = click.option("--quiet", is_flag=True, help="No progress.")
+    return executor(address(quiet(scoring(body))))
+
+
+@job_command(None)
+def plan(job: JobSpec, window: str) -> None:
+    """Say what a run would score: images, units, bytes. Changes nothing."""
+    _plan(job, window, "due")
+
+
+@job_command(None)
+@runner
+def run(job: JobSpec, window: str, **how: Any) -> None:
+    """Score what the window still needs and publish every complete partition. Resuming is running again."""
+    _run(job, window, "due", **how)
+
+
+@job_command("all")
+@click.option(
+    "--select",
+    type=click.Choice(SELECTIONS),
+    default="missing",
+    show_default=True,
+    help="missing: partitions without published rows. failed: rejections that another try may end differently, alone. "
+    "changed: published ones whose model, settings or images are others now. all: all of these.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be scored, and change nothing.")
+@runner
+def backfill(job: JobSpec, window: str, select: Select, dry_run: bool, **how: Any) -> None:
+    """Score many partitions with one pool of sessions; each is published as soon as it is complete."""
+    if dry_run:
+        _plan(job, window, select)
+    _run(job, window, select, **how)
+
+
+def _plan(job: JobSpec, window: str, select: Select) -> NoReturn:
+    from unet_batch.job.plan import units
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.survey import planned, window_of
+    from unet_batch.terminal import print_table
+
+    prepared = prepare(job)
+    found = planned(prepared, window_of(window), select)
+    work = found.work
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    todo = [unit for p in work for unit in units(p, prepared.job, prepared.fingerprint, workers=workers)]
+    print_table(
+        f"plan of {job.name}: {select}",
+        ["partition", "state", "images", "scored", "to score"],
+        [[p.partition, p.state, len(p.sources), p.scored, len(p.open)] for p in work],
+    )
+    say(found.passed, found.problems)
+    images, size = sum(len(p.open) for p in work), sum(s.size_bytes for p in work for s in p.open)
+    click.echo(f"to score: {images} images of {size} bytes in {len(todo)} units", err=True)
+    finish(
+        {
+            "images": images,
+            "units": len(todo),
+            "bytes": size,
+            "partitions": len(work),
+            "select": select,
+            "fingerprint": prepared.fingerprint,
+            "window": window,
+            "passed_over": found.passed.to_json(),
+            "problems": found.problems,
+        },
+        exit_code=ExitCode.UNFINISHED if found.problems else ExitCode.COMPLETE,
+    )
+
+
+def _run(
+    job: JobSpec,
+    window: str,
+    select: Select,
+    *,
+    scoring: Scoring,
+    executor: str,
+    address: str | None,
+    quiet: bool,
+) -> None:
+    from unet_batch.job.prepare import prepare
+    from unet_batch.job.run import Choice
+    from unet_batch.job.run import run as run_job
+    from unet_batch.job.survey import window_of
+    from unet_batch.job.worker import Settings
+    from unet_batch.terminal import plain
+
+    if address is not None and executor == "local":
+        raise JobError("--address goes with --executor ray")
+
+    def make_executor(settings: Settings) -> Any:
+        if executor == "local":
+            from unet_batch.job.local_executor import LocalExecutor
+
+            return LocalExecutor(settings)
+        from unet_batch.job.ray_executor import RayExecutor
+
+        return RayExecutor(settings, address=address)
+
+    choice = Choice(
+        select,
+        newest_first=scoring.newest_first,
+        max_active=scoring.max_active,
+        deadline=scoring.deadline,
+        wait_s=scoring.wait_s,
+    )
+    summary = run_job(prepare(job), window_of(window), make_executor, choice=choice, quiet=quiet)
+    say(PassedOver.from_json(summary.passed_over), summary.problems)
+    for hint in summary.hints:
+        click.echo(f"hint: {plain(hint)}", err=True)
+    if not summary.planned and not summary.published and not summary.problems:
+        click.echo("nothing to do: every selected partition is published", err=True)
+    for name in summary.partitions:
+        click.echo(f"published {name}", err=True)
+    if summary.planned:
+        click.echo(
+            f"scored {summary.ok + summary.rejected} of {summary.planned} images, {summary.rejected} rejected, "
+            f"{summary.images_per_s} images/s",
+            err=True,
+        )
+    result = asdict(summary)
+    if scoring.with_report:
+        recorded = (summary.planned or summary.published) and stopping.stopped_by() is None
+        result["report"] = report_apart(job, summary.run) if recorded else None
+    finish(result, exit_code=summary.exit_code)

@@ -1,0 +1,159 @@
+"""How a run gets a Ray: an embedded one on this machine, or a cluster that it joins; one sentence where it gets none.
+
+Knows how Ray starts, and nothing of units.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from unet_batch.errors import JobError, RayUnavailable
+from unet_batch.job.stopping import handlers_kept
+
+OBJECT_STORE_BYTES = 1 << 30
+"""Embedded Ray: room for some tens of loaded units; the default would take a third of the machine."""
+KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(64 << 20)}
+"""glibc's malloc(3): keep the pages of freed pictures for the next ones; handing them back cost a fifth of decoding."""
+TELL_NOBODY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
+"""Embedded Ray reports nothing about an archive's work to its makers, and needs no actor that collects it."""
+ANSWER_S = 10.0
+"""How long a cluster's head may take to accept a connection."""
+SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
+"""Longest path of a Unix socket; longer ones cannot be bound."""
+SOCKET_NAME_BYTES = len("/ray/session_2026-11-27_13-25-37_123456_1234567/sockets/plasma_store.1")
+"""What Ray appends to its folder for its longest socket."""
+
+
+class Started:
+    """A Ray that was started or joined."""
+
+    def __init__(self, short: tempfile.TemporaryDirectory[str] | None = None) -> None:
+        """short: the link under which an embedded Ray knows its folder, where that has a long path."""
+        self._short = short
+
+    def close(self) -> None:
+        """Leave the cluster; an embedded one ends."""
+        import ray
+
+        ray.shutdown()
+        if self._short is not None:
+            self._short.cleanup()
+
+
+def start(address: str | None) -> Started:
+    """Join a cluster, or start an own Ray on this machine's cores, silent: its log files keep what it has to say.
+
+    Raises JobError for an address or a folder that cannot be used, RayUnavailable where Ray does not start.
+    """
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a late call after shutdown must not start or join a cluster by itself
+    return _embedded() if address is None else _joined(address)
+
+
+def _joined(address: str) -> Started:
+    import ray
+
+    _demand_an_answer(address)
+    try:
+        with _native_stderr_closed(), handlers_kept():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        raise JobError(f"no Ray cluster takes this run at --address {address}: {_brief(error)}") from error
+    return Started()
+
+
+def _embedded() -> Started:
+    import ray
+
+    for name, value in {"RAY_BACKEND_LOG_LEVEL": "fatal", **KEEP_PAGES, **TELL_NOBODY}.items():
+        os.environ.setdefault(name, value)  # workers inherit it
+    variable, folder = _folder()
+    short = _short_link(variable, folder)
+    try:
+        with _native_stderr_closed(), handlers_kept():
+            ray.init(
+                address="local",  # a bare init joins whatever cluster happens to run on the machine
+                num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=os.path.join(folder if short is None else os.path.join(short.name, "t"), "ray"),
+            )
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise JobError(f"Ray cannot work in the folder {folder} ({variable}): {_brief(error)}") from error
+    except Exception as error:  # whatever kept it from starting: a busy machine, a full disk, a port, no memory
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        raise RayUnavailable(
+            f"Ray did not start on this machine, in the folder {folder}: {_brief(error)}; run the same command again, "
+            "or use --executor local"
+        ) from error
+    return Started(short)
+
+
+def _folder() -> tuple[str, str]:
+    """The variable that says where Ray keeps its files, and the folder, as Ray itself looks for it."""
+    for variable in ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",):
+        if folder := os.environ.get(variable):
+            return variable, os.path.abspath(folder)
+    return "its default", "/tmp"  # noqa: S108 - Ray's own
+
+
+def _short_link(variable: str, folder: str) -> tempfile.TemporaryDirectory[str] | None:
+    """A link with a short path to a folder in which Ray could bind no socket; None where the path is short enough.
+
+    The link lies in a folder of its own below /tmp that nobody else may enter; all of Ray's files lie behind it.
+    Raises JobError where there can be no such link.
+    """
+    if len(os.fsencode(folder)) + SOCKET_NAME_BYTES <= SOCKET_BYTES:
+        return None
+    try:
+        os.makedirs(folder, exist_ok=True)
+        short = tempfile.TemporaryDirectory(prefix="ub-", dir="/tmp", ignore_cleanup_errors=True)
+        os.symlink(folder, os.path.join(short.name, "t"), target_is_directory=True)
+    except OSError as error:
+        raise JobError(
+            f"the path of {folder} ({variable}) is too long for Ray's sockets, which have {SOCKET_BYTES} bytes, and no "
+            f"link to it can be made below /tmp ({_brief(error)}): set RAY_TMPDIR to a folder with a shorter path"
+        ) from error
+    return short
+
+
+def _demand_an_answer(address: str) -> None:
+    """See that somebody listens at a host and port, where Ray itself tries for minutes; `auto` is Ray's to judge.
+
+    Raises JobError.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as error:
+        raise JobError(
+            f"nobody answers at --address {address} ({error}): check host and port of the cluster's head (6379 by "
+            "default), and that this machine reaches it"
+        ) from error
+
+
+@contextlib.contextmanager
+def _native_stderr_closed() -> Iterator[None]:
+    """Ray's C++ part announces its own log level on file descriptor 2; failures to start still raise."""
+    saved = os.dup(2)
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _brief(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
