@@ -250,7 +250,10 @@ class CheckSpec(Section):
     images: int = Field(default=4, ge=0, le=64)
     """Images of the archive that are compared; 0 opens the gate."""
     reference: str | None = None
-    """URI or path of the trusted fp32 model, for a quantised or otherwise changed one; left out: the same file."""
+    """URI or path of the trusted fp32 model, for a changed one; left out: the same file. An int8 or fp16 file needs it,
+    or `images: 0`."""
+    references: tuple[str, ...] = Field(default=(), strict=False)
+    """Of an ensemble: the trusted fp32 model of each file, in the order of `model.path` and its members."""
     max_flipped: float = Field(default=0.001, ge=0, le=1)
     """Largest share of labels that may differ."""
     min_dice: float = Field(default=0.995, ge=0, le=1)
@@ -289,8 +292,18 @@ class JobSpec(Section):
     def _a_day_is_a_window(cls, value: object) -> object:
         return value.isoformat() if type(value) is date else value  # YAML reads 2026-11-21 as a date
 
+    @property
+    def trusted_paths(self) -> tuple[str, ...]:
+        """The references that the gate believes, one for each file that scores; none where it believes those."""
+        return self.check.references or ((self.check.reference,) if self.check.reference is not None else ())
+
     @model_validator(mode="after")
     def _agrees(self) -> JobSpec:
+        if self.trusted_paths and len(self.trusted_paths) != len(self.model.paths):
+            raise ValueError(
+                f"check names {len(self.trusted_paths)} reference(s) for {len(self.model.paths)} model(s): write one "
+                "in check.reference, or one for each file of the ensemble in check.references"
+            )
         if self.input.partition_column is not None and self.input.format != "manifest":
             raise ValueError("input.partition_column needs input.format: manifest")
         for where in ("model", "input", "output"):

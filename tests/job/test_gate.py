@@ -126,14 +126,16 @@ def _renamed(get_next, name):
 
 @pytest.mark.slow
 def test_a_model_that_agrees_scores_and_is_not_asked_twice(project, cache):
-    """The verdict is kept for this model, machine, arithmetic and tolerance; another tolerance asks again."""
+    """The verdict is kept for these images, this model, machine, arithmetic and tolerance; other ones ask again."""
     project.fill(DAY, 3)
     overrides = changed(project, followed_by("Mul", 2.0))
     assert project.run(*overrides).ok == 3
     assert len(list(cache.iterdir())) == 1
+    assert project.run(*overrides, "output.masks=[png]").ok == 3
+    assert len(list((project.folder / "out" / "reports").glob("check-*.json"))) == 1
     project.fill("2026/11/20", 3)
     assert project.run(*overrides).ok == 3
-    assert len(list((project.folder / "out" / "reports").glob("check-*.json"))) == 1
+    assert len(list(cache.iterdir())) == 2
     project.fill("2026/11/19", 3)
     with pytest.raises(ModelRefused, match="largest error of a value"):
         project.run(*overrides, "check.max_abs_error=0.001")

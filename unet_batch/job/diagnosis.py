@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from unet_batch.archive.window import Window
 from unet_batch.errors import Incomplete, JobError, UnetBatchError
-from unet_batch.job.gate import check_images, has_references, needed
+from unet_batch.job.gate import check_unit, has_references, needed
 from unet_batch.job.plan import plan_partition, units
 from unet_batch.job.prepare import Prepared, new_run_id, prepare
 from unet_batch.job.survey import archive_partitions, nothing_found, surveyed, vanished, window_of
@@ -36,13 +36,9 @@ def check_job(job: JobSpec, window: Window) -> bool:
     prepared = prepare(job)
     for partition, sources in archive_partitions(prepared, window, keep=False).partitions.items():
         plan = plan_partition(partition, sources, mark=prepared.fingerprint, published=None, done=frozenset(), parts=())
-        gated = needed(prepared.job) and not prepared.members
-        unit = None
-        if gated:
-            some = check_images(prepared.job, units(plan, prepared.job, prepared.fingerprint, workers=1))
-            unit = some.to_json()
+        unit = check_unit(prepared, units(plan, prepared.job, prepared.fingerprint, workers=1))
         build_infer(_settings(prepared, check_unit=unit), Device(threads=1))
-        return gated or (not prepared.members and has_references(prepared.job, prepared.model_bytes))
+        return needed(prepared.job) or has_references(prepared.job, prepared.model_bytes)
     raise JobError(f"the window holds no image of {job.input.uri} to check with: {ANOTHER}")
 
 

@@ -46,6 +46,7 @@ OUTSIDE: Mapping[str, str] = MappingProxyType(
         "session.cudnn_search": "the last bits only",
         "check.images": "whether a session may score, never what it says",
         "check.reference": "whether a session may score, never what it says",
+        "check.references": "whether a session may score, never what it says",
         "check.max_flipped": "whether a session may score, never what it says",
         "check.min_dice": "whether a session may score, never what it says",
         "check.max_abs_error": "whether a session may score, never what it says",

@@ -13,9 +13,12 @@ from unet_batch.archive.storage import Storage, canonical
 from unet_batch.contract import Contract
 from unet_batch.errors import ContractError, JobError, NotFound, StorageError
 from unet_batch.job.fingerprint import fingerprint
+from unet_batch.model.against_graph import proven
 from unet_batch.model.contract import METADATA_KEY, Model, ModelFile, find_contract, read_model, resolve
-from unet_batch.model.engines import check_choice, check_file, check_model, find
+from unet_batch.model.engines import check_choice, check_file, check_model, file_precision, find
 from unet_batch.model.ensemble import combined_model
+from unet_batch.model.pack_reference import PACK_KEY
+from unet_batch.model.reference import check_reference
 from unet_batch.options import Options
 from unet_batch.spec import InputSpec, JobSpec, ModelSpec, OutputSpec, TilingSpec
 from unet_batch.table.layout import Layout
@@ -40,6 +43,8 @@ class Prepared:
     archive: Storage
     output: Storage
     layout: Layout
+    proven: bool
+    """Whether it is certain before a run that outputs are what the contracts call them."""
 
 
 def prepare(job: JobSpec) -> Prepared:
@@ -53,6 +58,7 @@ def prepare(job: JobSpec) -> Prepared:
     models = _models(job, files)
     ensemble = job.model.ensemble
     model = models[0] if ensemble is None else combined_model(models, ensemble.combine)
+    _check_references(job, files, models)
     output = Storage(job.output.options)
     return Prepared(
         job=job,
@@ -63,7 +69,38 @@ def prepare(job: JobSpec) -> Prepared:
         archive=Storage(job.input.options, threads=job.resources.fetch_threads),
         output=output,
         layout=Layout(job.output.uri),
+        # A packed file was proven when it was packed, and the gate runs its reference pictures.
+        proven=all(PACK_KEY.encode() in f.data or proven(m, f.data) for m, f in zip(models, files, strict=True)),
     )
+
+
+def trusted_models(job: JobSpec) -> list[tuple[bytes, Model]]:
+    """The references of a job, one for each file that scores; none where it names none. Raises JobError."""
+    found = []
+    for number, path in enumerate(job.trusted_paths):
+        try:
+            found.append(model_at(path, None, job.tiling, job.model.options))
+        except NotFound as error:
+            key = f"check.references[{number}]" if job.check.references else "check.reference"
+            raise JobError(f"{key}: there is no {path}") from error
+    return found
+
+
+def _check_references(job: JobSpec, files: Sequence[ModelFile], models: Sequence[Model]) -> None:
+    """What the gate will compare with must be able to tell. Raises JobError."""
+    if not job.check.images:
+        return
+    trusted = trusted_models(job)
+    for number, (file, model) in enumerate(zip(files, models, strict=True)):
+        key = f"check.references[{number}]" if job.check.references else "check.reference"
+        if trusted:
+            check_reference((file.data, model), trusted[number], key)
+        elif (held := file_precision(file.data, file.uri)) != "fp32":
+            wanted = "check.reference" if len(files) == 1 else "check.references (one for each file)"
+            raise JobError(
+                f"{file.uri} is a model in {held}, and held against itself it would always agree: write {wanted}: the "
+                "fp32 file that it was made from, or check.images: 0 to score without a comparison"
+            )
 
 
 def read_model_file(job: JobSpec, number: int = 0) -> ModelFile:
@@ -156,11 +193,12 @@ def _with_canonical_uris(job: JobSpec) -> JobSpec:
         }
     )
     reference = None if job.check.reference is None else canonical(job.check.reference)
+    references = tuple(canonical(path) for path in job.check.references)
     libraries = tuple(os.path.abspath(path) for path in job.session.custom_ops)
     return job.model_copy(
         update={
             "model": model,
-            "check": job.check.model_copy(update={"reference": reference}),
+            "check": job.check.model_copy(update={"reference": reference, "references": references}),
             "session": job.session.model_copy(update={"custom_ops": libraries}),
             "input": job.input.model_copy(update={"uri": canonical(job.input.uri)}),
             "output": job.output.model_copy(update={"uri": canonical(job.output.uri).rstrip("/")}),

@@ -147,6 +147,8 @@ def _places(job: JobSpec) -> Iterator[tuple[str, str]]:
         yield f"model.ensemble.members[{i}]", member
     if job.check.reference is not None:
         yield "check.reference", job.check.reference
+    for i, path in enumerate(job.check.references):
+        yield f"check.references[{i}]", path
     for i, library in enumerate(job.session.custom_ops):
         yield f"session.custom_ops[{i}]", library
     yield "input.uri", job.input.uri

@@ -58,14 +58,14 @@ def build_infer(settings: Settings, device: Device) -> Infer:
     ContractError, ModelRefused, StorageError."""
     job, model = settings.job, settings.model
     files = _files(settings)
-    session = _session(settings, files, device)
+    parts = _sessions(settings, files, device)
+    session = parts[0] if job.model.ensemble is None else Ensemble(parts, settings.model, job.model.ensemble.combine)
     if model.tile_hw is not None:  # a session that cannot run says so before the first image
         warm(session, model.tile_hw, [model.batch or 1])
-    if job.model.ensemble is None:
-        tested = SessionUnderTest(session, model, files[0][0])
-        check_references(job, tested)
-        if settings.check_unit is not None:
-            compare(job, tested, build_load(settings)(Unit.from_json(settings.check_unit)), settings.run_id)
+    tested = SessionUnderTest(session, tuple(files), tuple(parts))
+    check_references(job, tested)
+    if settings.check_unit is not None:
+        compare(job, tested, build_load(settings)(Unit.from_json(settings.check_unit)), settings.run_id)
     memory = LadderMemory(job.model.precision, threads=device.threads)
     batcher = Batcher(session, batch_max=job.session.batch_max, memory=memory)
     provenance = Provenance(
@@ -78,10 +78,10 @@ def build_infer(settings: Settings, device: Device) -> Infer:
     return Infer(job, session, batcher, provenance)
 
 
-def _session(settings: Settings, files: Sequence[ModelBytes], device: Device) -> Session:
-    """The session of a file, or of every member of an ensemble."""
+def _sessions(settings: Settings, files: Sequence[ModelBytes], device: Device) -> list[Session]:
+    """The session of each file."""
     job = settings.job
-    sessions = [
+    return [
         open_session(
             data,
             model,
@@ -92,9 +92,6 @@ def _session(settings: Settings, files: Sequence[ModelBytes], device: Device) ->
         )
         for data, model in files
     ]
-    if job.model.ensemble is None:
-        return sessions[0]
-    return Ensemble(sessions, settings.model, job.model.ensemble.combine)
 
 
 def _files(settings: Settings) -> list[ModelBytes]:

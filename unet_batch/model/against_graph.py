@@ -53,3 +53,17 @@ def _returned(proto: ModelProto, model: Model, tile_hw: tuple[int, int]) -> Size
     if found is None or found.dims is None or len(found.dims) != len(axes):
         return None, None
     return found.dims[axes["height"]], found.dims[axes["width"]]
+
+
+def proven(model: Model, data: bytes) -> bool:
+    """Whether the graph alone says that the output is what the contract calls it; logits may be anything."""
+    if model.contract.output.activation == "logits":
+        return True
+    try:
+        found = meaning(graph.read(data, "the model"), model.output_name)
+    except ModelRefused:
+        return False
+    said, (low, high) = model.contract.output.activation, found.bounds
+    if said == "labels":
+        return False  # an ArgMax may be over more classes than the contract names
+    return low >= 0 and high <= 1 and (said != "masks" or found.decided)

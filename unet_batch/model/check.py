@@ -16,6 +16,9 @@ from unet_batch.contract import ModelOutput
 from unet_batch.model.parity import Parity, Tolerance
 from unet_batch.model.session import Session
 
+CORRELATED = 0.99
+"""Least correlation of scores that counts as agreement where labels cannot tell: 8-bit files reach 0.999."""
+
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
@@ -25,6 +28,8 @@ class CheckReport:
     """Of all tiles together."""
     breaches: tuple[str, ...]
     """A sentence for each way in which it is out of tolerance; none where all is well."""
+    tells: bool
+    """Whether agreement means anything: the trusted labels vary, or else the scores of both follow each other."""
     worst: int
     """Which tile differs most."""
     trusted_labels_hw: NDArray[np.uint8]
@@ -32,7 +37,12 @@ class CheckReport:
     tested_labels_hw: NDArray[np.uint8]
 
     def to_json(self) -> dict[str, Any]:
-        return {"parity": self.parity.to_json(), "breaches": list(self.breaches), "worst": self.worst}
+        return {
+            "parity": self.parity.to_json(),
+            "breaches": list(self.breaches),
+            "tells": self.tells,
+            "worst": self.worst,
+        }
 
 
 def check(tested: Session, trusted: Session, tiles_nhwc: NDArray[Any], tolerance: Tolerance) -> CheckReport:
@@ -54,6 +64,7 @@ def check(tested: Session, trusted: Session, tiles_nhwc: NDArray[Any], tolerance
     return CheckReport(
         parity=total,
         breaches=tuple(tolerance.breaches(total)),
+        tells=_labels_vary(expected_nkhw, output) or _scores_follow(expected_nkhw, found_nkhw, output),
         worst=worst,
         trusted_labels_hw=labels(expected_nkhw[worst], output),
         tested_labels_hw=labels(found_nkhw[worst], output),
@@ -88,6 +99,25 @@ def picture(tile_hwc: NDArray[Any], report: CheckReport) -> NDArray[np.uint8]:
         np.where(report.trusted_labels_hw != report.tested_labels_hw, 255, 0).astype(np.uint8),
     ]
     return np.concatenate(panels, axis=1)
+
+
+def _labels_vary(values_nkhw: NDArray[Any], output: ModelOutput) -> bool:
+    return len(set().union(*(np.unique(labels(values_khw, output)).tolist() for values_khw in values_nkhw))) > 1
+
+
+def _scores_follow(expected_nkhw: NDArray[Any], found_nkhw: NDArray[Any], output: ModelOutput) -> bool:
+    """Whether the scores of every class rise and fall together: what is left where all pictures are empty.
+
+    Finished labels have no scores, and scores that are the same everywhere follow nothing.
+    """
+    if output.decided:
+        return False
+    for expected_nhw, found_nhw in zip(expected_nkhw.swapaxes(0, 1), found_nkhw.swapaxes(0, 1), strict=True):
+        one, other = (plane.astype(np.float64) - plane.mean(dtype=np.float64) for plane in (expected_nhw, found_nhw))
+        spread = float(np.sqrt((one * one).sum() * (other * other).sum()))
+        if not spread or float((one * other).sum()) < CORRELATED * spread:
+            return False
+    return True
 
 
 def _badness(parity: Parity) -> tuple[int, int, float]:

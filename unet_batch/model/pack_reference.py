@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_batch.contract import ModelOutput
-from unet_batch.errors import ModelRefused
+from unet_batch.errors import ImageError, ModelRefused
 from unet_batch.imaging.preprocess import LARGEST, normalize, whole
 from unet_batch.model import graph
 from unet_batch.model.contract import METADATA_KEY, ModelFile, find_contract
@@ -84,7 +84,11 @@ def verify_references(data: bytes, run: Callable[[NDArray[Any]], NDArray[Any]], 
         if not np.isfinite(values_khw).all():
             problems.append(f"picture {number}: the model returns NaN or infinity")
             continue
-        found_phw = decide(values_khw, contract.output)
+        try:
+            found_phw = decide(values_khw, contract.output)
+        except ImageError as error:
+            problems.append(f"picture {number}: {error.message}")
+            continue
         if found_phw.shape != stored.labels_shape:
             problems.append(f"picture {number}: labels have the shape {found_phw.shape}, not {stored.labels_shape}")
             continue
