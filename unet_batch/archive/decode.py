@@ -19,6 +19,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from unet_batch.archive.exif import orientation_of
 from unet_batch.archive.pages import NpyReader, Page, Pixels, Reader, oriented, to_channels
 from unet_batch.archive.signatures import format_of, refused
+from unet_batch.archive.sizes import size_of
 from unet_batch.archive.tiff import TiffReader
 from unet_batch.contract import ModelInput
 from unet_batch.errors import ImageError, Reason, ShapeMismatch
@@ -102,7 +103,7 @@ def _read(reader: Reader, page: int, spec: ModelInput, *, limits: LimitsSpec) ->
     try:
         height, width = reader.size(page)
         if height * width > limits.max_image_pixels:
-            raise _too_large(f"{height} × {width}", limits)  # noqa: TRY301 - one way out for every rejection
+            raise _too_large((height, width), limits)  # noqa: TRY301 - one way out for every rejection
         pixels = reader.pixels(page)
         content, largest = to_channels(pixels, spec), pixels.largest
         if content.dtype == np.float32 and not np.isfinite(content).all():
@@ -112,7 +113,8 @@ def _read(reader: Reader, page: int, spec: ModelInput, *, limits: LimitsSpec) ->
     return Page(page, reader.pages, content, height, width, largest)
 
 
-def _too_large(size: str, limits: LimitsSpec) -> ImageError:
+def _too_large(size_hw: tuple[int, int] | None, limits: LimitsSpec) -> ImageError:
+    size = f"{size_hw[0]} × {size_hw[1]}" if size_hw else "its"
     what = f"{size} pixels are more than limits.max_image_pixels: {limits.max_image_pixels}; raise it in the job file"
     return ImageError(Reason.DECODE_TOO_MANY_PIXELS, f"{what}, or cut the image")
 
@@ -125,8 +127,7 @@ def _rejection(error: Exception, limits: LimitsSpec) -> ImageError:
         return ImageError(Reason.DECODE_OUT_OF_MEMORY, "decoding needs more memory than there is")
     text = " ".join(_ADDRESS.sub("…", str(error)).split())[:_MESSAGE_CHARACTERS] or type(error).__name__
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        found = re.search(r"\d+", text)  # Pillow says the product alone
-        return _too_large(found[0] if found else "its", limits)
+        return _too_large(None, limits)
     if isinstance(error, UnidentifiedImageError):
         return ImageError(Reason.DECODE_UNRECOGNIZED, "the header is not one of an image that can be read")
     if isinstance(error, NotImplementedError):
@@ -144,7 +145,7 @@ def _open(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Reader:
         return NpyReader(data, spec)
     if name == "TIFF":
         return TiffReader(data, spec, most_pixels=limits.max_image_pixels, lab_to_rgb=_lab_to_rgb)
-    return _PillowReader(data, spec, name=name)
+    return _PillowReader(data, spec, limits, name=name)
 
 
 def _format(data: bytes) -> str:
@@ -174,9 +175,12 @@ class _PillowReader:
 
     pages = 1
 
-    def __init__(self, data: bytes, spec: ModelInput, *, name: str) -> None:
+    def __init__(self, data: bytes, spec: ModelInput, limits: LimitsSpec, *, name: str) -> None:
         self._spec, self._data = spec, data
-        self._image = Image.open(io.BytesIO(data), formats=(name,))
+        try:
+            self._image = Image.open(io.BytesIO(data), formats=(name,))
+        except Image.DecompressionBombError:  # which knows the product alone
+            raise _too_large(size_of(name, data), limits) from None
         self._orientation = orientation_of(self._image, data) if spec.exif == "apply" else 1
         # Pillow keeps the high byte alone of 16-bit PNGs that have more than one channel
         self._deep = name == "PNG" and data[24:25] == b"\x10"

@@ -5,22 +5,12 @@ One table of magic bytes, and nothing that opens a file. A name never decides: a
 
 from __future__ import annotations
 
+import zlib
+
 from unet_batch.errors import ImageError, Reason
 
 READ = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "NPY")
 """Formats that `decode` reads."""
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".tif", ".tiff", ".btf", ".tf8", ".webp", ".bmp", ".dib",
-    ".gif", ".npy",
-)  # fmt: skip
-"""Suffixes, lower case, that files of these formats usually have."""
-FOREIGN_SUFFIXES = (
-    ".dcm", ".dicom", ".nii", ".nii.gz", ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".jpx", ".czi", ".nd2",
-    ".lif", ".oib", ".oir", ".exr", ".psd", ".dds", ".ktx", ".fits", ".fit", ".hdr", ".dng", ".cr2", ".cr3", ".nef",
-    ".arw", ".raf", ".orf", ".rw2", ".mrc", ".nrrd", ".mha", ".mhd", ".svg", ".eps", ".ppm", ".pgm", ".pcx", ".tga",
-)  # fmt: skip
-"""Suffixes, lower case, of pictures in formats that are not read: such files are rejected with their format's name."""
-
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -127,6 +117,8 @@ def format_of(data: bytes) -> str:
         return "WEBP"
     if data[:4] == b"RIFF":
         raise refused("RIFF (a video or sound)", "extract its frames as PNG or JPEG")
+    if data[:2] == b"\x1f\x8b" and _is_nifti(_unpacked(data)):
+        raise refused("NIfTI (.nii.gz)", _TO_TIFF)
     for place, magic, name, remedy in _FOREIGN:
         if data.startswith(magic, place):
             raise refused(name, remedy)
@@ -136,9 +128,7 @@ def format_of(data: bytes) -> str:
         raise refused("MOV (a video)", "extract its frames as PNG or JPEG")
     if data[:4] == b"\x70\0\0\0" and data[8:9] == b"\x2a":
         raise refused("LIF (Leica)", _TO_TIFF)
-    if data[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") and data[344:348] in (b"n+1\0", b"ni1\0"):
-        raise refused("NIfTI", _TO_TIFF)
-    if data[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") and data[4:7] == b"n+2":
+    if _is_nifti(data):
         raise refused("NIfTI", _TO_TIFF)
     if name := _text(data):
         raise refused(name, "look at what wrote it" if name != "SVG" else _TO_PNG)
@@ -152,14 +142,27 @@ def refused(name: str, remedy: str = _TO_PNG) -> ImageError:
 
 
 def _of_brand(data: bytes) -> ImageError:
-    """The format by the major brand, then by the compatible ones."""
+    """The first format of the table that any of its brands names: HEIC files call themselves HEIF too."""
     size = min(int.from_bytes(data[:4], "big"), 256)
     brands = [data[8:12], *(data[place : place + 4] for place in range(16, size, 4))]
-    for brand in brands:
-        for known, name, remedy in _BRANDS:
-            if brand.decode("latin-1") in known:
-                return refused(name, remedy)
+    for known, name, remedy in _BRANDS:
+        if any(brand.decode("latin-1") in known for brand in brands):
+            return refused(name, remedy)
     return refused("MP4 (a video)", "extract its frames as PNG or JPEG")
+
+
+def _is_nifti(data: bytes) -> bool:
+    """NIfTI-1 and -2, and their pairs of files: the header's length, and a magic word."""
+    first = data[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") and data[344:348] in (b"n+1\0", b"ni1\0")
+    return first or (data[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") and data[4:7] in (b"n+2", b"ni2"))
+
+
+def _unpacked(data: bytes) -> bytes:
+    """The first bytes of a gzip's content; empty where it is damaged."""
+    try:
+        return zlib.decompressobj(wbits=31).decompress(data[:4096], 540)
+    except zlib.error:
+        return b""
 
 
 def _text(data: bytes) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from unet_batch.archive.pages import Pixels, oriented
+from unet_batch.archive.signatures import refused
 from unet_batch.archive.tiff_chain import chain_of
 from unet_batch.archive.tiff_planes import Picture, Plane, page_at, pictures_of
 from unet_batch.archive.tiff_samples import JPEG, check_readable, samples_of
@@ -25,7 +26,10 @@ WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, SEPARATED, YCBCR, CIELAB = 0, 1, 2, 
 ALPHA = (1, 2)  # associated, unassociated: TIFF 6.0, ExtraSamples
 MOSAIC = (32803, 34892)
 """Raw samples of a camera: colour filter array, linear raw (Adobe DNG specification)."""
-PHOTOMETRIC, COLOR_MAP, ORIENTATION, INK_SET, COEFFICIENTS, REFERENCE, DNG_VERSION = 262, 320, 274, 332, 529, 532, 50706
+PHOTOMETRIC, COLOR_MAP, ORIENTATION, INK_SET, COEFFICIENTS, REFERENCE = 262, 320, 274, 332, 529, 532
+MAKE, DNG_VERSION = 271, 50706
+RAW = (32767, 32769, 32770, 32772, 32867, 34713, 65000, 65535)
+"""Compressions of camera raws: Sony, Epson, Samsung, Kodak, Nikon and Pentax (as exiftool lists them)."""
 CMYK = 1
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601, the default of YCbCrCoefficients."""
@@ -52,6 +56,7 @@ class TiffReader:
         self._tiff: Any = tifffile.TiffFile(io.BytesIO(data), _multifile=False)
         offsets = [page.offset for page in self._tiff.pages] if self._tiff.is_ndpi else chain.offsets
         pictures = pictures_of(self._tiff, offsets, spec, length=len(data))
+        self._maker = _maker(page_at(self._tiff, offsets[0])) if offsets else ""
         self._pictures: list[Picture] = pictures if chain.broken is None else [*pictures, chain.broken]
         self.pages = len(self._pictures)
 
@@ -90,14 +95,13 @@ class TiffReader:
         ifd = self._directory(plane)
         colors, alpha = self._colors(ifd)
         samples_hwc = samples_of(ifd, plane, self._data, most_pixels=self._most)
-        image_hwc, largest = _declared(samples_hwc, ifd)
         meaning = _photometric(ifd)
+        if meaning == WHITE_IS_ZERO and colors:
+            samples_hwc[..., :1] = _inverted(samples_hwc[..., :1], ifd)
+        image_hwc, largest = _declared(samples_hwc, ifd)
         bands = self._spec.color == "bands"
         if meaning == PALETTE:
             image_hwc, largest = _of_palette(samples_hwc, ifd), 255.0
-        elif meaning == WHITE_IS_ZERO and colors and samples_hwc.dtype.kind in "bu":
-            # Of signed integers and floats nothing says which value is white, so they stay as they are
-            image_hwc[..., :1] = np.asarray(largest - image_hwc[..., :1], image_hwc.dtype)
         elif meaning == SEPARATED and not bands:
             image_hwc = _of_cmyk(image_hwc, largest)
         elif meaning == YCBCR and ifd.compression not in JPEG:
@@ -109,18 +113,19 @@ class TiffReader:
 
     def _colors(self, ifd: Any) -> tuple[int, int | None]:
         """How many leading samples are colours, and the sort of alpha behind them, before anything is decoded."""
-        check_readable(ifd, self._most)
         meaning, samples = _photometric(ifd), int(ifd.samplesperpixel)
+        if self._spec.color != "bands" and (meaning in MOSAIC or (self._maker and ifd.compression in RAW)):
+            if not self._maker:
+                what = "a raw mosaic (CFA) is not read: develop it to a TIFF or PNG in colour first"
+                raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, what)
+            raise refused(f"a camera raw ({self._maker})", "develop it to a TIFF or JPEG first")
+        check_readable(ifd, self._most)
         extra = int(ifd.extrasamples[0]) if ifd.extrasamples else 0
         if samples > max(self._spec.channels, 4) + 16:
             what = f"the image has {samples} bands, the contract says {self._spec.color} of {self._spec.channels}"
             raise ImageError(Reason.IMAGE_CHANNELS_MISMATCH, what)
         shallow = ifd.bitspersample == 8
         bands = self._spec.color == "bands"
-        if meaning in MOSAIC and not bands:
-            sort = "a camera raw (DNG)" if DNG_VERSION in ifd.tags else "a raw mosaic (CFA)"
-            reason = Reason.DECODE_FORMAT_NOT_ALLOWED if DNG_VERSION in ifd.tags else Reason.IMAGE_MODE_NOT_SUPPORTED
-            raise ImageError(reason, f"{sort} is not read: develop it to a TIFF or PNG in colour first")
         if meaning in (WHITE_IS_ZERO, BLACK_IS_ZERO):
             alone = samples == 1 + (extra in ALPHA)
             return int(alone), extra if alone and extra in ALPHA else None
@@ -137,6 +142,13 @@ class TiffReader:
             return 0, None
         what = f"a TIFF page of photometric interpretation {meaning}, {samples} samples of {ifd.bitspersample} bits"
         raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, f"{what} is not read: save it in gray or RGB")
+
+
+def _maker(ifd: Any) -> str:
+    """Who made the camera, as its raw files tell in their first page; empty where no camera is told."""
+    make = ifd.tags.valueof(MAKE)
+    name = " ".join(make.split()) if isinstance(make, str) else ""
+    return "DNG" if DNG_VERSION in ifd.tags else name[:40]
 
 
 def _photometric(ifd: Any) -> int:
@@ -169,11 +181,20 @@ def _declared(samples_hwc: np.ndarray, ifd: Any) -> tuple[np.ndarray, float | No
         return samples_hwc.astype(np.float32, copy=False), 1.0 if kind == "f" else None
 
 
+def _inverted(samples_hwc: np.ndarray, ifd: Any) -> np.ndarray:
+    """Black at 0, by the declared bits. Of signed integers and floats nothing says which value is white: they stay."""
+    if samples_hwc.dtype.kind == "b":
+        return ~samples_hwc
+    if samples_hwc.dtype.kind != "u":
+        return samples_hwc
+    return np.asarray(samples_hwc.dtype.type((1 << int(ifd.bitspersample)) - 1) - samples_hwc)
+
+
 def _of_palette(samples_hwc: np.ndarray, ifd: Any) -> np.ndarray:
     """Indices become the palette's colours, 8 bits each: entries have 16, or 8 where no entry is larger (libtiff)."""
     colors = ifd.tags.valueof(COLOR_MAP)
     entries = 1 << ifd.bitspersample
-    if colors is None or len(colors) != 3 * entries:
+    if colors is None or np.size(colors) != 3 * entries:
         raise ImageError(Reason.DECODE_CORRUPT, "a palette TIFF page without a whole palette")
     table = np.asarray(colors, np.uint16).reshape(3, entries).T
     shallow = table.max(initial=0) < 256

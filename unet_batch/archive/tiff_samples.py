@@ -6,11 +6,11 @@ gives the samples their meaning.
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 import numpy as np
 
+from unet_batch.archive.sizes import size_of
 from unet_batch.archive.tiff_planes import Plane
 from unet_batch.errors import ImageError, Reason
 
@@ -19,10 +19,10 @@ JPEG_2000 = (33003, 33004, 33005, 34712)
 PNG, WEBP, LERC = (34933,), (34927, 50001), (34887,)
 PLAIN = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000)
 """None, CCITT, LZW, Deflate, PackBits, LZMA and Zstandard: their output is bounded by the segment's size."""
-READ = (*PLAIN, *JPEG, *JPEG_2000, *PNG, *WEBP, *LERC)
+HEADERS = {"JPEG": JPEG, "JPEG2000": JPEG_2000, "PNG": PNG, "WEBP": WEBP, "LERC": LERC}
+READ = (*PLAIN, *(code for codes in HEADERS.values() for code in codes))
 """Compressions that are read. Those with a header of their own are asked for their size before they are decoded."""
-_NO_SIZE = (0xD8, 0x01, *range(0xD0, 0xD8))  # JPEG markers without a length: SOI, TEM, RSTn
-_NO_FRAME = (0xC4, 0xC8, 0xCC)  # DHT, JPG and DAC, between the markers of frames (ITU-T T.81, table B.1)
+GDAL_NODATA = 42113
 
 
 def samples_of(page: Any, plane: Plane, data: bytes, *, most_pixels: int) -> np.ndarray:
@@ -49,6 +49,8 @@ def samples_of(page: Any, plane: Plane, data: bytes, *, most_pixels: int) -> np.
         if piece is None:
             continue
         part = page.decode(piece, index, jpegtables=page.jpegtables, jpegheader=page.jpegheader)[0]
+        if page.dtype == np.bool_ and part.dtype == np.uint8:  # CCITT
+            part = part.astype(np.bool_)
         if part.dtype != page.dtype:
             what = f"a strip or tile holds {part.dtype} samples, the TIFF says {page.dtype}"
             raise ImageError(Reason.DECODE_CORRUPT, what)
@@ -102,7 +104,7 @@ def _piece(page: Any, index: int, offset: int, shape: tuple[int, ...], data: byt
 
 def _is_sparse(page: Any) -> bool:
     """Whether tiles may be left out: GDAL's SPARSE_OK."""
-    return bool(page.is_gdal or page.is_geotiff)
+    return bool(page.is_gdal or page.is_geotiff or GDAL_NODATA in page.tags)
 
 
 def _contiguous(page: Any, plane: Plane, data: bytes) -> np.ndarray:
@@ -126,70 +128,10 @@ def _contiguous(page: Any, plane: Plane, data: bytes) -> np.ndarray:
 
 def _check_claim(page: Any, piece: bytes, shape: tuple[int, ...]) -> None:
     """Raises ImageError where a segment's own header claims more pixels than the directory has room for."""
-    if page.compression in JPEG:
-        size = _jpeg_size(page.jpegheader or piece)
-    elif page.compression in JPEG_2000:
-        size = _jpeg_2000_size(piece)
-    elif page.compression in PNG:
-        size = struct.unpack(">II", piece[16:24]) if len(piece) >= 24 else None
-    elif page.compression in WEBP:
-        size = _webp_size(piece)
-    else:
-        size = _lerc_size(piece)
+    name = next(name for name, codes in HEADERS.items() if page.compression in codes)
+    size = size_of(name, page.jpegheader or piece)
     if size is None:
         raise ImageError(Reason.DECODE_CORRUPT, "a strip or tile of the TIFF page is not of the compression it claims")
     if size[0] * size[1] > 4 * shape[1] * shape[2]:  # writers pad tiles at the edge, never by so much
         what = f"a strip or tile claims {size[0]} × {size[1]} pixels where {shape[1]} × {shape[2]} have room"
         raise ImageError(Reason.DECODE_CORRUPT, what)
-
-
-def _jpeg_size(piece: bytes) -> tuple[int, int] | None:
-    """Rows and columns of the first frame header (ITU-T T.81, B.2.2)."""
-    place = 0
-    while place + 9 < len(piece):
-        if piece[place] != 0xFF:
-            place += 1
-            continue
-        marker = piece[place + 1]
-        if marker == 0xFF:
-            place += 1
-        elif marker in _NO_SIZE:
-            place += 2
-        elif 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
-            height, width = struct.unpack_from(">HH", piece, place + 5)
-            return height, width
-        else:
-            place += 2 + struct.unpack_from(">H", piece, place + 2)[0]
-    return None
-
-
-def _jpeg_2000_size(piece: bytes) -> tuple[int, int] | None:
-    """Rows and columns of the SIZ marker (ITU-T T.800, A.5.1)."""
-    place = piece.find(b"\xff\x4f\xff\x51")
-    if place < 0 or place + 24 > len(piece):
-        return None
-    width, height, left, top = struct.unpack_from(">IIII", piece, place + 8)
-    return max(height - top, 0), max(width - left, 0)
-
-
-def _webp_size(piece: bytes) -> tuple[int, int] | None:
-    """Rows and columns of the first chunk (WebP container specification)."""
-    if piece[:4] != b"RIFF" or piece[8:12] != b"WEBP" or len(piece) < 30:
-        return None
-    kind, body = piece[12:16], piece[20:]
-    if kind == b"VP8X":
-        return int.from_bytes(body[7:10], "little") + 1, int.from_bytes(body[4:7], "little") + 1
-    if kind == b"VP8L":
-        bits = int.from_bytes(body[1:5], "little")
-        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-    width, height = struct.unpack_from("<HH", body, 6)
-    return height & 0x3FFF, width & 0x3FFF
-
-
-def _lerc_size(piece: bytes) -> tuple[int, int] | None:
-    """Rows and columns of a Lerc2 header (Esri's lerc, Lerc2.h: key, version, checksum from version 3, size)."""
-    if piece[:6] != b"Lerc2 " or len(piece) < 22:
-        return None
-    version = struct.unpack_from("<i", piece, 6)[0]
-    height, width = struct.unpack_from("<ii", piece, 14 if version >= 3 else 10)
-    return height, width

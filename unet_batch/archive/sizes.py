@@ -1,0 +1,104 @@
+"""How large a compressed picture claims to be, by its header alone.
+
+Knows the headers of the formats that are read, whole files or strips of a TIFF alike. Decodes nothing.
+"""
+
+from __future__ import annotations
+
+import struct
+
+_NO_SIZE = (0xD8, 0x01, *range(0xD0, 0xD8))  # JPEG markers without a length: SOI, TEM, RSTn
+_NO_FRAME = (0xC4, 0xC8, 0xCC)  # DHT, JPG and DAC, between the markers of frames (ITU-T T.81, table B.1)
+
+
+def size_of(name: str, data: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a picture of this format claims; None where its header is none of that format.
+
+    name: JPEG, JPEG2000, PNG, WEBP, LERC, GIF or BMP.
+    """
+    reader = {
+        "JPEG": _jpeg,
+        "JPEG2000": _jpeg_2000,
+        "PNG": _png,
+        "WEBP": _webp,
+        "LERC": _lerc,
+        "GIF": _gif,
+        "BMP": _bmp,
+    }
+    try:
+        return reader[name](data)
+    except struct.error:
+        return None
+
+
+def _png(data: bytes) -> tuple[int, int] | None:
+    """The IHDR chunk (PNG specification, 11.2.1)."""
+    width, height = struct.unpack_from(">II", data, 16)
+    return (height, width) if data[12:16] == b"IHDR" else None
+
+
+def _gif(data: bytes) -> tuple[int, int]:
+    """The logical screen (GIF89a, 18)."""
+    width, height = struct.unpack_from("<HH", data, 6)
+    return height, width
+
+
+def _bmp(data: bytes) -> tuple[int, int]:
+    """BITMAPINFOHEADER, whose height is negative where rows run down; the older header has 16 bits each."""
+    if data[14:18] == b"\x0c\0\0\0":
+        width, height = struct.unpack_from("<HH", data, 18)
+    else:
+        width, height = struct.unpack_from("<ii", data, 18)
+    return abs(height), abs(width)
+
+
+def _jpeg(data: bytes) -> tuple[int, int] | None:
+    """Rows and columns of the first frame header (ITU-T T.81, B.2.2)."""
+    place = 0
+    while place + 9 < len(data):
+        if data[place] != 0xFF:
+            place += 1
+            continue
+        marker = data[place + 1]
+        if marker == 0xFF:
+            place += 1
+        elif marker in _NO_SIZE:
+            place += 2
+        elif 0xC0 <= marker <= 0xCF and marker not in _NO_FRAME:
+            height, width = struct.unpack_from(">HH", data, place + 5)
+            return height, width
+        else:
+            place += 2 + struct.unpack_from(">H", data, place + 2)[0]
+    return None
+
+
+def _jpeg_2000(data: bytes) -> tuple[int, int] | None:
+    """Rows and columns of the SIZ marker (ITU-T T.800, A.5.1)."""
+    place = data.find(b"\xff\x4f\xff\x51")
+    if place < 0 or place + 24 > len(data):
+        return None
+    width, height, left, top = struct.unpack_from(">IIII", data, place + 8)
+    return max(height - top, 0), max(width - left, 0)
+
+
+def _webp(data: bytes) -> tuple[int, int] | None:
+    """Rows and columns of the first chunk (WebP container specification)."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
+        return None
+    kind, body = data[12:16], data[20:]
+    if kind == b"VP8X":
+        return int.from_bytes(body[7:10], "little") + 1, int.from_bytes(body[4:7], "little") + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    width, height = struct.unpack_from("<HH", body, 6)
+    return height & 0x3FFF, width & 0x3FFF
+
+
+def _lerc(data: bytes) -> tuple[int, int] | None:
+    """Rows and columns of a Lerc2 header (Esri's lerc, Lerc2.h: key, version, checksum from version 3, size)."""
+    if data[:6] != b"Lerc2 " or len(data) < 22:
+        return None
+    version = struct.unpack_from("<i", data, 6)[0]
+    height, width = struct.unpack_from("<ii", data, 14 if version >= 3 else 10)
+    return height, width
