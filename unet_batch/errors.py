@@ -293,6 +293,7 @@ class Reason(StrEnum):
     MODEL_OUTPUT_OUT_OF_RANGE = "model.output_out_of_range"
     MODEL_FAILED = "model.failed"
     MODEL_CRASHED = "model.crashed"
+    MODEL_TIMEOUT = "model.timeout"
 
     @property
     def retryable(self) -> bool:
@@ -316,6 +317,7 @@ _RETRYABLE = frozenset(
         Reason.MODEL_OUT_OF_MEMORY,
         Reason.MODEL_FAILED,
         Reason.MODEL_CRASHED,
+        Reason.MODEL_TIMEOUT,
     }
 )
 

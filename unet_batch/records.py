@@ -10,8 +10,8 @@ import contextlib
 import gc
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 ShardFormat = Literal["images", "webdataset", "parquet", "manifest"]
@@ -110,10 +110,19 @@ class Unit:
     format: ShardFormat
     sources: tuple[Source, ...]
     isolate: bool = False
-    """Decode every image in a child process with a deadline, because an earlier try did not come back."""
+    """Decode every image in a child process with limits, because an earlier try did not come back."""
+    settle: bool = False
+    """Write a row whatever the verdict is: it was given twice, by two processes, and judged."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    def without(self, positions: Collection[int]) -> Unit:
+        """The unit of the other sources; its name follows from this one's and from what is left."""
+        if not positions:
+            return self
+        left = tuple(source for position, source in enumerate(self.sources) if position not in positions)
+        return replace(self, unit_id=unit_id(self.unit_id, left), sources=left)
 
     @staticmethod
     def from_json(text: bytes) -> Unit:
@@ -138,6 +147,18 @@ def inventory_digest(sources: Sequence[Source]) -> str:
     for line in sorted(f"{s.key}\0{s.version}\n" for s in sources):
         digest.update(line.encode())
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A source whose verdict may be a machine's."""
+
+    position: int
+    """In its unit."""
+    pages: int
+    reason: str
+    """Of the first page that is in doubt, and its message."""
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +187,13 @@ class Receipt:
     reasons: tuple[tuple[str, int], ...] = ()
     failure: tuple[str, str] | None = None
     """Code and message of an error that left no part (storage, session): the unit is simply not done yet."""
+    held: tuple[Held, ...] = ()
+    """Sources that have no row yet, because a verdict on them is in doubt. The part is that of `unit.without` them;
+    there is none where nothing else was in the unit."""
+    suspect: int | None = None
+    """Position in the unit of the one image that was worked on when it failed, where that is known."""
+    node: str = ""
+    """Where an actor could not start: host, address and Ray's node id; empty for every other receipt."""
     pid: int = 0
     """Process that ran the session."""
     peak_rss_bytes: int = 0
@@ -189,6 +217,7 @@ class Receipt:
         fields["batches"] = tuple((a, b) for a, b in fields["batches"])
         fields["reasons"] = tuple((a, b) for a, b in fields["reasons"])
         fields["failure"] = tuple(fields["failure"]) if fields["failure"] else None
+        fields["held"] = tuple(Held(**held) for held in fields["held"])
         return Receipt(**fields)
 
 

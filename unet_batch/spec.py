@@ -224,15 +224,15 @@ class LimitsSpec(Section):
     broken_shards: Literal["refuse", "publish"] = "refuse"
     """Whether a partition may be published that holds a cut or corrupt shard (its lost images cannot be counted)."""
     image_timeout_s: float = Field(default=60.0, gt=0)
-    """Longest an isolated decode of one image may take."""
+    """Processor time that an isolated decode of a page may take, and longest it may sleep; large images get more."""
     unit_timeout_s: float = Field(default=900.0, gt=0)
-    """Longest a unit may take in one stage before its process is given up."""
+    """Longest a process may finish nothing of its unit: no image read, no page decoded, no batch scored."""
     unit_images: int | None = Field(default=None, ge=1)
     """Most images of a unit; left out: at most 64 of 8 MiB together, as encoded."""
     lease_s: float = Field(default=300.0, ge=3)
     """How long a run that died keeps others from its partitions (on its own machine it is seen to be gone at once)."""
     decode_memory_bytes: int = Field(default=4 << 30, ge=1 << 28)
-    """Address space of an isolated decode."""
+    """Address space of an isolated decode; an image within max_image_pixels gets what its size needs."""
 
     @field_validator("max_rejected", mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import ctypes
 import io
 import os
 import signal
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from unet_batch.archive.decode import decode
+from unet_batch.archive.effort import address_space_bytes, header_pixels
 from unet_batch.archive.isolate import IsolatedDecoder
 from unet_batch.archive.pages import Page
 from unet_batch.contract import ModelInput
@@ -25,6 +27,15 @@ SPEC = ModelInput()
 LIMITS = LimitsSpec()
 HASTY = LimitsSpec(image_timeout_s=0.5)
 LEAN = LimitsSpec(decode_memory_bytes=1 << 28)
+
+
+HEADER_5000 = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 5000, 5000)
+
+
+def jpeg(mode: str = "RGB") -> bytes:
+    file = io.BytesIO()
+    Image.new(mode, (12, 8), "gray").save(file, "JPEG")
+    return file.getvalue()
 
 
 def obey(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
@@ -39,6 +50,11 @@ def obey(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
     elif data == b"hang":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         ctypes.CDLL(None).pause()  # C code that never comes back to the interpreter
+    elif data.endswith(b"spin"):
+        ends = time.process_time() + (1.5 if data.startswith(b"\x89PNG") else 3600)
+        while time.process_time() < ends:
+            pass
+        yield Page(0, 1, np.zeros((1, 1, 3), np.uint8), 1, 1)
     elif data == b"eat":
         yield Page(0, 1, np.ones((1 << 29,), np.uint8), 1, 1)
     elif data == b"print":
@@ -51,12 +67,6 @@ def obey(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
         time.sleep(60)
     else:
         yield from decode(data, spec, limits)
-
-
-def jpeg(mode: str = "RGB") -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, (12, 8), "gray").save(file, "JPEG")
-    return file.getvalue()
 
 
 def multipage() -> bytes:
@@ -114,7 +124,8 @@ def test_every_depth_survives_the_pipe(plain: IsolatedDecoder, dtype: str) -> No
         (b"crash", Reason.DECODE_CRASHED, "SIGSEGV"),
         (b"exit", Reason.DECODE_CRASHED, "exit status 3"),
         (b"nonsense", Reason.DECODE_CRASHED, "nonsense"),
-        (b"hang", Reason.DECODE_TIMEOUT, "image_timeout_s: 0.5"),
+        (b"hang", Reason.DECODE_TIMEOUT, "hung: it computed nothing for limits.image_timeout_s: 0.5"),
+        (b"spin", Reason.DECODE_TIMEOUT, "more than 0.5 s of processor time (limits.image_timeout_s: 0.5"),
     ],
 )
 def test_a_death_is_a_reason_and_the_next_image_is_decoded(
@@ -128,6 +139,47 @@ def test_a_death_is_a_reason_and_the_next_image_is_decoded(
     assert reasons(obedient.decode(jpeg())) == [None]
 
 
+@pytest.mark.slow
+def test_time_that_a_child_did_not_get_is_not_counted(obedient: IsolatedDecoder) -> None:
+    """A machine that is busy with others stops a child for four times its limit: the picture is decoded."""
+    found: list[Page] = []
+    work = threading.Thread(target=lambda: found.extend(obedient.decode(HEADER_5000 + b"spin")))
+    obedient.decode(jpeg())
+    child = obedient._child
+    work.start()
+    time.sleep(0.3)
+    os.kill(child.pid, signal.SIGSTOP)
+    time.sleep(2)
+    os.kill(child.pid, signal.SIGCONT)
+    work.join(30)
+    assert reasons(found) == [None]
+    assert obedient._child is child
+
+
+@pytest.mark.slow
+def test_a_large_picture_has_more_time(obedient: IsolatedDecoder) -> None:
+    """1.5 s of processor time, three times the limit of a small one: its header promises 25 megapixels."""
+    assert reasons(obedient.decode(HEADER_5000 + b"spin")) == [None]
+
+
+@pytest.mark.parametrize(
+    ("data", "pixels"),
+    [(HEADER_5000, 25_000_000), (b"GIF89a" + struct.pack("<HH", 10, 20), 200), (jpeg(), LIMITS.max_image_pixels),
+     (b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 1 << 31, 1 << 31), LIMITS.max_image_pixels),
+     (b"no image", 0), (b"", 0)],
+)  # fmt: skip
+def test_limits_grow_with_what_a_header_promises_and_no_further_than_the_job_allows(data: bytes, pixels: int) -> None:
+    """A header may lie; what it can ask for is bounded by limits.max_image_pixels."""
+    assert header_pixels(data, LIMITS) == pixels
+
+
+def test_default_limits_allow_every_picture_that_the_job_allows() -> None:
+    """50 megapixels of four bands in float32, four times over, and their bytes."""
+    needed = LIMITS.max_image_pixels * 4 * 4 * 4
+    assert address_space_bytes(HEADER_5000, SPEC, LimitsSpec(max_image_pixels=1 << 40)) >= 25_000_000 * 64
+    assert address_space_bytes(jpeg(), SPEC, LIMITS) >= needed
+
+
 def test_eating_memory_is_a_reason() -> None:
     """512 MiB do not fit into 256 MiB: out of memory, not a dead node."""
     with IsolatedDecoder(SPEC, LEAN, decoder="test_isolate:obey") as decoder:
@@ -135,14 +187,26 @@ def test_eating_memory_is_a_reason() -> None:
         assert reasons(decoder.decode(jpeg())) == [None]
 
 
-def test_a_real_picture_that_needs_too_much_memory_is_rejected_by_the_child() -> None:
-    """12,000² RGB need 432 MB; the pixel limit of this job would allow them."""
+@pytest.mark.slow
+def test_a_healthy_picture_may_take_the_memory_that_its_size_needs() -> None:
+    """12,000² RGB need 432 MB, which the pixel limit allows: decoded beside others it would have a mask."""
     file = io.BytesIO()
     Image.new("1", (12_000, 12_000)).save(file, "PNG")
     limits = LimitsSpec(decode_memory_bytes=1 << 28, max_image_pixels=200_000_000)
     with IsolatedDecoder(SPEC, limits) as decoder:
-        assert reasons(decoder.decode(file.getvalue())) == [Reason.DECODE_OUT_OF_MEMORY]
+        assert reasons(decoder.decode(file.getvalue())) == [None]
         assert reasons(decoder.decode(jpeg())) == [None]
+
+
+@pytest.mark.slow
+def test_eating_memory_after_a_large_picture_is_a_reason_still() -> None:
+    """What one image needs is not given to the next."""
+    file = io.BytesIO()
+    Image.new("1", (9_000, 9_000)).save(file, "PNG")
+    limits = LimitsSpec(decode_memory_bytes=1 << 28, max_image_pixels=100_000_000)
+    with IsolatedDecoder(SPEC, limits, decoder="test_isolate:obey") as decoder:
+        assert reasons(decoder.decode(file.getvalue())) == [None]
+        assert reasons(decoder.decode(b"eat")) == [Reason.DECODE_OUT_OF_MEMORY]
 
 
 def test_pages_before_a_crash_are_kept_and_the_rest_are_rejected(obedient: IsolatedDecoder) -> None:

@@ -243,3 +243,30 @@ def test_a_disk_without_a_free_byte_ends_the_run_soon_and_keeps_the_old_rows(fau
     assert (again.ok, again.published, again.exit_code) == (IMAGES, 1, 0)
     assert project.verify() == []
     assert faulty.left_after_sweep() == []
+
+
+def test_a_process_that_stands_still_is_ended_and_its_unit_is_scored_elsewhere(faulty):
+    """A batch that never comes back, once: the limit ends the process, and no image is blamed."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    token = project.folder / "struck"
+    limits = (*LIMITS, "limits.unit_timeout_s=4")
+    code, told = faulty.on_ray("worker", Strike("a batch", 2, "wait", str(token)), overrides=limits)
+    assert token.exists()
+    assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "published")] == [0, IMAGES, 0, 0, 1]
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
+
+
+def test_an_image_of_very_many_tiles_outlives_the_limit(faulty):
+    """Each batch is progress: over 500,000 tiles take several times the limit, and get their row."""
+    project = faulty.project
+    wide = io.BytesIO()
+    Image.new("L", (20_000, 2_000), 255).save(wide, "PNG")
+    project.put(f"{DAY}/wide.png", wide.getvalue())
+    project.fill(DAY, 2)
+    overlap = "tiling.overlap=0.75"
+    code, told = faulty.on_ray("driver", overrides=("limits.unit_timeout_s=3", "limits.unit_images=1", overlap))
+    assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "published")] == [0, 3, 0, 0, 1]
+    assert told["stage_s"]["session_s"] > 3
+    assert project.verify(overlap) == []

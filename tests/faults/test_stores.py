@@ -142,12 +142,12 @@ def test_a_fault_that_lasts_leaves_units_open_and_never_becomes_a_row(project, w
 
 
 def test_an_image_that_may_not_be_read_is_a_fact_and_may_be_tried_again(project, weather):
-    """One call, one rejection; when the permission is there, `failed` scores that image alone."""
+    """Asked for twice, one rejection; when the permission is there, `failed` scores that image alone."""
     project.fill(DAY, IMAGES)
     weather.always("read", "/003.png", PermissionError(errno.EACCES, "not yours"))
     summary = project.run(*LIMITS)
     assert (summary.ok, summary.rejected, summary.published, summary.reasons) == (5, 1, 1, {"read.denied": 1})
-    assert weather.calls["read 003.png"] == 1
+    assert weather.calls["read 003.png"] == 2
     weather.clear()
     again = project.run(*LIMITS, select="failed")
     assert (again.planned, again.ok, again.published) == (1, 1, 1)
@@ -620,3 +620,27 @@ def test_a_run_record_whose_answer_is_lost_is_there(project, weather):
     summary = project.run(*LIMITS)
     assert (summary.exit_code, summary.ok, summary.published, summary.problems) == (0, IMAGES, 1, [])
     assert [n.removesuffix(".json") for n in files_below(project.folder / "out" / "_work" / "runs")] == [summary.run]
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "not yours"), FileNotFoundError(errno.ENOENT, "gone")])
+def test_an_archive_that_is_taken_away_under_way_rejects_no_image(project, weather, monkeypatch, error):
+    """Its policy is removed, or its disk is not mounted any more: exit 3, the command that heals, and it does."""
+    project.fill(DAY, 40)
+    read, reads = LocalStore.read, Counter()
+
+    def taken_away(store, uri, **how):
+        reads.update(["image"] if "/archive/" in uri else [])
+        if "/archive/" in uri and reads["image"] > 30:
+            raise error
+        return read(store, uri, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalStore, "read", taken_away)
+        summary = project.run(*LIMITS, "resources.fetch_threads=1")
+    assert (summary.exit_code, summary.ok, summary.rejected, summary.published) == (3, 30, 0, 0)
+    assert "images that could be read before cannot be read now" in summary.problems[0]
+    assert "run the same command again" in summary.problems[0]
+    assert not project.data(NAME).exists()
+    again = project.run(*LIMITS)
+    assert (again.planned, again.ok, again.rejected, again.published, again.exit_code) == (10, 10, 0, 1, 0)
+    assert project.verify() == []

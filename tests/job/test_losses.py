@@ -15,6 +15,10 @@ class OutOfDiskError(Exception):
     """Stands for Ray's."""
 
 
+class ActorUnavailableError(Exception):
+    """Stands for Ray's, which it raises for an actor that died and will come back."""
+
+
 class RayTaskError(OutOfDiskError):
     """As Ray derives the error of a task from its cause."""
 
@@ -45,6 +49,7 @@ def test_a_full_disk_is_told_once_and_then_forgotten(heard):
 def test_what_an_image_can_have_done_is_no_fault_of_the_machinery(heard):
     """A process that died, or an exception of a stage, is looked into image by image."""
     say(RuntimeError("ActorDiedError"))
+    say(ActorUnavailableError("Socket closed"))
     logging.getLogger(LOGGER).error("no exception at all")
     assert heard.take() is None
 

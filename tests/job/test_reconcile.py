@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -226,3 +227,41 @@ def test_a_full_disk_does_not_count_against_an_image_that_its_process_died_with_
     executor = FakeExecutor(lambda u, _: next(ends) if u.sources[0].uri.endswith("a") else None)
     done, rejected, outcome = drive(executor, unit("a"), unit("x"), unit("y"))
     assert (done, rejected, outcome.open) == (Counter("axy"), {}, [])
+
+
+# Our own limits -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [("silent.score", Reason.MODEL_TIMEOUT), ("silent.decode", Reason.DECODE_TIMEOUT)]
+)
+def test_an_image_that_a_limit_of_ours_ends_twice_is_a_row_that_names_the_limit(code, reason):
+    """The watchdog's note says at which image: its neighbours are not suspected, and nothing is halved."""
+
+    class Limited(FakeExecutor):
+        def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
+            for receipt in super().run(units):
+                many = {u.unit_id for u in units if len(u.sources) > 1}
+                ended = receipt.failure is not None and receipt.unit_id in many
+                yield replace(receipt, suspect=2) if ended else receipt
+
+    text = "limits.unit_timeout_s: 900 allows no more"
+    executor = Limited(lambda u, _: (code, text) if any(s.uri.endswith("c") for s in u.sources) else None)
+    done, rejected, outcome = drive(executor, unit(*"abcdefgh"), unit("x"))
+    assert (done, rejected, outcome.open) == (Counter("abcdefghx"), {"c": reason}, [])
+    assert executor.passes == [2, 2, 1]
+
+
+def test_a_read_that_a_limit_of_ours_ends_is_the_stores_fault():
+    """Open after three tries, and no row."""
+    executor = FakeExecutor(lambda u, _: ("silent.read", "slow") if u.sources[0].uri.endswith("a") else None)
+    done, rejected, outcome = drive(executor, unit("a"), unit("b"))
+    assert (done, rejected, outcome.failures) == (Counter("b"), {}, {"silent.read": "slow"})
+
+
+def test_a_failure_of_one_image_that_does_not_repeat_elsewhere_is_no_row():
+    """One exception on a lone image, or one session without memory."""
+    for code in ("unexpected", "model.failed", "session.out_of_memory"):
+        executor = FakeExecutor(lambda u, tries, code=code: (code, "oops") if tries == 1 and len(u.sources) else None)
+        done, rejected, outcome = drive(executor, unit("a"))
+        assert (done, rejected, outcome.open) == (Counter("a"), {}, [])

@@ -27,6 +27,7 @@ from typing import IO
 
 import numpy as np
 
+from unet_batch.archive.effort import address_space_bytes, processor_s
 from unet_batch.archive.pages import Page
 from unet_batch.contract import ModelInput
 from unet_batch.errors import ImageError, Reason, UnetBatchError
@@ -38,6 +39,8 @@ DONE = b"done"
 EXIT_OUT_OF_MEMORY = 77
 
 _HEADER_MAX_BYTES = 1 << 16
+_LOOKS = 10
+"""How often a child is looked at within limits.image_timeout_s: asleep each time, it hangs."""
 _DYING_S = 5.0  # between a process's closed pipes and its exit status lie milliseconds
 _DTYPES = ("uint8", "uint16", "float32")
 Decoder = Callable[[bytes, ModelInput, LimitsSpec], Iterator[Page]]
@@ -46,14 +49,19 @@ Decoder = Callable[[bytes, ModelInput, LimitsSpec], Iterator[Page]]
 class IsolatedDecoder:
     """`decode` in one child process, which is replaced when it dies. One image at a time; threads wait for each other.
 
-    limits.image_timeout_s: longest a page may take; the kernel's alarm then kills the child, also one stuck in C code.
-    limits.decode_memory_bytes: address space the child may take beyond what it has after its imports.
+    A limit here must not break an image that decodes well beside others, on however loaded a machine. So time is
+    processor time: limits.image_timeout_s for a page, and more for large ones (`effort`); the kernel's timer then kills
+    the child, also one stuck in C code. A child that sleeps for limits.image_timeout_s, and computes nothing, is killed
+    too. Memory is address space beyond what the child has after its imports: limits.decode_memory_bytes, or what the
+    image's size needs.
     """
 
     def __init__(self, spec: ModelInput, limits: LimitsSpec, *, decoder: str = DECODER) -> None:
         """decoder: `module:function` with decode's signature, imported in the child."""
         self._spec, self._limits, self._decoder = spec, limits, decoder
         self._child: subprocess.Popen[bytes] | None = None
+        self._slept = False
+        """Whether the child was killed because it slept."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> IsolatedDecoder:
@@ -73,14 +81,16 @@ class IsolatedDecoder:
         with self._lock:
             child = self._running()
             pages: list[Page] = []
-            whole = False
+            whole, answered, self._slept = False, threading.Event(), False
+            threading.Thread(target=self._wake, args=(child, answered), daemon=True).start()
             try:
                 _send(_pipe(child.stdin), data)
                 pages.extend(self._answers(_pipe(child.stdout)))
                 whole = True
             except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-                rejection = self._obituary(child, error)
+                rejection = self._obituary(child, error, processor_s(data, self._limits))
             finally:
+                answered.set()
                 if not whole:  # also when a KeyboardInterrupt leaves an answer half read
                     self._discard()
             if whole:
@@ -137,7 +147,25 @@ class IsolatedDecoder:
                 content = np.frombuffer(samples, header["dtype"]).reshape(header["shape"])
             yield Page(header["page"], header["pages"], content, header["height"], header["width"], header["largest"])
 
-    def _obituary(self, child: subprocess.Popen[bytes], error: Exception) -> ImageError:
+    def _wake(self, child: subprocess.Popen[bytes], answered: threading.Event) -> None:
+        """Kill a child that sleeps. One that waits for a processor or a disk is awake, and so is one that computes."""
+        look_s = self._limits.image_timeout_s / _LOOKS
+        before, asleep = _life(child.pid), 0
+        if before is None:  # no /proc: only a long wait tells
+            if not answered.wait(self._limits.image_timeout_s * _LOOKS):
+                self._slept = True
+                child.kill()
+            return
+        while not answered.wait(look_s):
+            now = _life(child.pid)
+            asleep = asleep + 1 if now == before and now is not None and now[0] == "S" else 0
+            before = now
+            if asleep >= _LOOKS:
+                self._slept = True
+                child.kill()
+                return
+
+    def _obituary(self, child: subprocess.Popen[bytes], error: Exception, limit_s: float) -> ImageError:
         """Why the child went silent. The message is the same in every run."""
         if not isinstance(error, EOFError | OSError):
             return ImageError(Reason.DECODE_CRASHED, "the decoder answered nonsense")
@@ -145,12 +173,15 @@ class IsolatedDecoder:
             status = child.wait(timeout=_DYING_S)
         except subprocess.TimeoutExpired:
             return ImageError(Reason.DECODE_CRASHED, "the decoder closed its pipes without an answer")
-        if status == -signal.SIGALRM:
-            limit = f"limits.image_timeout_s: {self._limits.image_timeout_s:g}"
-            return ImageError(Reason.DECODE_TIMEOUT, f"decoding took longer than {limit} s")
+        limit = f"limits.image_timeout_s: {self._limits.image_timeout_s:g}"
+        if self._slept:
+            return ImageError(Reason.DECODE_TIMEOUT, f"the decoder hung: it computed nothing for {limit} s")
+        if status == -signal.SIGPROF:
+            took = f"decoding took more than {limit_s:.3g} s of processor time"
+            return ImageError(Reason.DECODE_TIMEOUT, f"{took} ({limit} s, and more for its size): raise that limit")
         if status == EXIT_OUT_OF_MEMORY:
             limit = f"limits.decode_memory_bytes: {self._limits.decode_memory_bytes}"
-            return ImageError(Reason.DECODE_OUT_OF_MEMORY, f"decoding needs more than {limit}")
+            return ImageError(Reason.DECODE_OUT_OF_MEMORY, f"decoding needs more than {limit}: raise that limit")
         how = f"of signal {signal.Signals(-status).name}" if status < 0 else f"with exit status {status}"
         return ImageError(Reason.DECODE_CRASHED, f"the decoder died {how}")
 
@@ -174,17 +205,21 @@ def main() -> None:
     limits = LimitsSpec.model_validate_json(json.dumps(settings["limits"]))
     module, _, name = settings["decoder"].partition(":")
     decoder: Decoder = getattr(importlib.import_module(module), name)
-    _limit(limits)
+    _limit()
+    imported_bytes = _address_space_bytes()
     _send(answers, READY)
     with contextlib.suppress(EOFError):
         while True:
-            _serve(_receive(requests), decoder, spec, limits=limits, answers=answers)
+            data = _receive(requests)
+            _allow(imported_bytes + address_space_bytes(data, spec, limits))
+            _serve(data, decoder, spec, limits=limits, answers=answers)
 
 
 def _serve(data: bytes, decoder: Decoder, spec: ModelInput, *, limits: LimitsSpec, answers: IO[bytes]) -> None:
-    signal.setitimer(signal.ITIMER_REAL, limits.image_timeout_s)
+    limit_s = processor_s(data, limits)
+    signal.setitimer(signal.ITIMER_PROF, limit_s)
     for page in decoder(data, spec, limits):
-        signal.setitimer(signal.ITIMER_REAL, 0)  # a slow parent is no slow image
+        signal.setitimer(signal.ITIMER_PROF, 0)  # what it takes to answer is no decoding
         header: dict[str, object] = {"page": page.page, "pages": page.pages, "height": page.height, "width": page.width}
         header["largest"] = page.largest
         if isinstance(page.content, ImageError):
@@ -194,21 +229,34 @@ def _serve(data: bytes, decoder: Decoder, spec: ModelInput, *, limits: LimitsSpe
             header |= {"dtype": page.content.dtype.name, "shape": page.content.shape}
             _send(answers, json.dumps(header).encode())
             _send(answers, page.content.data)
-        signal.setitimer(signal.ITIMER_REAL, limits.image_timeout_s)
-    signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, limit_s)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     _send(answers, DONE)
 
 
-def _limit(limits: LimitsSpec) -> None:
-    """Default alarm (it kills, even inside C code), no core dumps, and a ceiling on address space."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})  # masks are inherited
+def _limit() -> None:
+    """Default action of the timer (it kills, even inside C code), and no core dumps."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})  # masks are inherited
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    ceiling = _address_space_bytes() + limits.decode_memory_bytes
+
+
+def _allow(ceiling: int) -> None:
+    """Set the ceiling on address space for the next image."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     soft = ceiling if hard == resource.RLIM_INFINITY else min(ceiling, hard)
     with contextlib.suppress(ValueError, OSError):  # macOS knows the limit, and refuses to set it
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _life(pid: int) -> tuple[str, int] | None:
+    """State and ticks of processor time of a process, by proc(5); None where the kernel does not say."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return fields[0], int(fields[11]) + int(fields[12])
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def _address_space_bytes() -> int:

@@ -6,58 +6,26 @@ pixels, or its receipt.
 
 from __future__ import annotations
 
-import contextlib
-import faulthandler
 import logging
 import os
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pyarrow as pa
 
+from unet_batch.archive.storage import Storage
 from unet_batch.errors import SessionBroken, UnetBatchError
+from unet_batch.job.load import Fetched
 from unet_batch.job.loaded import Loaded, from_arrow, to_arrow
-from unet_batch.job.stages import Fetched
+from unet_batch.job.notes import StoredNotes
+from unet_batch.job.watchdog import Stage, Watch, of_this_process
 from unet_batch.job.worker import Settings, build_infer, build_load
 from unet_batch.model.session import Device
 from unet_batch.records import Receipt, Unit
+from unet_batch.table.layout import Layout
 
 log = logging.getLogger(__name__)
-
-
-class _Deadlines:
-    """Ends this process when a stage works on one unit for too long.
-
-    faulthandler's timer lives in C, so it fires even when a decoder hangs with the GIL held. There is one timer per
-    process: it is always set to the earliest deadline of the units that are being worked on.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
-        self._ends: list[float] = []
-        self._lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        end = time.monotonic() + self._timeout_s
-        self._change(add=end)
-        try:
-            yield
-        finally:
-            self._change(remove=end)
-
-    def _change(self, *, add: float | None = None, remove: float | None = None) -> None:
-        with self._lock:
-            if add is not None:
-                self._ends.append(add)
-            if remove is not None:
-                self._ends.remove(remove)
-            if self._ends:
-                left_s = max(min(self._ends) - time.monotonic(), 0.001)
-                faulthandler.dump_traceback_later(left_s, exit=True)
-            else:
-                faulthandler.cancel_dump_traceback_later()
 
 
 class LoadActor:
@@ -65,7 +33,7 @@ class LoadActor:
 
     def __init__(self, settings: Settings) -> None:
         self._load = build_load(settings)
-        self._deadline = _Deadlines(settings.job.limits.unit_timeout_s)
+        self._watch = _watch(settings)
         self._core = threading.Lock()
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -75,20 +43,21 @@ class LoadActor:
 
     def fetch(self, table: pa.Table) -> Fetched:
         """The encoded images of a row's unit."""
-        with self._deadline():
-            return self._load.fetch(Unit.from_json(table.column("unit")[0].as_py()))
+        unit = Unit.from_json(table.column("unit")[0].as_py())
+        with self._watch(unit, "read") as watch:
+            return self._load.fetch(unit, watch.step)
 
     def decode(self, fetched: Fetched) -> Loaded:
         """The pixels of a unit."""
-        with self._deadline():
-            return self._load.decode(fetched)
+        with self._watch(fetched.unit, "decode") as watch:
+            return self._load.decode(fetched, watch.step)
 
 
 class InferActor:
     """Infer in a Ray actor: a loaded unit in, its receipt out, as one row."""
 
     def __init__(self, settings: Settings, threads: int, gpu_share: float) -> None:
-        self._deadline = _Deadlines(settings.job.limits.unit_timeout_s)
+        self._watch = _watch(settings)
         self._failure: tuple[str, str] | None = None
         try:
             self._infer = build_infer(settings, Device(threads=threads, gpu_share=gpu_share or None))
@@ -105,8 +74,8 @@ class InferActor:
         if self._failure is not None:
             return _receipt_row(Receipt(loaded.unit.unit_id, loaded.unit.partition, 0, 0, 0, failure=self._failure))
         try:
-            with self._deadline():
-                return _receipt_row(self._infer(loaded))
+            with self._watch(loaded.unit, "score") as watch:
+                return _receipt_row(self._infer(loaded, watch.step))
         except SessionBroken:
             log.exception("the session is broken: this process leaves, and a fresh one takes its place")
             os._exit(1)  # an exception would keep the broken process; ray.actor.exit_actor() is not restarted
@@ -127,6 +96,14 @@ class ScoreActor:
         fetched = self._loader.fetch(table)
         with self._core:
             return self._scorer.score(self._loader.decode(fetched))
+
+
+def _watch(settings: Settings) -> Callable[[Unit, Stage], AbstractContextManager[Watch]]:
+    """Watches a stage of a unit with the one watchdog of this process."""
+    job = settings.job
+    notes = StoredNotes(Storage(job.output.options), Layout(job.output.uri), settings.run_id)
+    dog, limit_s = of_this_process(), job.limits.unit_timeout_s
+    return lambda unit, stage: dog.watch(unit, stage, limit_s=limit_s, notes=notes)
 
 
 def _receipt_row(receipt: Receipt) -> pa.Table:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import AlreadyExists
+from unet_batch.job.notes import LoggedNotes
+from unet_batch.job.watchdog import of_this_process
 from unet_batch.job.worker import Settings, build_infer, build_load
 from unet_batch.model.session import Device
 from unet_batch.records import Receipt, Unit
@@ -43,9 +47,21 @@ class LocalExecutor:
                 tried = False
             except AlreadyExists:
                 tried = True
-            yield self._infer(self._load(replace(unit, isolate=True) if tried else unit))
-            self._store.delete(marker)
+            receipt = self._scored(replace(unit, isolate=True) if tried else unit)
+            yield receipt
+            if not receipt.held:  # else it may have killed an earlier process, and has no row that says so
+                self._store.delete(marker)
             self._begun = None
+
+    def _scored(self, unit: Unit) -> Receipt:
+        """Nothing is limited here; the watchdog only prints where a slow unit stands."""
+        watch = functools.partial(of_this_process().watch, unit, limit_s=math.inf, notes=LoggedNotes())
+        with watch("read") as reading:
+            fetched = self._load.fetch(unit, reading.step)
+        with watch("decode") as decoding:
+            loaded = self._load.decode(fetched, decoding.step)
+        with watch("score") as scoring:
+            return self._infer(loaded, scoring.step)
 
     def close(self) -> None:
         """Remove the marker of a unit that was left in the middle: this process lives, so the unit did not kill it."""

@@ -22,9 +22,11 @@ _MACHINERY = {
     "ObjectStoreFullError": "the object store is full: give Ray more memory for it, or lower limits.unit_images",
     "ObjectLostError": "pixels were lost with the node or the process that held them",
     "NodeDiedError": "a node was lost",
-    "ActorUnavailableError": "an actor could not be reached over the network",
 }
-"""By the name of Ray's exception or of a class above it; the death of a process is not among them."""
+"""By the name of Ray's exception or of a class above it; the death of a process is not among them.
+
+Nor is ActorUnavailableError: Ray 2.60 raises it for every task of an actor whose process died (measured), and says
+"Socket closed". A network that breaks off for a moment looks the same, and costs the unit one more try alone."""
 
 
 class Losses(logging.Handler):

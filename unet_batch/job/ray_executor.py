@@ -15,16 +15,21 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from unet_batch.errors import HandoverFailed, JobError, UnetBatchError
+from unet_batch.archive.storage import Storage
+from unet_batch.errors import HandoverFailed, JobError, StorageError, UnetBatchError
 from unet_batch.job.actors import InferActor, LoadActor, ScoreActor
+from unet_batch.job.faults import SILENT_DECODE, SILENT_READ, SILENT_SCORE
 from unet_batch.job.losses import Losses
+from unet_batch.job.notes import StoredNotes
 from unet_batch.job.plan import UNITS_AT_ONCE, Placement, place
 from unet_batch.job.ray_start import start
+from unet_batch.job.watchdog import Note
 from unet_batch.job.worker import Settings
 from unet_batch.records import Receipt, Unit
+from unet_batch.table.layout import Layout
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +55,8 @@ class RayExecutor:
         self._settings = settings
         self._address = address
         self._losses = Losses()
+        output = settings.job.output
+        self._notes = StoredNotes(Storage(output.options), Layout(output.uri), settings.run_id)
         self.fault: HandoverFailed | None = None
         started = time.perf_counter()
         self._ray = start(address)
@@ -79,6 +86,8 @@ class RayExecutor:
         feeder.start()
         patience_s = SILENCE_S + self._settings.job.limits.unit_timeout_s
         heard_s = time.monotonic()
+        missing = {unit.unit_id: unit for unit in units}
+        slow: dict[str, Note] = {}
         try:
             while True:
                 try:
@@ -87,6 +96,8 @@ class RayExecutor:
                 except queue.Empty:
                     if (full := _full_disk()) is not None:
                         raise full from None
+                    if (now := self._slow(missing)) != slow:  # inside a large image there are no receipts
+                        slow, heard_s = now, time.monotonic()
                     if time.monotonic() - heard_s < patience_s:
                         continue
                     log.error(
@@ -97,15 +108,41 @@ class RayExecutor:
                     self._ray = start(self._address)
                     return
                 if found is None:
+                    yield from self._ended_by_limits(missing)
                     return
                 if isinstance(found, BaseException):
                     raise _full_disk() or found
+                missing.pop(found.unit_id, None)
                 yield found
                 heard_s = time.monotonic()  # whoever asks may have published meanwhile, which is no silence
         finally:
             stopping.set()
             feeder.join(STOP_S)  # a pipeline that outlives its cluster asks a dead one for news
             self.fault = self._losses.take() or _full_disk()
+
+    def _slow(self, missing: Mapping[str, Unit]) -> dict[str, Note]:
+        """Where slow units stand, told to whoever watches; nothing where the store does not say."""
+        try:
+            found = {note.unit_id: note for note in self._notes.all() if note.unit_id in missing}
+        except StorageError as error:
+            log.debug("no notes: %s", error)
+            return {}
+        for note in found.values():
+            log.info("%s", note)
+        return found
+
+    def _ended_by_limits(self, missing: Mapping[str, Unit]) -> Iterator[Receipt]:
+        """Receipts of the units whose process our own limit ended: it left a note, and nothing else can tell."""
+        for note in [note for note in (self._slow(missing) if missing else {}).values() if note.ended]:
+            unit = missing[note.unit_id]
+            self._notes.remove(note.unit_id)
+            text = (
+                f"nothing was finished for {note.silent_s:.0f} s ({note}), and limits.unit_timeout_s: "
+                f"{self._settings.job.limits.unit_timeout_s:g} allows no more; raise it if the image is healthy"
+            )
+            code = {"read": SILENT_READ, "decode": SILENT_DECODE, "score": SILENT_SCORE}[note.stage]
+            suspect = note.source if len(unit.sources) > 1 else None
+            yield Receipt(unit.unit_id, unit.partition, 0, 0, 0, failure=(code, text), suspect=suspect)
 
     def close(self) -> None:
         """Leave the cluster; an embedded one ends."""

@@ -1,42 +1,26 @@
-"""The end of a run is a comparison of receipts with the plan: lost units go round again, smaller and in isolation.
+"""The end of a run is a comparison of receipts with the plan: what did not come back goes round again, by the rule.
 
-A unit without a receipt was lost with its process. It is decoded in isolation next time, then halved, until the one
-poisonous image is alone and becomes a rejection; innocent neighbours are scored on the way. Faults of the machinery
-(storage, memory of the host, a full disk between two actors) never become rows: their units stay open.
+The rule stands in `faults`: what happens to a unit by the way it ended, and which verdicts on images are in doubt. This
+module counts: how often each unit ended how, which images were held back, and when so many fail alike that the fault is
+not in their images. Every unit ends with a part, or stays open with a sentence; nothing is lost in between.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from unet_batch.errors import (
-    ContractError,
-    HandoverFailed,
-    ImageError,
-    JobError,
-    ModelRefused,
-    ProviderMissing,
-    Reason,
-    TooLate,
-    UnetBatchError,
-)
+from unet_batch.errors import HandoverFailed, ImageError, TooLate, UnetBatchError
+from unet_batch.job import faults
+from unet_batch.job.faults import Act, course
+from unet_batch.job.judge import Judge, Readable
 from unet_batch.job.plan import halves
 from unet_batch.records import Receipt, Unit
 
 log = logging.getLogger(__name__)
-
-SYSTEMATIC = 4
-"""Fewer failing units than this prove nothing about the machinery."""
-HOPELESS = 64
-"""After so many failing units and not one scored image, the rest is not tried."""
-RETRIES = 2
-"""How often a unit goes round again after a fault of the machinery."""
-FATAL = {cls.code: cls for cls in (ProviderMissing, ContractError, ModelRefused, JobError)}
-HALVED = ("model.failed", "model.shape_mismatch", "unexpected")
-"""Failures that one image can cause: its unit is halved until that image is alone."""
 
 
 class Executor(Protocol):
@@ -73,18 +57,22 @@ def score(
     *,
     done: Callable[[Unit, Receipt], None],
     reject: Callable[[Unit, ImageError], Receipt],
+    readable: Readable | None = None,
+    scored_before: int = 0,
 ) -> Outcome:
     """Run the units until each has a receipt or no more chances.
 
-    done: called once for every unit with a part. reject: writes the part of a unit whose one image no process survives.
+    done: called once for every unit with a part. reject: writes the part of a unit whose one image gets a reason.
+    readable: whether images can be read now that could be read before; asked before refused reads become rows.
+    scored_before: images that earlier runs scored with the same fingerprint.
     Raises ProviderMissing, ContractError, ModelRefused or JobError at the first receipt that tells of one, and
     UnetBatchError when most units fail alike.
     """
-    reconciliation = _Reconciliation(executor, mark, done, reject)
+    reconciliation = _Reconciliation(executor, done, reject, Judge(mark, readable, scored_before), mark)
     waiting = list(units)
     while waiting:
-        alone = [u for u in waiting if u.isolate and len(u.sources) == 1]
-        together = [u for u in waiting if not (u.isolate and len(u.sources) == 1)]
+        alone = [u for u in waiting if reconciliation.runs_alone(u)]
+        together = [u for u in waiting if not reconciliation.runs_alone(u)]
         # A single suspect runs by itself: nobody else's crash may be counted against it.
         passes = ([together] if together else []) + [[unit] for unit in alone]
         waiting = [unit for some in passes for unit in reconciliation.run(some)]
@@ -99,91 +87,152 @@ class _Reconciliation:
     def __init__(
         self,
         executor: Executor,
-        mark: str,
         done: Callable[[Unit, Receipt], None],
         reject: Callable[[Unit, ImageError], Receipt],
+        judge: Judge,
+        mark: str,
     ) -> None:
         self.outcome = Outcome()
         self._executor = executor
         self._mark = mark
         self._done = done
         self._reject = reject
-        self._tries: dict[tuple[str, str], int] = {}
-        self._scored = 0
-        """Images with a row."""
+        self._judge = judge
+        self._times: Counter[tuple[str, str]] = Counter()
+        """How often a unit ended how."""
         self._failed = 0
         """Units, of whatever size, that failed as an image can make them fail."""
-        self._condemned: list[tuple[Unit, str]] = []
-        """Single images that failed so in this pass."""
-        self._blamed = 0
         self._suspects: set[str] = set()
         """Units that were lost once, and run again in isolation."""
+        self._alone: set[str] = set()
+        """Units, and halves of units, that were lost: each single image among them has a pass to itself."""
         self._lost_twice: set[str] = set()
         self._dry = 0
         """Passes in a row from which the machinery let nothing come back."""
         self._unfit = 0
         """Single images in a row that the machinery did not let through."""
+        self._stopped: tuple[str, str] | None = None
+        """Code and message of a fault that nothing gets past: what waits is left open."""
+
+    def runs_alone(self, unit: Unit) -> bool:
+        """Whether a unit's one image may have killed its process, or needs the room of others."""
+        return len(unit.sources) == 1 and unit.unit_id in self._alone
 
     def run(self, units: Sequence[Unit]) -> list[Unit]:
         """Run the units once; the units to run next."""
+        if self._stopped is not None:
+            return self._left_open(units, *self._stopped)
         fault = self._executor.fault
-        if fault is not None and (self._dry > RETRIES or self._unfit >= SYSTEMATIC):
+        if fault is not None and (self._dry > faults.RETRIES or self._unfit >= faults.SYSTEMATIC):
             return self._left_open(units, fault.code, str(fault))
         missing = {unit.unit_id: unit for unit in units}
+        again = self._receive(units, missing)
+        if self._stopped is not None:
+            return self._left_open([*again, *self._judge.taken(), *missing.values()], *self._stopped)
+        fault = self._executor.fault
+        if missing and fault is not None:
+            return [*again, *self._after_judgement(), *self._after_fault(list(missing.values()), fault, units)]
+        self._dry = self._unfit = 0
+        # A process that dies takes other units along; only a second loss, in isolation, speaks of the unit itself.
+        self._lost_twice |= self._suspects & missing.keys()
+        _refuse_systematic(len(self._lost_twice), len(self._suspects), "their processes died or ran out of time")
+        again += self._after_judgement()
+        for unit in missing.values():
+            again += self._after_end(unit, faults.LOST, "its process died while it was alone")
+        return again
+
+    def _receive(self, units: Sequence[Unit], missing: dict[str, Unit]) -> list[Unit]:
+        """Take the receipts of a pass, and what they ask for; `missing` keeps the units without one."""
         again: list[Unit] = []
-        self._condemned = []
+        in_a_row, enough = 0, faults.IN_A_ROW + 2 * self._executor.workers
         for receipt in self._executor.run(units):
             unit = missing.pop(receipt.unit_id, None)
             if unit is None:
                 continue  # a task that Ray ran twice; its part is the same part
             if receipt.failure is None:
-                self._scored += len(unit.sources)
-                self._done(unit, receipt)
-                continue
-            again += self._after_failure(unit, *receipt.failure)
-        fault = self._executor.fault
-        if missing and fault is not None:
-            self._judge()
-            return again + self._after_fault(list(missing.values()), fault, units)
-        self._dry = self._unfit = 0
-        # A process that dies takes other units along; only a second loss, in isolation, speaks of the unit itself.
-        self._lost_twice |= self._suspects & missing.keys()
-        _refuse_systematic(len(self._lost_twice), len(self._suspects), "their processes died or ran out of time")
-        self._judge()
-        return again + [next_unit for unit in missing.values() for next_unit in self._after_loss(unit)]
+                refused = self._arrived(unit, receipt)
+            else:
+                again += self._after_end(unit, *receipt.failure, suspect=receipt.suspect)
+                refused = receipt.failure if faults.is_machines(receipt.failure[0]) else None
+            in_a_row = in_a_row + 1 if refused is not None else 0
+            if refused is not None and in_a_row >= enough:
+                self._stopped, in_a_row = self._lasting(unit, *refused), 0
+                if self._stopped is not None:
+                    break
+        return again
 
-    def _after_failure(self, unit: Unit, code: str, message: str) -> list[Unit]:
-        if code in FATAL:
-            raise FATAL[code](message)
+    def _arrived(self, unit: Unit, receipt: Receipt) -> tuple[str, str] | None:
+        """Take a part, and the images held back from it; reason and message where nothing but refused reads came."""
+        part = unit.without([held.position for held in receipt.held])
+        if part.sources:
+            self._judge.scored(part)
+            self._done(part, receipt)
+        self._judge.hold(unit, receipt.held)
+        refused = [held for held in receipt.held if held.reason in faults.NOT_READABLE]
+        return (refused[0].reason, refused[0].message) if refused and not part.sources else None
+
+    def _lasting(self, unit: Unit, code: str, message: str) -> tuple[str, str] | None:
+        """Code and message of what stops the pass, unless other images can be read."""
+        if code not in faults.NOT_READABLE:
+            return code, message
+        sentence = self._judge.withdrawn(unit, message)
+        return None if sentence is None else (code, sentence)
+
+    def _after_end(self, unit: Unit, code: str, message: str, *, suspect: int | None = None) -> list[Unit]:
+        """What the rule says of a unit that ended so."""
+        times, ways = self._times, course(code)
+        if code == faults.LOST and unit.isolate and not times[unit.unit_id, code]:
+            times[unit.unit_id, code] = 1  # as a whole, before it was halved
+        times[unit.unit_id, code] += 1
+        act = ways.act(len(unit.sources), times[unit.unit_id, code])
         if code == TooLate.code:
             self.outcome.open.append(unit)
             self.outcome.late += len(unit.sources)
             return []
-        if code in HALVED:
+        if ways.reason is not None and code != faults.LOST:
             self._failed += 1
-            if not self._scored and self._failed >= HOPELESS:
+            if not self._judge.images_scored and self._failed >= faults.HOPELESS:
                 _refuse_systematic(self._failed, self._failed, message)
-        if code == "unit.too_large" or (code in HALVED and len(unit.sources) > 1):
-            return [replace(half, isolate=unit.isolate) for half in halves(unit, self._mark)]
-        if code in HALVED:
-            self._condemned.append((unit, message))
-            return []
-        return [unit] if self._tried(unit) <= RETRIES else self._left_open([unit], code, message)
+        if code == faults.LOST and not unit.isolate:
+            self._suspects.add(unit.unit_id)
+        if code in (faults.LOST, HandoverFailed.code):
+            self._alone.add(unit.unit_id)
+        if act is Act.END:
+            raise faults.ENDS[code](message)
+        if act is Act.HALVE:
+            return self._smaller(unit, code, suspect)
+        if act is Act.OPEN:
+            return self._left_open([unit], code, message)
+        if act is Act.ROW and ways.reason is not None:
+            self._judge.condemn(unit, ways.reason, message)
+            return self._after_judgement() if code == faults.LOST else []
+        return [replace(unit, isolate=True)] if act is Act.APART else [unit]
+
+    def _smaller(self, unit: Unit, code: str, suspect: int | None) -> list[Unit]:
+        if suspect is not None:
+            found, others = unit.without(set(range(len(unit.sources))) - {suspect}), unit.without({suspect})
+            return [replace(found, isolate=True), others]
+        pieces = [replace(half, isolate=unit.isolate or code == faults.LOST) for half in halves(unit, self._mark)]
+        if code == faults.LOST:
+            self._alone |= {piece.unit_id for piece in pieces}
+        return pieces
+
+    def _after_judgement(self) -> list[Unit]:
+        """Write the rows that are certain, leave open what is no image's fault, and run the rest again."""
+        verdict = self._judge.judge()
+        for unit, error in verdict.rows:
+            self._done(unit, self._reject(unit, error))
+        for units, code, message in verdict.open:
+            self._left_open(units, code, message)
+        return verdict.again
 
     def _left_open(self, units: Sequence[Unit], code: str, message: str) -> list[Unit]:
-        first = units[0]
-        log.error("%d unit(s) left open, %s of %s: %s", len(units), first.unit_id, first.partition, message)
-        self.outcome.open += units
-        self.outcome.failures[code] = message
+        if units:
+            first = units[0]
+            log.error("%d unit(s) left open, %s of %s: %s", len(units), first.unit_id, first.partition, message)
+            self.outcome.open += units
+            self.outcome.failures[code] = message
         return []
-
-    def _judge(self) -> None:
-        """Reject the images that failed alone, unless more images failed than were ever scored."""
-        self._blamed += len(self._condemned)
-        if self._condemned:
-            _refuse_systematic(self._blamed, self._blamed + self._scored, self._condemned[0][1])
-        for unit, message in self._condemned:
-            self._rejected(unit, Reason.MODEL_FAILED, message)
 
     def _after_fault(self, lost: Sequence[Unit], fault: HandoverFailed, units: Sequence[Unit]) -> list[Unit]:
         """Smaller units need less room between two actors; nobody is suspected, and nobody is rejected."""
@@ -193,36 +242,14 @@ class _Reconciliation:
         for unit in lost:
             if len(unit.sources) > 1:
                 again += halves(unit, self._mark) if unit.isolate else [replace(unit, isolate=True)]
-            elif self._tried(unit, fault.code) <= RETRIES:
-                again.append(replace(unit, isolate=True))
-            else:
-                self._unfit += 1
-                again += self._left_open([unit], fault.code, str(fault))
+                continue
+            next_units = self._after_end(unit, fault.code, str(fault))
+            self._unfit += not next_units
+            again += next_units
         return again
-
-    def _after_loss(self, unit: Unit) -> list[Unit]:
-        if not unit.isolate:
-            self._suspects.add(unit.unit_id)
-            return [replace(unit, isolate=True)]
-        if len(unit.sources) > 1:
-            return halves(unit, self._mark)
-        if self._tried(unit) == 1:
-            return [unit]
-        return self._rejected(
-            unit, Reason.MODEL_CRASHED, "its process died or ran out of time twice while it was alone"
-        )
-
-    def _tried(self, unit: Unit, how: str = "") -> int:
-        """How often a unit was tried and ended so, this time included."""
-        self._tries[unit.unit_id, how] = self._tries.get((unit.unit_id, how), 0) + 1
-        return self._tries[unit.unit_id, how]
-
-    def _rejected(self, unit: Unit, reason: Reason, message: str) -> list[Unit]:
-        self._done(unit, self._reject(unit, ImageError(reason, message)))
-        return []
 
 
 def _refuse_systematic(count: int, units: int, what: str) -> None:
     """When most fail it is not their images: stop, rather than reject an archive image by image."""
-    if count >= SYSTEMATIC and count > units / 2:
+    if faults.systematic(count, units):
         raise UnetBatchError(f"{count} of {units} units failed alike, so the fault is not in their images: {what}")

@@ -25,6 +25,7 @@ from unet_batch.errors import (
     UnetBatchError,
     overall,
 )
+from unet_batch.job.controls import Controls
 from unet_batch.job.gate import check_unit
 from unet_batch.job.lease import Leases
 from unet_batch.job.plan import PartitionPlan, Select, units, wants
@@ -277,7 +278,11 @@ class _Run:
                 return reject_unit(prepared.job, unit, error, nobody)
 
             try:
-                outcome = score(executor, todo, self._mark, done=done, reject=reject)
+                before = sum(len(p.sources) - len(p.open) for p in work)
+                controls = Controls(prepared, work)
+                outcome = score(
+                    executor, todo, self._mark, done=done, reject=reject, readable=controls, scored_before=before
+                )
             finally:
                 seconds = time.perf_counter() - clock
                 self._scoring_s += seconds

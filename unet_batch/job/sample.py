@@ -17,10 +17,10 @@ from unet_batch.archive.window import Window
 from unet_batch.errors import ImageError, JobError, UnetBatchError
 from unet_batch.imaging.preprocess import normalize
 from unet_batch.imaging.tiling import grid
+from unet_batch.job.load import Load
 from unet_batch.job.loaded import Loaded, pixels_of
 from unet_batch.job.plan import plan_partition, units
 from unet_batch.job.prepare import Prepared
-from unet_batch.job.stages import Load
 from unet_batch.job.survey import archive_partitions
 from unet_batch.records import Unit, image_key
 

@@ -10,7 +10,8 @@ from unet_batch.archive.isolate import DECODER
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import ContractError
 from unet_batch.job.gate import SessionUnderTest, check_references, compare
-from unet_batch.job.stages import Infer, Load
+from unet_batch.job.load import Load
+from unet_batch.job.stages import Infer
 from unet_batch.model.batching import Batcher
 from unet_batch.model.contract import Model
 from unet_batch.model.ensemble import Ensemble

@@ -66,6 +66,9 @@ class Layout:
     def attempt(self, unit_id: str) -> str:
         return f"{self._root}/_work/attempts/{unit_id}"
 
+    def note(self, unit_id: str) -> str:
+        return f"{self.attempt(unit_id)}.note"
+
     def report(self, run_id: str) -> str:
         return f"{self.reports}/{run_id}.html"
 

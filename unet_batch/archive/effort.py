@@ -1,0 +1,47 @@
+"""What decoding one image may cost, by its encoded bytes and the pixels its header promises: seconds and address space.
+
+Pure functions of bytes and limits; opens nothing. The bounds are far above what any allowed format needs, because they
+judge suspects only: an image that decodes well beside others must decode well in isolation, on a loaded machine too.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from unet_batch.contract import ModelInput
+from unet_batch.spec import LimitsSpec
+
+SECONDS_PER_PIXEL = 2e-6
+"""Of processor time. JPEG and PNG take 10 to 30 ns per pixel here, JPEG 2000 and LZMA a few hundred."""
+SECONDS_PER_BYTE = 1e-6
+"""Of processor time per encoded byte: a hundredth of zlib's speed."""
+COPIES = 4
+"""Of all samples in float32 that a decode holds at once at most: decoded, converted, turned, answered."""
+
+_SIZED_LATER = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF", b"\x93NUMPY", b"\xff\xd8\xff", b"BM")
+"""First bytes of images whose size is not at a fixed place: as large as the job allows, for all that is known here."""
+
+
+def header_pixels(data: bytes, limits: LimitsSpec) -> int:
+    """Pixels that the header promises, at most limits.max_image_pixels; 0 for bytes that begin like no image."""
+    if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
+        columns, rows = struct.unpack(">II", data[16:24])
+        return int(min(rows * columns, limits.max_image_pixels))
+    if data[:4] == b"GIF8" and len(data) >= 10:
+        columns, rows = struct.unpack("<HH", data[6:10])
+        return int(min(rows * columns, limits.max_image_pixels))
+    if data.startswith(_SIZED_LATER):
+        return limits.max_image_pixels
+    return 0
+
+
+def processor_s(data: bytes, limits: LimitsSpec) -> float:
+    """Seconds of processor time that one page may take."""
+    work_s = len(data) * SECONDS_PER_BYTE + header_pixels(data, limits) * SECONDS_PER_PIXEL
+    return limits.image_timeout_s + work_s
+
+
+def address_space_bytes(data: bytes, spec: ModelInput, limits: LimitsSpec) -> int:
+    """Bytes that a decode may take: limits.decode_memory_bytes, or what an image of its size needs."""
+    samples = max(4, spec.channels)
+    return max(limits.decode_memory_bytes, header_pixels(data, limits) * samples * 4 * COPIES + 4 * len(data))

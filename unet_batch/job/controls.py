@@ -1,0 +1,48 @@
+"""Controls: images that could be read before, asked for again when a store refuses others.
+
+A store that refuses one object among readable ones says something about that object. One that refuses what it gave a
+moment ago says something about itself: a policy was changed, a disk is not mounted any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from unet_batch.archive.shards import read_unit
+from unet_batch.errors import ImageError, StorageError
+from unet_batch.job.faults import NOT_READABLE
+from unet_batch.job.plan import PartitionPlan, units
+from unet_batch.job.prepare import Prepared
+from unet_batch.records import Unit
+
+
+class Controls:
+    """Whether an image of a partition can be read now that could be read before. A `judge.Readable`."""
+
+    def __init__(self, prepared: Prepared, work: Sequence[PartitionPlan]) -> None:
+        """work: the partitions of this run; images of them that earlier runs scored are controls, too."""
+        self._prepared = prepared
+        self._plans = {plan.partition: plan for plan in work}
+
+    def __call__(self, partition: str, scored: Sequence[Unit]) -> bool | None:
+        """Whether the last image of one of some units can be read; None where no image is known."""
+        job, asked = self._prepared.job, scored or self._earlier(partition)
+        for unit in asked:
+            single = replace(unit, sources=unit.sources[-1:])
+            try:
+                (found,) = (content for _, content in read_unit(self._prepared.archive, job.input, single, job.limits))
+            except StorageError:
+                return False
+            if not isinstance(found, ImageError) or found.reason not in NOT_READABLE:
+                return True
+        return False if asked else None
+
+    def _earlier(self, partition: str) -> Sequence[Unit]:
+        plan = self._plans.get(partition)
+        if plan is None:
+            return ()
+        left = {source.key for source in plan.open}
+        known = [source for source in plan.sources if source.key not in left and source.problem is None]
+        scored = replace(plan, open=tuple(known[-1:]))
+        return units(scored, self._prepared.job, self._prepared.fingerprint, workers=1)

@@ -1,0 +1,193 @@
+"""Verdicts on single images that may be a machine's: held back, asked for once more elsewhere, and then judged.
+
+Knows counts and the rule of `faults`; knows no executor. An image that was held back has no part, so nothing of it can
+be published before the judgement.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from unet_batch.errors import ContractError, ImageError, Reason, UnetBatchError
+from unet_batch.job import faults
+from unet_batch.records import Held, Unit, unit_id
+
+Readable = Callable[[str, Sequence[Unit]], bool | None]
+"""Whether an image of a partition can be read now, one of these units' or one that an earlier run scored; None where no
+image is known that ever could."""
+
+CONTROLS = 3
+"""Units of a partition that are remembered as having been read."""
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What a judgement ends in."""
+
+    rows: list[tuple[Unit, ImageError]] = field(default_factory=list)
+    """Units of one image with one page, and the rejection each gets."""
+    again: list[Unit] = field(default_factory=list)
+    """Units to run once more: for a second verdict, or to write the rows of several pages."""
+    open: list[tuple[list[Unit], str, str]] = field(default_factory=list)
+    """Units that stay open, with code and message."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Doubt:
+    unit: Unit
+    """Of one source."""
+    reason: Reason
+    message: str
+    pages: int
+
+
+class Judge:
+    """Collects doubts during a pass and judges them at its end."""
+
+    def __init__(self, mark: str, readable: Readable | None, scored_before: int) -> None:
+        """scored_before: images that earlier runs scored with the same fingerprint."""
+        self.images_scored = 0
+        self._scored_before = scored_before
+        self._mark = mark
+        self._readable = readable
+        self._controls: dict[str, deque[Unit]] = {}
+        self._new: list[_Doubt] = []
+        self._times: Counter[str] = Counter()
+        """Verdicts in doubt, by the source's unit."""
+        self._blamed: Counter[Reason] = Counter()
+        """Images that failed alike, twice each."""
+        self._refused: dict[str, set[str]] = {}
+        """URIs of objects that were refused, by partition."""
+        self._reads: Counter[str] = Counter()
+        """Images asked for, by partition."""
+
+    def scored(self, unit: Unit) -> None:
+        """Note a unit whose images were read."""
+        self.images_scored += len(unit.sources)
+        self._reads[unit.partition] += len(unit.sources)
+        self._controls.setdefault(unit.partition, deque(maxlen=CONTROLS)).append(unit)
+
+    def hold(self, unit: Unit, held: Sequence[Held]) -> None:
+        """Take the images that were held back from a unit's part."""
+        for found in held:
+            source = unit.sources[found.position]
+            single = unit
+            if len(unit.sources) > 1:
+                single = replace(unit, unit_id=unit_id(self._mark, [source]), sources=(source,))
+            self._new.append(_Doubt(single, Reason(found.reason), found.message, found.pages))
+            if self._new[-1].reason in faults.NOT_READABLE:
+                self._refused.setdefault(unit.partition, set()).add(source.uri)
+            self._times[single.unit_id] += 1
+
+    def condemn(self, unit: Unit, reason: Reason, message: str) -> None:
+        """Take a unit of one image that failed as a whole, twice."""
+        self._times[unit.unit_id] = 2
+        self._new.append(_Doubt(unit, reason, message, 1))
+
+    def withdrawn(self, unit: Unit, message: str) -> str | None:
+        """A sentence where a store refuses images of this unit's partition that it gave before; None else."""
+        return self._withdrawn(message) if self._can_read(unit.partition) is False else None
+
+    def taken(self) -> list[Unit]:
+        """Everything that was held back and is not judged, which is not judged any more."""
+        units, self._new = [doubt.unit for doubt in self._new], []
+        return units
+
+    def judge(self) -> Verdict:
+        """What becomes of all that was taken since the last judgement."""
+        verdict = Verdict()
+        first = [doubt for doubt in self._new if self._times[doubt.unit.unit_id] < 2]
+        second = [doubt for doubt in self._new if self._times[doubt.unit.unit_id] >= 2]
+        self._new = []
+        for doubt in first:
+            isolate = doubt.unit.isolate or doubt.reason not in faults.NOT_READABLE
+            verdict.again.append(replace(doubt.unit, isolate=isolate))
+        for doubts, partition in _by_partition(d for d in second if d.reason in faults.NOT_READABLE):
+            message = self._not_theirs(partition, doubts)
+            self._end(verdict, doubts, message)
+        others = [doubt for doubt in second if doubt.reason not in faults.NOT_READABLE]
+        for reason in dict.fromkeys(doubt.reason for doubt in others):
+            alike = [doubt for doubt in others if doubt.reason is reason]
+            self._end(verdict, alike, self._alike(reason, alike))
+        return verdict
+
+    def _end(self, verdict: Verdict, doubts: Sequence[_Doubt], not_theirs: str | None) -> None:
+        """Rows for these images, unless a sentence says that the fault is not theirs."""
+        if not_theirs is not None:
+            verdict.open.append(([doubt.unit for doubt in doubts], doubts[0].reason, not_theirs))
+            return
+        for doubt in doubts:
+            if doubt.pages == 1:
+                verdict.rows.append((doubt.unit, ImageError(doubt.reason, doubt.message)))
+            else:
+                verdict.again.append(replace(doubt.unit, settle=True))
+
+    def _not_theirs(self, partition: str, doubts: Sequence[_Doubt]) -> str | None:
+        """Why refused reads are no verdicts on their images; None where they are."""
+        objects = len(self._refused.get(partition, ()))
+        reads = self._reads[partition] + len(doubts)
+        example = doubts[0].message
+        if self._can_read(partition) is False:
+            return self._withdrawn(example)
+        if faults.denied_in_numbers(objects, reads):
+            return (
+                f"{objects} objects of {partition} cannot be read, too many to be the images' own fault ({example}); "
+                "give access back or mend the archive, and run the same command again"
+            )
+        if self._can_read(partition) is None:
+            return f"no image of {partition} could be read ({example}); mend that and run the same command again"
+        return None
+
+    @staticmethod
+    def _withdrawn(example: str) -> str:
+        return (
+            f"images that could be read before cannot be read now ({example}); give access back, and run the same "
+            "command again"
+        )
+
+    def _can_read(self, partition: str) -> bool | None:
+        """Whether an image of this partition that was read before can be read now; else one of any partition."""
+        if self._readable is None:
+            return True if self.images_scored else None
+        found = self._readable(partition, list(self._controls.get(partition, ())))
+        if found is None and self._controls:
+            name, controls = next(iter(self._controls.items()))
+            found = self._readable(name, list(controls))
+        return found
+
+    def _alike(self, reason: Reason, doubts: Sequence[_Doubt]) -> str | None:
+        """Why so many of one verdict are no verdicts on their images; None where they are.
+
+        Raises ContractError for outputs out of range, and UnetBatchError where a model fails on most images.
+        """
+        self._blamed[reason] += len(doubts)
+        count, of = self._blamed[reason], self._blamed[reason] + self.images_scored
+        # A contract that no image ever agreed with is wrong, however few they are.
+        never_right = reason is Reason.MODEL_OUTPUT_OUT_OF_RANGE and not self.images_scored and not self._scored_before
+        if reason in _BYTES or not (never_right or faults.systematic(count, of)):
+            return None
+        text = f"{count} of {of} images failed alike, so the fault is not in their images: {doubts[0].message}"
+        if reason is Reason.MODEL_OUTPUT_OUT_OF_RANGE:
+            raise ContractError(text)
+        if reason in (Reason.MODEL_FAILED, Reason.MODEL_CRASHED):
+            raise UnetBatchError(text)
+        return f"{text}; run the same command again, on a machine that is sound or has more room"
+
+
+_BYTES = frozenset(
+    reason
+    for reason in Reason
+    if reason.startswith(("decode.", "read.checksum"))
+    and reason not in (Reason.DECODE_CRASHED, Reason.DECODE_TIMEOUT, Reason.DECODE_OUT_OF_MEMORY)
+)
+"""Facts about bytes that two processes found: rows, however many; the limit on rejections guards publication."""
+
+
+def _by_partition(doubts: Iterator[_Doubt]) -> Iterator[tuple[list[_Doubt], str]]:
+    found: dict[str, list[_Doubt]] = {}
+    for doubt in doubts:
+        found.setdefault(doubt.unit.partition, []).append(doubt)
+    for partition, some in found.items():
+        yield some, partition

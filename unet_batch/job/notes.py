@@ -1,0 +1,67 @@
+"""Notes about slow units, in the output's store: what workers leave there, and the driver reads.
+
+A small object beside the markers of attempts, `_work/attempts/<unit>.note`: put when a unit takes long and again while
+it does, removed when it is done. It outlives its process, so it says what a dead process cannot: that a limit of ours
+ended it, in which stage, and at which image.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, fields
+
+from unet_batch.archive.storage import Storage
+from unet_batch.errors import NotFound, StorageError
+from unet_batch.job.watchdog import Note
+from unet_batch.table.layout import Layout
+
+log = logging.getLogger(__name__)
+
+
+class StoredNotes:
+    """The notes of one run. Notes of other runs are not seen."""
+
+    def __init__(self, storage: Storage, layout: Layout, run_id: str) -> None:
+        self._storage, self._layout, self._run_id = storage, layout, run_id
+
+    def put(self, note: Note) -> None:
+        """Keep a note; it replaces an older one about the same unit."""
+        self._storage.put(self._layout.note(note.unit_id), json.dumps({"run": self._run_id, **asdict(note)}).encode())
+
+    def remove(self, unit_id: str) -> None:
+        """Forget the note about a unit."""
+        self._storage.delete(self._layout.note(unit_id))
+
+    def get(self, unit_id: str) -> Note | None:
+        """The note about a unit; None where there is none of this run."""
+        return self._read(self._layout.note(unit_id))
+
+    def all(self) -> Iterator[Note]:
+        """Every note of this run. Raises StorageError."""
+        for found in self._storage.list(self._layout.attempts):
+            if found.uri.endswith(".note") and (note := self._read(found.uri)) is not None:
+                yield note
+
+    def _read(self, uri: str) -> Note | None:
+        try:
+            tree = json.loads(self._storage.read(uri, max_bytes=1 << 16))
+            known = {name.name: tree[name.name] for name in fields(Note)}
+            return Note(**known) if tree["run"] == self._run_id else None
+        except NotFound:
+            return None
+        except (StorageError, ValueError, KeyError, TypeError):
+            log.debug("the note %s cannot be read", uri, exc_info=True)
+            return None
+
+
+class LoggedNotes:
+    """Notes of a plain loop: lines for whoever watches it."""
+
+    def put(self, note: Note) -> None:
+        """Print where the work stands."""
+        log.info("%s", note)
+
+    def remove(self, unit_id: str) -> None:
+        """Nothing was kept."""
