@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,19 @@ def test_a_packed_file_that_was_not_changed_is_asked_once(project, cache):
     noisy(project, "b.png", channels=3)
     assert project.run().ok == 1
     assert [path.stat().st_mtime_ns for path in cache.iterdir()] == [written]
+
+
+def test_a_file_that_an_older_version_packed_is_refused_with_the_way_out(project):
+    """The entry of version 1 has other pictures; nothing is scored."""
+    data, _ = packed(RGB)
+    model = onnx.load_from_string(data)
+    entry = json.loads(metadata(model)[PACK_KEY])
+    set_metadata(model, {PACK_KEY: json.dumps(entry | {"version": 1})})
+    use(project, model.SerializeToString())
+    noisy(project, "a.png", channels=3)
+    with pytest.raises(ModelRefused, match=r"model\.onnx was packed by another version .* pack it again") as refused:
+        project.run()
+    assert (refused.value.exit_code, project.parts()) == (2, [])
 
 
 def test_zero_images_ask_no_references_either(project):

@@ -201,7 +201,7 @@ def _check_packed(job: JobSpec, session: Session, data: bytes, model: Model, pat
         return (any_size or [session])[0].run(tiles)
 
     try:
-        problems = verify_references(data, run, Tolerance(job.check.max_flipped, 0.0))
+        problems = verify_references(data, path, run, Tolerance(job.check.max_flipped, 0.0))
     except ContractError:
         raise
     except JobError as error:  # TensorRT has one size of tile

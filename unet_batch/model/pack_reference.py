@@ -60,18 +60,20 @@ def references(
     return {"shape_hwc": shape_hwc, "dtype": dtype, "labels_shape": labels_shape, "pictures": kept}
 
 
-def verify_references(data: bytes, run: Callable[[NDArray[Any]], NDArray[Any]], tolerance: Tolerance) -> list[str]:
+def verify_references(
+    data: bytes, uri: str, run: Callable[[NDArray[Any]], NDArray[Any]], tolerance: Tolerance
+) -> list[str]:
     """Runs the reference pictures of a packed file and compares the labels; returns a sentence per difference.
 
-    data: the packed file. run: as `Session.run`, for tiles of the size of the reference pictures.
+    data, uri: the packed file. run: as `Session.run`, for tiles of the size of the reference pictures.
     tolerance: for each picture alone. Raises ModelRefused for a file without a valid entry, and what `run` raises.
     """
-    metadata = graph.metadata(graph.read(data, "the model"))
+    metadata = graph.metadata(graph.read(data, uri))
     if PACK_KEY not in metadata or METADATA_KEY not in metadata:
-        raise ModelRefused(f"the model was not packed: it has no metadata {PACK_KEY}")
-    file = ModelFile(data=data, sha256="", uri="the model", inputs=(), outputs=(), metadata=metadata)
-    contract = find_contract(file, None, "the model")
-    stored = _stored(metadata[PACK_KEY], contract.output)
+        raise ModelRefused(f"{uri} was not packed: it has no metadata {PACK_KEY}")
+    file = ModelFile(data=data, sha256="", uri=uri, inputs=(), outputs=(), metadata=metadata)
+    contract = find_contract(file, None, uri)
+    stored = _stored(metadata[PACK_KEY], uri, contract.output)
     problems = []
     for number, sha256, expected_phw in stored.pictures:
         pixels = synthetic(number, stored.shape_hwc, stored.dtype)
@@ -115,7 +117,7 @@ class _Stored:
     """Number, SHA-256 of the pixels, sample of the labels."""
 
 
-def _stored(text: str, output: ModelOutput) -> _Stored:
+def _stored(text: str, uri: str, output: ModelOutput) -> _Stored:
     """Raises ModelRefused for an entry of another version, and for one that `pack` did not write."""
     try:
         entry = json.loads(text)
@@ -123,8 +125,8 @@ def _stored(text: str, output: ModelOutput) -> _Stored:
             return _parsed(entry, output)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, zlib.error) as error:
         what = f"{type(error).__name__} {error}"
-        raise ModelRefused(f"the metadata {PACK_KEY} was not written by `model pack`: {what}") from error
-    raise ModelRefused("the model was packed by another version of unet-batch: pack it again from its network")
+        raise ModelRefused(f"{uri}: its metadata {PACK_KEY} was not written by `model pack`: {what}") from error
+    raise ModelRefused(f"{uri} was packed by another version of unet-batch: pack it again from its network")
 
 
 def _parsed(entry: dict[str, Any], output: ModelOutput) -> _Stored:
