@@ -16,7 +16,7 @@ import numpy as np
 from unet_batch.archive.pages import Pixels, oriented
 from unet_batch.archive.signatures import refused
 from unet_batch.archive.tiff_chain import chain_of
-from unet_batch.archive.tiff_planes import Picture, Plane, page_at, pictures_of
+from unet_batch.archive.tiff_planes import Directories, Picture, Plane, pictures_of
 from unet_batch.archive.tiff_samples import JPEG, check_readable, samples_of
 from unet_batch.contract import ModelInput
 from unet_batch.errors import ImageError, Reason
@@ -53,10 +53,11 @@ class TiffReader:
         if not chain.offsets and chain.broken is not None:
             raise chain.broken
         # _multifile: an OME-TIFF may name other files, which must never be opened
-        self._tiff: Any = tifffile.TiffFile(io.BytesIO(data), _multifile=False)
-        offsets = [page.offset for page in self._tiff.pages] if self._tiff.is_ndpi else chain.offsets
-        pictures = pictures_of(self._tiff, offsets, spec, length=len(data))
-        self._maker = _maker(page_at(self._tiff, offsets[0])) if offsets else ""
+        tiff: Any = tifffile.TiffFile(io.BytesIO(data), _multifile=False)
+        self._directories = Directories(tiff)
+        offsets = [page.offset for page in tiff.pages] if tiff.is_ndpi else chain.offsets
+        pictures = pictures_of(self._directories, offsets, spec, length=len(data))
+        self._maker = _maker(self._directories.at(offsets[0])) if offsets else ""
         self._pictures: list[Picture] = pictures if chain.broken is None else [*pictures, chain.broken]
         self.pages = len(self._pictures)
 
@@ -85,7 +86,7 @@ class TiffReader:
         return picture
 
     def _directory(self, plane: Plane) -> Any:
-        return page_at(self._tiff, plane.ifd)
+        return self._directories.at(plane.ifd)
 
     def _orientation(self, ifd: Any) -> int:
         value = ifd.tags.valueof(ORIENTATION, 1) if self._spec.exif == "apply" else 1

@@ -26,6 +26,24 @@ NOT_THE_SLIDE = ("thumbnail", "label", "macro", "map", "overview", "probability"
 """Words in tifffile's names of a scanner's other pictures."""
 
 
+class Directories:
+    """The directories of a TIFF by their place; the last one is kept, because everybody asks for the same."""
+
+    def __init__(self, tiff: Any) -> None:
+        """tiff: tifffile.TiffFile."""
+        self.tiff = tiff
+        self._last: tuple[int, Any] | None = None
+
+    def at(self, offset: int) -> Any:
+        """The tifffile.TiffPage that begins at this byte. Raises what tifffile raises."""
+        import tifffile  # most archives hold no such file, and tifffile costs 0.1 s
+
+        if self._last is None or self._last[0] != offset:
+            self.tiff.filehandle.seek(offset)
+            self._last = offset, tifffile.TiffPage(self.tiff, index=0)
+        return self._last[1]
+
+
 @dataclass(frozen=True, slots=True)
 class Plane:
     """Samples of one picture, or of one channel of it."""
@@ -56,43 +74,35 @@ class _Page:
     subifds: tuple[int, ...]
 
 
-def pictures_of(tiff: Any, offsets: Sequence[int], spec: ModelInput, *, length: int) -> list[Picture]:
+def pictures_of(directories: Directories, offsets: Sequence[int], spec: ModelInput, *, length: int) -> list[Picture]:
     """The pictures of a TIFF in the order of its pages; never empty where `offsets` is not.
 
-    tiff: tifffile.TiffFile. offsets: of the main directories. length: bytes of the file. What is no picture itself
+    offsets: of the main directories. length: bytes of the file. What is no picture itself
     (overviews, pyramid levels, thumbnails, labels, photographs of a slide, masks) is left out as long as a picture
     remains. Channels that lie in pages of their own become what `spec.series_channels` says.
     """
-    pages = [_page(tiff, offset, position) for position, offset in enumerate(offsets)]
-    found = _of_slide(tiff, pages)
+    pages = [_page(directories, offset, position) for position, offset in enumerate(offsets)]
+    found = _of_slide(directories, pages)
     if found is not None:
         return found
-    taken = list(_full(tiff, pages))
+    taken = list(_full(directories, pages))
     if not taken:
         largest = max((page for page in pages if not page.is_mask), key=lambda page: page.size, default=None)
         if largest is None:
             return [ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, "the TIFF holds a transparency mask and no picture")]
         taken = [largest]  # called a copy, but of no picture of this file
-    return _joined(list(_planes(tiff, taken, len(pages), length=length)), spec)
+    return _joined(list(_planes(directories, taken, len(pages), length=length)), spec)
 
 
-def page_at(tiff: Any, offset: int) -> Any:
-    """The directory at a byte, as tifffile reads it. Raises what tifffile raises."""
-    import tifffile  # most archives hold no such file, and tifffile costs 0.1 s
-
-    tiff.filehandle.seek(offset)
-    return tifffile.TiffPage(tiff, index=0)
-
-
-def _page(tiff: Any, offset: int, position: int) -> _Page:
-    page = page_at(tiff, offset)
+def _page(directories: Directories, offset: int, position: int) -> _Page:
+    page = directories.at(offset)
     kind = page.subfiletype if isinstance(page.subfiletype, int) else 0
     is_mask = bool(kind & MASK) or int(page.photometric) == PHOTOMETRIC_MASK
     subifds = page.subifds if isinstance(page.subifds, tuple) else ()
     return _Page(position, offset, kind, int(page.imagelength) * int(page.imagewidth), is_mask, subifds)
 
 
-def _full(tiff: Any, pages: Sequence[_Page]) -> Iterator[_Page]:
+def _full(directories: Directories, pages: Sequence[_Page]) -> Iterator[_Page]:
     """Pages of full resolution; a reduced one (the preview of a DNG) stands for the full ones in its SubIFDs."""
     for page in pages:
         if page.is_mask:
@@ -102,26 +112,26 @@ def _full(tiff: Any, pages: Sequence[_Page]) -> Iterator[_Page]:
             continue
         for offset in page.subifds:
             try:
-                below = _page(tiff, offset, page.position)
+                below = _page(directories, offset, page.position)
             except Exception:  # noqa: BLE001, S112 - a SubIFD that cannot be read is no picture
                 continue
             if not (below.is_mask or below.subfiletype & REDUCED):
                 yield below
 
 
-def _of_slide(tiff: Any, pages: Sequence[_Page]) -> list[Picture] | None:
+def _of_slide(directories: Directories, pages: Sequence[_Page]) -> list[Picture] | None:
     """The slide itself, where a scanner wrote the file; else None."""
     if not pages:
         return None
-    first = page_at(tiff, pages[0].offset)
+    first = directories.at(pages[0].offset)
     if first.is_svs:  # of a slide's pages, only focal planes have its size
         same = [page for page in pages if page.size == pages[0].size and not page.subfiletype & REDUCED]
         return [(Plane(page.offset),) for page in same or pages[:1]]
-    if not any(getattr(tiff, f"is_{kind}") for kind in SLIDES):
+    if not any(getattr(directories.tiff, f"is_{kind}") for kind in SLIDES):
         return None
     offsets = [
         page.offset
-        for series in tiff.series
+        for series in directories.tiff.series
         if not any(word in series.name.lower() for word in NOT_THE_SLIDE)
         for page in series.levels[0].pages
         if page is not None
@@ -133,15 +143,15 @@ Found = tuple[Plane | ImageError, Role]
 ALONE = Role()
 
 
-def _planes(tiff: Any, taken: Sequence[_Page], pages: int, *, length: int) -> Iterator[Found]:
+def _planes(directories: Directories, taken: Sequence[_Page], pages: int, *, length: int) -> Iterator[Found]:
     """Every plane of the pages, with its role in its series. pages: how many the whole file has."""
     number = 0
-    told = tiff_series.ome(page_at(tiff, taken[0].offset).description, pages) if taken else None
+    told = tiff_series.ome(directories.at(taken[0].offset).description, pages) if taken else None
     while number < len(taken):
         here = taken[number]
-        page = page_at(tiff, here.offset)
+        page = directories.at(here.offset)
         series = None if told else _series(page, first=number == 0)
-        covered = _covered(tiff, taken[number:], series) if series else 1
+        covered = _covered(directories, taken[number:], series) if series else 1
         if series is not None and series.planes > 1 and covered == 1 and page.is_contiguous and page.compression == 1:
             yield from _stack(page, here, series, length=length)
         elif page.imagedepth > 1:
@@ -167,10 +177,10 @@ def _series(page: Any, *, first: bool) -> tiff_series.Series | None:
     return None
 
 
-def _covered(tiff: Any, taken: Sequence[_Page], series: tiff_series.Series) -> int:
+def _covered(directories: Directories, taken: Sequence[_Page], series: tiff_series.Series) -> int:
     """How many of the pages belong to the series that begins with the first: up to the next page with such a text."""
     for number, here in enumerate(taken[1 : series.planes], start=1):
-        if page_at(tiff, here.offset).description.startswith('{"shape":'):
+        if directories.at(here.offset).description.startswith('{"shape":'):
             return number
     return min(series.planes, len(taken))
 
