@@ -77,10 +77,10 @@ def _plan(job: JobSpec, window: str, select: Select) -> NoReturn:
     print_table(
         f"plan of {job.name}: {select}",
         ["partition", "state", "images", "scored", "to score"],
-        [[p.partition, p.state, len(p.sources), p.scored, len(p.open)] for p in work],
+        [[p.partition, p.state, len(p.sources), p.scored - len(p.retry), len(p.todo)] for p in work],
     )
     say(found.passed, found.problems)
-    images, size = sum(len(p.open) for p in work), sum(s.size_bytes for p in work for s in p.open)
+    images, size = sum(len(p.todo) for p in work), sum(s.size_bytes for p in work for s in p.todo)
     click.echo(f"to score: {images} images of {size} bytes in {len(todo)} units", err=True)
     finish(
         {

@@ -221,6 +221,10 @@ class LimitsSpec(Section):
     unless this is 0). Where the archive holds still fewer, the published rows stay."""
     allow_empty: bool = False
     """Whether a window without images is a success, and whether published rows may be replaced by none."""
+    retries: int = Field(default=3, ge=0)
+    """How many runs try a published rejection again whose reason may have passed (`read.denied`, `decode.timeout` …).
+    Rejections that keep a partition from being published are tried by every run, and all of them by `backfill --select
+    failed`."""
     broken_shards: Literal["refuse", "publish"] = "refuse"
     """Whether a partition may be published that holds a cut or corrupt shard (its lost images cannot be counted)."""
     image_timeout_s: float = Field(default=60.0, gt=0)

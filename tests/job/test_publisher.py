@@ -18,14 +18,14 @@ def test_a_record_says_what_was_to_be_done_and_what_was(project):
     project.fill(DAY, 3)
     first = project.run()
     found = record(project, first.run)
-    assert found["partitions"] == {NAME: {"state": "missing", "images": 3, "open": 3, "base": None}}
+    assert found["partitions"] == {NAME: {"state": "missing", "images": 3, "open": 3, "retry": 0, "base": None}}
     assert (found["run"], found["did"]["ok"], found["conditional_writes"]) == (first.run, 3, "honoured")
     project.put(f"{DAY}/late.png", level=9)
     assert found["started"] < found["ended"]
     assert (found["did"]["workers"], found["did"]["loaders"], "pyarrow" in found["versions"]) == (1, 0, True)
     version = project.prepared().output.head(f"file://{project.data('2026-11-21')}").version
     again = record(project, project.run().run)
-    assert again["partitions"] == {NAME: {"state": "stale", "images": 4, "open": 1, "base": version}}
+    assert again["partitions"] == {NAME: {"state": "stale", "images": 4, "open": 1, "retry": 0, "base": version}}
 
 
 def test_a_record_is_there_before_anything_is_scored(project):

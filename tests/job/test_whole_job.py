@@ -273,7 +273,13 @@ def test_the_run_record_says_what_was_planned_and_what_was_done(project):
     project.fill(DAY, 2)
     summary = project.run()
     record = json.loads((project.folder / "out/_work/runs" / f"{summary.run}.json").read_text())
-    assert record["partitions"][f"date={NAME}"] == {"state": "missing", "images": 2, "open": 2, "base": None}
+    assert record["partitions"][f"date={NAME}"] == {
+        "state": "missing",
+        "images": 2,
+        "open": 2,
+        "retry": 0,
+        "base": None,
+    }
     assert (record["did"]["ok"], record["did"]["published"], record["fingerprint"]) == (2, 1, summary.fingerprint)
 
 

@@ -42,7 +42,7 @@ class Controls:
         plan = self._plans.get(partition)
         if plan is None:
             return ()
-        left = {source.key for source in plan.open}
+        left = {source.key for source in plan.todo}
         known = [source for source in plan.sources if source.key not in left and source.problem is None]
-        scored = replace(plan, open=tuple(known[-1:]))
+        scored = replace(plan, open=tuple(known[-1:]), retry=())
         return units(scored, self._prepared.job, self._prepared.fingerprint, workers=1)

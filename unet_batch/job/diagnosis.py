@@ -63,7 +63,9 @@ def _tried(prepared: Prepared) -> Iterator[Finding]:
     def archive() -> str:
         found = archive_partitions(prepared, window_of(prepared.job.window), keep=False)
         problems = [nothing_found(prepared, found), vanished(prepared, found)]
-        problems += [plan.refused for plan in surveyed(prepared, found, repair=False) if plan.published is not None]
+        problems += [
+            plan.refused for plan in surveyed(prepared, found, "due", repair=False) if plan.published is not None
+        ]
         said = "; ".join(problem for problem in problems if problem is not None)
         if said:
             raise Incomplete(said)

@@ -6,11 +6,11 @@ and version, never by the name of a part, so slices may shift between two runs w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
 from typing import Literal
 
-from unet_batch.errors import JobError, Reason
+from unet_batch.errors import JobError
 from unet_batch.model.engines import on_gpu
 from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, unit_id
 from unet_batch.spec import JobSpec, ResourcesSpec
@@ -22,8 +22,9 @@ Select = Literal["due", "missing", "failed", "changed", "all"]
 """Which of a window's images a run works on.
 
 missing: of partitions without published rows. changed: of partitions that are published, but by another fingerprint or
-for another inventory. due: both. failed: rejections that another try may end differently, and nothing else. all: due,
-and failed where nothing is due.
+for another inventory. due: both. Each of them takes along rejections whose reason may have passed, and `due` those of
+partitions that are up to date, too: in `limits.retries` runs, and in every run where they keep a partition back.
+failed: such rejections, however often they were tried, and nothing else. all: due and failed.
 """
 
 SELECTIONS: tuple[Select, ...] = ("missing", "failed", "changed", "all")
@@ -58,12 +59,20 @@ class PartitionPlan:
     """Why the guard does not let this inventory replace what is published; nothing is scored for it then."""
     others: Others = ALONE
     """The other buckets of the partition, for the guard."""
-    again: bool = False
-    """Whether `open` are rejections that are scored once more."""
+    retry: tuple[Source, ...] = ()
+    """Rejected sources that are scored once more, because their reason may have passed."""
+    better: bool = False
+    """Whether staged rows hold predictions that the published ones lack."""
 
     @property
     def up_to_date(self) -> bool:
+        """Whether what is published is what the inventory and the fingerprint demand; rejections may still pass."""
         return self.state == "published"
+
+    @property
+    def todo(self) -> tuple[Source, ...]:
+        """All sources that are scored."""
+        return (*self.open, *self.retry)
 
 
 def plan_partition(
@@ -90,37 +99,25 @@ def plan_partition(
 
 def wants(select: Select, plan: PartitionPlan) -> bool:
     """Whether a run with this selection works on a partition."""
-    if plan.again:
-        return select in ("failed", "all")
-    if plan.up_to_date or select == "failed":
-        return False
+    again = bool(plan.retry) or plan.better
+    if select == "failed":
+        return again and not plan.open
+    if plan.up_to_date:
+        return again and select in ("due", "all")
     return select in ("due", "all") or (select == "missing") == (plan.published is None)
 
 
-def again_plan(
-    plan: PartitionPlan, verdicts: Mapping[tuple[str, str], Reason | None], *, better: bool, parts: Sequence[str]
-) -> PartitionPlan:
-    """The plan that scores once more what was rejected for a reason that may have passed.
+def units(plan: PartitionPlan, job: JobSpec, mark: str, *, workers: int, again_mark: str | None = None) -> list[Unit]:
+    """What is to score of a partition, in slices of one shard or of its loose files, largest first.
 
-    verdicts: (source key, version) to the reason of its rejection, None where any row of it is ok. better: whether
-    staged rows hold predictions that the published ones lack. parts: staged parts of this fingerprint.
-    """
-    failed = [s for s in plan.sources if (r := verdicts.get((s.key, s.version))) is not None and r.retryable]
-    if not failed and not better:
-        return plan
-    left = len(plan.sources) - len(failed)
-    return replace(plan, open=tuple(failed), scored=left, parts=tuple(parts), again=True)
-
-
-def units(plan: PartitionPlan, job: JobSpec, mark: str, *, workers: int) -> list[Unit]:
-    """The open sources of a partition in slices of one shard or of its loose files, largest first.
-
-    mark: the fingerprint, or what sets another try's parts apart from those of the first.
+    mark: the fingerprint. again_mark: what sets another try's parts apart from those of the first; left out: `mark`.
     """
     cap = job.limits.unit_images or UNIT_IMAGES
+    kinds = ((plan.open, mark, False), (plan.retry, again_mark or mark, True))
     found = [
-        Unit(unit_id(mark, piece), plan.partition, _format(piece[0], job), tuple(piece), isolate=plan.again)
-        for shard in _by_shard(plan.open)
+        Unit(unit_id(name, piece), plan.partition, _format(piece[0], job), tuple(piece), isolate=isolate)
+        for sources, name, isolate in kinds
+        for shard in _by_shard(sources)
         for piece in _slices(shard, cap=cap * _stretch(shard[0], job), workers=workers)
     ]
     return sorted(found, key=lambda unit: -len(unit.sources))

@@ -32,6 +32,7 @@ from unet_batch.job.plan import PartitionPlan
 from unet_batch.job.prepare import Prepared
 from unet_batch.records import NOTHING_PASSED, PassedOver, Unit
 from unet_batch.table.publish import Publication, publish
+from unet_batch.table.rowset import Name
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,8 @@ class Record:
             p.partition: {
                 "state": p.state,
                 "images": len(p.sources),
-                "open": len(p.open),
+                "open": len(p.todo),
+                "retry": len(p.retry),
                 "base": p.published.version if p.published else None,
             }
             for p in work
@@ -171,7 +173,8 @@ class Publisher:
         self._outcome = outcome
         self._done = done
         self._plans = {p.partition: p for p in work}
-        self._open = {name: {s.key for s in p.open} for name, p in self._plans.items()}
+        self._open = {name: {s.key for s in p.todo} for name, p in self._plans.items()}
+        self._retried = {name: {s.key for s in p.retry} for name, p in self._plans.items()}
         self._parts = {name: list(p.parts) for name, p in self._plans.items()}
 
     def arrived(self, unit: Unit) -> None:
@@ -192,11 +195,23 @@ class Publisher:
     def report_incomplete(self, exit_code: ExitCode = ExitCode.UNFINISHED) -> None:
         """Say which partitions still miss rows. exit_code: NEEDS_ACTION where another run alone cannot score them."""
         for partition, left in self._open.items():
-            if left:
-                self._outcome.problem(
-                    f"{partition}: {len(left)} images have no row yet; run the same command again", exit_code
-                )
-                self._done(partition)
+            if not left:
+                continue
+            if left <= self._retried[partition]:  # these have rows, and rejections hold nothing back
+                text = f"{partition}: {len(left)} rejected images could not be tried again; run the same command again"
+                self._outcome.problem(text, exit_code)
+                if not self._plans[partition].up_to_date:
+                    self._publish(partition)
+                    continue
+            else:
+                text = f"{partition}: {len(left)} images have no row yet; run the same command again"
+                self._outcome.problem(text, exit_code)
+            self._done(partition)
+
+    def _tried(self, plan: PartitionPlan) -> frozenset[Name]:
+        """The rejections that were tried again, whatever became of them."""
+        left = self._open[plan.partition]
+        return frozenset((s.key, s.version) for s in plan.retry if s.key not in left)
 
     def _publish(self, partition: str) -> None:
         plan, job = self._plans[partition], self._prepared.job
@@ -215,6 +230,7 @@ class Publisher:
                     parts=self._parts[partition],
                     compression=job.output.compression,
                     single_writer=job.output.single_writer,
+                    tried=self._tried(plan),
                     others=plan.others,
                 ),
                 job.limits,

@@ -20,9 +20,11 @@ from unet_batch.job.bottleneck import Bottleneck, StageTime, bottleneck, stage_t
 from unet_batch.job.prepare import Prepared
 from unet_batch.job.report_pictures import Picture, draw
 from unet_batch.job.run_records import RunRecord, WorkedOn
+from unet_batch.records import image_key
 from unet_batch.table.census import EXAMPLES, Census, Counts, Figures, Rejected
-from unet_batch.table.parts import open_rows, open_stream
+from unet_batch.table.parts import RowKey, open_rows, open_stream, row_keys
 from unet_batch.table.publish import Published, read_commit
+from unet_batch.table.rowset import choose
 
 QUEUE = 20
 """Images that the review queue names, pictures or not: what one person looks at before the first coffee is cold."""
@@ -263,20 +265,24 @@ def _staged_rejected(
 
 
 def _staged(prepared: Prepared, uris: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Key, reason and message of every image in some parts that was rejected and never scored."""
-    found: dict[tuple[str, str], tuple[str, str] | None] = {}
+    """Key, reason and message of every image in some parts whose winning row is a rejection."""
+    keys: list[list[RowKey]] = []
+    messages: list[list[str | None]] = []
     for text in prepared.output.read_many([(uri, None) for uri in uris]):
         if isinstance(text, StorageError):
             continue
         try:
-            table = open_rows(text).read(columns=["image_key", "source_version", "reason", "message"])
+            file = open_rows(text)
+            found = row_keys(file), file.read(columns=["message"]).column("message").to_pylist()
         except DAMAGE:
             continue  # the next run says which part is damaged, and scores its images again
-        for row in table.to_pylist():
-            key = (row["image_key"], row["source_version"])
-            if row["reason"] is None or key not in found:
-                found[key] = None if row["reason"] is None else (row["reason"], row["message"] or "")
-    yield from ((key, *verdict) for (key, _), verdict in found.items() if verdict is not None)
+        keys.append(found[0])
+        messages.append(found[1])
+    for winner in choose(keys).values():
+        for page in winner.pages:
+            if page.reason is not None:
+                message = messages[winner.container][page.row]
+                yield image_key(page.source_key, page.page), page.reason, message or ""
 
 
 # Speed and provenance ---------------------------------------------------------------------------------------------

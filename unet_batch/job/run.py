@@ -42,7 +42,6 @@ from unet_batch.job.survey import (
     archive_partitions,
     glance,
     nothing_found,
-    survey_again,
     survey_partition,
     vanished,
 )
@@ -167,8 +166,7 @@ class _Run:
             ttl_s = prepared.job.limits.lease_s
             self._leases = Leases(prepared.output, prepared.layout, summary.run, ttl_s).__enter__()
         # What another try finds must not lie under the name of the part that the first one left.
-        again = choice.select in ("failed", "all")
-        self._mark = f"{prepared.fingerprint}\0{summary.run}" if again else prepared.fingerprint
+        self._again_mark = f"{prepared.fingerprint}\0{summary.run}"
 
     def work(self, inventory: dict[str, list[Source]]) -> None:
         """Score and publish some partitions. Raises what ends the whole run."""
@@ -177,7 +175,7 @@ class _Run:
             return
         self._record.begin(claimed)
         publisher = Publisher(self._prepared, self._summary.run, claimed, self._published, self._give_back)
-        planned = sum(len(p.open) for p in claimed)
+        planned = sum(len(p.todo) for p in claimed)
         self._summary.planned += planned
         self._summary.remaining += planned
         try:
@@ -232,9 +230,9 @@ class _Run:
                 if self._leases is not None:
                     self._leases.take(name)
                 others = self._buckets.others(name)
-                plan = survey_partition(self._prepared, name, sources, others=others, repair=True)
-                if self._choice.select in ("failed", "all"):
-                    plan = survey_again(self._prepared, plan)
+                plan = survey_partition(
+                    self._prepared, name, sources, select=self._choice.select, others=others, repair=True
+                )
             except Held as error:
                 if self._waiting is None:
                     self._published.problem(str(error), error.exit_code)
@@ -257,10 +255,13 @@ class _Run:
 
     def _score(self, work: Sequence[PartitionPlan], publisher: Publisher, planned: int) -> None:
         prepared, summary = self._prepared, self._summary
-        marks = [(p, self._mark if p.again else prepared.fingerprint) for p in work]
-        first = next(units(p, prepared.job, mark, workers=1) for p, mark in marks if p.open)
-        executor = self._running(first)
-        todo = [u for p, mark in marks for u in units(p, prepared.job, mark, workers=executor.workers)]
+        mark, again = prepared.fingerprint, self._again_mark
+
+        def cut(plan: PartitionPlan, workers: int) -> list[Unit]:
+            return units(plan, prepared.job, mark, workers=workers, again_mark=again)
+
+        executor = self._running(next(cut(p, 1) for p in work if p.todo))
+        todo = [unit for p in work for unit in cut(p, executor.workers)]
         summary.workers = max(summary.workers, min(executor.workers, len(todo)))
         summary.loaders = max(summary.loaders, min(executor.loaders, len(todo)))
         nobody = Provenance(
@@ -278,10 +279,11 @@ class _Run:
                 return reject_unit(prepared.job, unit, error, nobody)
 
             try:
-                before = sum(len(p.sources) - len(p.open) for p in work)
+                halved = again if any(p.retry for p in work) else mark
+                before = sum(len(p.sources) - len(p.todo) for p in work)
                 controls = Controls(prepared, work)
                 outcome = score(
-                    executor, todo, self._mark, done=done, reject=reject, readable=controls, scored_before=before
+                    executor, todo, halved, done=done, reject=reject, readable=controls, scored_before=before
                 )
             finally:
                 seconds = time.perf_counter() - clock

@@ -13,20 +13,24 @@ from unet_batch.archive.discovery import discover
 from unet_batch.archive.inventory import StoredIndex, inventory
 from unet_batch.archive.nearest import nearest
 from unet_batch.archive.window import Window
-from unet_batch.errors import Damaged, Reason, StorageError
-from unet_batch.job.plan import PartitionPlan, Select, again_plan, plan_partition, wants
+from unet_batch.errors import Damaged, StorageError
+from unet_batch.job.plan import PartitionPlan, Select, plan_partition, wants
 from unet_batch.job.prepare import Prepared
 from unet_batch.job.scope import Scope, resolved, window_of, without_bucket
 from unet_batch.records import PassedOver, Source, uncollected
-from unet_batch.table.guard import ALONE, Others, refusal
+from unet_batch.spec import LimitsSpec
+from unet_batch.table.guard import ALONE, Others, refusal, too_many_rejected
 from unet_batch.table.parts import RowKey, read_parts
-from unet_batch.table.publish import Published, published_keys, read_commit
+from unet_batch.table.publish import Commit, Published, published_keys, read_commit
+from unet_batch.table.rowset import Name, Winner, choose
 
 __all__ = ["Holdings", "Planned", "archive_partitions", "planned", "selected", "window_of"]
 
 log = logging.getLogger(__name__)
 
 EXAMPLES = 3
+RETRYING: tuple[Select, ...] = ("due", "failed", "all")
+"""Selections that look at the rejections of partitions that are up to date."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +122,14 @@ def vanished(prepared: Prepared, holdings: Holdings) -> str | None:
     )
 
 
-def survey(prepared: Prepared, window: Window, *, repair: bool) -> list[PartitionPlan]:
-    """Every partition of the window compared with the output.
+def surveyed(prepared: Prepared, holdings: Holdings, select: Select, *, repair: bool) -> list[PartitionPlan]:
+    """Every partition of a listing compared with the output.
 
     repair: whether damaged parts are deleted (a run) or only left out (a plan).
     """
-    holdings = archive_partitions(prepared, window, keep=repair)
-    return surveyed(prepared, holdings, repair=repair)
-
-
-def surveyed(prepared: Prepared, holdings: Holdings, *, repair: bool) -> list[PartitionPlan]:
-    """Every partition of a listing compared with the output."""
     buckets = Buckets(prepared, holdings.partitions)
     return [
-        survey_partition(prepared, name, sources, others=buckets.others(name), repair=repair)
+        survey_partition(prepared, name, sources, select=select, others=buckets.others(name), repair=repair)
         for name, sources in holdings.partitions.items()
     ]
 
@@ -146,16 +144,14 @@ def glance(prepared: Prepared, partition: str, sources: Sequence[Source], select
         partition, sources, mark=prepared.fingerprint, published=published, done=frozenset(), parts=()
     )
     if plan.up_to_date and published is not None:
-        return select in ("failed", "all") and published.commit.rejected > 0
+        return select in RETRYING and _may_be_tried(published.commit, select, prepared.job.limits)
     return select == "failed" or wants(select, plan)
 
 
 def planned(prepared: Prepared, window: Window, select: Select) -> Planned:
     """What a run with this selection would work on now, and what it would refuse; changes nothing."""
     holdings = archive_partitions(prepared, window, keep=False)
-    plans = surveyed(prepared, holdings, repair=False)
-    if select in ("failed", "all"):
-        plans = [survey_again(prepared, plan) for plan in plans]
+    plans = surveyed(prepared, holdings, select, repair=False)
     wanted = [plan for plan in plans if wants(select, plan)]
     empty = nothing_found(prepared, holdings)
     refused = [plan.refused for plan in wanted if plan.refused is not None and (plan.published or empty is None)]
@@ -174,52 +170,76 @@ def selected(prepared: Prepared, window: Window, select: Select) -> list[Partiti
 
 @uncollected()
 def survey_partition(
-    prepared: Prepared, partition: str, sources: Sequence[Source], *, others: Others = ALONE, repair: bool
+    prepared: Prepared,
+    partition: str,
+    sources: Sequence[Source],
+    *,
+    select: Select = "due",
+    others: Others = ALONE,
+    repair: bool,
 ) -> PartitionPlan:
     """One partition compared with what is published and staged under this job's fingerprint.
 
-    others: the other buckets of the same partition, for the guard.
+    select: whose rejections are tried again. others: the other buckets of the same partition, for the guard.
+    Raises Damaged where rejections of rows are asked for that cannot be read.
     """
-    mark = prepared.fingerprint
+    mark, limits = prepared.fingerprint, prepared.job.limits
     published = read_commit(prepared.output, prepared.layout, partition)
     plan = plan_partition(partition, sources, mark=mark, published=published, done=set(), parts=())
-    if plan.up_to_date:
+    commit = published.commit if published is not None else None
+    if plan.up_to_date and commit is not None and not _may_be_tried(commit, select, limits):
         return plan
-    there = (published.commit.sources if published else 0) + others.published
-    refused = refusal(partition, there, len(sources) + others.now, prepared.job.limits)
-    if refused is not None:
-        return replace(plan, refused=refused, others=others)
-    done = _published_versions(prepared, partition, published)
-    sound = []
-    for uri, keys in read_parts(prepared.output, _part_uris(prepared, partition), mark, repair=repair):
-        sound.append(uri)
-        done |= {(key.source_key, key.version) for key in keys}
-    plan = plan_partition(partition, sources, mark=mark, published=published, done=done, parts=sound)
-    return replace(plan, others=others)
+    if not plan.up_to_date:
+        there = (commit.sources if commit else 0) + others.published
+        refused = refusal(partition, there, len(sources) + others.now, limits)
+        if refused is not None:
+            return replace(plan, refused=refused, others=others)
+    visible = _visible(
+        prepared, partition, published, strict=select == "failed" or (select == "all" and plan.up_to_date)
+    )
+    if visible is None and plan.up_to_date:
+        return plan
+    names: list[str] = []
+
+    def containers() -> Iterator[Sequence[RowKey]]:
+        yield visible or ()
+        for uri, keys in read_parts(prepared.output, _part_uris(prepared, partition), mark, repair=repair):
+            names.append(uri)
+            yield keys
+
+    rows = choose(containers(), {source.key: source.version for source in sources})
+    plan = plan_partition(partition, sources, mark=mark, published=published, done=rows.keys(), parts=names)
+    seen = {(key.source_key, key.version) for key in visible or ()}
+    held_back = not plan.open and _are_held_back(rows, limits)
+
+    def is_due_again(source: Source) -> bool:
+        """Whether a rejection may pass and was not tried too often; what the listing found out was tried just now."""
+        name = (source.key, source.version)
+        if source.problem is not None or name not in rows or not rows[name].may_pass:
+            return False
+        if select in ("failed", "all"):
+            return True
+        return (commit.tries(*name) < limits.retries) if commit is not None and name in seen else held_back
+
+    return replace(
+        plan,
+        others=others,
+        retry=tuple(source for source in sources if is_due_again(source)),
+        better=any(winner.container > 0 and name in seen for name, winner in rows.items()),
+    )
 
 
-@uncollected()
-def survey_again(prepared: Prepared, plan: PartitionPlan) -> PartitionPlan:
-    """The plan of a complete partition whose rejections may end differently now; the plan as it is for any other."""
-    published = plan.published
-    if plan.refused or plan.open or (plan.up_to_date and published is not None and not published.commit.rejected):
-        return plan
-    visible: list[RowKey] = []
-    if published is not None and published.commit.fingerprint == prepared.fingerprint:
-        try:
-            visible = published_keys(prepared.output, prepared.layout, plan.partition)
-        except (pa.ArrowException, OSError, ValueError) as error:
-            uri = prepared.layout.published(plan.partition)
-            raise Damaged(f"{uri} is published but damaged ({error}); move it away and run the job again") from error
-    parts = _part_uris(prepared, plan.partition)
-    staged = [key for _, keys in read_parts(prepared.output, parts, prepared.fingerprint, repair=False) for key in keys]
-    verdicts: dict[tuple[str, str], Reason | None] = {}
-    for key in (*visible, *staged):
-        name = (key.source_key, key.version)
-        if key.reason is None or name not in verdicts:
-            verdicts[name] = Reason(key.reason) if key.reason else None
-    better = any(key.reason is not None and verdicts[key.source_key, key.version] is None for key in visible)
-    return again_plan(plan, verdicts, better=better, parts=parts)
+def _are_held_back(rows: Mapping[Name, Winner], limits: LimitsSpec) -> bool:
+    """Whether rejections alone keep rows from being published; else they are published first, and tried again later."""
+    pages = [page.reason for winner in rows.values() for page in winner.pages]
+    return too_many_rejected(sum(reason is not None for reason in pages), len(pages), limits)
+
+
+def _may_be_tried(commit: Commit, select: Select, limits: LimitsSpec) -> bool:
+    """Whether a partition that is up to date holds rejections that a run with this selection tries again."""
+    if select in ("failed", "all"):
+        return commit.rejected > 0
+    return select == "due" and commit.may_pass > sum(tries >= limits.retries for tries in commit.tried.values())
 
 
 def published_partitions(prepared: Prepared) -> Iterator[str]:
@@ -264,15 +284,21 @@ def _published_images(prepared: Prepared, partition: str) -> int:
     return published.commit.sources if published else 0
 
 
-def _published_versions(prepared: Prepared, partition: str, published: Published | None) -> set[tuple[str, str]]:
+def _visible(prepared: Prepared, partition: str, published: Published | None, *, strict: bool) -> list[RowKey] | None:
+    """The published rows of this job's fingerprint; None where there are none, or where they cannot be read.
+
+    strict: raise Damaged instead.
+    """
     if published is None or published.commit.fingerprint != prepared.fingerprint:
-        return set()
+        return None
+    uri = prepared.layout.published(partition)
     try:
-        keys = published_keys(prepared.output, prepared.layout, partition)
+        return published_keys(prepared.output, prepared.layout, partition)
     except (pa.ArrowException, OSError, ValueError, StorageError) as error:
-        log.warning("%s is published but cannot be read (%s): its images are scored again", partition, error)
-        return set()
-    return {(key.source_key, key.version) for key in keys}
+        if strict:
+            raise Damaged(f"{uri} is published but damaged ({error}); move it away and run the job again") from error
+        log.warning("%s is published but cannot be read (%s): its rows do not count", partition, error)
+        return None
 
 
 def _part_uris(prepared: Prepared, partition: str) -> list[str]:

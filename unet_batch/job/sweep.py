@@ -17,8 +17,9 @@ from unet_batch.job.lease import read_lease
 from unet_batch.job.prepare import Prepared
 from unet_batch.job.survey import archive_partitions, published_partitions
 from unet_batch.records import Source
-from unet_batch.table.parts import RowKey, read_parts
+from unet_batch.table.parts import read_parts
 from unet_batch.table.publish import Published, published_keys, read_commit
+from unet_batch.table.rowset import choose
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,18 +87,9 @@ def _covered(
     """Parts without a single row that the next publication could need."""
     commit, sizes = published.commit, dict(parts)
     versions = {source.key: source.version for source in sources}
-    visible = {
-        (k.source_key, k.version): k.reason for k in published_keys(prepared.output, prepared.layout, commit.partition)
-    }
-
-    def needed(key: RowKey) -> bool:
-        if versions.get(key.source_key) != key.version:
-            return False  # of an image that changed or went away
-        name = (key.source_key, key.version)
-        return name not in visible or (key.reason is None and visible[name] is not None)
-
+    visible = published_keys(prepared.output, prepared.layout, commit.partition)
     for uri, keys in read_parts(prepared.output, sorted(sizes), commit.fingerprint, repair=False):
-        if not any(needed(key) for key in keys):
+        if not any(winner.container for winner in choose((visible, keys), versions).values()):
             yield Litter(uri, "part", sizes[uri])
 
 

@@ -53,6 +53,12 @@ def refusal(partition: str, published: int, now: int, limits: LimitsSpec) -> str
     )
 
 
+def too_many_rejected(rejected: int, rows: int, limits: LimitsSpec) -> bool:
+    """Whether so many rejections keep a partition of so many rows from being published."""
+    share = isinstance(limits.max_rejected, float)
+    return rejected > (limits.max_rejected * rows if share else limits.max_rejected)
+
+
 _IF_RIGHT = "set limits.allow_empty: true if this is right"
 
 

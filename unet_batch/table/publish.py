@@ -11,8 +11,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -32,11 +32,13 @@ from unet_batch.errors import (
 )
 from unet_batch.records import Source, inventory_digest, uncollected
 from unet_batch.spec import LimitsSpec
-from unet_batch.table.guard import ALONE, Others, refusal
+from unet_batch.table.guard import ALONE, Others, refusal, too_many_rejected
 from unet_batch.table.layout import Layout
 from unet_batch.table.merge import Containers
 from unet_batch.table.parts import Objects, RowKey, open_stream, parquet_writer, read_parts, row_keys
 from unet_batch.table.rows import SCHEMA_VERSION, schema
+from unet_batch.table.rowset import Name, Winner, choose
+from unet_batch.table.rowset import may_pass as reason_may_pass
 from unet_batch.table.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
@@ -82,6 +84,14 @@ class Commit:
     rejected: int
     written_with: str
     """Versions of what wrote it."""
+    may_pass: int = 0
+    """Images with a rejection that another try may end differently."""
+    tried: dict[str, int] = field(default_factory=dict)
+    """How often those among them were tried again that were, by `short_name`."""
+
+    def tries(self, key: str, version: str) -> int:
+        """How often runs tried an image again that is published as a rejection."""
+        return self.tried.get(short_name(key, version), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +119,15 @@ class Publication:
     """URIs of staged parts that may hold rows of the inventory."""
     compression: str = "zstd"
     single_writer: bool = False
+    tried: Set[Name] = frozenset()
+    """Images, by key and version, whose published or staged rejections this run tried again."""
     others: Others = ALONE
     """The other buckets of the same partition, which the guard counts with this one."""
+
+
+def short_name(key: str, version: str) -> str:
+    """16 hex digits that stand for an image's key and version in a commit record."""
+    return hashlib.sha256(f"{key}\0{version}".encode()).hexdigest()[:16]
 
 
 def generation(fingerprint: str, inventory: str) -> str:
@@ -149,8 +166,10 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
     target = generation(wanted.fingerprint, digest)
     now = read_commit(store, layout, wanted.partition)
     _check_shrink(wanted, now, limits)
-    rows, containers = _choose_rows(store, layout, wanted, now)
+    chosen, containers = _choose_rows(store, layout, wanted, now)
+    rows = [(winner.container, page) for _, winner in sorted(chosen.items()) for page in winner.pages]
     rejected = [reason for _, key in rows if (reason := key.reason) is not None]
+    may_pass = [name for name, winner in chosen.items() if winner.may_pass]
     _check_limits(wanted.partition, len(rows), rejected, limits)
     _check_pages(wanted, now, len(rows), limits)
     commit = Commit(
@@ -163,6 +182,8 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
         sources=len(wanted.sources),
         rows=len(rows),
         rejected=len(rejected),
+        may_pass=len(may_pass),
+        tried=_tried(wanted, now, may_pass),
         written_with=f"pyarrow {pa.__version__}",
     )
     try:
@@ -179,42 +200,24 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
 @uncollected()
 def _choose_rows(
     store: Store, layout: Layout, wanted: Publication, now: Published | None
-) -> tuple[list[tuple[int, RowKey]], list[str]]:
-    """(container, row) of every image in key order.
-
-    A source's pages come from one container that has them all: from the first in which it is no rejection, because a
-    later try may have ended better, else from the first.
-    """
+) -> tuple[dict[Name, Winner], list[str]]:
+    """The rows that win for every image of the inventory, and the objects that may hold them. Raises Incomplete."""
     versions = {source.key: source.version for source in wanted.sources}
     containers: list[str] = []
-    chosen: dict[str, tuple[int, list[RowKey]]] = {}
-    for uri, keys in _row_keys(store, layout, wanted, now):
-        sources: dict[str, list[RowKey]] = {}
-        for key in keys:
-            if versions.get(key.source_key) == key.version:
-                sources.setdefault(key.source_key, []).append(key)
-        complete = {
-            name: pages
-            for name, pages in sources.items()
-            if sorted(p.page for p in pages) == list(range(pages[0].pages)) and len({p.pages for p in pages}) == 1
-        }
-        for name, pages in complete.items():
-            if name not in chosen or (_rejected(chosen[name][1]) and not _rejected(pages)):
-                chosen[name] = (len(containers), pages)
-        containers.append(uri)
-    missing = versions.keys() - chosen.keys()
+
+    def keys() -> Iterator[list[RowKey]]:
+        for uri, found in _row_keys(store, layout, wanted, now):
+            containers.append(uri)
+            yield found
+
+    chosen = choose(keys(), versions)
+    missing = versions.keys() - {key for key, _ in chosen}
     if missing:
         raise Incomplete(
             f"{wanted.partition}: {len(missing)} of {len(versions)} images have no row yet, e.g. {min(missing)}; "
             "nothing was published: run the same command again"
         )
-    rows = [(container, key) for container, keys in chosen.values() for key in keys]
-    rows.sort(key=lambda entry: (entry[1].source_key, entry[1].page))
-    return rows, containers
-
-
-def _rejected(pages: Sequence[RowKey]) -> bool:
-    return any(page.reason is not None for page in pages)
+    return chosen, containers
 
 
 def _row_keys(
@@ -229,6 +232,13 @@ def _row_keys(
         else:
             yield uri, visible
     yield from read_parts(store, sorted(wanted.parts), wanted.fingerprint, repair=True)
+
+
+def _tried(wanted: Publication, now: Published | None, may_pass: Sequence[Name]) -> dict[str, int]:
+    """How often the rejections that may pass were tried again, this run's tries included."""
+    before = now.commit if now is not None and now.commit.fingerprint == wanted.fingerprint else None
+    counts = ((name, (before.tries(*name) if before else 0) + (name in wanted.tried)) for name in may_pass)
+    return {short_name(*name): count for name, count in counts if count}
 
 
 def _check_shrink(wanted: Publication, now: Published | None, limits: LimitsSpec) -> None:
@@ -255,15 +265,20 @@ def _check_limits(partition: str, rows: int, rejected: Sequence[str], limits: Li
             f"{partition}: {len(broken)} shard(s) are cut or corrupt ({', '.join(sorted(set(broken)))}), so images are "
             "lost that nobody can count; nothing was published: repair the shard, or set limits.broken_shards: publish"
         )
-    share = isinstance(limits.max_rejected, float)
-    allowed = limits.max_rejected * rows if share else limits.max_rejected
-    if len(rejected) > allowed:
+    if too_many_rejected(len(rejected), rows, limits):
         described = ", ".join(f"{n} × {reason}" for reason, n in sorted(Counter(rejected).items()))
-        raise NeedsAction(
+        of_them = " of them" if isinstance(limits.max_rejected, float) else ""
+        passing = sum(reason_may_pass(reason) for reason in rejected)
+        text = (
             f"{partition}: {len(rejected)} of {rows} images were rejected ({described}); "
-            f"limits.max_rejected allows {limits.max_rejected}{' of them' if share else ''}; nothing was published: "
-            "look at the reasons, repair the archive or raise the limit"
+            f"limits.max_rejected allows {limits.max_rejected}{of_them}; nothing was published: "
         )
+        if not too_many_rejected(len(rejected) - passing, rows, limits):
+            raise Incomplete(
+                f"{text}{passing} of them may end differently, so run the same command again when the "
+                "cause is gone, or raise the limit"
+            )
+        raise NeedsAction(f"{text}look at the reasons, repair the archive or raise the limit")
 
 
 def _write(

@@ -1,8 +1,7 @@
 """The rows of one fingerprint in one partition, wherever they lie: in a published object, or in staged parts.
 
 Keeps the keys of all rows in memory and reads a row itself on request; the row groups in memory are bounded in bytes.
-Of two rows of one image it takes the one that publication takes: published before staged, a prediction before a
-rejection.
+Of several rows of one image it takes the one that publication takes (`rowset`).
 """
 
 from __future__ import annotations
@@ -18,11 +17,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unet_batch.errors import NotFound, StorageError
+from unet_batch.records import image_key
 from unet_batch.table.agreement import OK, ClassMask, Row
-from unet_batch.table.parts import open_rows, open_stream
+from unet_batch.table.parts import RowKey, open_rows, open_stream, row_keys
 from unet_batch.table.publish import Store
+from unet_batch.table.rowset import choose
 
-KEY_COLUMNS = ["image_key", "source_version", "status", "model_digest"]
 ROW_COLUMNS = ["uri", "member", "page", "height", "width", "status", "reason", "classes"]
 DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
 """What reading raises for a Parquet object that is cut, changed, or not written by unet-batch."""
@@ -69,6 +69,7 @@ class ScoredRows:
         self._store = store
         self._fingerprint = fingerprint or ""
         self._uris: list[str] = []
+        self._keys: list[list[RowKey]] = []
         self._buckets: list[int] = []
         self._published: dict[int, pq.ParquetFile] = {}
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
@@ -78,6 +79,7 @@ class ScoredRows:
         for bucket, containers in enumerate(partition):
             for uri, text in zip(containers.parts, store.read_many([(u, None) for u in containers.parts]), strict=True):
                 self._add_part(uri, text, bucket)
+        self._choose()
 
     @property
     def published(self) -> int:
@@ -136,20 +138,22 @@ class ScoredRows:
         mine = {mark for mark in marks.unique().to_pylist() if mark is not None and mark.startswith(self._fingerprint)}
         if not mine:
             return False
-        table = file.read(columns=KEY_COLUMNS).append_column("row", pa.array(range(len(marks))))
-        table = table.filter(pc.is_in(marks.cast(pa.string()), pa.array(sorted(mine))))
-        container = len(self._uris)
-        for key, version, status, row in zip(
-            *(table.column(name).to_pylist() for name in ("image_key", "source_version", "status", "row")), strict=True
-        ):
-            place, now = Place(container, row, status == OK), self.places.get((key, version))
-            if now is None or (place.ok and not now.ok):
-                self.places[key, version] = place
+        rows = pc.is_in(marks.cast(pa.string()), pa.array(sorted(mine))).to_pylist()
+        self._keys.append([key for key in row_keys(file) if rows[key.row]])
+        table = file.read(columns=["model_digest"]).filter(pa.array(rows))
         self._uris.append(uri)
         self._buckets.append(bucket)
         self.fingerprints |= mine
         self.models |= set(table.column("model_digest").unique().to_pylist())
         return True
+
+    def _choose(self) -> None:
+        """Note where the rows lie that the next publication would take."""
+        for winner in choose(self._keys).values():
+            for page in winner.pages:
+                name = image_key(page.source_key, page.page), page.version
+                self.places[name] = Place(winner.container, page.row, page.reason is None)
+        self._keys = []
 
     def _opened(self, containers: Sequence[int]) -> Iterator[tuple[int, pq.ParquetFile]]:
         """Published objects as they are, parts read whole and several at a time."""
