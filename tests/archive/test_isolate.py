@@ -95,8 +95,8 @@ def reasons(pages: list[Page]) -> list[Reason | None]:
 def test_the_child_sees_what_this_process_sees(plain: IsolatedDecoder, data: bytes) -> None:
     """Pages, pixels, sizes, reasons and messages are equal."""
     isolated, here = plain.decode(data), list(decode(data, SPEC, LIMITS))
-    assert [(p.page, p.pages, p.height, p.width) for p in isolated] == [
-        (p.page, p.pages, p.height, p.width) for p in here
+    assert [(p.page, p.pages, p.height, p.width, p.largest) for p in isolated] == [
+        (p.page, p.pages, p.height, p.width, p.largest) for p in here
     ]
     for there, expected in zip(isolated, here, strict=True):
         if isinstance(expected.content, ImageError):

@@ -47,8 +47,10 @@ def test_a_loaded_unit_crosses_as_one_row_and_its_pixels_come_back_as_a_view():
     """8- and 16-bit pictures in one buffer, aligned, and never copied on the way out."""
     pack = Pack()
     pictures = [np.arange(15, dtype=np.uint8).reshape(5, 3, 1), np.arange(6, dtype=np.uint16).reshape(1, 2, 3)]
+    depth = {"largest": 4095.0, "range_used": 0.25}
     entries = tuple(
-        Entry(i, 0, 1, p.shape[0], p.shape[1], p.dtype.str, p.shape, pack.add(p)) for i, p in enumerate(pictures)
+        Entry(i, 0, 1, p.shape[0], p.shape[1], p.dtype.str, p.shape, pack.add(p), **depth)
+        for i, p in enumerate(pictures)
     )
     unit = Unit("u", "all", "images", (Source("memory://a", "v"), Source("memory://b", "v")))
     buffer = pack.joined()

@@ -125,6 +125,50 @@ def test_the_packed_contract_says_pixels_and_labels():
     assert (after.output.classes, after.output.background) == (before.output.classes, 2)
 
 
+@pytest.mark.parametrize(
+    ("rule", "source_max"),
+    [
+        ({"kind": "unit"}, 255.0),
+        ({"kind": "mean_std", "mean": [0.0], "std": [1.0]}, 255.0),
+        ({"kind": "unit", "max": 100.0}, None),
+        ({"kind": "scale", "scale": 0.5}, None),
+    ],
+)
+def test_a_packed_contract_refuses_sources_of_another_depth_than_its_graph_divides_by(rule, source_max):
+    """The graph knows the type of its pixels only, so the contract says which largest value they must declare."""
+    made = models.threshold_model("nchw", 3, 3, size=64)
+    contract = changed(made.contract, source={"normalize": rule})
+    assert pack(made.data, resolved(made.data, contract), PackSpec()).model.contract.input.source_max == source_max
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ({}, ("constant", 0.0, "source")),
+        ({"normalize": {"kind": "mean_std", "mean": [0.2], "std": [1.0]}}, ("constant", 51.0, "source")),
+        ({"normalize": {"kind": "mean_std", "mean": [0.485, 0.456, 0.406], "std": [0.2]}}, ("refuse", 0.0, None)),
+        ({"pad_value": 114.0, "pad_units": "source"}, ("constant", 114.0, "source")),
+        ({"padding": "reflect"}, ("reflect", 0.0, None)),
+    ],
+)
+def test_a_packed_contract_pads_with_the_source_value_that_becomes_the_padding(source, expected):
+    """Padding comes before the graph's normalisation; where no source value becomes it, such pictures are refused."""
+    made = models.threshold_model("nchw", 3, 3, size=64)
+    packed = pack(made.data, resolved(made.data, changed(made.contract, source=source)), PackSpec())
+    taken = packed.model.contract.input
+    assert (taken.padding, taken.pad_value, taken.pad_units) == expected
+    assert ("rejects pictures that need padding" in " ".join(packed.notes)) == (expected[0] == "refuse")
+
+
+def test_a_letterbox_whose_padding_no_source_value_becomes_is_not_packed():
+    """Every picture would be refused; the sentence says what to write."""
+    made = models.threshold_model("nchw", 3, 3, size=64)
+    rule = {"kind": "mean_std", "mean": [0.485, 0.456, 0.406], "std": [0.2]}
+    contract = changed(made.contract, source={"normalize": rule, "fit": "letterbox"})
+    with pytest.raises(ModelRefused, match="pad_units: source"):
+        pack(made.data, resolved(made.data, contract), PackSpec())
+
+
 def test_our_own_session_runs_a_packed_file():
     """Tiles of bytes in, labels out."""
     made = models.unet_model(64, 8, 2)
