@@ -276,7 +276,7 @@ def test_a_file_that_an_older_version_packed_is_refused_with_the_way_out(project
     set_metadata(model, {PACK_KEY: json.dumps(entry | {"version": 1})})
     use(project, model.SerializeToString())
     noisy(project, "a.png", channels=3)
-    with pytest.raises(ModelRefused, match=r"model\.onnx was packed by another version .* pack it again") as refused:
+    with pytest.raises(ModelRefused, match=r"model\.onnx: it was packed by another .* pack it again") as refused:
         project.run()
     assert (refused.value.exit_code, project.parts()) == (2, [])
 

@@ -15,14 +15,12 @@ import json
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_batch.contract import ModelOutput
-from unet_batch.errors import ImageError, ModelRefused
+from unet_batch.errors import ImageError, ModelRefused, ShapeMismatch
 from unet_batch.imaging.preprocess import LARGEST, normalize, whole
 from unet_batch.model import graph
 from unet_batch.model.contract import METADATA_KEY, ModelFile, find_contract
@@ -35,6 +33,8 @@ VERSION = 2
 PICTURES = 6
 SAMPLED = 64
 """Largest number of rows, and of columns, of a label map that the file keeps: evenly spaced ones."""
+MAX_LABEL_BYTES = 256 * SAMPLED**2
+"""256 classes that may overlap: as many as `pack` takes."""
 MAX_PIXELS = 1 << 28
 """Largest number of values in a batch of reference pictures: metadata may come from anybody."""
 
@@ -48,16 +48,14 @@ def references(
     Raises ModelRefused where every picture is left out.
     """
     kept: list[dict[str, Any]] = []
-    labels_shape: tuple[int, ...] = ()
     for number in range(PICTURES):
         pixels = synthetic(number, shape_hwc, dtype)
         if (labels := labels_of(pixels)) is not None:
             text = base64.b64encode(zlib.compress(sample(labels).tobytes(), 9)).decode()
             kept.append({"number": number, "sha256": digest(pixels), "labels": text})
-            labels_shape = labels.shape
     if not kept:
         raise ModelRefused("the model returns NaN or infinity for every reference picture: check its precision")
-    return {"shape_hwc": shape_hwc, "dtype": dtype, "labels_shape": labels_shape, "pictures": kept}
+    return {"shape_hwc": shape_hwc, "dtype": dtype, "pictures": kept}
 
 
 def verify_references(
@@ -73,29 +71,29 @@ def verify_references(
         raise ModelRefused(f"{uri} was not packed: it has no metadata {PACK_KEY}")
     file = ModelFile(data=data, sha256="", uri=uri, inputs=(), outputs=(), metadata=metadata)
     contract = find_contract(file, None, uri)
-    stored = _stored(metadata[PACK_KEY], uri, contract.output)
+    batch, shape_hwc, dtype, pictures = _stored(metadata[PACK_KEY], uri)
     problems = []
-    for number, sha256, expected_phw in stored.pictures:
-        pixels = synthetic(number, stored.shape_hwc, stored.dtype)
+    for number, sha256, labels in pictures:
+        pixels = synthetic(number, shape_hwc, dtype)
         if digest(pixels) != sha256:
             problems.append(f"picture {number}: another version of unet-batch computed other pixels")
             continue
-        largest = LARGEST[stored.dtype]
-        tile = normalize(pixels, whole(pixels.shape[:2]), contract.input, largest=largest)[None]
-        values_khw = run(np.repeat(tile, stored.batch, axis=0))[0]
+        tile = normalize(pixels, whole(pixels.shape[:2]), contract.input, largest=LARGEST[dtype])[None]
+        values_khw = run(np.repeat(tile, batch, axis=0))[0]
         if not np.isfinite(values_khw).all():
             problems.append(f"picture {number}: the model returns NaN or infinity")
             continue
         try:
-            found_phw = decide(values_khw, contract.output)
-        except ImageError as error:
-            problems.append(f"picture {number}: {error.message}")
+            found_phw = sample(decide(values_khw, contract.output))
+            if len(labels) != found_phw.size:
+                problems.append(f"picture {number}: there are {found_phw.size:,} labels, not {len(labels):,}")
+                continue
+            expected_phw = np.frombuffer(labels, np.uint8).reshape(found_phw.shape)
+            parity = label_parity(expected_phw, found_phw, contract.output.classes)
+        except (ImageError, ShapeMismatch) as error:
+            problems.append(f"picture {number}: {error}")
             continue
-        if found_phw.shape != stored.labels_shape:
-            problems.append(f"picture {number}: labels have the shape {found_phw.shape}, not {stored.labels_shape}")
-            continue
-        breaches = tolerance.breaches(label_parity(expected_phw, sample(found_phw), contract.output.classes))
-        problems += [f"picture {number}: {breach}" for breach in breaches]
+        problems += [f"picture {number}: {breach}" for breach in tolerance.breaches(parity)]
     return problems
 
 
@@ -105,52 +103,31 @@ def sample(labels_phw: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(labels_phw[:, ::step, ::step])
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A metadata entry, checked."""
+def _stored(text: str, uri: str) -> tuple[int, tuple[int, int, int], SourceType, list[tuple[int, str, bytes]]]:
+    """Batch, size and type of the pictures, and of each its number, its SHA-256 and its labels.
 
-    batch: int
-    shape_hwc: tuple[int, int, int]
-    dtype: SourceType
-    labels_shape: tuple[int, int, int]
-    pictures: list[tuple[int, str, NDArray[np.uint8]]]
-    """Number, SHA-256 of the pixels, sample of the labels."""
-
-
-def _stored(text: str, uri: str, output: ModelOutput) -> _Stored:
-    """Raises ModelRefused for an entry of another version, and for one that `pack` did not write."""
+    Raises ModelRefused for an entry of another version, and for one that `pack` did not write.
+    """
+    problem = f"its metadata {PACK_KEY} was not written by `model pack`"
     try:
         entry = json.loads(text)
-        if entry["version"] == VERSION:
-            return _parsed(entry, output)
+        if entry["version"] != VERSION:
+            problem = "it was packed by another version of unet-batch: pack it again from its network"
+        else:
+            batch, (height, width, channels) = int(entry["batch"]), map(int, entry["shape_hwc"])
+            sizes, dtype = (batch, height, width, channels), entry["dtype"]
+            pictures = [(int(p["number"]), str(p["sha256"]), _unpacked(p["labels"])) for p in entry["pictures"]]
+            within = min(sizes) >= 1 and math.prod(sizes) <= MAX_PIXELS and 1 <= len(pictures) <= PICTURES
+            if within and dtype in ("uint8", "uint16"):
+                return batch, (height, width, channels), dtype, pictures
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError, zlib.error) as error:
-        what = f"{type(error).__name__} {error}"
-        raise ModelRefused(f"{uri}: its metadata {PACK_KEY} was not written by `model pack`: {what}") from error
-    raise ModelRefused(f"{uri} was packed by another version of unet-batch: pack it again from its network")
+        raise ModelRefused(f"{uri}: {problem} ({type(error).__name__} {error})") from error
+    raise ModelRefused(f"{uri}: {problem}")
 
 
-def _parsed(entry: dict[str, Any], output: ModelOutput) -> _Stored:
-    batch, (height, width, channels) = int(entry["batch"]), map(int, entry["shape_hwc"])
-    planes, rows, columns = map(int, entry["labels_shape"])
-    sizes = (batch, height, width, channels, rows, columns)
-    if (
-        min(sizes) < 1
-        or max(math.prod(sizes[:4]), rows * columns) > MAX_PIXELS
-        or planes not in (1, len(output.classes))
-    ):
-        raise ValueError(f"sizes {sizes} with {planes} planes")
-    if entry["dtype"] not in ("uint8", "uint16") or not 1 <= len(entry["pictures"]) <= PICTURES:
-        raise ValueError(f"{len(entry['pictures'])} pictures of {entry['dtype']}")
-    shape = sample(np.broadcast_to(np.uint8(0), (planes, rows, columns))).shape
-    pictures = []
-    for picture in entry["pictures"]:
-        # Decompress one byte more than the labels have, and no more: the text may be a decompression bomb.
-        raw = zlib.decompressobj().decompress(base64.b64decode(picture["labels"]), math.prod(shape) + 1)
-        labels_phw = np.frombuffer(raw, np.uint8).reshape(shape)
-        if labels_phw.max() >= max(len(output.classes), 2):
-            raise ValueError(f"label {labels_phw.max()}")
-        pictures.append((int(picture["number"]), str(picture["sha256"]), labels_phw))
-    return _Stored(batch, (height, width, channels), entry["dtype"], (planes, rows, columns), pictures)
+def _unpacked(labels: str) -> bytes:
+    """The labels of a picture, and never more bytes than they can have: the text may be a decompression bomb."""
+    return zlib.decompressobj().decompress(base64.b64decode(labels, validate=True), MAX_LABEL_BYTES)
 
 
 def digest(pixels: NDArray[Any]) -> str:
