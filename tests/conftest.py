@@ -24,6 +24,7 @@ from programs import azurite
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
 
+pytest_plugins = ["allowed_skips"]
 pytest.register_assert_rewrite("contracts.store_suite", "contracts.cloud_suite")
 
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}

@@ -24,7 +24,7 @@ from unet_batch.command_model import doctor, model
 from unet_batch.command_report import report
 from unet_batch.command_run import backfill, plan, run
 from unet_batch.errors import ExitCode, UnetBatchError
-from unet_batch.job import stopping
+from unet_batch.job import forwarded, stopping
 from unet_batch.spec import JobSpec
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def main() -> NoReturn:
     sys.stdout = sys.stderr  # Ray prints what its workers died of; stdout is for the result alone
     code: int = ExitCode.UNEXPECTED
     try:
+        forwarded.take_in_driver()
         cli.main(standalone_mode=False)
         code = ExitCode.COMPLETE
     except Exit as done:
@@ -60,6 +61,7 @@ def main() -> NoReturn:
         code = _ended(error.code, str(error), error.exit_code)
     except Exception:
         log.exception("unexpected error; this is a bug in unet-batch")
+    forwarded.forget()
     for stream in (sys.__stdout__, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed pipe or terminal, or none at all
             stream.flush()  # type: ignore[union-attr]

@@ -107,6 +107,7 @@ def test_every_class_has_the_box_and_text_of_its_mask():
     """pycocotools decodes the text to the mask of the label map."""
     prediction = predict(smooth(4, 50, 41), classes(4))
 
+    assert [area.id for area in prediction.classes] == [1, 2, 3]
     for area in prediction.classes:
         text = {"size": [prediction.height, prediction.width], "counts": area.rle.encode()}
         np.testing.assert_array_equal(coco.decode(text), prediction.labels_hw == area.id)

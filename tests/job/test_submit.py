@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from unet_batch.errors import ExitCode, Held, Incomplete, JobError
+from unet_batch.job import forwarded
 from unet_batch.job import submit as submitting
 from unet_batch.job.submission import Submission, compose
 from unet_batch.job.submit import Submitted, submit
@@ -71,15 +72,27 @@ def test_the_job_file_and_the_package_travel(server, submission):
     assert sent["entrypoint"] == compose(submission).entrypoint
 
 
-def test_a_forwarded_value_is_in_the_environment_alone(server, submission, monkeypatch, caplog):
-    """Not in metadata, entry point, packages or anything that is said."""
+def test_a_forwarded_value_is_in_one_package_alone(server, submission, monkeypatch, caplog):
+    """Not in the runtime environment, which Ray logs, not in metadata, entry point or anything that is said."""
     monkeypatch.setenv("STORE_KEY", SECRET)
     caplog.set_level(logging.DEBUG)
     submit(Submission(submission.job_file, address=server.url, forward_env=("STORE_KEY",)))
     [sent] = server.requests
-    assert sent["runtime_env"]["env_vars"].pop("STORE_KEY") == SECRET
+    name = sent["runtime_env"]["env_vars"][forwarded.VARIABLE]
+    assert re.fullmatch(r"unet_batch_[0-9a-f]{32}\.zip", name)
+    assert [package for package, data in server.packages.items() if SECRET.encode() in data] == [name]
     assert SECRET not in repr(sent)
+    assert sent["runtime_env"]["worker_process_setup_hook"] == forwarded.HOOK
+    assert b"STORE" not in server.packages[name][:15]  # Ray quotes them where it cannot keep a package
     assert SECRET not in "".join(r.getMessage() for r in caplog.records if r.name.startswith("unet_batch"))
+
+
+def test_without_forwarded_variables_nothing_is_kept_and_nothing_is_called(server, submission):
+    """The hook of Ray's workers is for those alone."""
+    submit(submission)
+    [sent] = server.requests
+    assert forwarded.VARIABLE not in sent["runtime_env"]["env_vars"]
+    assert "worker_process_setup_hook" not in sent["runtime_env"]
 
 
 def test_ray_address_does_not_lead_elsewhere(server, submission, monkeypatch):
@@ -199,10 +212,10 @@ def test_a_cluster_that_was_restarted_is_said(server, submission):
 def test_a_cluster_that_falls_silent_is_said_in_the_end(server, submission, monkeypatch):
     """After some patience, in which it may come back."""
     monkeypatch.setattr(submitting, "PATIENCE_S", 0.5)
-    monkeypatch.setattr(submitting, "ANSWER_S", 0.3)
 
     def fall_silent(_: str) -> None:
         server.hangs = True
+        monkeypatch.setattr(submitting, "ANSWER_S", 0.3)  # not before: a busy machine is slow to send the job
 
     server.breaks_after = 1
     with pytest.raises(Incomplete, match="has not answered"):

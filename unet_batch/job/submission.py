@@ -74,8 +74,10 @@ class Request:
     metadata: dict[str, str]
     package: Path | None
     """Folder of the package that travels."""
-    environment: dict[str, str] = field(repr=False)
-    """Of the driver and all its workers; holds the values that were forwarded."""
+    environment: dict[str, str]
+    """Of the driver and all its workers, as anybody may read it."""
+    forwarded: dict[str, str] = field(repr=False)
+    """Further variables of them, whose values nobody but them may read."""
 
 
 def compose(submission: Submission) -> Request:
@@ -94,7 +96,8 @@ def compose(submission: Submission) -> Request:
         entrypoint=shlex.join([*words, "--address", "auto"]),
         metadata={"job": job.name, "window": window, "unet_batch": unet_batch.__version__},
         package=None if submission.in_image else Path(unet_batch.__file__).parent,
-        environment={**KEEP_PAGES, "RAY_JOB_STOP_WAIT_TIME_S": str(DRIVER_STOP_S), **_forwarded(submission, job)},
+        environment={**KEEP_PAGES, "RAY_JOB_STOP_WAIT_TIME_S": str(DRIVER_STOP_S)},
+        forwarded=_forwarded(submission, job),
     )
 
 
@@ -173,7 +176,7 @@ def _forwarded(submission: Submission, job: JobSpec) -> dict[str, str]:
         if name not in os.environ:
             raise JobError(f"--forward-env {name}: the variable is not set here")
     if names:
-        log.warning("whoever may ask the job server or read Ray's log files can read %s there", ", ".join(names))
+        log.warning("whoever may run code on the cluster can read %s there while the job runs", ", ".join(names))
     needed = sorted(set(_references(job)) - names.keys())
     if needed:
         log.warning("every node of the cluster must have set %s, or use --forward-env", ", ".join(needed))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unet_batch.errors import ExitCode, Held, Incomplete, JobError
+from unet_batch.job import forwarded
 from unet_batch.job.submission import JOB_FILE, Request, Submission, compose
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,11 @@ class _Server:
     def send(self, job_id: str, request: Request, folder: str) -> None:
         """Upload what travels, and start the job on the head node, off the accounting of cores."""
         environment: dict[str, Any] = {"working_dir": folder, "env_vars": request.environment}
+        if request.forwarded:
+            name = forwarded.new_name()
+            self._upload(name, forwarded.packed(request.forwarded))
+            environment["env_vars"] = request.environment | {forwarded.VARIABLE: name}
+            environment["worker_process_setup_hook"] = forwarded.HOOK
         if request.package is not None:
             environment |= {"py_modules": [str(request.package)], "excludes": ["__pycache__"]}
         self._asked(
@@ -154,6 +160,16 @@ class _Server:
                 entrypoint_num_cpus=0,
             )
         )
+
+    def _upload(self, name: str, data: bytes) -> None:
+        """Put a package into the memory of the cluster's control plane, as Ray's client does with its own."""
+
+        def put() -> None:
+            answer = self.client._do_request("PUT", f"/api/packages/gcs/{name}", data=data)
+            if answer.status_code != 200:
+                raise RuntimeError(f"it keeps no package (status {answer.status_code})")
+
+        self._asked(put)
 
     def answer(self, ask: Callable[[], T]) -> T:
         """What the job server answers in time. Raises JobError where it wants another token, else what Ray raises."""
