@@ -58,6 +58,12 @@ OPTIONS: tuple[click.Option, ...] = (
         help="Wait so long for the leases of a run that may have died; one that renews them is never waited for.",
     ),
     click.Option(
+        ["--rescore"],
+        is_flag=True,
+        help="Score every image of the window again, also where its rows are published and up to date; the old rows "
+        "stay until the new ones replace them.",
+    ),
+    click.Option(
         ["--report", "with_report"],
         is_flag=True,
         help="Write the page about the run at its end; whatever becomes of it, the exit code is the run's.",
@@ -75,6 +81,7 @@ class Scoring:
     deadline: datetime | None
     """With its time zone."""
     wait_s: float
+    rescore: bool
     with_report: bool
 
     def words(self) -> tuple[str, ...]:

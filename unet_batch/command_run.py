@@ -49,28 +49,29 @@ def run(job: JobSpec, window: str, **how: Any) -> None:
 @click.option(
     "--select",
     type=click.Choice(SELECTIONS),
-    default="missing",
-    show_default=True,
+    show_default="missing",
     help="missing: partitions without published rows. failed: rejections that another try may end differently, alone. "
     "changed: published ones whose model, settings or images are others now. all: all of these.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be scored, and change nothing.")
 @runner
-def backfill(job: JobSpec, window: str, select: Select, dry_run: bool, **how: Any) -> None:
+def backfill(job: JobSpec, window: str, select: Select | None, dry_run: bool, scoring: Scoring, **how: Any) -> None:
     """Score many partitions with one pool of sessions; each is published as soon as it is complete."""
+    if scoring.rescore and select not in (None, "all"):
+        raise JobError(f"--rescore scores every image of the window: leave out --select {select}")
     if dry_run:
-        _plan(job, window, select)
-    _run(job, window, select, **how)
+        _plan(job, window, select or "missing", rescore=scoring.rescore)
+    _run(job, window, select or "missing", scoring=scoring, **how)
 
 
-def _plan(job: JobSpec, window: str, select: Select) -> NoReturn:
+def _plan(job: JobSpec, window: str, select: Select, *, rescore: bool = False) -> NoReturn:
     from unet_batch.job.plan import units
     from unet_batch.job.prepare import prepare
     from unet_batch.job.survey import planned, window_of
     from unet_batch.terminal import print_table
 
     prepared = prepare(job)
-    found = planned(prepared, window_of(window), select)
+    found = planned(prepared, window_of(window), select, rescore=rescore)
     work = found.work
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     todo = [unit for p in work for unit in units(p, prepared.job, prepared.fingerprint, workers=workers)]
@@ -133,6 +134,7 @@ def _run(
         max_active=scoring.max_active,
         deadline=scoring.deadline,
         wait_s=scoring.wait_s,
+        rescore=scoring.rescore,
     )
     summary = run_job(prepare(job), window_of(window), make_executor, choice=choice, quiet=quiet)
     say(PassedOver.from_json(summary.passed_over), summary.problems)

@@ -298,14 +298,17 @@ def test_every_option_of_a_run_travels_with_a_submission(server, submission):
     from unet_batch.command import OPTIONS
 
     given = {"--newest-first": [], "--max-active": ["3"], "--deadline": ["2099-11-22T06:00+01:00"], "--wait": ["60"]}
-    given |= {"--report": []}
+    given |= {"--rescore": [], "--report": []}
     assert set(given) == {option.opts[0] for option in OPTIONS}
     assert all(option in command.params for option in OPTIONS for command in map(cli.commands.get, ("run", "backfill")))
     words = [word for name, value in given.items() for word in (name, *value)]
     done = CliRunner().invoke(cli, ["submit", str(submission.job_file), "--address", server.url, *words])
     assert "Error" not in done.output
     sent = server.requests[-1]["entrypoint"]
-    assert " run --newest-first --max-active 3 --deadline 2099-11-22T06:00:00+01:00 --wait 60 --report job.yaml" in sent
+    assert (
+        " run --newest-first --max-active 3 --deadline 2099-11-22T06:00:00+01:00 --wait 60 --rescore --report job.yaml"
+        in sent
+    )
 
 
 def test_a_time_of_day_is_that_of_whoever_submits(server, submission, monkeypatch):

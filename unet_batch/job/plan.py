@@ -6,6 +6,7 @@ and version, never by the name of a part, so slices may shift between two runs w
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
@@ -29,6 +30,8 @@ failed: such rejections, however often they were tried, and nothing else. all: d
 
 SELECTIONS: tuple[Select, ...] = ("missing", "failed", "changed", "all")
 """Those of a backfill; `due` is what a run does."""
+RESCORED = "rescore-"
+"""How the names of units begin that score again what has rows."""
 UNIT_IMAGES = 64
 """A unit costs the driver about 18 ms; a larger one is lost whole, and reported late, when its model is slow."""
 UNIT_ENCODED_BYTES = 8 << 20
@@ -63,6 +66,8 @@ class PartitionPlan:
     """Rejected sources that are scored once more, because their reason may have passed."""
     better: bool = False
     """Whether staged rows hold predictions that the published ones lack."""
+    afresh: bool = False
+    """Whether every image is scored again: rows that are published or staged for another purpose do not count."""
 
     @property
     def up_to_date(self) -> bool:
@@ -99,6 +104,8 @@ def plan_partition(
 
 def wants(select: Select, plan: PartitionPlan) -> bool:
     """Whether a run with this selection works on a partition."""
+    if plan.afresh:
+        return True
     again = bool(plan.retry) or plan.better
     if select == "failed":
         return again and not plan.open
@@ -107,15 +114,22 @@ def wants(select: Select, plan: PartitionPlan) -> bool:
     return select in ("due", "all") or (select == "missing") == (plan.published is None)
 
 
+def rescoring(plan: PartitionPlan) -> str:
+    """How the parts of a rescoring begin: named after the object that it replaces, so that another try finds them."""
+    base = plan.published.version if plan.published is not None else ""
+    return f"{RESCORED}{hashlib.sha256(base.encode()).hexdigest()[:12]}-"
+
+
 def units(plan: PartitionPlan, job: JobSpec, mark: str, *, workers: int, again_mark: str | None = None) -> list[Unit]:
     """What is to score of a partition, in slices of one shard or of its loose files, largest first.
 
     mark: the fingerprint. again_mark: what sets another try's parts apart from those of the first; left out: `mark`.
     """
     cap = job.limits.unit_images or UNIT_IMAGES
+    label = rescoring(plan) if plan.afresh else ""
     kinds = ((plan.open, mark, False), (plan.retry, again_mark or mark, True))
     found = [
-        Unit(unit_id(name, piece), plan.partition, _format(piece[0], job), tuple(piece), isolate=isolate)
+        Unit(label + unit_id(name, piece), plan.partition, _format(piece[0], job), tuple(piece), isolate=isolate)
         for sources, name, isolate in kinds
         for shard in _by_shard(sources)
         for piece in _slices(shard, cap=cap * _stretch(shard[0], job), workers=workers)
@@ -137,7 +151,8 @@ def halves(unit: Unit, mark: str) -> list[Unit]:
     """The unit again in two, each to be decoded in isolation; a unit of one image is returned whole."""
     middle = (len(unit.sources) + 1) // 2
     pieces = [p for p in (unit.sources[:middle], unit.sources[middle:]) if p]
-    return [Unit(unit_id(mark, piece), unit.partition, unit.format, piece, isolate=True) for piece in pieces]
+    label = unit.unit_id[: len(RESCORED) + 13] if unit.unit_id.startswith(RESCORED) else ""
+    return [Unit(label + unit_id(mark, piece), unit.partition, unit.format, piece, isolate=True) for piece in pieces]
 
 
 def _by_shard(sources: Sequence[Source]) -> Iterator[list[Source]]:

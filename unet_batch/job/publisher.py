@@ -228,6 +228,7 @@ class Publisher:
                     run_id=self._run_id,
                     base=plan.published.version if plan.published else None,
                     parts=self._parts[partition],
+                    afresh=plan.afresh,
                     compression=job.output.compression,
                     single_writer=job.output.single_writer,
                     tried=self._tried(plan),

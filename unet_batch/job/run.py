@@ -42,6 +42,7 @@ from unet_batch.job.survey import (
     archive_partitions,
     glance,
     nothing_found,
+    survey_afresh,
     survey_partition,
     vanished,
 )
@@ -72,6 +73,8 @@ class Choice:
     """No unit is begun after it, less what publishing may take; finished partitions are published."""
     wait_s: float = 0.0
     """How long leases that nobody renews are waited for, once the other partitions are done."""
+    rescore: bool = False
+    """Score every image of the window again, also where its rows are published and up to date; `select` is all then."""
 
 
 def run(
@@ -97,7 +100,9 @@ def run(
         if sentence is not None:
             summary.problem(sentence, ExitCode.UNFINISHED)
     inventory = holdings.partitions
-    names = [name for name, sources in inventory.items() if glance(prepared, name, sources, choice.select)]
+    names = [
+        name for name, sources in inventory.items() if choice.rescore or glance(prepared, name, sources, choice.select)
+    ]
     if choice.newest_first:
         names.reverse()
     if names:
@@ -150,7 +155,7 @@ class _Run:
         self._quiet = quiet
         self._stop_at = _stop_at(choice.deadline)
         self._executor: Executor | None = None
-        self._record = Record(prepared, summary.run, choice.select, holdings.passed)
+        self._record = Record(prepared, summary.run, "rescore" if choice.rescore else choice.select, holdings.passed)
         self._buckets = Buckets(prepared, holdings.partitions)
         self._is_empty = not holdings.images
         self._refused = bool(summary.problems)
@@ -233,6 +238,8 @@ class _Run:
                 plan = survey_partition(
                     self._prepared, name, sources, select=self._choice.select, others=others, repair=True
                 )
+                if self._choice.rescore:
+                    plan = survey_afresh(self._prepared, plan, repair=True)
             except Held as error:
                 if self._waiting is None:
                     self._published.problem(str(error), error.exit_code)

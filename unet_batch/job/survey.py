@@ -14,7 +14,7 @@ from unet_batch.archive.inventory import StoredIndex, inventory
 from unet_batch.archive.nearest import nearest
 from unet_batch.archive.window import Window
 from unet_batch.errors import Damaged, StorageError
-from unet_batch.job.plan import PartitionPlan, Select, plan_partition, wants
+from unet_batch.job.plan import PartitionPlan, Select, plan_partition, rescoring, wants
 from unet_batch.job.prepare import Prepared
 from unet_batch.job.scope import Scope, resolved, window_of, without_bucket
 from unet_batch.records import PassedOver, Source, uncollected
@@ -148,10 +148,12 @@ def glance(prepared: Prepared, partition: str, sources: Sequence[Source], select
     return select == "failed" or wants(select, plan)
 
 
-def planned(prepared: Prepared, window: Window, select: Select) -> Planned:
+def planned(prepared: Prepared, window: Window, select: Select, *, rescore: bool = False) -> Planned:
     """What a run with this selection would work on now, and what it would refuse; changes nothing."""
     holdings = archive_partitions(prepared, window, keep=False)
     plans = surveyed(prepared, holdings, select, repair=False)
+    if rescore:
+        plans = [survey_afresh(prepared, plan, repair=False) for plan in plans]
     wanted = [plan for plan in plans if wants(select, plan)]
     empty = nothing_found(prepared, holdings)
     refused = [plan.refused for plan in wanted if plan.refused is not None and (plan.published or empty is None)]
@@ -240,6 +242,23 @@ def _may_be_tried(commit: Commit, select: Select, limits: LimitsSpec) -> bool:
     if select in ("failed", "all"):
         return commit.rejected > 0
     return select == "due" and commit.may_pass > sum(tries >= limits.retries for tries in commit.tried.values())
+
+
+@uncollected()
+def survey_afresh(prepared: Prepared, plan: PartitionPlan, *, repair: bool) -> PartitionPlan:
+    """The plan that scores every image of a partition again, whatever is published or staged.
+
+    What an earlier try of the same rescoring left counts: its parts are named after the object that is to be replaced.
+    """
+    if plan.refused is not None:
+        return plan
+    label = rescoring(plan)
+    ours = [uri for uri in _part_uris(prepared, plan.partition) if uri.rpartition("/")[2].startswith(label)]
+    parts = list(read_parts(prepared.output, ours, prepared.fingerprint, repair=repair))
+    done = {(key.source_key, key.version) for _, keys in parts for key in keys}
+    left = tuple(s for s in plan.sources if (s.key, s.version) not in done)
+    scored, sound = len(plan.sources) - len(left), tuple(uri for uri, _ in parts)
+    return replace(plan, open=left, scored=scored, parts=sound, retry=(), better=False, afresh=True)
 
 
 def published_partitions(prepared: Prepared) -> Iterator[str]:

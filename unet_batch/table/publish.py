@@ -117,6 +117,8 @@ class Publication:
     """Version of the object that is to be replaced, as recorded when the run began; None where there was none."""
     parts: Sequence[str]
     """URIs of staged parts that may hold rows of the inventory."""
+    afresh: bool = False
+    """Whether the rows that are published do not count, and the parts alone do."""
     compression: str = "zstd"
     single_writer: bool = False
     tried: Set[Name] = frozenset()
@@ -223,7 +225,7 @@ def _choose_rows(
 def _row_keys(
     store: Store, layout: Layout, wanted: Publication, now: Published | None
 ) -> Iterator[tuple[str, list[RowKey]]]:
-    if now is not None and now.commit.fingerprint == wanted.fingerprint:
+    if now is not None and now.commit.fingerprint == wanted.fingerprint and not wanted.afresh:
         uri = layout.published(wanted.partition)
         try:
             visible = published_keys(store, layout, wanted.partition)
@@ -310,6 +312,7 @@ def _swap(store: Store, layout: Layout, wanted: Publication, commit: Commit, pat
         if (
             now is not None
             and now.commit.generation == commit.generation
+            and (now.commit.run_id == commit.run_id or not wanted.afresh)  # the old rows have the same generation
             and now.commit.rejected <= commit.rejected  # another try of rejections must not be lost to the first one
         ):
             log.info("%s already holds this generation, put by run %s", uri, now.commit.run_id)
