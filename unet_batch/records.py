@@ -24,13 +24,14 @@ class Source:
     uri: str
     """Canonical URI of the object: no user info, no query, no fragment."""
     version: str
-    """The store's ETag or generation of the object, else its size and modification time."""
+    """The store's ETag or generation of the object, else its size and modification time; behind it the digest that a
+    manifest promises, so that another promise makes another version."""
     member: str | None = None
     """Tar member's name, or the row's number in a Parquet file."""
     ordinal: int = 0
     """How many members of the same name precede this one in its tar."""
     size_bytes: int = 0
-    """Encoded size; 0 where the listing does not know it."""
+    """Encoded size; 0 where the listing does not know it, and an average of its row group in a Parquet file."""
     offset: int | None = None
     """Where the member's bytes begin in its uncompressed tar; None where it must be read in order."""
     problem: tuple[str, str] | None = None
@@ -39,12 +40,25 @@ class Source:
     """Hex digest that a manifest promises for the bytes."""
 
     @property
+    def stored_version(self) -> str:
+        """The version as the store knows it, without the digest that a manifest promises."""
+        return self.version.partition(_PROMISE)[0]
+
+    @property
     def key(self) -> str:
         """The text that names this source in tables; equal for equal sources only."""
         text = _escape(self.uri)
         if self.member is not None:
             text += "#" + _escape(self.member)
         return text if not self.ordinal else f"{text}#{self.ordinal + 1}"
+
+
+_PROMISE = ",sha256:"
+
+
+def promised_version(version: str, sha256: str | None) -> str:
+    """The version of an object whose digest a manifest promises. sha256: 64 hex digits, or None for no promise."""
+    return version if sha256 is None else f"{version}{_PROMISE}{sha256[:16]}"
 
 
 def image_key(source_key: str, page: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 from collections.abc import Callable
 from datetime import date
@@ -213,7 +214,6 @@ def test_rows_without_a_uri_keep_their_row(storage: Storage, put: Callable) -> N
     ("name", "text"),
     [
         ("list.jsonl", '{"uri": "a.png"}\n{"uri": "sub/b'),
-        ("list.jsonl", '{"uri": "a.png"}\n["sub/b.png"]\n'),
         ("list.jsonl", '{"uri": "a.png"}\n' + "[" * 100_000),
         ("list.csv", 'uri\na.png\n"sub/b.png'),
     ],
@@ -224,11 +224,95 @@ def test_a_cut_manifest_is_a_problem_beside_its_rows(storage: Storage, put: Call
     assert [s.problem and s.problem[0] for s in found] == [None, "shard.corrupt"]
 
 
-@pytest.mark.parametrize(("name", "body"), [("list.csv", b"uri\n\xff\xfe\n"), ("list.parquet", b"PAR1junkPAR1")])
+@pytest.mark.parametrize(("name", "body"), [("list.csv", b'uri\n"a\n'), ("list.parquet", b"PAR1junkPAR1")])
 def test_a_manifest_that_cannot_be_read_is_one_problem(storage: Storage, put: Callable, name: str, body: bytes) -> None:
     """Junk costs a row with a reason."""
     (found,) = sources(storage, put(body, name))
     assert found.problem[0] == "shard.corrupt"
+
+
+@pytest.mark.parametrize(
+    ("body", "named"),
+    [
+        ("uri\na.png\n".encode("utf-16"), "UTF-16"),
+        ("uri\na.png\n".encode("utf-16-le"), "UTF-16 text without a mark"),
+        (b"\xfe\xff" + "uri\na.png\n".encode("utf-16-be"), "UTF-16"),
+        ("uri\na.png\n".encode("utf-32"), "UTF-32"),
+        ("uri\na.png\ncafé.png\n".encode("latin-1"), "line 3 holds the byte 0xE9"),
+        ("uri\n“a”.png\n".encode("cp1252"), "Latin-1 or Windows-1252"),
+    ],
+)
+@pytest.mark.parametrize("name", ["list.csv", "list.jsonl", "list.ndjson"])
+def test_another_encoding_than_utf8_is_named(
+    storage: Storage, put: Callable, name: str, body: bytes, named: str
+) -> None:
+    """Spreadsheets write them; nothing is scored, and the sentence says what the file is."""
+    with pytest.raises(JobError, match=named):
+        sources(storage, put(body, name))
+
+
+def test_a_mark_before_utf8_is_no_part_of_a_name(storage: Storage, put: Callable) -> None:
+    """In JSON lines too, and under the suffix .ndjson."""
+    for name, text in (
+        ("l.csv", "uri\na.png\n"),
+        ("l.jsonl", '{"uri": "a.png"}\n'),
+        ("l.ndjson", '{"uri": "a.png"}\n'),
+    ):
+        assert read(storage, sources(storage, put(text.encode("utf-8-sig"), name))) == [b"A"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cam-2026-11-21T10:15:00.png", "A1:field2.png", "sub/B2:f1.png", "x:y:z.png", "C:a.png", "note:draft//1.png"],
+)
+def test_a_colon_in_a_name_is_no_scheme(storage: Storage, folder: str, put: Callable, name: str) -> None:
+    """Times and plate positions hold colons; what stands before one is a scheme only where it is one."""
+    storage.put(join(folder, name), b"C")
+    assert read(storage, sources(storage, put(f"uri\n{name}\n"))) == [b"C"]
+
+
+@pytest.mark.parametrize(
+    "row", ['{"uri": "\\ud800.png"}', '{"uri": "../\\udfff"}', '"a.png"', "[1]", "no json", '{"uri": {"a": 1}}', "7"]
+)
+def test_a_hostile_line_costs_its_row(storage: Storage, put: Callable, row: str) -> None:
+    """Half a character, another type, or no JSON at all, between two good rows: they are scored."""
+    found = sources(storage, put(f'{{"uri": "a.png"}}\n{row}\n{{"uri": "sub/b.png"}}\n', "l.jsonl"))
+    assert [s.problem is None for s in found].count(True) == 2
+    (bad,) = (s for s in found if s.problem is not None)
+    assert bad.problem[0] in ("cell.type", "read.denied")
+    bad.key.encode()
+
+
+@pytest.mark.parametrize("value", ["abc", 7, ["x"], "g" * 64, {"a": 1}])
+def test_a_digest_that_is_none_is_refused_and_not_ignored(storage: Storage, put: Callable, value: object) -> None:
+    """Whoever promises a digest wants it checked."""
+    good = hashlib.sha256(b"B").hexdigest()
+    rows = [{"uri": "a.png", "sha256": value}, {"uri": "sub/b.png", "sha256": f" {good.upper()} "}]
+    found = sources(storage, put("\n".join(map(json.dumps, rows)), "l.jsonl"))
+    assert read(storage, found) == ["cell.type", b"B"]
+    assert "not 64 hex digits" in found[0].problem[1]
+
+
+def test_binary_digests_are_refused_with_a_sentence(storage: Storage, put: Callable) -> None:
+    """A column of bytes would never equal a text."""
+    body = parquet_of(uri=["a.png"], sha256=[hashlib.sha256(b"A").digest()])
+    with pytest.raises(JobError, match=r"the column sha256 .* holds binary, not text"):
+        sources(storage, put(body, "l.parquet"))
+    text = pa.array([hashlib.sha256(b"A").hexdigest()]).dictionary_encode()
+    assert read(storage, sources(storage, put(parquet_of(uri=["a.png"], sha256=text), "l.parquet"))) == [b"A"]
+
+
+def test_another_promise_is_another_version_of_the_same_object(storage: Storage, put: Callable) -> None:
+    """A corrected digest makes the image due again; without a promise the version is the store's."""
+    wrong, right = (hashlib.sha256(body).hexdigest() for body in (b"X", b"A"))
+    texts = ["uri\na.png\n", *(f"uri,sha256\na.png,{digest}\n" for digest in (wrong, right, right.upper()))]
+    lists = [put(text, f"{number}.csv") for number, text in enumerate(texts)]  # every put writes the images anew
+    plain, first, second, again = (sources(storage, listed)[0] for listed in lists)
+    assert len({plain.version, first.version, second.version}) == 3
+    assert second.version == again.version
+    assert {s.stored_version for s in (plain, first, second)} == {plain.version}
+    assert read(storage, [first]) == ["read.checksum_mismatch"]
+    assert read(storage, [second]) == [b"A"]
 
 
 @pytest.mark.parametrize(("name", "text"), [("l.csv", "path\na.png\n"), ("l.parquet", parquet_of(path=["a.png"]))])

@@ -6,6 +6,7 @@ import io
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,8 +16,9 @@ from unet_batch.archive.inventory import inventory
 from unet_batch.archive.shards import read_unit
 from unet_batch.archive.storage import Object, Storage, join
 from unet_batch.errors import ImageError, JobError
+from unet_batch.job.plan import plan_partition, units
 from unet_batch.records import Source, Unit
-from unet_batch.spec import InputSpec, LimitsSpec
+from unet_batch.spec import InputSpec, JobSpec, LimitsSpec
 
 SPEC = InputSpec(uri="memory://unused", format="parquet")
 
@@ -220,3 +222,77 @@ def test_a_bomb_is_refused_from_its_footer(storage: Storage, put: Callable, monk
     pq.write_table(table, out, compression="zstd", use_dictionary=False)
     (found,) = sources(storage, put(out.getvalue()))
     assert found.problem[0] == "shard.corrupt"
+
+
+CELLS = [b"A" * 10, b"B" * 20, b"C" * 30]
+COLUMNS = {
+    "binary": lambda: pa.array(CELLS, pa.binary()),
+    "large_binary": lambda: pa.array(CELLS, pa.large_binary()),
+    "binary_view": lambda: pa.array(CELLS, pa.binary_view()),
+    "dictionary": lambda: pa.array(CELLS).dictionary_encode(),
+    "dictionary of large": lambda: pa.array(CELLS, pa.large_binary()).dictionary_encode(),
+    **{
+        f"struct of {kind}": lambda kind=kind: pa.StructArray.from_arrays(
+            [pa.array(CELLS, kind), pa.array([None] * 3, pa.string_view())], ["bytes", "path"]
+        )
+        for kind in (pa.binary(), pa.large_binary(), pa.binary_view())
+    },
+}
+
+
+@pytest.mark.parametrize("kind", COLUMNS)
+def test_bytes_are_bytes_in_every_spelling(storage: Storage, put: Callable, kind: str) -> None:
+    """As Arrow, Polars, DuckDB and Hugging Face's datasets write images."""
+    out = io.BytesIO()
+    pq.write_table(pa.table({"image": COLUMNS[kind]()}), out)
+    assert read(storage, sources(storage, put(out.getvalue()))) == CELLS
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([[b"A"], [b"B"]]), pa.array(["a", "b"], pa.string_view()), pa.array([[{"bytes": b"A"}], []]), [1, 2]],
+    ids=["list", "string_view", "list of structs", "numbers"],
+)
+def test_what_holds_no_single_image_is_refused_in_one_sentence(storage: Storage, put: Callable, column: object) -> None:
+    """Never dropped: nobody knows which of several images a row means."""
+    out = io.BytesIO()
+    pq.write_table(pa.table({"image": column}), out)
+    with pytest.raises(JobError, match=r"not bytes; there are .*set input\.column"):
+        sources(storage, put(out.getvalue()))
+
+
+def test_rows_have_the_average_size_of_their_row_group(storage: Storage, put: Callable) -> None:
+    """So that units are bounded by bytes; an average refuses no image."""
+    out = io.BytesIO()
+    cells = [os.urandom(1000) for _ in range(4)] + [os.urandom(50_000) for _ in range(4)]
+    table = pa.table({"image": cells, "other": [bytes(100_000)] * 8})
+    pq.write_table(table, out, row_group_size=4, write_statistics=False)
+    found = sources(storage, put(out.getvalue()))
+    assert all(900 < s.size_bytes < 1300 for s in found[:4])
+    assert all(49_000 < s.size_bytes < 52_000 for s in found[4:])
+    assert read(storage, found, max_image_bytes=50_000) == cells
+    assert read(storage, found, max_image_bytes=40_000)[4:] == ["read.too_large"] * 4
+    job = JobSpec.model_validate(
+        {"name": "j", "model": {"path": "m"}, "input": {"uri": "x", "format": "parquet"}, "output": {"uri": "o"}}
+    )
+    large = [replace(source, size_bytes=3 << 20) for source in found]
+    plan = plan_partition("all", large, mark="f", published=None, done=frozenset(), parts=())
+    assert max(len(unit.sources) for unit in units(plan, job, "f", workers=1)) == 2
+
+
+def test_large_cells_are_decoded_one_at_a_time(storage: Storage, put: Callable, monkeypatch) -> None:
+    """Sixteen rows together are few bytes, or many."""
+    asked = []
+    real = pq.ParquetFile.iter_batches
+
+    def noted(self, size, **how):
+        asked.append(size)
+        return real(self, size, **how)
+
+    monkeypatch.setattr("unet_batch.archive.parquet._BATCH_BYTES", 100_000)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    out = io.BytesIO()
+    cells = [bytes([n]) * 60_000 for n in range(8)]
+    pq.write_table(pa.table({"image": cells}), out, use_dictionary=False)
+    assert read(storage, sources(storage, put(out.getvalue()))) == cells
+    assert asked == [1]

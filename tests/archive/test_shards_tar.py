@@ -14,14 +14,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from unet_batch.archive import signatures
 from unet_batch.archive.inventory import StoredIndex, inventory
 from unet_batch.archive.shards import read_unit
 from unet_batch.archive.storage import Object, Storage, join
 from unet_batch.archive.tar import TarIndex, index_tar
 from unet_batch.errors import ImageError
 from unet_batch.records import NOTHING_PASSED, Source, Unit
-from unet_batch.spec import PICTURE_SUFFIXES, InputSpec, LimitsSpec
+from unet_batch.spec import InputSpec, LimitsSpec
 
 MEMBERS = [("a.jpg", b"A" * 700), ("b.png", b"B" * 512), ("c.tif", b""), ("d.JPG", b"D" * 1500), ("e.npy", b"E")]
 SPEC = InputSpec(uri="memory://unused", format="webdataset")
@@ -352,12 +351,6 @@ def test_hidden_and_excluded_members_are_counted(storage: Storage, put: Callable
     found = inventory(storage, spec, [shard])
     assert [s.member for s in found.partitions["all"]] == ["./shots/1.png", "a.b.JFIF"]
     assert [(what, count) for what, count, _ in found.passed.kinds] == [("excluded member", 1), ("hidden member", 3)]
-
-
-def test_every_suffix_that_decode_knows_is_one_of_a_picture() -> None:
-    """What the decoder reads is taken, what it names in a rejection too."""
-    known = {suffix.lstrip(".") for suffix in (*signatures.SUFFIXES, *signatures.FOREIGN_SUFFIXES)}
-    assert known <= set(PICTURE_SUFFIXES)
 
 
 def test_members_that_are_no_images_are_left_out(storage: Storage, put: Callable) -> None:

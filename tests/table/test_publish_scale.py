@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import pytest
 
 from unet_batch.archive.storage import Storage, canonical
 from unet_batch.errors import ImageError, Reason, StorageError
+from unet_batch.imaging.postprocess import Prediction
 from unet_batch.records import Source, Unit, unit_id
 from unet_batch.spec import LimitsSpec
 from unet_batch.table import merge as merge_module
+from unet_batch.table import parts as parts_module
 from unet_batch.table import publish as publish_module
 from unet_batch.table.layout import Layout
 from unet_batch.table.parts import write_part
 from unet_batch.table.publish import Publication, publish
-from unet_batch.table.rows import Provenance, rejection_row
+from unet_batch.table.rows import Provenance, prediction_row, rejection_row
 
 MARK, DAY = "f" * 64, "date=2026-11-21"
 WHERE = Provenance("m" * 64, MARK, "run-1", "cpu", "fp32")
@@ -146,3 +149,41 @@ def test_a_container_that_became_shorter_is_named(output):
     containers = merge_module.Containers(output.store, [output.stage(sources(3))])
     with pytest.raises(StorageError, match="fewer rows than a moment ago"):
         containers._place(0, 3)
+
+
+def test_few_large_rows_are_written_and_rewritten_a_few_at_a_time(output, monkeypatch):
+    """Row groups are bounded by bytes, in parts and in what is published, so that no step holds them all."""
+    heavy = 200_000
+
+    def large(found):
+        empty = Prediction(4, 4, None, None, (), None, 0.5, 0.5)
+        rows = [prediction_row(source, 0, 1, empty, os.urandom(heavy)) for source in found]
+        unit = Unit(unit_id(MARK, found), DAY, "images", tuple(found))
+        return write_part(
+            output.store,
+            output.layout,
+            unit,
+            rows,
+            Provenance("m" * 64, MARK, "run-1", "cpu", "fp32"),
+            compression="zstd",
+        )
+
+    monkeypatch.setattr(parts_module, "GROUP_BYTES", 1 << 20)
+    monkeypatch.setattr(merge_module, "GROUP_BYTES", 1 << 20)
+    found = sources(40)
+    first = output.publish(found[:30], [large(found[:30])])
+    second = output.publish(found, [large(found[30:])], base=first)
+    for uri in (output.layout.published(DAY), *(o.uri for o in output.store.list(output.layout.staged))):
+        with output.store.open(uri) as stream:
+            metadata = parts_module.open_stream(stream).metadata
+        sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+        assert max(sizes) <= 1.5 * (1 << 20), uri
+        assert metadata.num_rows in (10, 30, 40)
+    taken = []
+    real = merge_module.Containers.take
+    monkeypatch.setattr(
+        merge_module.Containers, "take", lambda self, rows, own: (taken.append(len(rows)), real(self, rows, own))[1]
+    )
+    output.publish(found[:39], [], base=second)
+    assert max(taken) <= 6
+    assert sum(taken) == 39

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from typing import Protocol
 
 from unet_batch.archive.discovery import UNDATED
 from unet_batch.archive.manifest import BrokenManifestError, Entry, read_entries, sources_of
 from unet_batch.archive.names import TAR_SUFFIXES, Globs, Tally, is_hidden, suffix_of
-from unet_batch.archive.parquet import IMAGE_COLUMN, count_rows
+from unet_batch.archive.parquet import IMAGE_COLUMN, row_groups
 from unet_batch.archive.storage import Object, Storage, join
 from unet_batch.archive.tar import INDEX_FORMAT, Member, TarIndex, index_tar
 from unet_batch.archive.window import Window, parse_day
@@ -171,10 +171,11 @@ class _Members:
 
 def _parquet_sources(storage: Storage, spec: InputSpec, shard: Object) -> list[Source]:
     with storage.open(shard.uri, version=shard.version) as stream:
-        rows, problem = count_rows(stream, spec.column or IMAGE_COLUMN, uri=shard.uri)
+        groups, problem = row_groups(stream, spec.column or IMAGE_COLUMN, uri=shard.uri)
     if problem is not None:
         return [Source(shard.uri, shard.version, problem=problem)]
-    return [Source(shard.uri, shard.version, str(row)) for row in range(rows)]
+    sizes = chain.from_iterable(repeat(group.bytes_per_row, group.rows) for group in groups)
+    return [Source(shard.uri, shard.version, str(row), size_bytes=size) for row, size in enumerate(sizes)]
 
 
 def _listed(

@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unet_batch.archive.local import is_link, real
-from unet_batch.archive.objects import canonical, join, parent, redact, scheme_of
+from unet_batch.archive.objects import SCHEMES, canonical, join, parent, redact, scheme_of
 from unet_batch.archive.parquet import FOREIGN
 from unet_batch.archive.storage import Object, Storage
 from unet_batch.errors import Denied, JobError, Reason, TooLarge
-from unet_batch.records import Source
+from unet_batch.records import Source, promised_version
 from unet_batch.spec import InputSpec
 
 MAX_MANIFEST_BYTES = 2 << 30
@@ -31,7 +32,19 @@ short one is cut into as many bunches, so that every thread has some."""
 
 log = logging.getLogger(__name__)
 _BROKEN = (*FOREIGN, csv.Error, RecursionError)
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_BEFORE_COLON = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_SCHEMES = frozenset(
+    (*SCHEMES, "s3a", "s3n", "gcs", "http", "https", "ftp", "ftps", "sftp", "ssh", "scp", "hdfs", "webhdfs", "adl",
+     "wasb", "wasbs", "dbfs", "hf", "oss", "oci", "smb", "gdrive", "dropbox", "lakefs", "dvc", "git", "github", "zip",
+     "tar", "jar", "libarchive", "local", "dir", "cached", "simplecache", "filecache", "blockcache", "reference",
+     "root", "dask", "pipe", "data", "urn", "mailto", "javascript", "blob", "about", "doi")
+)  # fmt: skip
+"""Words before a colon that are schemes. Any other one is part of a name, such as cam-2026-11-21T10:15:00.png."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_ENCODINGS = (
+    (b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"),
+)  # fmt: skip
+"""Byte order marks (Unicode standard, 23.8), the longer ones first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +58,22 @@ class Entry:
     partition: object
 
 
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A line that is no object, where an object with columns was due."""
+
+    what: str
+
+
 class BrokenManifestError(Exception):
     """The manifest ends in, or holds, something that is no row: rows may be missing."""
 
 
 def read_entries(storage: Storage, spec: InputSpec, manifest: Object) -> Iterator[Entry]:
-    """The rows of a CSV (with header), JSONL or Parquet manifest.
+    """The rows of a CSV (with header), JSONL or Parquet manifest. A line that is no JSON object is a row of its own.
 
-    Raises BrokenManifestError behind the last row that can be read, JobError where a column is missing.
+    Raises BrokenManifestError behind the last row that can be read, JobError where a column is missing, digests are
+    binary, or the text is not UTF-8.
     """
     if manifest.size_bytes > MAX_MANIFEST_BYTES:
         raise TooLarge(f"{manifest.uri} has {manifest.size_bytes} bytes; split the manifest")
@@ -60,11 +81,11 @@ def read_entries(storage: Storage, spec: InputSpec, manifest: Object) -> Iterato
     name = manifest.uri.lower()
     try:
         if name.endswith(".parquet"):
-            rows, names = _parquet(body)
+            rows, names = _parquet(body, manifest.uri)
         elif name.endswith((".jsonl", ".ndjson")):
-            rows, names = _jsonl(body), None
+            rows, names = _jsonl(_text(body, manifest.uri)), None
         else:
-            rows, names = _csv(body)
+            rows, names = _csv(_text(body, manifest.uri))
     except _BROKEN as error:
         raise BrokenManifestError(" ".join(str(error).split())[:200]) from error
     column = spec.column or "uri"
@@ -74,11 +95,13 @@ def read_entries(storage: Storage, spec: InputSpec, manifest: Object) -> Iterato
     number = 0
     try:
         for row in rows:
-            if not isinstance(row, dict):
-                raise ValueError(f"row {number} is no object")  # noqa: TRY004 - as the parsers below say it
-            yield Entry(
-                number, row.get(column), row.get("sha256"), spec.partition_column and row.get(spec.partition_column)
+            found = (
+                row
+                if isinstance(row, dict)
+                else {column: row if isinstance(row, BadRow) else BadRow(f"a {type(row).__name__}")}
             )
+            partition = spec.partition_column and found.get(spec.partition_column)
+            yield Entry(number, found.get(column), found.get("sha256"), partition)
             number += 1
     except _BROKEN as error:
         raise BrokenManifestError(f"after {number} rows: {' '.join(str(error).split())[:200]}") from error
@@ -113,22 +136,29 @@ def _named(entry: Entry, manifest: Object, folder: str, roots: Sequence[str]) ->
     text = entry.uri
     if text is None or text == "":
         return refused(Reason.CELL_NULL if text is None else Reason.CELL_EMPTY, "the row names nothing")
+    if isinstance(text, BadRow):
+        return refused(Reason.CELL_TYPE, f"the line is no JSON object but {text.what}")
     if not isinstance(text, str):
         return refused(Reason.CELL_TYPE, f"the row names a {type(text).__name__}, not a URI")
-    relative = not _SCHEME.match(text) and not text.startswith("/")
+    if not _is_unicode(text):
+        shown = redact(join(folder, text)).encode("utf-8", "backslashreplace").decode()
+        return refused(Reason.READ_DENIED, "the name holds half a character (a lone surrogate)", shown)
+    relative = not _has_scheme(text) and not text.startswith("/")
     shown = redact(join(folder, text) if relative else text)
     if ".." in text.split("/"):
         return refused(Reason.READ_DENIED, "'..' is not allowed in a manifest", shown)
     try:
         uri = canonical(join(folder, text.removeprefix("./")) if relative else text)
-        uri.encode()
-    except (JobError, UnicodeEncodeError):
-        shown = shown.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-        return refused(Reason.READ_DENIED, "the manifest names what jobs do not read", shown)
+    except JobError:
+        return refused(Reason.READ_DENIED, "the manifest names what jobs do not read", shown.replace("\0", "\\0"))
     if not _below(uri, roots):
         return refused(Reason.READ_DENIED, "outside the manifest's folder and input.roots", uri)
-    digest = entry.sha256.strip().lower() if isinstance(entry.sha256, str) else None
-    return Source(uri, "", sha256=digest or None)
+    if entry.sha256 is None or entry.sha256 == "":
+        return Source(uri, "")
+    digest = entry.sha256.strip().lower() if isinstance(entry.sha256, str) else ""
+    if not _SHA256.fullmatch(digest):
+        return refused(Reason.CELL_TYPE, f"its sha256 is {_shown(entry.sha256)}, not 64 hex digits", uri)
+    return Source(uri, "", sha256=digest)
 
 
 def _all_seen(
@@ -152,7 +182,8 @@ def _seen(storage: Storage, source: Source, links: Sequence[str], real_folder: C
         return replace(source, version="denied", problem=(Reason.READ_DENIED, str(error)))
     if found is None:
         return replace(source, version="missing", problem=(Reason.READ_NOT_FOUND, "there is no such object"))
-    return replace(source, version=found.version, size_bytes=found.size_bytes)
+    version = promised_version(found.version, source.sha256)
+    return replace(source, version=version, size_bytes=found.size_bytes)
 
 
 def _real_file(uri: str, real_folder: Callable[[str], str]) -> str:
@@ -164,17 +195,74 @@ def _below(uri: str, roots: Sequence[str]) -> bool:
     return any(uri.startswith(root.removesuffix("/") + "/") for root in roots)
 
 
+def _has_scheme(text: str) -> bool:
+    """Whether a text begins as a URI does, rather than as a name that holds a colon."""
+    found = _BEFORE_COLON.match(text)
+    return found is not None and (found[1].lower() in _SCHEMES or text.startswith("//", found.end()))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _shown(value: object) -> str:
+    """A value of a cell for a message: its beginning, or what it is."""
+    if not isinstance(value, str):
+        return f"a {type(value).__name__}"
+    return repr(value[:80].encode("utf-8", "backslashreplace").decode())
+
+
+def _text(body: bytes, uri: str) -> bytes:
+    """The text of a manifest, UTF-8 without its mark. Raises JobError, which names what else it is."""
+    for mark, name in _ENCODINGS:
+        if body.startswith(mark):
+            raise JobError(f"the manifest {uri} is {name} text; write it as UTF-8")
+    body = body.removeprefix(b"\xef\xbb\xbf")
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        line = body.count(b"\n", 0, error.start) + 1
+        guess = "UTF-16 without a mark" if b"\0" in body[:256] else "perhaps Latin-1 or Windows-1252"
+        raise JobError(
+            f"the manifest {uri} is not UTF-8 text ({guess}): line {line} holds the byte 0x{body[error.start]:02X}; "
+            "write it as UTF-8"
+        ) from error
+    if b"\0" in body[:256] and body[:256].count(b"\0") > len(body[:256]) // 4:
+        raise JobError(f"the manifest {uri} is UTF-16 text without a mark; write it as UTF-8")
+    return body
+
+
 def _csv(body: bytes) -> tuple[Iterator[object], Sequence[str]]:
-    reader = csv.DictReader(io.StringIO(body.decode("utf-8-sig"), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(body.decode(), newline=""), strict=True)
     return iter(reader), reader.fieldnames or []
 
 
 def _jsonl(body: bytes) -> Iterator[object]:
-    for line in body.splitlines():
-        if line.strip():
+    """Each line's value. A line that is no JSON costs that row; the last one tells of a file that was cut."""
+    lines = [line for line in body.splitlines() if line.strip()]
+    for number, line in enumerate(lines):
+        try:
             yield json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines) - 1:
+                raise
+            yield BadRow("text that is no JSON")
 
 
-def _parquet(body: bytes) -> tuple[Iterator[object], Sequence[str]]:
+def _parquet(body: bytes, uri: str) -> tuple[Iterator[object], Sequence[str]]:
     file = pq.ParquetFile(io.BytesIO(body))
+    if "sha256" in file.schema_arrow.names:
+        kind = file.schema_arrow.field("sha256").type
+        plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (
+            pa.types.is_null(plain)
+            or pa.types.is_string(plain)
+            or pa.types.is_large_string(plain)
+            or pa.types.is_string_view(plain)
+        ):
+            raise JobError(f"the column sha256 of {uri} holds {kind}, not text: write 64 hex digits")
     return (row for batch in file.iter_batches() for row in batch.to_pylist()), file.schema_arrow.names

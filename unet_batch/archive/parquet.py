@@ -6,6 +6,7 @@ Knows Arrow's types and files; knows no stores and no images.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -24,11 +25,22 @@ MAX_ROWS = 10_000_000
 """More rows than any file of images has: a footer may claim any number."""
 
 _BATCH_ROWS = 16
+_BATCH_BYTES = 32 << 20
+"""Cells that are decoded together: so many, as far as their average says that they fit."""
 _BUFFER_BYTES = 1 << 20
 
 
-def count_rows(stream: BinaryIO, column: str, *, uri: str) -> tuple[int, tuple[str, str] | None]:
-    """Rows of the file, from its footer alone; or 0 and the problem where the file is damaged.
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Rows that lie together, and what their images have."""
+
+    rows: int
+    bytes_per_row: int
+    """Average encoded size of the column's cells."""
+
+
+def row_groups(stream: BinaryIO, column: str, *, uri: str) -> tuple[list[RowGroup], tuple[str, str] | None]:
+    """The row groups of the file, from its footer alone; or none and the problem where the file is damaged.
 
     Raises JobError where the column is missing or holds neither bytes nor a struct with bytes.
     """
@@ -36,21 +48,22 @@ def count_rows(stream: BinaryIO, column: str, *, uri: str) -> tuple[int, tuple[s
         file = _opened(stream)
         size_bytes = stream.seek(0, 2)
     except FOREIGN as error:
-        return 0, (Reason.SHARD_CORRUPT, f"this is no Parquet file that can be read: {_line(error)}")
+        return [], (Reason.SHARD_CORRUPT, f"this is no Parquet file that can be read: {_line(error)}")
     _path(file, column, uri=uri)
     metadata = file.metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     if sum(group.num_rows for group in groups) != metadata.num_rows or metadata.num_rows > MAX_ROWS:
-        return 0, (Reason.SHARD_CORRUPT, f"its footer claims {metadata.num_rows} rows, which cannot be")
-    inflated = sum(
-        group.column(i).total_uncompressed_size
-        for group in groups
-        for i in range(group.num_columns)
-        if group.column(i).path_in_schema.partition(".")[0] == column
-    )
-    if inflated > (limit := inflated_limit(size_bytes)):
-        return 0, (Reason.SHARD_CORRUPT, f"its column {column} inflates to {inflated} bytes, above {limit}")
-    return metadata.num_rows, None
+        return [], (Reason.SHARD_CORRUPT, f"its footer claims {metadata.num_rows} rows, which cannot be")
+    sizes = [_column_bytes(group, column) for group in groups]
+    if sum(sizes) > (limit := inflated_limit(size_bytes)):
+        return [], (Reason.SHARD_CORRUPT, f"its column {column} inflates to {sum(sizes)} bytes, above {limit}")
+    return [RowGroup(g.num_rows, size // max(g.num_rows, 1)) for g, size in zip(groups, sizes, strict=True)], None
+
+
+def _column_bytes(group: Any, column: str) -> int:
+    """Bytes of a column's cells in a row group, and of those inside a struct."""
+    chunks = (group.column(i) for i in range(group.num_columns))
+    return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] == column)
 
 
 def read_cells(
@@ -58,7 +71,7 @@ def read_cells(
 ) -> Iterator[tuple[int, bytes | ImageError]]:
     """The cells of the given rows, in ascending order; reads only the row groups they are in.
 
-    Null and empty cells, and those of a damaged row group, are errors of their image. Raises JobError as `count_rows`.
+    Null and empty cells, and those of a damaged row group, are errors of their image. Raises JobError as `row_groups`.
     """
     wanted = sorted(set(rows))
     try:
@@ -82,8 +95,11 @@ def _cells_of_group(
 ) -> Iterator[tuple[int, bytes | ImageError]]:
     left = list(rows)
     at = 0
+    group = file.metadata.row_group(number)
+    average = _column_bytes(group, path.partition(".")[0]) // max(group.num_rows, 1)
+    size = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(average, 1)))
     try:
-        for batch in file.iter_batches(_BATCH_ROWS, row_groups=[number], columns=[path], use_threads=False):
+        for batch in file.iter_batches(size, row_groups=[number], columns=[path], use_threads=False):
             while left and left[0] < at + batch.num_rows:
                 cell = batch.column(0)[left[0] - at].as_py()
                 yield first + left.pop(0), _content(cell)
@@ -126,7 +142,8 @@ def _path(file: Any, column: str, *, uri: str) -> str:
 def _is_bytes(found: pa.DataType) -> bool:
     if pa.types.is_dictionary(found):
         return _is_bytes(found.value_type)
-    return bool(pa.types.is_binary(found) or pa.types.is_large_binary(found) or pa.types.is_fixed_size_binary(found))
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(kind(found) for kind in kinds)
 
 
 def _line(error: BaseException) -> str:

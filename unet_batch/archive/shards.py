@@ -45,7 +45,8 @@ def read_unit(storage: Storage, spec: InputSpec, unit: Unit, limits: LimitsSpec)
         "webdataset": partial(_from_tar, storage),
         "parquet": partial(_from_parquet, storage, spec),
     }
-    refused = {source: error for source in unit.sources if (error := _refusal(source, limits)) is not None}
+    known = unit.format != "parquet"  # sizes of rows are averages there
+    refused = {source: error for source in unit.sources if (error := _refusal(source, limits, known=known)) is not None}
     open_sources = [source for source in unit.sources if source not in refused]
     arriving: Iterator[tuple[Source, Content]]
     if unit.format in readers:
@@ -61,10 +62,10 @@ def read_unit(storage: Storage, spec: InputSpec, unit: Unit, limits: LimitsSpec)
         yield source, early.pop(source)
 
 
-def _refusal(source: Source, limits: LimitsSpec) -> ImageError | None:
+def _refusal(source: Source, limits: LimitsSpec, *, known: bool) -> ImageError | None:
     if source.problem is not None:
         return ImageError(Reason(source.problem[0]), source.problem[1])
-    return _too_large(source.size_bytes, limits)
+    return _too_large(source.size_bytes, limits) if known else None
 
 
 def _too_large(size_bytes: int, limits: LimitsSpec) -> ImageError | None:
@@ -90,7 +91,7 @@ def _fact(error: StorageError) -> ImageError:
 
 
 def _from_objects(storage: Storage, sources: Sequence[Source], limits: LimitsSpec) -> Iterator[tuple[Source, Content]]:
-    requests = [(source.uri, source.version) for source in sources]
+    requests = [(source.uri, source.stored_version) for source in sources]
     answers = storage.read_many(requests, max_bytes=limits.max_image_bytes)
     for source, answer in zip(sources, answers, strict=True):
         yield source, _fact(answer) if isinstance(answer, StorageError) else answer

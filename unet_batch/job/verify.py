@@ -29,7 +29,7 @@ from unet_batch.job.survey import (
 )
 from unet_batch.records import PassedOver, Source, inventory_digest
 from unet_batch.table.guard import ALONE, Others
-from unet_batch.table.parts import RowKey, open_rows, read_parts, row_keys
+from unet_batch.table.parts import RowKey, open_stream, read_parts, sound_keys
 from unet_batch.table.publish import generation, read_commit
 
 EXAMPLES = 3
@@ -171,14 +171,14 @@ def _compare(prepared: Prepared, partition: str, sources: Sequence[Source] | Non
         return
     uri = prepared.layout.published(partition)
     try:
-        data = prepared.output.read(uri)
+        stream = prepared.output.open(uri)
     except NotFound:
         yield Finding(partition, f"not published; {len(sources)} images have no row", len(sources), "")
         return
     try:
-        file = open_rows(data)
-        table = file.read()
-        keys = row_keys(file)
+        file = open_stream(stream)
+        keys = sound_keys(file)
+        marks = set(file.read(columns=["fingerprint"]).column("fingerprint").to_pylist())
         published = read_commit(prepared.output, prepared.layout, partition)
     except (pa.ArrowException, OSError, ValueError, KeyError, StorageError) as error:
         yield Finding(
@@ -186,7 +186,6 @@ def _compare(prepared: Prepared, partition: str, sources: Sequence[Source] | Non
         )
         return
     yield from _against_inventory(partition, keys, sources)
-    marks = set(table.column("fingerprint").to_pylist())
     if marks - {prepared.fingerprint}:
         yield Finding(partition, "stale: scored by another model or other settings than this job's", len(keys), "")
     if published is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import BinaryIO, Protocol
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unet_batch.errors import Damaged, StorageError
-from unet_batch.table.parts import RowKey, open_stream
+from unet_batch.table.parts import GROUP_BYTES, RowKey, open_stream
 
 OPEN_CONTAINERS = 64
 """Containers that stay open, and row groups that are kept, because the next rows may need them …"""
@@ -24,6 +24,18 @@ class Opener(Protocol):
     """What this layer needs of a store."""
 
     def open(self, uri: str) -> BinaryIO: ...
+
+
+def batches(rows: Sequence[tuple[int, RowKey]], most: int) -> Iterator[Sequence[tuple[int, RowKey]]]:
+    """(container, row) in pieces that are taken together: at most so many, and as many as fit by their averages."""
+    begin, size = 0, 0
+    for end, (_, key) in enumerate(rows):
+        size += key.weight
+        if end > begin and (size > GROUP_BYTES or end - begin == most):
+            yield rows[begin:end]
+            begin, size = end, key.weight
+    if begin < len(rows):
+        yield rows[begin:]
 
 
 class Containers:

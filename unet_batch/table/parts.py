@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any, BinaryIO, Protocol
 
 import pyarrow as pa
@@ -23,6 +24,10 @@ from unet_batch.table.rows import SCHEMA_VERSION, Provenance, to_table
 log = logging.getLogger(__name__)
 
 PART_METADATA = b"unet_batch.part"
+GROUP_BYTES = 64 << 20
+"""Of a row group, uncompressed: what is read and rewritten at a time …"""
+MAX_GROUP_ROWS = 4096
+"""… and rows of one, however small they are."""
 KEY_COLUMNS = ["image_key", "source_version", "page", "pages", "status", "reason"]
 
 
@@ -47,6 +52,8 @@ class RowKey:
     pages: int
     reason: str | None
     row: int
+    weight: int = 0
+    """Average bytes, uncompressed, of the rows in its row group."""
 
 
 def source_key_of(key: str, page: int) -> str:
@@ -78,7 +85,7 @@ def write_part(
     }
     sink = pa.BufferOutputStream()
     with parquet_writer(sink, table.schema, compression=compression) as writer:
-        writer.write_table(table)
+        writer.write_table(table, row_group_size=rows_within(table.nbytes, len(table)))
         writer.add_key_value_metadata({PART_METADATA.decode(): json.dumps(metadata)})
     uri = layout.part(provenance.fingerprint, unit.partition, unit.unit_id)
     try:
@@ -101,6 +108,11 @@ def parquet_writer(sink: Any, wanted: pa.Schema, *, compression: str) -> pq.Parq
     )
 
 
+def rows_within(size_bytes: int, rows: int) -> int:
+    """How many rows of so many bytes together make a row group that a reader can hold, one at least."""
+    return max(1, min(MAX_GROUP_ROWS, GROUP_BYTES * rows // max(size_bytes, 1)))
+
+
 def open_rows(text: bytes) -> pq.ParquetFile:
     """A part or published object from its bytes, page checksums verified. Raises ArrowInvalid or OSError."""
     return pq.ParquetFile(pa.BufferReader(text), page_checksum_verification=True)
@@ -113,14 +125,16 @@ def open_stream(stream: BinaryIO) -> pq.ParquetFile:
 
 def row_keys(file: pq.ParquetFile) -> list[RowKey]:
     """Identity and verdict of every row, in file order."""
-    return _keys(file.read(columns=KEY_COLUMNS))
+    return _keys(file.read(columns=KEY_COLUMNS), file)
 
 
-def _keys(table: pa.Table) -> list[RowKey]:
+def _keys(table: pa.Table, file: pq.ParquetFile) -> list[RowKey]:
+    groups = (file.metadata.row_group(group) for group in range(file.metadata.num_row_groups))
+    weights = chain.from_iterable(repeat(g.total_byte_size // max(g.num_rows, 1), g.num_rows) for g in groups)
     columns = [table.column(name).to_pylist() for name in KEY_COLUMNS]
     return [
-        RowKey(source_key_of(key, page), version, page, pages, reason, row)
-        for row, (key, version, page, pages, _, reason) in enumerate(zip(*columns, strict=True))
+        RowKey(source_key_of(key, page), version, page, pages, reason, row, weight)
+        for row, (key, version, page, pages, _, reason, weight) in enumerate(zip(*columns, weights, strict=True))
     ]
 
 
@@ -147,10 +161,18 @@ def read_parts(
 def _checked_keys(file: pq.ParquetFile, fingerprint: str) -> list[RowKey]:
     """The part's keys, after reading all of it once, so that every page checksum was looked at."""
     declared = json.loads((file.metadata.metadata or {})[PART_METADATA])
-    keys = _keys(file.read(use_threads=False))  # a part is small: Arrow's threads cost it a quarter more
+    keys = sound_keys(file)
     if declared["rows"] != len(keys) or declared["fingerprint"] != fingerprint:
         raise ValueError(f"it declares {declared['rows']} rows and holds {len(keys)}")
     return keys
+
+
+def sound_keys(file: pq.ParquetFile) -> list[RowKey]:
+    """Identity and verdict of every row, after reading all columns, a row group at a time. Raises as `open_rows`."""
+    groups = range(file.metadata.num_row_groups)
+    # Arrow's threads cost small objects a quarter more.
+    tables = [file.read_row_group(group, use_threads=False).select(KEY_COLUMNS) for group in groups]
+    return _keys(pa.concat_tables(tables), file) if tables else []
 
 
 def _coverage_problem(unit: Unit, table: pa.Table) -> str | None:

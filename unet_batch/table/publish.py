@@ -34,7 +34,7 @@ from unet_batch.records import Source, inventory_digest, uncollected
 from unet_batch.spec import LimitsSpec
 from unet_batch.table.guard import ALONE, Others, refusal, too_many_rejected
 from unet_batch.table.layout import Layout
-from unet_batch.table.merge import Containers
+from unet_batch.table.merge import Containers, batches
 from unet_batch.table.parts import Objects, RowKey, open_stream, parquet_writer, read_parts, row_keys
 from unet_batch.table.rows import SCHEMA_VERSION, schema
 from unet_batch.table.rowset import Name, Winner, choose
@@ -289,8 +289,8 @@ def _write(
     """Stream the chosen rows into one file, a row group at a time, in key order."""
     own = schema(wanted.partition)
     with parquet_writer(str(path), own, compression=wanted.compression) as writer:
-        for begin in range(0, len(rows), ROWS_PER_GROUP):
-            writer.write_table(containers.take(rows[begin : begin + ROWS_PER_GROUP], own))
+        for some in batches(rows, ROWS_PER_GROUP):
+            writer.write_table(containers.take(some, own))
         writer.add_key_value_metadata({COMMIT_METADATA.decode(): json.dumps(asdict(commit))})
     size = path.stat().st_size
     if size > MAX_OBJECT_BYTES:
