@@ -43,7 +43,7 @@ OWNERS = {
     "tenacity": {"archive/faults.py"},
     "click": {"cli.py", "command.py", "command_cluster.py", "command_model.py", "command_report.py", "command_run.py"},
     "jinja2": {"report_page.py"},
-    "yaml": {"strict.py", "model/contract.py", "model/export.py", "model/pack.py"},
+    "yaml": {"strict.py", "model/contract.py", "model/export_contract.py", "model/pack.py"},
 }
 """Foreign libraries and the only modules that import them."""
 

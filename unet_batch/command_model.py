@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -10,6 +11,7 @@ import click
 
 from unet_batch.command import SET_HELP, WINDOW_HELP, finish
 from unet_batch.errors import ExitCode, JobError, ModelRefused
+from unet_batch.model.export_arguments import NORMALIZE_FORMS
 from unet_batch.spec import TilingSpec
 
 
@@ -29,12 +31,19 @@ def model() -> None:
 )
 @click.option("--dynamic", default="batch", show_default=True, help="Open axes: batch, or batch,height,width.")
 @click.option("--opset", default=20, show_default=True, help="Version of ONNX's operators.")
+@click.option("--normalize", metavar="HOW", help=f"What it was trained with: {NORMALIZE_FORMS}.")
+@click.option("--color", type=click.Choice(["gray", "rgb", "bgr", "bands"]), help="What its channels mean.")
+@click.option(
+    "--fit",
+    type=click.Choice(["tile", "stretch", "letterbox", "pad", "none"]),
+    default="tile",
+    show_default=True,
+    help="How a picture meets its size.",
+)
 @click.option(
     "--activation",
     type=click.Choice(["logits", "softmax", "sigmoid", "labels"]),
-    default="logits",
-    show_default=True,
-    help="What the network's numbers are.",
+    help="What its numbers are; left out: what the graph says.",
 )
 @click.option("--output", help="Which of several outputs is the mask: a dict's key, or a place in a tuple.")
 def export(
@@ -46,28 +55,45 @@ def export(
     arguments: tuple[str, ...],
     dynamic: str,
     opset: int,
-    activation: Literal["logits", "softmax", "sigmoid", "labels"],
+    normalize: str | None,
+    color: Literal["gray", "rgb", "bgr", "bands"] | None,
+    fit: Literal["tile", "stretch", "letterbox", "pad", "none"],
+    activation: Literal["logits", "softmax", "sigmoid", "labels"] | None,
     output: str | None,
 ) -> None:
-    """Export a PyTorch network to ONNX and verify the file against it; nothing is written unless they agree."""
+    """Export a PyTorch network to ONNX and verify the file against it; nothing is written unless they agree.
+
+    What nothing in a network says is asked for on a terminal; without it the file has no contract.
+    """
     from unet_batch.model.export import ExportSpec
     from unet_batch.model.export import export as export_network
-    from unet_batch.model.export_arguments import parse_args, parse_input
+    from unet_batch.model.export_arguments import parse_args, parse_input, parse_normalize
+    from unet_batch.model.export_contract import contract_path, contract_text
 
+    input_chw = parse_input(input_text)
+    if normalize is None and sys.stdin.isatty():
+        normalize = click.prompt(f"What was it trained with ({NORMALIZE_FORMS})", err=True)
+    if color is None and input_chw[0] == 3 and sys.stdin.isatty():
+        color = click.prompt("What are its channels", type=click.Choice(["rgb", "bgr", "bands"]), err=True)
     report = export_network(
         ExportSpec(
             factory=factory,
             out=out,
-            input_chw=parse_input(input_text),
+            input_chw=input_chw,
             classes=_classes(classes),
             args=parse_args(arguments),
             weights=weights,
             activation=activation,
+            normalize=None if normalize is None else parse_normalize(normalize, input_chw[0]),
+            color=color,
+            fit=fit,
             any_size=_any_size(dynamic),
             opset=opset,
             output=output,
         )
     )
+    if report.contract is not None:
+        click.echo(f"contract, also in {contract_path(out)}:\n{contract_text(report.contract)}", err=True)
     for note in report.notes:
         click.echo(f"note: {note}", err=True)
     parity = report.parity

@@ -43,9 +43,9 @@ class MeanStd(Section):
     max: float | None = Field(default=None, gt=0)
     """Divide every source by this instead of what `unit` divides by."""
     mean: tuple[float, ...] = Field(strict=False)
-    """One per channel, of values in [0, 1]."""
+    """One per channel, of values in [0, 1] (of source values over `max`, where that is given)."""
     std: tuple[float, ...] = Field(strict=False)
-    """One per channel, of values in [0, 1]."""
+    """One per channel, of the same values."""
 
 
 class Window(Section):
@@ -161,6 +161,11 @@ class ModelInput(Section):
                 if len(values) not in (1, self.channels):
                     raise ValueError(
                         f"normalize.{name} has {len(values)} values for {self.channels} channels: write one per channel"
+                    )
+                if self.normalize.max is None and any(abs(v) > 1 for v in values):
+                    raise ValueError(
+                        f"normalize.{name} has {max(values, key=abs):g}, but pixels are divided by their largest value "
+                        "first: divide it by 255, or write max: 1 where mean and std are in source units"
                     )
             if any(v == 0 for v in self.normalize.std):
                 raise ValueError("normalize.std contains 0: write the standard deviation of the training data")

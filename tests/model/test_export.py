@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unet_batch.contract import MeanStd
+from unet_batch.contract import Contract, MeanStd, Unit
 from unet_batch.errors import JobError, ModelRefused, UnetBatchError
 from unet_batch.model.contract import METADATA_KEY, find_contract, read_model, resolve
 from unet_batch.model.export import PROVENANCE_KEY, ExportReport, ExportSpec, export, report_path
@@ -19,6 +19,7 @@ from unet_batch.model.export_graph import capture
 from unet_batch.model.export_network import build
 from unet_batch.model.parity import Tolerance
 from unet_batch.spec import TilingSpec
+from unet_batch.strict import parse_yaml, validate
 
 onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
@@ -38,7 +39,17 @@ def out(tmp_path: Path) -> Path:
 def spec(factory: str, out: Path, **fields: Any) -> ExportSpec:
     """A network of `export_networks`, or of another module."""
     where = factory if ":" in factory else f"export_networks:{factory}"
-    return ExportSpec(**{"factory": where, "out": out, "input_chw": (1, 32, 32), "classes": CLASSES, **fields})
+    return ExportSpec(
+        **{
+            "factory": where,
+            "out": out,
+            "input_chw": (1, 32, 32),
+            "classes": CLASSES,
+            "normalize": Unit(),
+            "color": {1: "gray", 3: "rgb"}.get(fields.get("input_chw", (1,))[0]),
+            **fields,
+        }
+    )
 
 
 def exported(factory: str, out: Path, **fields: Any) -> ExportReport:
@@ -507,3 +518,32 @@ def test_monai_s_networks_export_with_every_axis_open(out: Path, factory: str, a
     assert report.contract.input.multiple == multiple
     assert report.parity.flipped == 0
     assert report.parity.max_abs_error < 1e-4
+
+
+# What nobody but the trainer knows ------------------------------------------------------------------------------------
+
+
+def test_without_a_normalisation_the_file_has_no_contract(out):
+    """Dividing by 255 was invented before: a network trained on ImageNet's statistics then found a tenth of it."""
+    report = exported("small", out, normalize=None)
+    assert report.contract is None
+    assert any("--normalize was not given" in note for note in report.notes)
+    assert METADATA_KEY not in read_model(out.read_bytes(), "m", None).metadata
+    assert not out.with_suffix(".yaml").exists()
+    assert json.loads(out.with_suffix(".export.json").read_text())["contract"] is None
+
+
+def test_the_contract_lies_beside_the_file_too(out):
+    """Where people see it; both say the same."""
+    report = exported("small", out, normalize=MeanStd(mean=(0.5,), std=(0.1,)))
+    beside = out.with_suffix(".yaml").read_text()
+    assert beside == read_model(out.read_bytes(), "m", None).metadata[METADATA_KEY]
+    assert validate(Contract, parse_yaml(beside.encode(), "beside"), "beside") == report.contract
+
+
+def test_a_contract_that_was_corrected_is_not_replaced(out):
+    """Somebody's work, and nothing is written then."""
+    out.with_suffix(".yaml").write_text("# mine\n")
+    with pytest.raises(JobError, match="says something else than this export would"):
+        exported("small", out)
+    assert not out.exists()

@@ -20,18 +20,19 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
 from unet_batch import __version__
 from unet_batch.contract import Contract, Normalize, Unit
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.model.contract import METADATA_KEY
 from unet_batch.model.export_check import Trial, multiple_of, random_images, verify
+from unet_batch.model.export_contract import contract_path, contract_text, refuse_another_contract, without_contract
 from unet_batch.model.export_graph import INPUT_NAME, Captured, capture, without_traces
 from unet_batch.model.export_network import Examined, build, examine, with_one_output
 from unet_batch.model.export_weights import Weights, load_weights
 from unet_batch.model.files import replace_file
-from unet_batch.model.graph_edit import set_metadata
+from unet_batch.model.graph_edit import set_metadata, without_metadata
+from unet_batch.model.meaning import contradictions, meaning
 from unet_batch.model.parity import Parity, Tolerance
 from unet_batch.strict import validate
 
@@ -58,14 +59,19 @@ class ExportSpec:
     """Keyword arguments of the factory."""
     weights: Path | None = None
     """A file of `torch.save` or safetensors; None: the weights that the factory gives."""
-    activation: Literal["logits", "softmax", "sigmoid", "labels"] = "logits"
-    """What the network's numbers are."""
+    activation: Literal["logits", "softmax", "sigmoid", "labels"] | None = None
+    """What the network's numbers are; None: what the exported graph says, where it is certain."""
     threshold: float = 0.5
     """Probability above which a pixel belongs to a class, where every class stands for itself."""
     background: int | None = 0
     """Which class is nothing."""
-    normalize: Normalize = field(default_factory=Unit)
-    """From pixels to what the network was trained on; enters the contract, and happens outside of the graph."""
+    normalize: Normalize | None = None
+    """From pixels to what the network was trained on; enters the contract, and happens outside of the graph. Nothing in
+    a network says it: None leaves the file without a contract."""
+    color: Literal["gray", "rgb", "bgr", "bands"] | None = None
+    """What the channels mean; None: gray for one, bands for other numbers than three, and unknown for three."""
+    fit: Literal["tile", "stretch", "letterbox", "pad", "none"] = "tile"
+    """How a picture meets the network's size."""
     any_size: bool = False
     """Whether height and width are open; the batch always is."""
     opset: int = 20
@@ -85,7 +91,8 @@ class ExportReport:
     path: Path
     sha256: str
     size_bytes: int
-    contract: Contract
+    contract: Contract | None
+    """Inside the file and beside it; None where something that it must say was not given."""
     parameters: int
     nodes: int
     opset: int
@@ -107,7 +114,7 @@ class ExportReport:
             "path": str(self.path),
             "sha256": self.sha256,
             "size_bytes": self.size_bytes,
-            "contract": self.contract.model_dump(mode="json"),
+            "contract": None if self.contract is None else self.contract.model_dump(mode="json"),
             "parameters": self.parameters,
             "nodes": self.nodes,
             "opset": self.opset,
@@ -146,13 +153,16 @@ def export(spec: ExportSpec) -> ExportReport:
         any_size=spec.any_size,
         same_size=examined.ratio == 1,
         opset=spec.opset,
-        output_name=OUTPUT_NAMES[spec.activation],
+        output_name=OUTPUT_NAMES[spec.activation or "logits"],
     )
     without_traces(captured.model)
-    set_metadata(captured.model, {METADATA_KEY: contract_text(contract)})
+    missing = _missing(spec, captured, contract)
+    set_metadata(captured.model, {METADATA_KEY: contract_text(contract)})  # what the file is verified under
     multiple, notes = _multiple(spec, examined, captured, network, images)
     contract = _with_multiple(contract, multiple, given)
     set_metadata(captured.model, {METADATA_KEY: contract_text(contract)})
+    if not missing:
+        refuse_another_contract(spec.out, contract)
     trials = verify(
         captured.model.SerializeToString(),
         captured,
@@ -165,12 +175,14 @@ def export(spec: ExportSpec) -> ExportReport:
     parity = functools.reduce(Parity.__add__, (trial.parity for trial in trials))
     provenance = _provenance(spec, weights, parity)
     set_metadata(captured.model, {PROVENANCE_KEY: json.dumps(provenance)})
+    if missing:
+        without_metadata(captured.model, METADATA_KEY)
     data = captured.model.SerializeToString()
     report = ExportReport(
         path=spec.out,
         sha256=hashlib.sha256(data).hexdigest(),
         size_bytes=len(data),
-        contract=contract,
+        contract=None if missing else contract,
         parameters=sum(p.numel() for p in network.parameters()),
         nodes=len(captured.model.graph.node),
         opset=spec.opset,
@@ -184,17 +196,15 @@ def export(spec: ExportSpec) -> ExportReport:
             *examined.notes,
             *captured.notes,
             *notes,
+            *([without_contract(missing)] if missing else ()),
         ),
         seconds=time.perf_counter() - began,
     )
     replace_file(spec.out, data)
+    if not missing:
+        replace_file(contract_path(spec.out), contract_text(contract).encode())
     replace_file(report_path(spec.out), json.dumps(report.to_json(), indent=2).encode())
     return report
-
-
-def contract_text(contract: Contract) -> str:
-    """A contract as it lies in a file's metadata: YAML, with every null, because a background left out is class 0."""
-    return yaml.safe_dump(contract.model_dump(mode="json"), sort_keys=False)
 
 
 def report_path(out: Path) -> Path:
@@ -206,6 +216,21 @@ def _require_packages() -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise JobError(f"exporting needs {', '.join(missing)}: run `pip install unet-batch[export]`")
+
+
+def missing_words(spec: ExportSpec) -> list[str]:
+    """What nobody but the person who trained the network knows, and has not said: options of `model export`."""
+    found = [] if spec.normalize is not None else ["--normalize"]
+    return [*found, "--color"] if spec.color is None and spec.input_chw[0] == 3 else found
+
+
+def _missing(spec: ExportSpec, captured: Captured, contract: Contract) -> list[str]:
+    """The same, after the graph was asked what its numbers are. Raises ModelRefused where it contradicts."""
+    found = meaning(captured.model, captured.model.graph.output[0].name)
+    if problems := contradictions(found, contract.output, "nchw"):
+        raise ModelRefused(f"{'; '.join(problems)} (--activation of this command)")
+    unsaid = spec.activation is None and found.activation is None
+    return [*missing_words(spec), *(["--activation"] if unsaid else [])]
 
 
 def _contract(spec: ExportSpec) -> Contract:
@@ -222,13 +247,14 @@ def _contract(spec: ExportSpec) -> Contract:
             "name": INPUT_NAME,
             "layout": "nchw",
             "dtype": "float32",
-            "color": {1: "gray", 3: "rgb"}.get(channels, "bands"),
+            "color": spec.color or {1: "gray", 3: "rgb"}.get(channels, "bands"),
             "channels": channels,
-            "normalize": spec.normalize.model_dump(),
+            "fit": spec.fit,
+            "normalize": (spec.normalize or Unit()).model_dump(),
         },
         "output": {
-            "name": OUTPUT_NAMES[spec.activation],
-            "activation": spec.activation,
+            "name": OUTPUT_NAMES[spec.activation or "logits"],
+            "activation": spec.activation or "logits",
             "classes": list(spec.classes),
             "background": spec.background,
             "threshold": spec.threshold,

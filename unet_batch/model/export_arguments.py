@@ -1,6 +1,6 @@
-"""What a person writes to describe an export, as values: the input's size, and arguments of a factory.
+"""What a person writes to describe an export, as values: the input's size, the normalisation, arguments of a factory.
 
-Knows texts only.
+Knows texts and the contract's words.
 """
 
 from __future__ import annotations
@@ -10,7 +10,14 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
+from unet_batch.contract import MeanStd, Normalize, Percentile, Raw, Scale, Unit, ZScore
 from unet_batch.errors import JobError
+
+IMAGENET = MeanStd(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""Of RGB values in [0, 1]: torchvision.transforms.v2, ImageNet presets."""
+NORMALIZE_FORMS = "unit | imagenet | mean_std:M,M,M/S,S,S | scale:FACTOR[,OFFSET] | zscore | percentile | none"
 
 
 def parse_input(text: str) -> tuple[int, int, int]:
@@ -42,3 +49,29 @@ def parse_args(texts: Sequence[str]) -> dict[str, Any]:
         except (ValueError, SyntaxError):
             args[name] = value
     return args
+
+
+def parse_normalize(text: str, channels: int) -> Normalize:
+    """The normalisation that a network was trained with, as `NORMALIZE_FORMS` says. Raises JobError."""
+    name, _, numbers = text.strip().partition(":")
+    plain: dict[str, Normalize] = {"unit": Unit(), "zscore": ZScore(), "percentile": Percentile(), "none": Raw()}
+    try:
+        if name in plain and not numbers:
+            return plain[name]
+        if name == "imagenet" and not numbers:
+            if channels != 3:
+                raise JobError(f"--normalize imagenet is for 3 channels, not {channels}: write mean_std:…/…")
+            return IMAGENET
+        if name == "scale":
+            factor, _, offset = numbers.partition(",")
+            return Scale(scale=float(factor), offset=float(offset or 0))
+        if name == "mean_std":
+            mean, _, std = numbers.partition("/")
+            return MeanStd(mean=_floats(mean), std=_floats(std))
+    except (ValueError, ValidationError) as error:
+        raise JobError(f"--normalize {text!r} holds no numbers where they belong: write {NORMALIZE_FORMS}") from error
+    raise JobError(f"--normalize {text!r} is unknown: write {NORMALIZE_FORMS}")
+
+
+def _floats(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(","))

@@ -56,6 +56,13 @@ def set_metadata(model: ModelProto, entries: Mapping[str, str]) -> None:
         entry.key, entry.value = key, value
 
 
+def without_metadata(model: ModelProto, key: str) -> None:
+    """Removes an entry of the model's custom metadata."""
+    kept = {name: value for name, value in metadata(model).items() if name != key}
+    del model.metadata_props[:]
+    set_metadata(model, kept)
+
+
 def rename(model: ModelProto, names: Mapping[str, str]) -> None:
     """Gives tensors of a graph other names, everywhere."""
     for node in model.graph.node:
