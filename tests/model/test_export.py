@@ -322,10 +322,12 @@ def test_logits_that_are_called_probabilities_are_refused(out: Path) -> None:
     assert "are no probabilities: the activation is logits, not softmax" in refused("small", out, activation="softmax")
 
 
-def test_probabilities_that_are_called_logits_are_noted(out: Path) -> None:
-    """Labels would be right and confidences wrong."""
-    notes = exported("probabilities", out).notes
-    assert "all values are in [0, 1], as probabilities are: if they are, the activation is softmax" in notes
+def test_probabilities_are_not_called_logits(out: Path) -> None:
+    """The graph says what they are; who says otherwise is refused."""
+    contract = exported("probabilities", out).contract
+    assert contract is not None
+    assert contract.output.activation == "softmax"
+    assert "ends in Softmax" in refused("probabilities", out.with_name("other.onnx"), activation="logits")
 
 
 # Networks whose results cannot be trusted ------------------------------------------------------------------------

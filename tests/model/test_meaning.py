@@ -145,7 +145,15 @@ def sum_of_two(net: Network) -> str:
     return net.add("Add", logits(net), logits(net))
 
 
-@pytest.mark.parametrize("ending", [logits, normalised, enlarged, with_a_bias, sum_of_two], ids=lambda f: f.__name__)
+def residual(net: Network) -> str:
+    """As MONAI's UNet ends."""
+    below = net.add("PRelu", logits(net), net.constant(0.2))
+    return net.add("Add", net.conv(below, (2, 2)), below)
+
+
+@pytest.mark.parametrize(
+    "ending", [logits, normalised, enlarged, with_a_bias, sum_of_two, residual], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("word", ["softmax", "sigmoid", "labels", "masks"])
 def test_a_convolution_gives_no_probabilities(ending, word):
     """Nothing bounds what it returns."""

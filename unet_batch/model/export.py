@@ -13,10 +13,10 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ from unet_batch.model.export_network import Examined, build, examine, with_one_o
 from unet_batch.model.export_weights import Weights, load_weights
 from unet_batch.model.files import replace_file
 from unet_batch.model.graph_edit import set_metadata, without_metadata
-from unet_batch.model.meaning import contradictions, meaning
+from unet_batch.model.meaning import Meaning, contradictions, meaning
 from unet_batch.model.parity import Parity, Tolerance
 from unet_batch.strict import validate
 
@@ -156,7 +156,10 @@ def export(spec: ExportSpec) -> ExportReport:
         output_name=OUTPUT_NAMES[spec.activation or "logits"],
     )
     without_traces(captured.model)
-    missing = _missing(spec, captured, contract)
+    found = meaning(captured.model, captured.model.graph.output[0].name)
+    if spec.activation is None and found.activation in ("softmax", "sigmoid", "labels"):
+        return export(replace(spec, activation=cast(Any, found.activation)))  # names and trials depend on it
+    missing = _missing(spec, found, contract)
     set_metadata(captured.model, {METADATA_KEY: contract_text(contract)})  # what the file is verified under
     multiple, notes = _multiple(spec, examined, captured, network, images)
     contract = _with_multiple(contract, multiple, given)
@@ -224,9 +227,8 @@ def missing_words(spec: ExportSpec) -> list[str]:
     return [*found, "--color"] if spec.color is None and spec.input_chw[0] == 3 else found
 
 
-def _missing(spec: ExportSpec, captured: Captured, contract: Contract) -> list[str]:
+def _missing(spec: ExportSpec, found: Meaning, contract: Contract) -> list[str]:
     """The same, after the graph was asked what its numbers are. Raises ModelRefused where it contradicts."""
-    found = meaning(captured.model, captured.model.graph.output[0].name)
     if problems := contradictions(found, contract.output, "nchw"):
         raise ModelRefused(f"{'; '.join(problems)} (--activation of this command)")
     unsaid = spec.activation is None and found.activation is None

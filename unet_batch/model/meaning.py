@@ -169,6 +169,8 @@ class _Walk:
             return self._of_products(node)
         if kind in ("Add", "Sub", "Mul", "Div", "Sum", "Mean", "Concat") and operands:
             kinds = {self.kind(operand, depth + 1) for operand in dict.fromkeys(operands)}
+            if kind in ("Add", "Sub", "Sum") and "logits" in kinds and not any(map(self._limited, operands)):
+                return "logits"  # a residual sum: nothing bounds any of its parts
             alike = kinds.pop() if len(kinds) == 1 else None
             # A mean of probabilities is one, but a sum is none: only the bounds can tell.
             return alike if alike == "logits" or kind == "Concat" else None
@@ -177,8 +179,10 @@ class _Walk:
     def _of_products(self, node: NodeProto) -> str | None:
         """Logits, unless what is multiplied has bounds: a filter over probabilities may give probabilities."""
         fed = [name for name in node.input[:2] if name not in self._constants]
-        limited = fed and all(math.isfinite(limit) for limit in self._reach.of(fed[0]))
-        return None if limited else "logits"
+        return None if fed and self._limited(fed[0]) else "logits"
+
+    def _limited(self, name: str) -> bool:
+        return all(math.isfinite(limit) for limit in self._reach.of(name))
 
     def reach(self, output: str) -> Bounds:
         """Between which numbers every value of the output lies."""
