@@ -28,7 +28,7 @@ LAYERS = [
 """Bottom first; a module may import from its own layer's folder and from every layer below."""
 
 OWNERS = {
-    "ray": {"job/forwarded.py", "job/ray_executor.py", "job/ray_start.py", "job/submit.py"},
+    "ray": {"job/forwarded.py", "job/ray_executor.py", "job/ray_nodes.py", "job/ray_start.py", "job/submit.py"},
     "onnxruntime": {"model/onnxruntime_session.py", "model/plain_session.py", "model/quantize_graph.py"},
     "openvino": {"model/openvino_session.py"},
     "fsspec": {"archive/storage.py"},

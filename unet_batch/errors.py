@@ -334,3 +334,13 @@ class ImageError(UnetBatchError):
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.message}"
+
+
+def class_of(code: str) -> type[UnetBatchError]:
+    """The error with this code; the root of all where there is none."""
+    waiting: list[type[UnetBatchError]] = [UnetBatchError]
+    for found in waiting:
+        if found.code == code and found is not ImageError:
+            return found
+        waiting += found.__subclasses__()
+    return UnetBatchError

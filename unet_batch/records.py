@@ -207,7 +207,7 @@ class Receipt:
     suspect: int | None = None
     """Position in the unit of the one image that was worked on when it failed, where that is known."""
     node: str = ""
-    """Where an actor could not start: host, address and Ray's node id; empty for every other receipt."""
+    """Ray's id of the node that answered; empty without Ray."""
     pid: int = 0
     """Process that ran the session."""
     peak_rss_bytes: int = 0

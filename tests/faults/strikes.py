@@ -26,7 +26,8 @@ from unet_batch.archive.decode import Page
 from unet_batch.archive.local import LocalStore
 from unet_batch.archive.objects import Object
 from unet_batch.contract import ModelInput
-from unet_batch.errors import SessionBroken, UnetBatchError
+from unet_batch.errors import ProviderMissing, SessionBroken, UnetBatchError
+from unet_batch.job import actors
 from unet_batch.job.lease import Leases
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.prepare import prepare
@@ -36,6 +37,8 @@ from unet_batch.spec import LimitsSpec, load_job
 
 NAME = "strikes:decode"
 VARIABLE = "STRIKE"
+NO_SESSION = "STRIKE_NO_SESSION"
+"""Set on a node where no session can be opened."""
 HOG = b"<hog>"
 
 _STORAGE = "unet_batch.archive.storage:Storage."
@@ -100,6 +103,11 @@ def arm(strike: Strike) -> None:
         return found
 
     setattr(owner, name, struck)
+
+
+def no_session(*_: Any) -> Any:
+    """Stands for `build_infer` on a node without the driver of its GPU."""
+    raise ProviderMissing("no driver on this node")
 
 
 def ignore_leases() -> None:
@@ -268,6 +276,9 @@ def _take_along(*names: str) -> None:
 
     ray.init = functools.partial(ray.init, runtime_env={"env_vars": {name: os.environ[name] for name in names}})
 
+
+if os.environ.get(NO_SESSION):  # a worker imports this module for its decoder, before it opens a session
+    actors.build_infer = no_session
 
 if __name__ == "__main__":
     _on_ray(*sys.argv[1:])

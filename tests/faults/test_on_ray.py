@@ -14,7 +14,7 @@ import pytest
 from faulty import Reader, digest
 from models import threshold_model
 from PIL import Image
-from small_cluster import CORES, LARGE, SmallCluster, three_nodes
+from small_cluster import CORES, LARGE, SmallCluster, one_node_without_sessions, three_nodes
 from strikes import Strike
 
 pytestmark = pytest.mark.ray
@@ -136,6 +136,23 @@ def test_a_node_that_is_lost_costs_the_units_in_flight_on_it(faulty, ray, point)
     assert len(faulty.parts()) == IMAGES // UNIT
     assert project.verify() == []
     assert faulty.left_after_sweep() == []
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("sound", [1, 0], ids=["beside a sound node", "and no other"])
+def test_a_node_on_which_no_session_starts_costs_no_unit_a_try(faulty, sound):
+    """Its actors are always free, and would take every unit: they wait, and the sound node scores."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    with one_node_without_sessions(sound=sound) as (cluster, environment):
+        code, told = faulty.on_ray("", overrides=LIMITS, address=cluster.head, environment=environment)
+    if sound:
+        assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "problems")] == [0, IMAGES, 0, 0, []]
+        assert set(faulty.decoded().values()) == {1}
+    else:
+        assert (code, told["code"]) == (2, "session.provider_missing")
+        assert "no session could start, on no node" in told["error"]
+        assert "no driver on this node" in told["error"]
 
 
 @pytest.mark.parametrize("weather", [{"slow": 0.3}, {"flaky": "2026"}], ids=["slow", "reset once for each object"])

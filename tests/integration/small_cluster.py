@@ -56,10 +56,10 @@ class SmallCluster:
             ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"],
         )
 
-    def add(self, name: str, *, cpus: int) -> None:
-        """Start a worker node."""
+    def add(self, name: str, *, cpus: int, **environment: str) -> None:
+        """Start a worker node. environment: of its processes alone, beside that of all nodes."""
         self._cores[name] = cpus
-        self._start(name, [f"--address={self.head}", f"--num-cpus={cpus}"])
+        self._start(name, [f"--address={self.head}", f"--num-cpus={cpus}"], **environment)
 
     def kill(self, name: str) -> None:
         """End a node at once: its raylet, its agents and its workers."""
@@ -110,7 +110,7 @@ class SmallCluster:
         finally:
             self._folder.cleanup()
 
-    def _start(self, name: str, *arguments: list[str]) -> None:
+    def _start(self, name: str, *arguments: list[str], **environment: str) -> None:
         agent, grpc_agent, runtime_agent, metrics = free_ports(4)
         command = [
             sys.executable,
@@ -130,7 +130,12 @@ class SmallCluster:
         log = Path(self._folder.name) / f"{name}.log"
         with log.open("w") as out:
             starter = subprocess.Popen(
-                command, env=self._environment, stdout=out, stderr=out, start_new_session=True, cwd=self._folder.name
+                command,
+                env={**self._environment, **environment},
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                cwd=self._folder.name,
             )
         self._starters[name] = starter
         self._next_address += 1
@@ -156,6 +161,22 @@ def three_nodes() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
         made.add("small", cpus=CORES - LARGE)
         made.add("large", cpus=LARGE)
         wait_for(f"{made.address}/api/version", token["RAY_AUTH_TOKEN"])
+        yield made, token
+    finally:
+        made.close()
+
+
+@contextlib.contextmanager
+def one_node_without_sessions(*, sound: int) -> Iterator[tuple[SmallCluster, dict[str, str]]]:
+    """A head without cores, a node with two cores on which no session starts, and so many sound ones with one core."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("each node has a loopback address of its own, which other systems do not set up")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    made = SmallCluster(token)
+    try:
+        made.add("bad", cpus=LARGE, STRIKE_NO_SESSION="1")
+        for n in range(sound):
+            made.add(f"sound-{n}", cpus=1)
         yield made, token
     finally:
         made.close()

@@ -6,19 +6,25 @@ pixels, or its receipt.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import pyarrow as pa
 
 from unet_batch.archive.storage import Storage
-from unet_batch.errors import SessionBroken, UnetBatchError
+from unet_batch.errors import SessionBroken, StorageError, UnetBatchError
+from unet_batch.job.faults import NOT_STARTED, UNEXPECTED
 from unet_batch.job.load import Fetched
 from unet_batch.job.loaded import Loaded, from_arrow, to_arrow
 from unet_batch.job.notes import StoredNotes
+from unet_batch.job.stages import Infer
+from unet_batch.job.starts import back_off_s
 from unet_batch.job.watchdog import Stage, Watch, of_this_process
 from unet_batch.job.worker import Settings, build_infer, build_load
 from unet_batch.model.session import Device
@@ -54,31 +60,63 @@ class LoadActor:
 
 
 class InferActor:
-    """Infer in a Ray actor: a loaded unit in, its receipt out, as one row."""
+    """Infer in a Ray actor: a loaded unit in, its receipt out, as one row.
 
-    def __init__(self, settings: Settings, threads: int, gpu_share: float) -> None:
+    An actor whose start fails is tried again by Ray without an end, so it starts without a session and says so.
+    """
+
+    def __init__(self, settings: Settings, threads: int, gpu_share: float, where: Callable[[], str] = str) -> None:
+        """where: the id of this node."""
         self._watch = _watch(settings)
-        self._failure: tuple[str, str] | None = None
-        try:
-            self._infer = build_infer(settings, Device(threads=threads, gpu_share=gpu_share or None))
-        except (
-            UnetBatchError
-        ) as error:  # told by every receipt: an actor whose start fails is retried by Ray without an end
-            self._failure = (error.code, str(error))
+        self._node = where()
+        device = Device(threads=threads, gpu_share=gpu_share or None)
+        self._build: Callable[[], Infer] = functools.partial(build_infer, settings, device)
+        self._infer: Infer | None = None
+        self._answers = 0
+        self._starting = threading.Lock()
+        self._start()
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        return self.score(from_arrow(table))
+        loaded = from_arrow(table)
+        return self.not_started(loaded.unit) or self.score(loaded)
+
+    def not_started(self, unit: Unit) -> pa.Table | None:
+        """A receipt that gives the unit back, where there is no session; a start that may succeed is tried again."""
+        with self._starting:
+            if self._infer is not None:
+                return None
+            time.sleep(back_off_s(self._answers))
+            if self._answers and self._may_pass:
+                self._start()
+            self._answers += 1
+            failure = None if self._infer is not None else (NOT_STARTED, self._why)
+        return failure and self._row(Receipt(unit.unit_id, unit.partition, 0, 0, 0, failure=failure))
 
     def score(self, loaded: Loaded) -> pa.Table:
         """The receipt of a loaded unit, as one row."""
-        if self._failure is not None:
-            return _receipt_row(Receipt(loaded.unit.unit_id, loaded.unit.partition, 0, 0, 0, failure=self._failure))
+        if self._infer is None:
+            raise RuntimeError("score is called before not_started")
         try:
             with self._watch(loaded.unit, "score") as watch:
-                return _receipt_row(self._infer(loaded, watch.step))
+                return self._row(self._infer(loaded, watch.step))
         except SessionBroken:
             log.exception("the session is broken: this process leaves, and a fresh one takes its place")
             os._exit(1)  # an exception would keep the broken process; ray.actor.exit_actor() is not restarted
+
+    def _start(self) -> None:
+        try:
+            self._infer = self._build()
+        except UnetBatchError as error:
+            self._why = f"{error.code}: {error}"
+            self._may_pass = error.retryable or isinstance(error, StorageError)
+        except Exception as error:  # whatever a driver or a library raises is about this machine
+            log.exception("no session could be opened")
+            self._why = f"{UNEXPECTED}: {type(error).__name__}: {error}"
+            self._may_pass = False
+
+    def _row(self, receipt: Receipt) -> pa.Table:
+        told = replace(receipt, node=self._node, pid=os.getpid())
+        return pa.table({"receipt": pa.array([told.to_json()], pa.large_binary())})
 
 
 class ScoreActor:
@@ -87,12 +125,16 @@ class ScoreActor:
     One thread computes at a time (two that take turns at the interpreter's lock cost a fifth); the other fetches.
     """
 
-    def __init__(self, settings: Settings, threads: int, gpu_share: float) -> None:
+    def __init__(self, settings: Settings, threads: int, gpu_share: float, where: Callable[[], str] = str) -> None:
+        """where: the id of this node."""
         self._loader = LoadActor(settings)
-        self._scorer = InferActor(settings, threads, gpu_share)
+        self._scorer = InferActor(settings, threads, gpu_share, where)
         self._core = threading.Lock()
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        given_back = self._scorer.not_started(Unit.from_json(table.column("unit")[0].as_py()))
+        if given_back is not None:
+            return given_back
         fetched = self._loader.fetch(table)
         with self._core:
             return self._scorer.score(self._loader.decode(fetched))
@@ -104,7 +146,3 @@ def _watch(settings: Settings) -> Callable[[Unit, Stage], AbstractContextManager
     notes = StoredNotes(Storage(job.output.options), Layout(job.output.uri), settings.run_id)
     dog, limit_s = of_this_process(), job.limits.unit_timeout_s
     return lambda unit, stage: dog.watch(unit, stage, limit_s=limit_s, notes=notes)
-
-
-def _receipt_row(receipt: Receipt) -> pa.Table:
-    return pa.table({"receipt": pa.array([receipt.to_json()], pa.large_binary())})

@@ -25,7 +25,9 @@ from unet_batch.job.faults import SILENT_DECODE, SILENT_READ, SILENT_SCORE
 from unet_batch.job.losses import Losses
 from unet_batch.job.notes import StoredNotes
 from unet_batch.job.plan import UNITS_AT_ONCE, Placement, place
+from unet_batch.job.ray_nodes import node_id, node_name, resources
 from unet_batch.job.ray_start import start
+from unet_batch.job.starts import Starts
 from unet_batch.job.watchdog import Note
 from unet_batch.job.worker import Settings
 from unet_batch.records import Receipt, Unit
@@ -50,7 +52,6 @@ class RayExecutor:
     name = "ray"
 
     def __init__(self, settings: Settings, *, address: str | None = None) -> None:
-        import ray
 
         self._settings = settings
         self._address = address
@@ -61,15 +62,9 @@ class RayExecutor:
         started = time.perf_counter()
         self._ray = start(address)
         self.start_s = time.perf_counter() - started
-        have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        job = settings.job
-        self.placement: Placement = place(
-            have.get("CPU", 0.0),
-            have.get("GPU", 0.0),
-            job.resources,
-            providers=job.session.providers,
-            gpu_share=job.session.gpu_share,
-        )
+        self._starts = Starts(node_name)
+        self._left_out: frozenset[str] = frozenset()
+        self.placement = self._placed()
         self.workers = self.placement.infer_actors
         self.loaders = self.placement.load_actors
         _quiet_ray_data()
@@ -80,6 +75,9 @@ class RayExecutor:
 
         Raises HandoverFailed where nothing arrives because the disk is full.
         """
+        if self._starts.left_out() != self._left_out:
+            self._leave_out(self._starts.left_out())
+        self._starts.begin(min(self.placement.infer_actors, len(units)))
         receipts: queue.Queue[Receipt | BaseException | None] = queue.Queue()
         stopping = threading.Event()
         feeder = threading.Thread(target=self._consume, args=(units, receipts, stopping), daemon=True)
@@ -112,6 +110,7 @@ class RayExecutor:
                     return
                 if isinstance(found, BaseException):
                     raise _full_disk() or found
+                self._starts.take(found)
                 missing.pop(found.unit_id, None)
                 yield found
                 heard_s = time.monotonic()  # whoever asks may have published meanwhile, which is no silence
@@ -119,6 +118,21 @@ class RayExecutor:
             stopping.set()
             feeder.join(STOP_S)  # a pipeline that outlives its cluster asks a dead one for news
             self.fault = self._losses.take() or _full_disk()
+
+    def _placed(self) -> Placement:
+        job, have = self._settings.job, resources(self._left_out)
+        return place(
+            have["CPU"], have["GPU"], job.resources, providers=job.session.providers, gpu_share=job.session.gpu_share
+        )
+
+    def _leave_out(self, nodes: frozenset[str]) -> None:
+        """Plan the next passes without some nodes, where the others can hold a run."""
+        before, self._left_out = self._left_out, nodes
+        try:
+            self.placement = self._placed()
+        except JobError as error:
+            log.warning("nodes on which no session starts are asked again: %s", error)
+            self._left_out = before
 
     def _slow(self, missing: Mapping[str, Unit]) -> dict[str, Note]:
         """Where slow units stand, told to whoever watches; nothing where the store does not say."""
@@ -168,6 +182,7 @@ class RayExecutor:
         import ray
 
         where = self.placement
+        others = {"ray.io/node-id": f"!in({','.join(sorted(self._left_out))})"} if self._left_out else None
         rows = [{"unit": unit.to_json()} for unit in units]
         loaded: Any = ray.data.from_items(rows, override_num_blocks=len(rows))
         if where.load_actors:
@@ -178,16 +193,18 @@ class RayExecutor:
                 batch_format="pyarrow",
                 compute=_pool(min(where.load_actors, len(rows)), UNITS_AT_ONCE),
                 num_cpus=where.load_cpus,
+                label_selector=others,
                 max_restarts=-1,
                 max_task_retries=1,
             )
         return loaded.map_batches(
             InferActor if where.load_actors else ScoreActor,
-            fn_constructor_args=(self._settings, where.threads, where.infer_gpus),
+            fn_constructor_args=(self._settings, where.threads, where.infer_gpus, node_id),
             batch_size=1,
             batch_format="pyarrow",
             compute=_pool(min(where.infer_actors, len(rows)), where.units_at_once),
             num_cpus=where.infer_cpus,
+            label_selector=others,
             num_gpus=where.infer_gpus or None,
             max_restarts=-1,
             max_task_retries=1,
