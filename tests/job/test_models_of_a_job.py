@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import onnx
@@ -13,7 +14,7 @@ from models import TinyModel, threshold_model
 from onnx import helper
 from project_fixture import SIZE, last_json
 
-from unet_batch.errors import ContractError, JobError
+from unet_batch.errors import ContractError, JobError, UnetBatchError
 from unet_batch.job.plan import place
 from unet_batch.job.worker import Settings, build_infer
 from unet_batch.model.session import Device
@@ -215,7 +216,11 @@ def test_two_providers_that_want_a_gpu_and_none_there_are_refused() -> None:
 def test_libraries_of_operators_travel_by_their_whole_path(project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers start in other folders."""
     monkeypatch.chdir(project.folder)
-    with pytest.raises(JobError, match=f"no library {os.path.realpath(project.folder)}/ops/libfoo.so"):
+    with pytest.raises(JobError, match=r"there is no library ops/libfoo\.so in .*; relative paths begin in the folder"):
+        project.prepared("session.custom_ops=[ops/libfoo.so]")
+    (project.folder / "ops").mkdir()
+    (project.folder / "ops" / "libfoo.so").write_bytes(b"no library")
+    with pytest.raises(UnetBatchError, match=re.escape(f"{os.path.realpath(project.folder)}/ops/libfoo.so")):
         project.prepared("session.custom_ops=[ops/libfoo.so]")
 
 
