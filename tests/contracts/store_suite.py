@@ -96,6 +96,18 @@ class StoreSuite:
         with pytest.raises(NotFound):
             storage.open(uri)
 
+    def test_only_the_version_that_was_meant_is_removed(self, storage: Storage, root: str) -> None:
+        """What another writer put meanwhile stays; what is gone already is gone."""
+        uri = join(root, "lease")
+        old = storage.put(uri, b"old!")
+        new = storage.put(uri, b"new!")
+        with pytest.raises(Conflict):
+            storage.delete(uri, version=old)
+        assert storage.read(uri) == b"new!"
+        storage.delete(uri, version=new)
+        assert storage.head(uri) is None
+        storage.delete(uri, version=new)
+
     def test_a_replaced_object_is_changed(self, storage: Storage, root: str) -> None:
         """Bytes of the same length but another version are never returned for the pinned one."""
         uri = join(root, "a")

@@ -250,3 +250,22 @@ def test_the_command_waits_where_it_is_told_to(project):
     result = project.command(*words, "--wait", "60")
     assert (result.returncode, last_json(result)["published"]) == (0, 1)
     assert "waiting for the leases of 1 partition(s), such as date=2026-11-21, to end" in result.stderr
+
+
+def test_a_lease_that_is_taken_over_between_look_and_removal_stays(store, layout, monkeypatch):
+    """The old owner looked, saw its own name, and was overtaken before it removed the object."""
+    now = [time.time()]
+    old = Leases(store, layout, "old", 60, clock=lambda: now[0])
+    new = Leases(store, layout, "new", 60, clock=lambda: now[0] + 3600)
+    old.take(NAME)
+    real = lease_module._read
+
+    def overtaken(*given):
+        found = real(*given)
+        monkeypatch.setattr(lease_module, "_read", real)
+        new.take(NAME)
+        return found
+
+    monkeypatch.setattr(lease_module, "_read", overtaken)
+    old.release(NAME)
+    assert read_lease(store, layout, NAME).run == "new"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unet_batch.archive import pinned
-from unet_batch.archive.conditional import ANYTHING, PIECE_BYTES, once, refusals, size_of
+from unet_batch.archive.conditional import ANYTHING, PIECE_BYTES, once, refusals, removals, size_of
 from unet_batch.archive.faults import Retry, StatusError
 from unet_batch.archive.objects import Names, Object, split
 from unet_batch.archive.s3 import version_of
@@ -94,9 +94,11 @@ class AzureStore:
             answer = self.call("PUT", uri, headers, once(body))
         return version_of(answer["ETag"])
 
-    def delete(self, uri: str) -> None:
-        """Remove an object. Raises StatusError 404 where there is none."""
-        self.call("DELETE", uri)
+    def delete(self, uri: str, expect: str) -> None:
+        """Remove an object, or one version of it. Raises Conflict, StatusError 404 where there is none."""
+        headers = {} if expect == ANYTHING else {"If-Match": f'"{expect.removeprefix("etag:")}"'}
+        with removals(uri, expect):
+            self.call("DELETE", uri, headers)
 
     def call(
         self, method: str, uri: str, headers: Mapping[str, str] | None = None, body: AsyncIterator[bytes] | None = None

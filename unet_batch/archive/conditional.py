@@ -39,6 +39,17 @@ def refusals(uri: str, expect: str | None) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def removals(uri: str, expect: str) -> Iterator[None]:
+    """Raise Conflict where the store says that the condition of a removal does not hold; other errors stay."""
+    try:
+        yield
+    except (OSError, StatusError) as error:
+        if expect != ANYTHING and meaning(error) == "refused":
+            raise Conflict(f"{uri} is no longer the version it was: another writer was here") from error
+        raise
+
+
 def check(uri: str, now: str | None, expect: str | None) -> None:
     """Compare the version that is there (None: no object) with the expected one. Raises AlreadyExists, Conflict."""
     if expect is None and now is not None:

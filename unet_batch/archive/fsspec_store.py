@@ -71,8 +71,11 @@ class FsspecStore:
             self.fs.pipe_file(uri, content)
             return version_of(self.fs.info(uri))
 
-    def delete(self, uri: str) -> None:
-        self.fs.rm_file(uri)
+    def delete(self, uri: str, expect: str) -> None:
+        """Remove an object, or one version of it. Raises Conflict, FileNotFoundError."""
+        with _PUTS:
+            check(uri, version_of(self.fs.info(uri)), expect)
+            self.fs.rm_file(uri)
 
 
 def version_of(found: dict[str, Any]) -> str:

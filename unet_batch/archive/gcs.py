@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from unet_batch.archive import pinned
-from unet_batch.archive.conditional import ANYTHING, once, refusals, size_of
+from unet_batch.archive.conditional import ANYTHING, once, refusals, removals, size_of
 from unet_batch.archive.faults import Retry, StatusError
 from unet_batch.archive.objects import Names, Object, split
 from unet_batch.errors import NotFound
@@ -99,9 +99,11 @@ class GcsStore:
             )
         return version_of(answer["generation"])
 
-    def delete(self, uri: str) -> None:
-        """Remove an object. Raises StatusError 404 where there is none."""
-        self.call("DELETE", _path(uri))
+    def delete(self, uri: str, expect: str) -> None:
+        """Remove an object, or one version of it. Raises Conflict, StatusError 404 where there is none."""
+        params = {} if expect == ANYTHING else {"ifGenerationMatch": expect.removeprefix("generation:")}
+        with removals(uri, expect):
+            self.call("DELETE", _path(uri), params=params)
 
     def call(
         self,

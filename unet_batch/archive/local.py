@@ -125,12 +125,16 @@ class LocalStore:
         _sync(folder)
         return version
 
-    def delete(self, uri: str) -> None:
-        """Remove a file; a missing one is fine."""
-        try:
-            os.unlink(path_of(uri))
-        except FileNotFoundError:
-            return
+    def delete(self, uri: str, expect: str) -> None:
+        """Remove a file, or one version of it; a missing one is fine. Raises Conflict."""
+        path = path_of(uri)
+        with suppress(FileNotFoundError):
+            if expect == ANYTHING:
+                os.unlink(path)
+                return
+            with locked(path):
+                check(uri, version_of(os.stat(path)), expect)
+                os.unlink(path)
 
     def leftovers(self, folder: str, *, remove: bool) -> Iterator[Object]:
         """Files that killed puts left below a folder, hidden from `list`: halves of objects, and locks nobody holds.

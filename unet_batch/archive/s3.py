@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_batch.archive import pinned
-from unet_batch.archive.conditional import ANYTHING, refusals, size_of
+from unet_batch.archive.conditional import ANYTHING, refusals, removals, size_of
 from unet_batch.archive.faults import Retry
 from unet_batch.archive.objects import Names, Object, split
 from unet_batch.errors import Conflict
@@ -82,10 +82,12 @@ class S3Store:
         except Conflict:
             return self._put(uri, body, expect, {"IfMatch": etag})
 
-    def delete(self, uri: str) -> None:
-        """Remove an object; a missing one is fine."""
+    def delete(self, uri: str, expect: str) -> None:
+        """Remove an object, or one version of it; a missing one is fine. Raises Conflict."""
         bucket, key = split(uri)
-        self.fs.call_s3("delete_object", Bucket=bucket, Key=key)
+        condition = {} if expect == ANYTHING else {"IfMatch": f'"{expect.removeprefix("etag:")}"'}
+        with removals(uri, expect):
+            self.fs.call_s3("delete_object", Bucket=bucket, Key=key, **condition)
 
     def _put(self, uri: str, body: bytes | Path, expect: str | None, condition: dict[str, str]) -> str:
         bucket, key = split(uri)

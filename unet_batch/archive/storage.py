@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar, cast
 import fsspec
 
 from unet_batch.archive.azure import AzureStore
-from unet_batch.archive.conditional import ANYTHING
+from unet_batch.archive.conditional import ANYTHING, check
 from unet_batch.archive.faults import meaning, retrying, translated
 from unet_batch.archive.fsspec_store import FsspecStore
 from unet_batch.archive.gcs import GcsStore
@@ -64,7 +64,7 @@ class Store(Protocol):
     def head(self, uri: str) -> Object: ...
     def read(self, uri: str, *, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes: ...
     def put(self, uri: str, body: bytes | Path, expect: str | None) -> str: ...
-    def delete(self, uri: str) -> None: ...
+    def delete(self, uri: str, expect: str) -> None: ...
 
 
 class Storage:
@@ -215,10 +215,21 @@ class Storage:
         """Put an object over whatever is there, whole or not at all; returns its version."""
         return self._try(uri, lambda: self._put(uri, body, ANYTHING))
 
-    def delete(self, uri: str) -> None:
-        """Remove an object; a missing one is fine."""
+    def delete(self, uri: str, *, version: str | None = None) -> None:
+        """Remove an object; a missing one is fine.
+
+        version: remove only this version of it. Raises Conflict where it is another one. A store that ignores the
+        condition of a removal (several S3-compatible ones do) is only asked first: a put between question and removal
+        would be lost there.
+        """
+        expect = ANYTHING if version is None else version
         try:
-            self._try(uri, lambda: self._store(uri).delete(uri))
+            if version is not None:
+                found = self.head(uri)
+                if found is None:
+                    return
+                check(uri, found.version, expect)
+            self._try(uri, lambda: self._store(uri).delete(uri, expect))
         except NotFound:
             return
 

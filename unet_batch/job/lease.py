@@ -123,7 +123,10 @@ class Leases:
             time.sleep(min(LOOK_EVERY_S, until_s - now_s, owner.expires_s - now_s))
 
     def release(self, partition: str) -> None:
-        """Give a lease back, unless somebody else has taken it over. A store that fails costs a log line."""
+        """Give a lease back, unless somebody else has taken it over, even between look and removal.
+
+        A store that fails costs a log line.
+        """
         with self._lock:
             if self._held.pop(partition, None) is None:
                 return
@@ -131,7 +134,9 @@ class Leases:
         try:
             found = _read(self._store, uri)
             if found is not None and found[1] is not None and found[1].run == self._run:
-                self._store.delete(uri)
+                self._store.delete(uri, version=found[0])
+        except Conflict:
+            log.info("the lease of %s was taken over just now, and stays", partition)
         except StorageError as error:
             log.warning("the lease of %s ends by its expiry, because it could not be removed: %s", partition, error)
 

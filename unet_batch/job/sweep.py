@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from unet_batch.archive.inventory import StoredIndex
 from unet_batch.archive.window import Window
-from unet_batch.errors import StorageError
+from unet_batch.errors import Conflict, StorageError
 from unet_batch.job.lease import read_lease
 from unet_batch.job.prepare import Prepared
 from unet_batch.job.survey import archive_partitions, published_partitions
@@ -30,6 +30,8 @@ class Litter:
     kind: str
     """`part`, `lease`, `attempt`, `probe`, `index` or `put`."""
     size_bytes: int
+    version: str | None = None
+    """The version that may go, where another one would be somebody's."""
 
 
 def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_run: bool) -> list[Litter]:
@@ -48,9 +50,16 @@ def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_ru
     if window.kind == "all" and any(inventory.values()):
         found += _indexes(prepared, inventory)
     if not dry_run:
-        for litter in found:
-            prepared.output.delete(litter.uri)
+        found = [litter for litter in found if _is_removed(prepared, litter)]
     return [*found, *_puts(prepared, dry_run=dry_run)]
+
+
+def _is_removed(prepared: Prepared, litter: Litter) -> bool:
+    try:
+        prepared.output.delete(litter.uri, version=litter.version)
+    except Conflict:
+        return False  # a run took the lease meanwhile
+    return True
 
 
 def _parts(
@@ -98,7 +107,7 @@ def _leases(prepared: Prepared) -> Iterator[Litter]:
     for found in prepared.output.list(prepared.layout.leases):
         partition = found.uri.removeprefix(root).removesuffix(".json")
         if found.uri.startswith(root) and not _is_held(prepared, partition):
-            yield Litter(found.uri, "lease", found.size_bytes)
+            yield Litter(found.uri, "lease", found.size_bytes, found.version)
 
 
 def _markers(prepared: Prepared) -> Iterator[Litter]:
