@@ -127,6 +127,8 @@ class Unit:
     """Decode every image in a child process with limits, because an earlier try did not come back."""
     settle: bool = False
     """Write a row whatever the verdict is: it was given twice, by two processes, and judged."""
+    confirms: bool = False
+    """An earlier process rejected all these images by their bytes: where this one does so too, that is a row."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
@@ -136,7 +138,7 @@ class Unit:
         if not positions:
             return self
         left = tuple(source for position, source in enumerate(self.sources) if position not in positions)
-        return replace(self, unit_id=unit_id(self.unit_id, left), sources=left)
+        return replace(self, unit_id=name_within(self.unit_id, self.unit_id, left), sources=left)
 
     @staticmethod
     def from_json(text: bytes) -> Unit:
@@ -153,6 +155,15 @@ def unit_id(fingerprint: str, sources: Iterable[Source]) -> str:
     for line in sorted(f"{s.key}\0{s.version}\n" for s in sources):
         digest.update(line.encode())
     return digest.hexdigest()[:32]
+
+
+def name_within(unit: str, fingerprint: str, sources: Iterable[Source]) -> str:
+    """The `unit_id` of some sources of a unit, behind the label that the unit's own name begins with, if any.
+
+    A rescoring labels its units, so that no part of an earlier one is taken for what it scored.
+    """
+    label, dash, _ = unit.rpartition("-")
+    return label + dash + unit_id(fingerprint, sources)
 
 
 def inventory_digest(sources: Sequence[Source]) -> str:

@@ -91,6 +91,12 @@ def test_a_unit_whose_images_mostly_fail_to_decode_is_looked_at_twice():
     assert doubtful([corrupt] * 4 + [None] * 4) == set()
 
 
+def test_a_second_process_that_rejects_the_same_bytes_is_believed():
+    """Verdicts that a machine can have caused stay in doubt."""
+    verdicts = [Reason.DECODE_CORRUPT] * 4 + [Reason.DECODE_TIMEOUT]
+    assert doubtful(verdicts, confirms=True) == {Reason.DECODE_TIMEOUT}
+
+
 def test_several_and_more_than_half_are_systematic():
     assert [systematic(*pair) for pair in [(3, 3), (4, 7), (4, 8), (100, 150)]] == [False, True, False, True]
     assert NOT_READABLE <= DOUBTS

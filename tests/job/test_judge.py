@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -123,6 +123,27 @@ def test_where_most_images_are_corrupt_for_two_processes_they_are_corrupt():
     """A second decoder said so; whether a partition with so many rejections is published is the limit's to say."""
     run = drive(Doubting(always(Reason.DECODE_CORRUPT, "abcdef")), unit(*"abcdefxy"))
     assert (run.rejected.keys(), run.open) == (set("abcdef"), [])
+
+
+def test_images_that_their_bytes_speak_against_are_asked_for_again_together():
+    """An archive may hold two files that are no image beside each one that is: none has a unit to itself."""
+    executor = Doubting(lambda name, time: Reason.DECODE_UNRECOGNIZED if name in "abcdef" and time == 1 else None)
+    run = drive(executor, unit(*"abcdefxy"), unit("z"))
+    assert (run.done, run.rejected, run.open) == (Counter("abcdefxyz"), {}, [])
+    assert (executor.passes, executor.isolated) == ([2, 1], list("abcdef"))
+
+
+def test_what_a_rescoring_holds_back_keeps_its_label():
+    """Under the plain name lies the row that an earlier run wrote, and it would be published instead."""
+    found = unit(*"abcd")
+    executor = Doubting(lambda name, time: Reason.DECODE_TIMEOUT if (name, time) == ("c", 1) else None)
+    names: list[str] = []
+    score(
+        executor, [replace(found, unit_id=f"rescore-0123456789ab-{found.unit_id}")], MARK,
+        done=lambda u, _: names.append(u.unit_id), reject=lambda u, _: Receipt(u.unit_id, u.partition, 1, 0, 1),
+    )  # fmt: skip
+    assert len(set(names)) == 2
+    assert all(name.startswith("rescore-0123456789ab-") for name in names)
 
 
 def test_values_out_of_range_in_one_image_cost_that_image():

@@ -109,3 +109,25 @@ def test_the_command_line_rescores_and_says_what_it_would(project):
     assert record["select"] == "rescore"
     wrong = project.command(*words, "--select", "failed")
     assert (wrong.returncode, "leave out --select failed" in wrong.stderr) == (2, True)
+
+
+def test_a_rejection_that_a_rescoring_does_not_repeat_is_replaced(project, monkeypatch):
+    """Also where both runs had a doubt about the image, and asked for it again by itself."""
+    from unet_batch.job.load import Load
+
+    left, decoded, sick = [2], Load._pages, png(1)
+
+    def pages(self, data, isolated):
+        if data == sick and left[0]:
+            left[0] -= 1
+            raise MemoryError
+        yield from decoded(self, data, isolated)
+
+    monkeypatch.setattr(Load, "_pages", pages)
+    project.fill(DAY, 3)
+    first = project.run("limits.max_rejected=1.0")
+    assert first.reasons == {"decode.out_of_memory": 1}
+    left[0] = 1
+    again = project.run("limits.max_rejected=1.0", rescore=True)
+    assert (again.ok, again.rejected, runs_of(project)) == (3, 0, {again.run})
+    assert [row["status"] for row in project.rows(NAME)] == ["ok"] * 3

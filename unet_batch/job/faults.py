@@ -136,15 +136,16 @@ def is_machines(code: str) -> bool:
     return course(code) is _MACHINE
 
 
-def doubtful(verdicts: Collection[Reason | None]) -> set[Reason]:
+def doubtful(verdicts: Collection[Reason | None], *, confirms: bool = False) -> set[Reason]:
     """Which of a unit's verdicts, one for each image or None, need a second one.
 
     Where most of its images are rejected by their bytes, those count too: a broken decoder or store looks like that.
+    confirms: whether another process said the same of these bytes already.
     """
     rejected = [reason for reason in verdicts if reason is not None]
     doubts = {reason for reason in rejected if reason in DOUBTS}
     by_bytes = [reason for reason in rejected if reason.startswith("decode.")]
-    return doubts | set(by_bytes) if systematic(len(by_bytes), len(verdicts)) else doubts
+    return doubts | set(by_bytes) if not confirms and systematic(len(by_bytes), len(verdicts)) else doubts
 
 
 def systematic(count: int, of: int) -> bool:

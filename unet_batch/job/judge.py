@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from unet_batch.errors import ContractError, ImageError, Reason, UnetBatchError
 from unet_batch.job import faults
-from unet_batch.records import Held, Unit, unit_id
+from unet_batch.records import Held, Unit, name_within
 
 Readable = Callable[[str, Sequence[Unit]], bool | None]
 """Whether an image of a partition can be read now, one of these units' or one that an earlier run scored; None where no
@@ -38,6 +38,8 @@ class Verdict:
 class _Doubt:
     unit: Unit
     """Of one source."""
+    origin: Unit
+    """From which it was held back."""
     reason: Reason
     message: str
     pages: int
@@ -75,8 +77,8 @@ class Judge:
             source = unit.sources[found.position]
             single = unit
             if len(unit.sources) > 1:
-                single = replace(unit, unit_id=unit_id(self._mark, [source]), sources=(source,))
-            self._new.append(_Doubt(single, Reason(found.reason), found.message, found.pages))
+                single = replace(unit, unit_id=name_within(unit.unit_id, self._mark, [source]), sources=(source,))
+            self._new.append(_Doubt(single, unit, Reason(found.reason), found.message, found.pages))
             if self._new[-1].reason in faults.NOT_READABLE:
                 self._refused.setdefault(unit.partition, set()).add(source.uri)
             self._times[single.unit_id] += 1
@@ -84,7 +86,7 @@ class Judge:
     def condemn(self, unit: Unit, reason: Reason, message: str) -> None:
         """Take a unit of one image that failed as a whole, twice."""
         self._times[unit.unit_id] = 2
-        self._new.append(_Doubt(unit, reason, message, 1))
+        self._new.append(_Doubt(unit, unit, reason, message, 1))
 
     def withdrawn(self, unit: Unit, message: str) -> str | None:
         """A sentence where a store refuses images of this unit's partition that it gave before; None else."""
@@ -101,9 +103,11 @@ class Judge:
         first = [doubt for doubt in self._new if self._times[doubt.unit.unit_id] < 2]
         second = [doubt for doubt in self._new if self._times[doubt.unit.unit_id] >= 2]
         self._new = []
+        verdict.again += self._together([doubt for doubt in first if doubt.reason not in faults.DOUBTS])
         for doubt in first:
-            isolate = doubt.unit.isolate or doubt.reason not in faults.NOT_READABLE
-            verdict.again.append(replace(doubt.unit, isolate=isolate))
+            if doubt.reason in faults.DOUBTS:
+                isolate = doubt.unit.isolate or doubt.reason not in faults.NOT_READABLE
+                verdict.again.append(replace(doubt.unit, isolate=isolate))
         for doubts, partition in _by_partition(d for d in second if d.reason in faults.NOT_READABLE):
             message = self._not_theirs(partition, doubts)
             self._end(verdict, doubts, message)
@@ -112,6 +116,17 @@ class Judge:
             alike = [doubt for doubt in others if doubt.reason is reason]
             self._end(verdict, alike, self._alike(reason, alike))
         return verdict
+
+    def _together(self, doubts: Sequence[_Doubt]) -> Iterator[Unit]:
+        """Images that their bytes speak against, those of a unit as one unit again: there may be very many, and none of
+        them harms its neighbours."""
+        by_origin: dict[str, list[_Doubt]] = {}
+        for doubt in doubts:
+            by_origin.setdefault(doubt.origin.unit_id, []).append(doubt)
+        for alike in by_origin.values():
+            sources = tuple(source for doubt in alike for source in doubt.unit.sources)
+            name = name_within(alike[0].origin.unit_id, self._mark, sources)
+            yield replace(alike[0].origin, unit_id=name, sources=sources, isolate=True, confirms=True)
 
     def _end(self, verdict: Verdict, doubts: Sequence[_Doubt], not_theirs: str | None) -> None:
         """Rows for these images, unless a sentence says that the fault is not theirs."""

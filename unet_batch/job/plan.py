@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from unet_batch.errors import JobError
 from unet_batch.model.engines import on_gpu
-from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, unit_id
+from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, name_within, unit_id
 from unet_batch.spec import JobSpec, ResourcesSpec
 from unet_batch.table.guard import ALONE, Others
 from unet_batch.table.publish import Published, generation
@@ -151,8 +151,9 @@ def halves(unit: Unit, mark: str) -> list[Unit]:
     """The unit again in two, each to be decoded in isolation; a unit of one image is returned whole."""
     middle = (len(unit.sources) + 1) // 2
     pieces = [p for p in (unit.sources[:middle], unit.sources[middle:]) if p]
-    label = unit.unit_id[: len(RESCORED) + 13] if unit.unit_id.startswith(RESCORED) else ""
-    return [Unit(label + unit_id(mark, piece), unit.partition, unit.format, piece, isolate=True) for piece in pieces]
+    return [
+        replace(unit, unit_id=name_within(unit.unit_id, mark, piece), sources=piece, isolate=True) for piece in pieces
+    ]
 
 
 def _by_shard(sources: Sequence[Source]) -> Iterator[list[Source]]:

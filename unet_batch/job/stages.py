@@ -190,7 +190,7 @@ def _without_room(error: ImageError | MemoryError) -> ImageError:
 def _held(loaded: Loaded, rows: Sequence[dict[str, Any] | None]) -> tuple[Held, ...]:
     """Sources with a verdict that needs a second one."""
     verdicts = [Reason(row["reason"]) if row is not None and row.get("reason") else None for row in rows]
-    doubts = doubtful(verdicts)
+    doubts = doubtful(verdicts, confirms=loaded.unit.confirms)
     held: dict[int, Held] = {}
     for entry, verdict, row in zip(loaded.entries, verdicts, rows, strict=True):
         known = loaded.unit.sources[entry.source].problem is not None  # told by the listing, before anything was read
