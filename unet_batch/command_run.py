@@ -144,7 +144,7 @@ def _run(
         click.echo("nothing to do: every selected partition is published", err=True)
     for name in summary.partitions:
         click.echo(f"published {name}", err=True)
-    if summary.planned:
+    if summary.planned and not quiet:
         click.echo(
             f"scored {summary.ok + summary.rejected} of {summary.planned} images, {summary.rejected} rejected, "
             f"{summary.images_per_s} images/s",

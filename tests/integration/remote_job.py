@@ -149,6 +149,25 @@ window: all
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
+    def stop(self, job_id: str) -> None:
+        """What `ray job stop` asks for."""
+        request = urllib.request.Request(
+            f"{self.cluster.address}/api/jobs/{job_id}/stop",
+            method="POST",
+            headers={"Authorization": f"Bearer {self.token}"},
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+
+    def running(self) -> str:
+        """The id of the one job that runs."""
+        [found] = [job["submission_id"] for job in self.asked("/api/jobs/") if job["status"] == "RUNNING"]
+        return found
+
+    def work(self, folder: str) -> list[bytes]:
+        """The objects in a folder of the output's `_work`."""
+        listed = self._s3.list_objects_v2(Bucket=self.bucket, Prefix=f"out/_work/{folder}/").get("Contents", [])
+        return [self._s3.get_object(Bucket=self.bucket, Key=found["Key"])["Body"].read() for found in listed]
+
     def nodes_that_scored(self) -> set[str]:
         """Nodes that ever had an actor with a session."""
         actors = self.asked("/api/v0/actors?detail=1&limit=1000")["data"]["result"]["result"]

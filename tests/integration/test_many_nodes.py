@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -93,6 +94,24 @@ def test_a_killed_driver_costs_the_units_in_flight(job):
     assert len(job.rows()) == images
     assert job.verify() == []
     assert job.left_after_sweep() == []
+
+
+def test_a_job_that_is_stopped_ends_in_order(job):
+    """`ray job stop` sends SIGTERM: the record is ended, leases are given back, and its JSON line is there."""
+    job.fill(24)
+    job.slow(1)
+    run = job.submit()
+    run.wait_until(lambda: job.parts() >= 1)
+    job.stop(job.running())
+    code, last, said = run.ended()
+    assert (code, last["status"]) == (3, "STOPPED"), said
+    assert (last["result"]["exit"], last["result"]["published"]) == ("unfinished", 0)
+    assert any(problem.startswith("stopped by SIGTERM;") for problem in last["result"]["problems"])
+    assert [json.loads(record)["did"]["exit_code"] for record in job.work("runs")] == [3]
+    assert job.work("leases") == []
+    job.slow(0)
+    code, again, said = job.submit().ended()
+    assert (code, again["result"]["published"]) == (0, 1), said
 
 
 def test_a_lost_node_costs_the_units_in_flight_on_it(job):
