@@ -215,7 +215,7 @@ def test_every_wrong_row_of_a_manifest_is_one_rejection(project):
 
 @pytest.mark.parametrize(
     ("data", "name"),
-    [(b"\xff\xfe\x00bad", "rows.csv"), (b'{"uri": "a.png"}\n{"uri": ', "rows.jsonl"), (b"PAR1 no", "rows.parquet")],
+    [(b'uri\n"a.png', "rows.csv"), (b'{"uri": "a.png"}\n{"uri": ', "rows.jsonl"), (b"PAR1 no", "rows.parquet")],
 )
 def test_a_manifest_that_breaks_off_stops_publication(project, data, name):
     """Nobody can count the rows that are lost: exit code 5, and nothing is published."""
@@ -227,6 +227,14 @@ def test_a_manifest_that_breaks_off_stops_publication(project, data, name):
     )  # fmt: skip
     assert (summary.exit_code, summary.published) == (5, 0)
     assert "cut or corrupt" in summary.problems[0]
+
+
+def test_a_manifest_in_another_encoding_is_an_argument_error(project):
+    """Exit code 2 before anything is scored; the sentence names the encoding."""
+    project.put("list/a.png")
+    project.put("list/rows.csv", "uri\na.png\n".encode("utf-16"))
+    with pytest.raises(JobError, match="UTF-16"):
+        project.run("input.format=manifest", f"input.uri={project.folder}/archive/list/", "input.pattern='rows.csv'")
 
 
 def test_a_manifest_without_its_column_is_an_argument_error(project):
