@@ -161,6 +161,27 @@ def test_a_try_that_cannot_be_made_holds_no_new_image_back(project):
     assert project.run().ok == 1
 
 
+def test_a_try_that_cannot_be_made_holds_no_other_try_back(project):
+    """One rejection passes while the store refuses another: what readers may see now does not wait for all of them."""
+    project.fill(DAY, 2)
+    for name in ("gone", "late"):
+        project.put(f"{DAY}/{name}.png", png(7) + MARKED)
+    project.run("limits.max_rejected=2", executor=InProcess)
+
+    class Away(LocalExecutor):
+        def run(self, units):
+            for unit in units:
+                if unit.sources[0].uri.endswith("gone.png"):
+                    yield Receipt(unit.unit_id, unit.partition, 0, 0, 0, failure=("storage.unavailable", "503"))
+                else:
+                    yield from super().run([unit])
+
+    summary = project.run("limits.max_rejected=2", "limits.unit_images=1", executor=Away)
+    assert (summary.exit_code, summary.published) == (3, 1)
+    assert (verdicts(project)["gone.png"], verdicts(project)["late.png"]) == ("decode.timeout", "ok")
+    assert commit(project).tried == {}
+
+
 def test_rejections_are_tried_again_beside_new_images_and_under_other_names(project):
     """Both in one run; the try again leaves a part of its own, so that the first one's does not stand for it."""
     project.fill(DAY, 2)

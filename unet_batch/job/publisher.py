@@ -200,7 +200,8 @@ class Publisher:
             if left <= self._retried[partition]:  # these have rows, and rejections hold nothing back
                 text = f"{partition}: {len(left)} rejected images could not be tried again; run the same command again"
                 self._outcome.problem(text, exit_code)
-                if not self._plans[partition].up_to_date:
+                plan = self._plans[partition]
+                if not plan.up_to_date or plan.better or left < self._retried[partition]:
                     self._publish(partition)
                     continue
             else:
