@@ -111,6 +111,7 @@ def test_lines_of_the_log_have_their_time(project):
         ("model.path=nets/unet.onnx", "model.path: there is no nets/unet.onnx in "),
         ("model.contract=unet.yaml", "model.contract: there is no unet.yaml in "),
         ("check.reference=../fp32.onnx", "check.reference: there is no ../fp32.onnx in "),
+        ("check.references=[fp32.onnx]", "check.references[0]: there is no fp32.onnx in "),
         ("session.custom_ops=[libops.so]", "session.custom_ops: there is no library libops.so in "),
     ],
 )

@@ -150,6 +150,7 @@ def _check_relative_paths(job: JobSpec) -> None:
     members = job.model.ensemble.members if job.model.ensemble else ()
     files += [(f"model.ensemble.members[{number}]", member) for number, member in enumerate(members)]
     files.append(("check.reference", job.check.reference))
+    files += [(f"check.references[{number}]", path) for number, path in enumerate(job.check.references)]
     files += [("session.custom_ops", library) for library in job.session.custom_ops]
     for key, path in files:
         if path and "://" not in path and not os.path.isabs(path) and not os.path.exists(path):
