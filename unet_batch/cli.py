@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from time import gmtime
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import click
 
@@ -26,9 +26,6 @@ from unet_batch.command_run import backfill, plan, run
 from unet_batch.errors import ExitCode, UnetBatchError
 from unet_batch.job import forwarded, stopping
 from unet_batch.spec import JobSpec
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
