@@ -27,11 +27,11 @@ NESTED = "a: " + "[" * 2000 + "]" * 2000
     ids=["values", "depth", "circle", "merged", "text", "brackets"],
 )
 def test_a_text_that_unfolds_to_too_much_is_one_sentence(text):
-    """Within a second, and before anything of it is built."""
-    began = time.monotonic()
+    """In little processor time (a busy machine changes nothing about that), and before anything of it is built."""
+    began_s = time.process_time()
     with pytest.raises(JobError) as refused:
         parse_yaml(text.encode(), "bomb.yaml")
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began_s < 5
     assert "bomb.yaml is not valid YAML" in str(refused.value)
     assert len(str(refused.value)) < MAX_MESSAGE
 

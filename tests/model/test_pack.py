@@ -421,7 +421,7 @@ def test_metadata_of_the_file_is_kept_and_ours_is_small():
 def test_numbers_in_the_contract_survive_the_way_through_yaml():
     """1e-05 without a dot is text to a YAML reader."""
     made = models.threshold_model("nchw", 1, 1)
-    contract = changed(made.contract, source={"normalize": {"kind": "mean_std", "mean": [1e-05], "std": [1e22]}})
+    contract = changed(made.contract, source={"normalize": {"kind": "scale", "scale": 1e-05, "offset": 1e22}})
     packed = pack(made.data, resolved(made.data, contract), PackSpec(pre=False))
     file = read_model(packed.data, "m", None)
     assert find_contract(file, None, "m").input.normalize == contract.input.normalize
