@@ -41,6 +41,11 @@ def processor_s(data: bytes, limits: LimitsSpec) -> float:
     return limits.image_timeout_s + work_s
 
 
+def pixels_s(pixels: int) -> float:
+    """Seconds that one pass over so many pixels may take, on a busy machine."""
+    return pixels * SECONDS_PER_PIXEL
+
+
 def address_space_bytes(data: bytes, spec: ModelInput, limits: LimitsSpec) -> int:
     """Bytes that a decode may take: limits.decode_memory_bytes, or what an image of its size needs."""
     samples = max(4, spec.channels)

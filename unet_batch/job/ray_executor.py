@@ -19,13 +19,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from unet_batch.archive.storage import Storage
-from unet_batch.errors import HandoverFailed, JobError, StorageError, UnetBatchError
+from unet_batch.errors import HandoverFailed, JobError, RayUnavailable, StorageError, UnetBatchError
 from unet_batch.job.actors import InferActor, LoadActor, ScoreActor
 from unet_batch.job.faults import SILENT_DECODE, SILENT_READ, SILENT_SCORE
 from unet_batch.job.losses import Losses
 from unet_batch.job.notes import StoredNotes
 from unet_batch.job.plan import UNITS_AT_ONCE, Placement, place
-from unet_batch.job.ray_nodes import node_id, node_name, resources
+from unet_batch.job.ray_nodes import Pulse, node_id, node_name, resources
 from unet_batch.job.ray_start import start
 from unet_batch.job.starts import Starts
 from unet_batch.job.watchdog import Note
@@ -62,6 +62,7 @@ class RayExecutor:
         started = time.perf_counter()
         self._ray = start(address)
         self.start_s = time.perf_counter() - started
+        self._pulse, self._lost = Pulse(), False
         self._starts = Starts(node_name)
         self._left_out: frozenset[str] = frozenset()
         self.placement = self._placed()
@@ -82,6 +83,9 @@ class RayExecutor:
         stopping = threading.Event()
         feeder = threading.Thread(target=self._consume, args=(units, receipts, stopping), daemon=True)
         feeder.start()
+        threading.Thread(
+            target=self._pulse.watch, args=(lambda what: receipts.put(_lost(what)), stopping), daemon=True
+        ).start()
         patience_s = SILENCE_S + self._settings.job.limits.unit_timeout_s
         heard_s = time.monotonic()
         missing = {unit.unit_id: unit for unit in units}
@@ -104,20 +108,22 @@ class RayExecutor:
                     )
                     self.close()  # the actors of the silent pass would keep their CPUs
                     self._ray = start(self._address)
+                    self._pulse = Pulse()
                     return
                 if found is None:
                     yield from self._ended_by_limits(missing)
                     return
                 if isinstance(found, BaseException):
-                    raise _full_disk() or found
+                    self._lost = isinstance(found, RayUnavailable)
+                    raise found if self._lost else _full_disk() or found
                 self._starts.take(found)
                 missing.pop(found.unit_id, None)
                 yield found
                 heard_s = time.monotonic()  # whoever asks may have published meanwhile, which is no silence
         finally:
             stopping.set()
-            feeder.join(STOP_S)  # a pipeline that outlives its cluster asks a dead one for news
-            self.fault = self._losses.take() or _full_disk()
+            feeder.join(0 if self._lost else STOP_S)  # a pipeline that outlives its cluster asks a dead one for news
+            self.fault = self._losses.take() or (None if self._lost else _full_disk())
 
     def _placed(self) -> Placement:
         job, have = self._settings.job, resources(self._left_out)
@@ -159,8 +165,11 @@ class RayExecutor:
             yield Receipt(unit.unit_id, unit.partition, 0, 0, 0, failure=(code, text), suspect=suspect)
 
     def close(self) -> None:
-        """Leave the cluster; an embedded one ends."""
-        self._ray.close()
+        """Leave the cluster; an embedded one ends. A Ray that was lost is not asked: its native part would wait."""
+        if self._lost:
+            self._pulse.kill_rest()
+        else:
+            self._ray.close()
 
     def _consume(
         self, units: Sequence[Unit], receipts: queue.Queue[Receipt | BaseException | None], stopping: threading.Event
@@ -209,6 +218,13 @@ class RayExecutor:
             max_restarts=-1,
             max_task_retries=1,
         )
+
+
+def _lost(what: str) -> RayUnavailable:
+    return RayUnavailable(
+        f"Ray was lost: {what} does not answer any more (killed, or its node is gone); what was finished is staged, so "
+        "run the same command again"
+    )
 
 
 def _pool(actors: int, units_at_once: int) -> Any:

@@ -5,7 +5,9 @@ A plain callable, run by a loop or by Ray actors alike; it does not know Ray. It
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import os
 import time
 from collections import Counter
@@ -14,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from unet_batch.archive.decode import encode_png
+from unet_batch.archive.effort import pixels_s
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken
 from unet_batch.imaging.postprocess import reduce
@@ -21,7 +24,7 @@ from unet_batch.imaging.preprocess import Geometry, normalize
 from unet_batch.imaging.tiling import Canvas, grid
 from unet_batch.job.faults import doubtful
 from unet_batch.job.load import failure_of
-from unet_batch.job.loaded import Loaded, pixels_of
+from unet_batch.job.loaded import Entry, Loaded, pixels_of
 from unet_batch.job.watchdog import Step, unwatched
 from unet_batch.model.batching import Batcher, BatchStats, Tile
 from unet_batch.model.session import Session
@@ -32,6 +35,9 @@ from unet_batch.table.parts import write_part
 from unet_batch.table.rows import Provenance, prediction_row, rejection_row
 
 log = logging.getLogger(__name__)
+
+PASSES = 4
+"""Over the pixels of a picture, between two signs of progress: normalised, resized, measured, encoded."""
 
 
 class Infer:
@@ -65,7 +71,7 @@ class Infer:
         used = BatchStats()
         rows: list[dict[str, Any] | None] = [None] * len(loaded.entries)
         images: dict[int, _Image] = {}
-        for tile, result in self._batcher.run(self._tiles(loaded, images, rows), stats=used):
+        for tile, result in self._batcher.run(self._tiles(loaded, images, rows, step), stats=used):
             image = images[tile.image]
             if isinstance(result, OutOfMemory):
                 image.error = ImageError(Reason.MODEL_OUT_OF_MEMORY, "one tile alone does not fit into memory")
@@ -75,7 +81,8 @@ class Infer:
             alone = loaded.entries[tile.image].source if len(images) == 1 else None
             step(alone, image.tiles - image.waiting, image.tiles)
             if not image.waiting:
-                rows[tile.image] = self._row(loaded, tile.image, image)
+                with _passes(step, loaded.entries[tile.image], image.geometry.source_hw):
+                    rows[tile.image] = self._row(loaded, tile.image, image)
                 del images[tile.image]
         held = () if loaded.unit.settle else _held(loaded, rows)
         positions = {found.position for found in held}
@@ -109,7 +116,9 @@ class Infer:
             ),
         )
 
-    def _tiles(self, loaded: Loaded, images: dict[int, _Image], rows: list[dict[str, Any] | None]) -> Iterator[Tile]:
+    def _tiles(
+        self, loaded: Loaded, images: dict[int, _Image], rows: list[dict[str, Any] | None], step: Step
+    ) -> Iterator[Tile]:
         """Every tile of every picture, lazily; rejections become rows on the way."""
         for index, entry in enumerate(loaded.entries):
             if entry.error is not None:
@@ -117,6 +126,7 @@ class Infer:
                 continue
             geometry = cast(Geometry, entry.geometry)  # an entry has one or the other
             tile_hw = self._model.tile_hw or geometry.fitted_hw
+            step(entry.source, allow_s=PASSES * pixels_s(math.prod(geometry.fitted_hw)))
             boxes = grid(geometry.fitted_hw, tile_hw, self._job.tiling.overlap)
             picture = pixels_of(loaded, entry)
             try:
@@ -128,6 +138,7 @@ class Infer:
             except (ImageError, MemoryError) as error:
                 rows[index] = self._rejection(loaded, index, _without_room(error))
                 continue
+            step()
             images[index] = _Image(canvas, geometry, len(boxes), len(boxes))
             for box in boxes:
                 yield Tile(index, box, picture[box.slices])
@@ -178,6 +189,14 @@ class _Image:
     tiles: int
     waiting: int
     error: ImageError | None = None
+
+
+@contextlib.contextmanager
+def _passes(step: Step, entry: Entry, source_hw: tuple[int, int]) -> Iterator[None]:
+    """Work on all pixels of a picture at once, which gives no sign until it is done: it may take longer."""
+    step(entry.source, allow_s=PASSES * pixels_s(math.prod(source_hw)))
+    yield
+    step()
 
 
 def _without_room(error: ImageError | MemoryError) -> ImageError:
