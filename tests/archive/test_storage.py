@@ -124,6 +124,15 @@ def test_a_link_out_of_the_archive_is_a_problem_not_a_file(tmp_path: Path) -> No
     assert found == {"out": "read.denied", "dead": "read.not_found", "loop": "read.denied", "pipe": "read.denied"}
 
 
+@pytest.mark.parametrize("target", ["self.png", "a.png/b.png"])
+def test_a_link_that_cannot_be_resolved_costs_its_own_name_only(tmp_path: Path, target: str) -> None:
+    """A link to itself, and one through a file: the other names of the folder are listed all the same."""
+    (tmp_path / "a.png").write_bytes(b"abc")
+    (tmp_path / "self.png").symlink_to(target)
+    found = {Path(o.uri).name: o.problem and str(o.problem[0]) for o in Storage().list(f"file://{tmp_path}")}
+    assert found == {"a.png": None, "self.png": "read.not_found"}
+
+
 def test_a_name_that_is_not_utf8_is_a_problem(tmp_path: Path) -> None:
     """Tables hold text: such a file is reported under a readable name."""
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")).write_bytes(b"x")

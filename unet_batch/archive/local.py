@@ -6,6 +6,7 @@ retries and no threads; raises OSError where the disk does, our errors where a p
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -290,6 +291,10 @@ def _object(entry: os.DirEntry[str], real_top: str) -> Object:
     try:
         found = entry.stat()
     except FileNotFoundError:
+        return Object(uri, 0, "missing", (Reason.READ_NOT_FOUND, "a link that leads nowhere"))
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            raise  # a fault of the disk is no fact about one name
         return Object(uri, 0, "missing", (Reason.READ_NOT_FOUND, "a link that leads nowhere"))
     if not stat.S_ISREG(found.st_mode):
         return Object(uri, 0, "special", (Reason.READ_DENIED, "a link to a folder, a pipe or a device, not a file"))
