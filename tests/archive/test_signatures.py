@@ -30,6 +30,13 @@ def nifti(magic: bytes = b"n+1\0") -> bytes:
     return struct.pack("<I", 348) + bytes(340) + magic + bytes(4) + bytes(200)
 
 
+def written(form: str, **options: str) -> bytes:
+    """A picture as Pillow writes it."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 9), "white").save(file, form, **options)
+    return file.getvalue()
+
+
 FOREIGN = {
     "JPEG XL": b"\xff\x0a" + bytes(200),
     "JPEG XL, boxed": b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl " + bytes(200),
@@ -77,6 +84,9 @@ FOREIGN = {
     "JSON": b'{"error": "not found"}',
     "Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
     "Parquet": b"PAR1" + bytes(200),
+    "TGA": written("TGA"),
+    "TGA, packed": written("TGA", compression="tga_rle"),
+    "CUR": b"\0\0\2\0\1\0" + bytes(200),
 }
 
 

@@ -135,6 +135,8 @@ def format_of(data: bytes) -> str:
         raise refused("LIF (Leica)", _TO_TIFF)
     if _is_nifti(data):
         raise refused("NIfTI", _TO_TIFF)
+    if _is_tga(data):
+        raise refused("TGA", _TO_PNG)
     if name := _text(data):
         raise refused(name, "look at what wrote it" if name != "SVG" else _TO_PNG)
     raise ImageError(Reason.DECODE_UNRECOGNIZED, "the bytes begin like no image" if data else "there are no bytes")
@@ -160,6 +162,15 @@ def _is_nifti(data: bytes) -> bool:
     """NIfTI-1 and -2, and their pairs of files: the header's length, and a magic word."""
     first = data[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") and data[344:348] in (b"n+1\0", b"ni1\0")
     return first or (data[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") and data[4:7] in (b"n+2", b"ni2"))
+
+
+def _is_tga(data: bytes) -> bool:
+    """Truevision TGA 2.0: its footer, or the header of a picture without a colour map, which begins as a cursor's does."""
+    if data[-18:] == b"TRUEVISION-XFILE.\0":
+        return True
+    kind, sizes = data[2:3], (data[12:14], data[14:16])
+    plain = data[:2] == b"\0\0" and kind in (b"\2", b"\3", b"\n", b"\x0b") and not any(data[3:8])
+    return plain and all(map(any, sizes)) and data[16] in (8, 15, 16, 24, 32)
 
 
 def _unpacked(data: bytes) -> bytes:
