@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -251,6 +252,19 @@ def test_another_encoding_than_utf8_is_named(
         sources(storage, put(body, name))
 
 
+@pytest.mark.parametrize("head", ["uri,uri", "uri,sha256,sha256"])
+def test_two_columns_of_one_name_are_refused(storage: Storage, put: Callable, head: str) -> None:
+    """A reader of CSV takes the last one, and nobody would see that the first was dropped."""
+    with pytest.raises(JobError, match="several columns"):
+        sources(storage, put(f"{head}\na.png,sub/b.png,\n"))
+
+
+def test_a_compressed_manifest_is_named(storage: Storage, put: Callable) -> None:
+    """It is no text in an odd encoding."""
+    with pytest.raises(JobError, match="compressed with gzip"):
+        sources(storage, put(gzip.compress(b"uri\na.png\n"), "l.csv.gz"))
+
+
 def test_a_mark_before_utf8_is_no_part_of_a_name(storage: Storage, put: Callable) -> None:
     """In JSON lines too, and under the suffix .ndjson."""
     for name, text in (
@@ -263,7 +277,17 @@ def test_a_mark_before_utf8_is_no_part_of_a_name(storage: Storage, put: Callable
 
 @pytest.mark.parametrize(
     "name",
-    ["cam-2026-11-21T10:15:00.png", "A1:field2.png", "sub/B2:f1.png", "x:y:z.png", "C:a.png", "note:draft//1.png"],
+    [
+        "cam-2026-11-21T10:15:00.png",
+        "A1:field2.png",
+        "sub/B2:f1.png",
+        "x:y:z.png",
+        "C:a.png",
+        "note:draft//1.png",
+        "s3:1.png",
+        "root:2.png",
+        "blob:3.png",
+    ],
 )
 def test_a_colon_in_a_name_is_no_scheme(storage: Storage, folder: str, put: Callable, name: str) -> None:
     """Times and plate positions hold colons; what stands before one is a scheme only where it is one."""

@@ -40,6 +40,8 @@ _SCHEMES = frozenset(
      "root", "dask", "pipe", "data", "urn", "mailto", "javascript", "blob", "about", "doi")
 )  # fmt: skip
 """Words before a colon that are schemes. Any other one is part of a name, such as cam-2026-11-21T10:15:00.png."""
+_BARE = frozenset(("pipe", "data", "urn", "mailto", "javascript", "about", "doi"))
+"""Schemes that no slash follows (RFC 2397 and others): text without a slash behind another one is a name."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENCODINGS = (
     (b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"),
@@ -72,8 +74,8 @@ class BrokenManifestError(Exception):
 def read_entries(storage: Storage, spec: InputSpec, manifest: Object) -> Iterator[Entry]:
     """The rows of a CSV (with header), JSONL or Parquet manifest. A line that is no JSON object is a row of its own.
 
-    Raises BrokenManifestError behind the last row that can be read, JobError where a column is missing, digests are
-    binary, or the text is not UTF-8.
+    Raises BrokenManifestError behind the last row that can be read, JobError where a column is missing, several have one
+    name, digests are binary, or the text is not UTF-8.
     """
     if manifest.size_bytes > MAX_MANIFEST_BYTES:
         raise TooLarge(f"{manifest.uri} has {manifest.size_bytes} bytes; split the manifest")
@@ -89,6 +91,9 @@ def read_entries(storage: Storage, spec: InputSpec, manifest: Object) -> Iterato
     except _BROKEN as error:
         raise BrokenManifestError(" ".join(str(error).split())[:200]) from error
     column = spec.column or "uri"
+    for used in (column, spec.partition_column, "sha256"):
+        if names is not None and list(names).count(str(used)) > 1:
+            raise JobError(f"the manifest {manifest.uri} has several columns {used!r}: leave one")
     for needed in (column, spec.partition_column):
         if needed is not None and names is not None and needed not in names:
             raise JobError(f"the manifest {manifest.uri} has no column {needed!r}; it has {', '.join(names)}")
@@ -198,7 +203,9 @@ def _below(uri: str, roots: Sequence[str]) -> bool:
 def _has_scheme(text: str) -> bool:
     """Whether a text begins as a URI does, rather than as a name that holds a colon."""
     found = _BEFORE_COLON.match(text)
-    return found is not None and (found[1].lower() in _SCHEMES or text.startswith("//", found.end()))
+    if found is None or text.startswith(("//", ":"), found.end()):
+        return found is not None  # `a://b`, and a chain `a::b`
+    return found[1].lower() in _SCHEMES and (found[1].lower() in _BARE or text.startswith("/", found.end()))
 
 
 def _is_unicode(text: str) -> bool:
@@ -221,6 +228,8 @@ def _text(body: bytes, uri: str) -> bytes:
     for mark, name in _ENCODINGS:
         if body.startswith(mark):
             raise JobError(f"the manifest {uri} is {name} text; write it as UTF-8")
+    if body.startswith(b"\x1f\x8b"):
+        raise JobError(f"the manifest {uri} is compressed with gzip; unpack it")
     body = body.removeprefix(b"\xef\xbb\xbf")
     try:
         body.decode()
