@@ -74,8 +74,8 @@ class BrokenManifestError(Exception):
 def read_entries(storage: Storage, spec: InputSpec, manifest: Object) -> Iterator[Entry]:
     """The rows of a CSV (with header), JSONL or Parquet manifest. A line that is no JSON object is a row of its own.
 
-    Raises BrokenManifestError behind the last row that can be read, JobError where a column is missing, several have one
-    name, digests are binary, or the text is not UTF-8.
+    Raises BrokenManifestError behind the last row that can be read, JobError where a column is missing or there twice,
+    digests are binary, or the text is not UTF-8.
     """
     if manifest.size_bytes > MAX_MANIFEST_BYTES:
         raise TooLarge(f"{manifest.uri} has {manifest.size_bytes} bytes; split the manifest")

@@ -165,7 +165,7 @@ def _is_nifti(data: bytes) -> bool:
 
 
 def _is_tga(data: bytes) -> bool:
-    """Truevision TGA 2.0: its footer, or the header of a picture without a colour map, which begins as a cursor's does."""
+    """Truevision TGA 2.0: its footer, or a header without a colour map, which begins as a cursor's does."""
     if data[-18:] == b"TRUEVISION-XFILE.\0":
         return True
     kind, sizes = data[2:3], (data[12:14], data[14:16])
