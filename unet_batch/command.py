@@ -27,7 +27,7 @@ def job_command(window: str | None) -> Callable[[Callable[..., None]], click.Com
         @functools.wraps(body)
         def command(job: str, overrides: tuple[str, ...], window_text: str | None, **options: Any) -> None:
             spec = load_job(job, overrides)
-            body(job=spec, window=window_text or window or spec.window, **options)
+            body(job=spec, window=(window or spec.window) if window_text is None else window_text, **options)
 
         command = click.option("--window", "window_text", metavar="A..B", help=WINDOW_HELP)(command)
         command = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)(command)

@@ -190,7 +190,7 @@ def quantize(
 
     spec = load_job(job, overrides)
     prepared = prepare(spec)
-    sample = archive_tiles(prepared, window_of(window or spec.window), images)
+    sample = archive_tiles(prepared, window_of(spec.window if window is None else window), images)
     tolerance = Tolerance(spec.check.max_flipped, spec.check.min_dice, spec.check.max_abs_error)
     asked = QuantizeSpec(kind=kind, tolerance=tolerance, reduce_range=True if any_cpu else None)
     made = quantize_model(prepared.model_bytes, prepared.model, sample.tiles_nhwc, asked)
@@ -285,7 +285,7 @@ def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
         )
         if crash is not None:
             raise ModelRefused(crash)
-    checked = check_job(spec, window_of(window or spec.window))
+    checked = check_job(spec, window_of(spec.window if window is None else window))
     said = "agrees with the trusted one" if checked else "is the trusted one itself (or check.images is 0)"
     click.echo(f"the session of {spec.name} {said}", err=True)
     finish({"checked": checked, "agrees": True if checked else None})

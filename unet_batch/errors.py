@@ -5,7 +5,7 @@
     │   └── ContractError   the model does not do what its contract says
     ├── ProviderMissing     the provider that was asked for cannot run here              exit 2
     ├── ModelRefused        a model that would not give its right results: says why      exit 2
-    ├── StorageError        a store answered with something other than the bytes
+    ├── StorageError        a store answered with something other than the bytes         exit 3
     │   ├── NotFound        no such object                                               exit 2
     │   ├── Denied          the store refuses this object to these credentials           exit 2
     │   ├── NotLoggedIn     the store does not take these credentials for any object     exit 2
@@ -25,7 +25,7 @@
     ├── RayUnavailable      Ray did not start, or was lost                                 exit 3
     ├── TooLate             the run's deadline came before a unit was begun: the unit is simply not done yet
     ├── Incomplete          the run ended, but a partition could not be published        exit 3
-    │   └── NeedsAction     and no other run can publish it before a person acts         exit 5
+    │   └── NeedsAction     and no other run can help before a person acts               exit 5
     └── Held                another run holds the partition, or published it first       exit 4
 
 A message says what, where, and what to do. `code` is stable; `retryable` says whether doing the same again can help.
@@ -125,6 +125,7 @@ class StorageError(UnetBatchError):
     """A store answered with something other than the bytes."""
 
     code = "storage.failed"
+    exit_code = ExitCode.UNFINISHED
 
 
 class NotFound(StorageError):
@@ -250,7 +251,7 @@ class Incomplete(UnetBatchError):
 
 
 class NeedsAction(Incomplete):
-    """A partition could not be published, and no other run can publish it before a person acts."""
+    """The run ended, and no other run can help before a person acts."""
 
     code = "run.needs_action"
     exit_code = ExitCode.NEEDS_ACTION

@@ -16,7 +16,7 @@ from faulty import ended, until
 from project_fixture import SIZE, png
 from strikes import HOG
 
-from unet_batch.errors import ModelFailed, OutOfMemory, SessionBroken, UnetBatchError
+from unet_batch.errors import ModelFailed, NeedsAction, OutOfMemory, SessionBroken
 from unet_batch.job import worker
 from unet_batch.model.contract import Model
 from unet_batch.model.session import Array, Session
@@ -165,8 +165,9 @@ def test_a_session_that_always_fails_stops_the_run_and_blames_no_image(project, 
 
     with monkeypatch.context() as patched:
         played(patched, broken)
-        with pytest.raises(UnetBatchError, match="not in their images"):
+        with pytest.raises(NeedsAction, match="not in their images") as stopped:
             project.run("limits.unit_images=3")
+    assert stopped.value.exit_code == 5
     assert not project.data(NAME).exists()
     again = project.run("limits.unit_images=3")
     assert (again.planned, again.ok, again.published) == (12, 12, 1)

@@ -248,7 +248,7 @@ def test_a_misspelt_folder_is_named_beside_the_one_that_is_there(project):
     assert "nothing matches" in done.stderr
     assert "photos/2026/11/10" in done.stderr
     undated = project.command("run", "job.yaml", "--executor", "local", "--set", f"input.uri={project.folder}/fotos/")
-    assert (undated.returncode, "nearest" in undated.stderr and "photos" in undated.stderr) == (2, True)
+    assert (undated.returncode, "nearest" in undated.stderr and "photos" in undated.stderr) == (3, True)
 
 
 def test_plan_status_and_doctor_say_what_a_run_would_refuse(undated):

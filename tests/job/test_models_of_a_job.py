@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import os
 import re
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from models import TinyModel, threshold_model
-from onnx import helper
+from onnx import helper, numpy_helper
+from PIL import Image
 from project_fixture import SIZE, last_json
 
 from unet_batch.errors import ContractError, JobError, UnetBatchError
@@ -231,3 +234,37 @@ def test_options_that_nobody_can_judge_change_the_fingerprint(project) -> None:
     other = project.prepared(f"session.providers=[{name}]", f"session.provider_options={{{name}: {{low: 1}}}}")
     assert plain.fingerprint == project.prepared().fingerprint
     assert other.fingerprint != plain.fingerprint
+
+
+def picture(height: int, width: int) -> bytes:
+    """A gray PNG whose right half is bright."""
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[:, width // 2 :] = 250
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_an_odd_picture_that_a_network_cannot_lay_back_costs_itself(project):
+    """A stride of 2 gives 32x32 for 64x63: that picture is rejected, with the key to write; the others are scored."""
+    weight = np.zeros((2, 1, 3, 3), np.float32)
+    weight[1, 0, 1, 1] = 20
+    net = helper.make_graph(
+        [helper.make_node("Conv", ["image", "w", "b"], ["mask"], strides=[2, 2], pads=[1, 1, 1, 1])],
+        "stride 2",
+        [helper.make_tensor_value_info("image", 1, ["n", 1, "h", "w_"])],
+        [helper.make_tensor_value_info("mask", 1, ["n", 2, "oh", "ow"])],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.array([0, -10], np.float32), "b")],
+    )
+    made = helper.make_model(net, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (project.folder / "model.onnx").write_bytes(made.SerializeToString())
+    (project.folder / "model.yaml").write_text(
+        "input: {color: gray, channels: 1}\noutput: {classes: [background, thing]}\n"
+    )
+    for name, width in (("a", 64), ("b", 63), ("c", 32)):
+        project.put(f"{DAY}/{name}.png", picture(64, width))
+    summary = project.run("limits.max_rejected=1")
+    assert (summary.ok, summary.rejected, summary.exit_code) == (2, 1, 0)
+    [row] = [row for row in project.rows(NAME) if row["status"] == "rejected"]
+    assert (row["uri"].rpartition("/")[2], row["reason"]) == ("b.png", "model.output_out_of_range")
+    assert "input.multiple" in row["message"]

@@ -12,7 +12,6 @@ from datetime import date
 from functools import partial
 
 from unet_batch.archive.names import SUFFIXES, Globs, Tally, is_hidden, matches, suffix_of
-from unet_batch.archive.nearest import nearest
 from unet_batch.archive.storage import Object, Storage, canonical, join
 from unet_batch.archive.window import DIGITS, DIRECTIVE, Window, date_field, level_pattern, parse_day
 from unet_batch.errors import JobError
@@ -69,10 +68,9 @@ def discover(storage: Storage, spec: InputSpec, window: Window) -> Discovered:
     folder, the objects that match `spec.pattern` count (relative to the dated folder; `**` crosses folders). Left at
     `**`: for `images` every object, whatever it is called (what is no image becomes a rejection), for the others those
     of SUFFIXES. A name that starts with a dot, or lies in such a folder, never counts, nor one that `spec.exclude`
-    names. A day without objects gives no partition.
+    names. A day without objects gives no partition. A folder that is missing holds nothing: a mount may be lost.
 
-    Raises JobError where the URI or a glob is malformed, a range asks for days of an archive without dates, or nothing
-    exists at a URI without dates.
+    Raises JobError where the URI or a glob is malformed, or a range asks for days of an archive without dates.
     """
     template, selection, tally = canonical(spec.uri), Selection(spec), Tally()
     if "{" not in template and "}" not in template:
@@ -119,12 +117,7 @@ def _undated(
 ) -> list[Object]:
     if window.kind == "range" and spec.partition_column is None:
         raise JobError(f"the window asks for days, but input.uri {uri} has no {{date:%Y-%m-%d}} in it; use window all")
-    objects = _objects(storage, selection, uri, tally)
-    if not objects and not storage.is_folder(uri) and storage.head(uri) is None:
-        near = nearest(storage, uri, window)
-        hint = f"nearest: {near}" if near else "check its spelling"
-        raise JobError(f"there is neither a folder nor an object at input.uri {uri}; {hint}")
-    return objects
+    return _objects(storage, selection, uri, tally)
 
 
 def _objects(storage: Storage, selection: Selection, uri: str, tally: Tally) -> list[Object]:

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from unet_batch.errors import ContractError, ImageError, Reason, UnetBatchError
+from unet_batch.errors import ContractError, ImageError, NeedsAction, Reason
 from unet_batch.job import faults
 from unet_batch.records import Held, Unit, name_within
 
@@ -175,7 +175,7 @@ class Judge:
     def _alike(self, reason: Reason, doubts: Sequence[_Doubt]) -> str | None:
         """Why so many of one verdict are no verdicts on their images; None where they are.
 
-        Raises ContractError for outputs out of range, and UnetBatchError where a model fails on most images.
+        Raises ContractError for outputs out of range, and NeedsAction where a model fails on most images.
         """
         self._blamed[reason] += len(doubts)
         count, of = self._blamed[reason], self._blamed[reason] + self.images_scored
@@ -187,7 +187,7 @@ class Judge:
         if reason is Reason.MODEL_OUTPUT_OUT_OF_RANGE:
             raise ContractError(text)
         if reason in (Reason.MODEL_FAILED, Reason.MODEL_CRASHED):
-            raise UnetBatchError(text)
+            raise NeedsAction(f"{text}. Correct the model or the machine; what was finished is staged")
         return f"{text}; run the same command again, on a machine that is sound or has more room"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from unet_batch.errors import HandoverFailed, ImageError, TooLate, UnetBatchError
+from unet_batch.errors import HandoverFailed, ImageError, NeedsAction, TooLate
 from unet_batch.job import faults
 from unet_batch.job.faults import Act, course
 from unet_batch.job.judge import Judge, Readable
@@ -66,7 +66,7 @@ def score(
     readable: whether images can be read now that could be read before; asked before refused reads become rows.
     scored_before: images that earlier runs scored with the same fingerprint.
     Raises ProviderMissing, ContractError, ModelRefused or JobError at the first receipt that tells of one, and
-    UnetBatchError when most units fail alike.
+    NeedsAction when most units fail alike.
     """
     reconciliation = _Reconciliation(executor, done, reject, Judge(mark, readable, scored_before), mark)
     waiting = list(units)
@@ -252,4 +252,7 @@ class _Reconciliation:
 def _refuse_systematic(count: int, units: int, what: str) -> None:
     """When most fail it is not their images: stop, rather than reject an archive image by image."""
     if faults.systematic(count, units):
-        raise UnetBatchError(f"{count} of {units} units failed alike, so the fault is not in their images: {what}")
+        raise NeedsAction(
+            f"{count} of {units} units failed alike, so the fault is not in their images: {what}. Correct the model or "
+            "the machine; what was finished is staged"
+        )

@@ -75,6 +75,8 @@ class Infer:
             image = images[tile.image]
             if isinstance(result, OutOfMemory):
                 image.error = ImageError(Reason.MODEL_OUT_OF_MEMORY, "one tile alone does not fit into memory")
+            elif isinstance(result, ImageError):
+                image.error = result
             elif image.error is None:
                 image.canvas.add(tile.box, result)
             image.waiting -= 1

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from unet_batch.errors import OutOfMemory
+from unet_batch.errors import ImageError, OutOfMemory, Reason
 from unet_batch.model.engines import on_cpu, on_gpu
 from unet_batch.model.ladder import Ladder, LadderKey, LadderMemory, Remembered, sizes_up_to
-from unet_batch.model.session import Session, check_placeable
+from unet_batch.model.session import Session
+from unet_batch.model.tile_size import unplaceable
 
 if TYPE_CHECKING:
     from unet_batch.imaging.tiling import Box
@@ -46,6 +47,10 @@ class Tile:
     """Where the tile lies in it."""
     pixels_hwc: Array
     """(H, W, C) of a type that the session takes."""
+
+
+Scored = Array | OutOfMemory | ImageError
+"""Logits of a tile, float32 (K, h, w), or why there are none."""
 
 
 @dataclass(slots=True)
@@ -85,15 +90,13 @@ class Batcher:
         self._running = threading.Lock()  # around session.run; taken before the other, never after it
         self._counting = threading.Lock()  # around ladders and figures, held for microseconds
 
-    def run(
-        self, tiles: Iterable[Tile], *, stats: BatchStats | None = None
-    ) -> Iterator[tuple[Tile, Array | OutOfMemory]]:
+    def run(self, tiles: Iterable[Tile], *, stats: BatchStats | None = None) -> Iterator[tuple[Tile, Scored]]:
         """Every tile once, with its float32 (K, h, w) logits, in the order in which batches finish.
 
         tiles: pulled only as far as the next batch needs; per shape no more than one batch waits.
         stats: receives this call's figures (`self.stats` sums up all calls).
-        A tile that does not fit into memory even alone comes back with the OutOfMemory. Raises ContractError for an
-        output that cannot be laid over its tile, and what the session raises otherwise.
+        A tile that does not fit into memory even alone comes back with the OutOfMemory, and one whose output cannot be
+        laid over it with an ImageError: another size of tile may be right. Raises what the session raises otherwise.
         """
         mine = stats if stats is not None else BatchStats()
         waiting: dict[Shape, list[Tile]] = {}
@@ -108,7 +111,7 @@ class Batcher:
             yield from self._score(shape, queue, mine)
         self._remember()
 
-    def _score(self, shape: Shape, tiles: list[Tile], mine: BatchStats) -> Iterator[tuple[Tile, Array | OutOfMemory]]:
+    def _score(self, shape: Shape, tiles: list[Tile], mine: BatchStats) -> Iterator[tuple[Tile, Scored]]:
         """The tiles of one shape, to the last, in as many batches as it takes."""
         while tiles:
             with self._counting:
@@ -122,7 +125,12 @@ class Batcher:
                     continue
                 yield from ((tile, error) for tile in batch)
             else:
-                yield from zip(batch, logits_nkhw, strict=True)
+                strange = unplaceable(shape[:2], (logits_nkhw.shape[2], logits_nkhw.shape[3]))
+                if strange is None:
+                    yield from zip(batch, logits_nkhw, strict=True)
+                else:
+                    text = f"{strange}; where some sizes fit, write what they are a multiple of as input.multiple"
+                    yield from ((tile, ImageError(Reason.MODEL_OUTPUT_OUT_OF_RANGE, text)) for tile in batch)
             tiles = rest
 
     def _run_batch(self, shape: Shape, batch: list[Tile], *, size: int, mine: BatchStats) -> Array:
@@ -141,7 +149,6 @@ class Batcher:
                 with self._counting:
                     for stats in (mine, self.stats):
                         stats.session_s += seconds
-        check_placeable(pixels_nhwc, logits_nkhw)
         with self._counting:
             self._ladders[shape].record(size, seconds)
             for stats in (mine, self.stats):
