@@ -183,6 +183,7 @@ def test_an_ensemble_on_openvino(project) -> None:
 )
 def test_a_wrong_choice_stops_before_the_archive_is_touched(project, override: str, sentence: str | None) -> None:
     """Exit code 2 and one sentence from every command that reads the job; a fallback that is allowed is none."""
+    project.fill(DAY, 1)
     result = project.command("plan", "job.yaml", "--set", override)
     assert result.returncode == (0 if sentence is None else 2), result.stderr
     assert (sentence or "") in result.stderr
