@@ -34,14 +34,21 @@ def slow(project):
     return project
 
 
-def start(project, executor: str, *more: str, before: str = "") -> subprocess.Popen[str]:
+def start(project, executor: str, *more: str, before: str = "", **how) -> subprocess.Popen[str]:
     """A run in a process of its own. before: Python that its process does first."""
     code = f"{before}\nimport sys; from unet_batch.cli import main; main()"
     words = ["run", "job.yaml", "--window", "all", "--executor", executor, "--set", "limits.unit_images=2", *more]
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-c", code, *words], cwd=project.folder, stdout=pipe, stderr=pipe, text=True
+        [sys.executable, "-c", code, *words], cwd=project.folder, stdout=pipe, stderr=pipe, text=True, **how
     )
+
+
+def processes_of_session(session: int) -> list[str]:
+    """Command lines of the living processes of a session."""
+    listed = subprocess.run(["ps", "-eo", "sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
+    found = (line.split(None, 2) for line in listed.splitlines())
+    return [words[2] for words in found if words[0] == str(session) and not words[1].startswith("Z")]
 
 
 def wait_for(done, process: subprocess.Popen[str]) -> None:
@@ -98,6 +105,22 @@ def test_a_signal_while_ray_starts_ends_the_command_in_order(slow, seconds):
     assert json.loads(out.splitlines()[-1])["exit"] == "unfinished"
     assert "PC: @" not in err
     assert list((slow.folder / "out" / "_work").glob("leases/*")) == []
+
+
+@pytest.mark.ray
+def test_a_signal_to_every_process_of_a_job_ends_it_in_order(slow):
+    """What `timeout`, service managers and batch systems send: Ray's processes outlast it, and end with the run."""
+    process = start(slow, "ray", start_new_session=True)
+    wait_for(lambda: len(slow.parts()) >= 2, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert json.loads(out.splitlines()[-1])["problems"][0].startswith("stopped by SIGTERM;")
+    assert works(slow)["did"]["exit_code"] == 3
+    give_up = time.monotonic() + 5
+    while left := processes_of_session(process.pid):
+        assert time.monotonic() < give_up, left
+        time.sleep(0.1)
 
 
 def test_a_second_signal_ends_the_command_at_once(slow):

@@ -93,6 +93,24 @@ def ending() -> contextlib.AbstractContextManager[None]:
 
 
 @contextlib.contextmanager
+def children_spared() -> Iterator[None]:
+    """Processes that are started inside the block never see a signal that asks to stop; this one sees it afterwards.
+
+    `timeout`, service managers and batch systems send SIGTERM to every process of a job at once. Ray's own processes
+    would be gone before this one has written down what was done, and would take it along: a process that loses its
+    raylet leaves without a word. They end with this process, and when it tells them to.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def handlers_kept() -> Iterator[None]:
     """Keep this process's handlers over a block that replaces them.
 
