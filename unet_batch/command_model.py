@@ -189,7 +189,8 @@ def quantize(
     from unet_batch.terminal import print_table
 
     spec = load_job(job, overrides)
-    prepared = prepare(spec)
+    # The source is calibrated here and not judged: it needs no reference, whatever it holds.
+    prepared = prepare(spec.model_copy(update={"check": spec.check.model_copy(update={"images": 0})}))
     sample = archive_tiles(prepared, window_of(spec.window if window is None else window), images)
     tolerance = Tolerance(spec.check.max_flipped, spec.check.min_dice, spec.check.max_abs_error)
     asked = QuantizeSpec(kind=kind, tolerance=tolerance, reduce_range=True if any_cpu else None)

@@ -34,9 +34,17 @@ def slow(project):
     return project
 
 
+DEFAULTS = (
+    "import signal\n"
+    "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    "for number in (signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_DFL)\n"
+)
+"""The tests themselves may run in the background or under nohup, where children ignore signals."""
+
+
 def start(project, executor: str, *more: str, before: str = "", **how) -> subprocess.Popen[str]:
     """A run in a process of its own. before: Python that its process does first."""
-    code = f"{before}\nimport sys; from unet_batch.cli import main; main()"
+    code = f"{DEFAULTS}{before}\nimport sys; from unet_batch.cli import main; main()"
     words = ["run", "job.yaml", "--window", "all", "--executor", executor, "--set", "limits.unit_images=2", *more]
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -167,6 +175,8 @@ def test_a_run_whose_terminal_is_closed_ends_in_order(slow):
     if pid == 0:
         os.chdir(slow.folder)
         words = ["run", "job.yaml", "--window", "all", "--executor", "local", "--set", "limits.unit_images=2"]
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
         os.execv(sys.executable, [sys.executable, "-m", "unet_batch", *words])
     give_up = time.monotonic() + 60
     while len(slow.parts()) < 2:

@@ -137,7 +137,11 @@ def test_a_job_in_openvino_passes_the_gate_and_is_verified(project, name):
     pytest.importorskip("openvino")
     model = published(project, name)
     engine = ("--set", "model.engine=openvino")
-    assert model.succeeds("model", "check", "job.yaml", *engine)["checked"] is True
+    if name == "clouds":  # its weights have half precision, and the fp32 file is not published
+        refused = model.command("model", "check", "job.yaml", *engine)
+        assert (refused.returncode, "write check.reference" in refused.stderr) == (2, True)
+        engine = (*engine, "--set", "check.images=0")
+    assert model.succeeds("model", "check", "job.yaml", *engine)["checked"] is (name != "clouds")
     summary = model.succeeds("run", "job.yaml", *engine, "--executor", "local")
     assert (summary["rejected"], summary["remaining"], summary["provider"]) == (0, 0, "openvino")
     assert model.succeeds("verify", "job.yaml", *engine)["disagreements"] == 0

@@ -91,6 +91,7 @@ def pack(data: bytes, model: Model, spec: PackSpec) -> Packed:
         "source_sha256": hashlib.sha256(data).hexdigest(),
         "spec": asdict(spec),
         "normalize": model.contract.input.normalize.model_dump(),
+        "padding": model.contract.input.model_dump(mode="json", include={"pad_value", "pad_units"}),
         "activation": model.contract.output.activation,
         "batch": model.batch or 1,
         **pack_reference.references(unpacked.labels, shape_hwc, spec.source_dtype),

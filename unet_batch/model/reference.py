@@ -67,7 +67,8 @@ def _unpacked(data: bytes, model: Model) -> Contract:
     try:
         entry = json.loads(graph.metadata(graph.read(data, "the model")).get(PACK_KEY, "{}"))
         tree = contract.model_dump(mode="json")
-        tree["input"]["normalize"] = entry["normalize"]
+        # Packing pads with source values and refuses other depths: both follow from the contract of the network.
+        tree["input"] |= {"normalize": entry["normalize"], "source_max": None, **entry["padding"]}
         tree["output"]["activation"] = entry["activation"]
         return Contract.model_validate(tree)
     except (ModelRefused, ValueError, KeyError, TypeError):
