@@ -131,7 +131,7 @@ def test_a_relative_path_says_in_which_folder_it_begins(project, monkeypatch, ov
         ("nets/mynet.py:UNet", "write nets.mynet:UNet"),
         ("./mynet.py:UNet", "write mynet:UNet"),
         ("nets/mynet.py", "write nets.mynet:FACTORY"),
-        ("/work/nets/mynet.py:UNet", "start in /work/nets and write mynet:UNet"),
+        ("/srv/nets/mynet.py:UNet", "start in /srv/nets and write mynet:UNet"),
         ("../mynet.py:UNet", "start in .. and write mynet:UNet"),
         ("mynet.UNet", "is not of the form MODULE:FACTORY"),
     ],
