@@ -338,3 +338,13 @@ def test_what_is_near_a_uri_at_which_nothing_is(
 def test_the_archive_reaches_what_some_window_would_list(uri: str, pattern: str, name: str, inside: bool) -> None:
     """Folders of days count as soon as they look like one; the pattern and hidden names hold as for listings."""
     assert reaches(InputSpec(uri=uri, pattern=pattern), name) is inside
+
+
+def test_a_link_to_a_folder_that_a_pattern_leaves_out_is_said_to_be_one(tmp_path: Path) -> None:
+    """Its own name has no suffix; what lies behind it may be images."""
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "disk2").mkdir()
+    (tmp_path / "archive" / "a.png").write_bytes(b"x")
+    (tmp_path / "archive" / "cam2").symlink_to(tmp_path / "disk2")
+    found = discover(Storage(), InputSpec(uri=str(tmp_path / "archive"), pattern="**/*.png"), ALL)
+    assert str(found.passed) == "passed over: 1 unread link (cam2)"

@@ -130,7 +130,8 @@ def _objects(storage: Storage, selection: Selection, uri: str, tally: Tally) -> 
         if what is None:
             below.append(found)
         elif selection.is_worth_saying(name):
-            tally.note(what, name)
+            # A link that is not followed may lead to a folder of images, whatever its own name is.
+            tally.note(what if found.problem is None else "unread link", name)
     if below:
         return sorted(below, key=lambda found: found.uri)
     single = None if uri.endswith("/") else storage.head(uri)
