@@ -255,8 +255,9 @@ def test_a_manifest_without_its_column_is_an_argument_error(project):
         (["run", "job.yaml", "--set", "model.path=/none.onnx"], "there is no"),
         (["run", "job.yaml", "--executor", "local", "--set", "session.providers=[cuda]"], "CUDA"),
         (["backfill", "job.yaml", "--window", "2026-13-01"], "2026-13-01"),
+        (["run", "job.yaml", "--executor", "local", "--window", ""], "the window ''"),
     ],
-    ids=["a value", "a model", "a provider", "a window"],
+    ids=["a value", "a model", "a provider", "a window", "an empty window"],
 )
 def test_the_command_line_says_it_in_one_sentence(project, arguments, told):
     """Exit code 2, one line on stderr, nothing on stdout, no row anywhere."""
