@@ -132,8 +132,8 @@ def inspect(path: str, size: str | None) -> None:
 @click.option("--post/--no-post", default=True, show_default=True, help="Labels out, instead of scores.")
 def pack(path: str, out: Path, contract: str | None, source: Any, **parts: bool) -> None:
     """Put preprocessing and the decision into the graph, proven to give the same labels."""
-    from unet_batch.job.prepare import model_at
     from unet_batch.model.files import replace_file
+    from unet_batch.model.files_of_job import model_at
     from unet_batch.model.pack import PackSpec
     from unet_batch.model.pack import pack as pack_model
 
@@ -232,9 +232,9 @@ def tune(
     remember: bool,
 ) -> None:
     """Measure batch sizes, threads and engines on this machine, and keep what a job's ladder would find."""
-    from unet_batch.job.prepare import model_at
     from unet_batch.model import tune as tuning
     from unet_batch.model.engines import file_precision
+    from unet_batch.model.files_of_job import model_at
     from unet_batch.model.ladder import LadderMemory
     from unet_batch.spec import Precision, SessionSpec
     from unet_batch.terminal import print_table

@@ -22,8 +22,9 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT)]
 
-from unet_batch.model.contract import Model  # noqa: E402
-from unet_batch.model.session import Device, open_session  # noqa: E402
+from unet_batch.model.model import Model  # noqa: E402
+from unet_batch.model.opening import open_session  # noqa: E402
+from unet_batch.model.session import Device  # noqa: E402
 from unet_batch.model.variants import Variant  # noqa: E402
 from unet_batch.spec import SessionSpec  # noqa: E402
 

@@ -27,7 +27,8 @@ from unet_batch.imaging.tiling import Box
 from unet_batch.job.prepare import prepare
 from unet_batch.model.batching import Batcher, Tile
 from unet_batch.model.ladder import LadderMemory
-from unet_batch.model.session import Device, open_session
+from unet_batch.model.opening import open_session
+from unet_batch.model.session import Device
 from unet_batch.records import Source
 from unet_batch.spec import CheckSpec, InputSpec, JobSpec, ModelSpec, OutputSpec
 from unet_batch.table.rows import Provenance, prediction_row, to_table

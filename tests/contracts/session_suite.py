@@ -16,8 +16,8 @@ import pytest
 
 from unet_batch.contract import Contract
 from unet_batch.errors import OutOfMemory, SessionBroken, ShapeMismatch
-from unet_batch.model.contract import Model
 from unet_batch.model.engines import TABLE
+from unet_batch.model.model import Model
 from unet_batch.model.session import Session, check_tiles, warm
 
 SCORED = Contract()

@@ -22,9 +22,9 @@ from project_fixture import SIZE, Project
 
 from unet_batch.errors import UnetBatchError
 from unet_batch.job.diagnosis import check_job
-from unet_batch.job.prepare import model_at
 from unet_batch.job.survey import window_of
 from unet_batch.model import processor
+from unet_batch.model.files_of_job import model_at
 from unet_batch.model.pack import PackSpec, pack
 from unet_batch.spec import TilingSpec
 

@@ -37,8 +37,10 @@ def main(engine: str, kept_mib: int) -> None:
     from models import unet_model
 
     from unet_batch.errors import OutOfMemory
-    from unet_batch.model.contract import read_model, resolve
-    from unet_batch.model.session import Device, open_session
+    from unet_batch.model.contract import resolve
+    from unet_batch.model.files_of_job import read_model
+    from unet_batch.model.opening import open_session
+    from unet_batch.model.session import Device
     from unet_batch.spec import SessionSpec, TilingSpec
 
     tiny = unet_model(128, base=16, levels=2)

@@ -13,7 +13,7 @@ from models import TinyModel, threshold_model, unet_model
 from onnx import TensorProto, helper, numpy_helper
 
 from unet_batch.errors import ContractError, JobError
-from unet_batch.model.contract import Model, read_model, resolve
+from unet_batch.model.contract import resolve
 from unet_batch.model.engines import (
     TABLE,
     check_choice,
@@ -25,6 +25,8 @@ from unet_batch.model.engines import (
     on_cpu,
     on_gpu,
 )
+from unet_batch.model.files_of_job import read_model
+from unet_batch.model.model import Model
 from unet_batch.spec import Engine, ModelSpec, Precision, ProviderName, SessionSpec, TilingSpec, load_job
 from unet_batch.strict import validate
 

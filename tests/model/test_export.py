@@ -11,12 +11,13 @@ import pytest
 
 from unet_batch.contract import Contract, MeanStd, Unit
 from unet_batch.errors import JobError, ModelRefused, UnetBatchError
-from unet_batch.model.contract import METADATA_KEY, find_contract, read_model, resolve
+from unet_batch.model.contract import METADATA_KEY, find_contract, resolve
 from unet_batch.model.export import PROVENANCE_KEY, ExportReport, ExportSpec, export, report_path
 from unet_batch.model.export_arguments import parse_args, parse_input
 from unet_batch.model.export_check import random_images, verify
 from unet_batch.model.export_graph import capture
 from unet_batch.model.export_network import build
+from unet_batch.model.files_of_job import read_model
 from unet_batch.model.parity import Tolerance
 from unet_batch.spec import TilingSpec
 from unet_batch.strict import parse_yaml, validate

@@ -18,7 +18,8 @@ from rich.console import Console
 from test_graph import PLAIN, hidden, model_of
 
 from unet_batch.errors import ModelRefused, ShapeMismatch
-from unet_batch.model.contract import METADATA_KEY, find_contract, read_model, resolve
+from unet_batch.model.contract import METADATA_KEY, find_contract, resolve
+from unet_batch.model.files_of_job import read_model
 from unet_batch.model.graph_edit import set_metadata
 from unet_batch.model.inspect import NOT_ON_CUDA, inspect
 from unet_batch.model.inspect_text import render

@@ -18,10 +18,12 @@ from unet_batch.contract import ModelOutput
 from unet_batch.errors import ModelFailed, ModelRefused
 from unet_batch.model.graph import metadata
 from unet_batch.model.graph_edit import set_metadata
+from unet_batch.model.opening import open_session
 from unet_batch.model.pack import PackSpec, pack
-from unet_batch.model.pack_reference import PACK_KEY, references, sample, synthetic, verify_references
+from unet_batch.model.pack_reference import references, sample, synthetic, verify_references
+from unet_batch.model.packed import PACK_KEY
 from unet_batch.model.parity import Tolerance, decide, label_parity
-from unet_batch.model.session import Device, open_session
+from unet_batch.model.session import Device
 from unet_batch.spec import SessionSpec
 
 UNET = models.unet_model(64, 8, 2)

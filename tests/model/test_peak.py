@@ -7,7 +7,8 @@ from models import unet_model
 
 from unet_batch.errors import ModelFailed
 from unet_batch.model import peak as module
-from unet_batch.model.contract import read_model, resolve
+from unet_batch.model.contract import resolve
+from unet_batch.model.files_of_job import read_model
 from unet_batch.model.peak import crash_message, peak_bytes
 from unet_batch.spec import SessionSpec, TilingSpec
 

@@ -13,8 +13,9 @@ from onnx import TensorProto, helper
 
 from unet_batch.errors import JobError, ModelRefused, ShapeMismatch
 from unet_batch.model import graph
-from unet_batch.model.contract import METADATA_KEY, find_contract, read_model, resolve
+from unet_batch.model.contract import METADATA_KEY, find_contract, resolve
 from unet_batch.model.engines import file_precision
+from unet_batch.model.files_of_job import read_model
 from unet_batch.model.graph_edit import set_metadata
 from unet_batch.model.parity import Tolerance
 from unet_batch.model.quantize import QUANTIZE_KEY, QuantizeSpec, quantize, rows

@@ -11,8 +11,11 @@ from contracts.session_suite import FakeSession, SessionSuite, tiles_of
 from models import TinyModel, free_model, nan_model, threshold_model, unet_model
 
 from unet_batch.errors import ContractError, JobError, ProviderMissing, ShapeMismatch
-from unet_batch.model.contract import Model, read_model, resolve
-from unet_batch.model.session import Device, Session, open_session
+from unet_batch.model.contract import resolve
+from unet_batch.model.files_of_job import read_model
+from unet_batch.model.model import Model
+from unet_batch.model.opening import open_session
+from unet_batch.model.session import Device, Session
 from unet_batch.spec import Engine, Precision, SessionSpec, TilingSpec
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,8 @@ import pytest
 from models import unet_model
 from PIL import Image
 
-from unet_batch.model.contract import read_model, resolve
+from unet_batch.model.contract import resolve
+from unet_batch.model.files_of_job import read_model
 from unet_batch.model.parity import Parity
 from unet_batch.model.plain_session import PlainSession
 from unet_batch.model.variants import Variant

@@ -22,10 +22,10 @@ from unet_batch.archive.signatures import format_of, refused
 from unet_batch.archive.sizes import size_of
 from unet_batch.archive.tiff import TiffReader
 from unet_batch.contract import ModelInput
-from unet_batch.errors import ImageError, Reason, ShapeMismatch
+from unet_batch.errors import ImageError, Reason
 from unet_batch.spec import LimitsSpec
 
-__all__ = ["Page", "decode", "encode_jpeg", "encode_png"]
+__all__ = ["Page", "decode"]
 
 _DEEP = 65535.0
 """Largest value of 16 bits."""
@@ -65,23 +65,6 @@ def decode(data: bytes, spec: ModelInput, limits: LimitsSpec, *, page: int | Non
         return
     for number in range(pages) if page is None else range(page, min(page + 1, pages)):
         yield _read(reader, number, spec, limits=limits)
-
-
-def encode_png(labels_hw: np.ndarray) -> bytes:
-    """A label map as a gray PNG: 8 bit for uint8, 16 bit for uint16, no palette. Raises ShapeMismatch for others."""
-    if labels_hw.ndim != 2 or labels_hw.dtype not in (np.uint8, np.uint16):
-        raise ShapeMismatch(f"a label map is uint8 or uint16 (H, W), not {labels_hw.dtype} {labels_hw.shape}")
-    file = io.BytesIO()
-    # Level 1: label maps are flat, and higher levels cost time for a few per cent
-    Image.fromarray(labels_hw).save(file, "PNG", compress_level=1)
-    return file.getvalue()
-
-
-def encode_jpeg(rgb_hwc: np.ndarray) -> bytes:
-    """A uint8 picture (H, W, 3) as a JPEG for eyes: colours at full resolution, since thin lines are looked at."""
-    file = io.BytesIO()
-    Image.fromarray(rgb_hwc).save(file, "JPEG", quality=80, subsampling=0)
-    return file.getvalue()
 
 
 def _prepare_pillow(limits: LimitsSpec) -> None:

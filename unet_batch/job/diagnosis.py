@@ -36,7 +36,8 @@ def check_job(job: JobSpec, window: Window) -> bool:
     prepared = prepare(job)
     for partition, sources in archive_partitions(prepared, window, keep=False).partitions.items():
         plan = plan_partition(partition, sources, mark=prepared.fingerprint, published=None, done=frozenset(), parts=())
-        unit = check_unit(prepared, units(plan, prepared.job, prepared.fingerprint, workers=1))
+        work = units(plan, prepared.job, prepared.fingerprint, workers=1)
+        unit = check_unit(prepared.job, work, proven=prepared.proven)
         build_infer(_settings(prepared, check_unit=unit), Device(threads=1))
         return needed(prepared.job) or has_references(prepared.job, prepared.model_bytes)
     raise JobError(f"the window holds no image of {job.input.uri} to check with: {ANOTHER}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -17,29 +17,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_batch.archive.decode import encode_png
 from unet_batch.archive.storage import Storage
-from unet_batch.errors import ContractError, ImageError, JobError, ModelRefused, StorageError
+from unet_batch.errors import ContractError, JobError, ModelRefused, StorageError
+from unet_batch.imaging.encode import encode_png
 from unet_batch.imaging.postprocess import outside_of_contract
 from unet_batch.imaging.preprocess import LARGEST, normalize, whole
-from unet_batch.imaging.tiling import grid
-from unet_batch.job.loaded import Loaded, pixels_of
-from unet_batch.job.prepare import Prepared, trusted_models
 from unet_batch.job.verdicts import keep, verdict_path
 from unet_batch.model.check import check, labels, picture
-from unet_batch.model.contract import Model
 from unet_batch.model.ensemble import Ensemble
-from unet_batch.model.pack_reference import PACK_KEY, digest, verify_references
+from unet_batch.model.files_of_job import trusted_models
+from unet_batch.model.model import Model
+from unet_batch.model.opening import open_session
+from unet_batch.model.pack_reference import digest, verify_references
+from unet_batch.model.packed import PACK_KEY
 from unet_batch.model.parity import Tolerance, decide
-from unet_batch.model.session import Device, Session, open_session
-from unet_batch.records import Unit
+from unet_batch.model.session import Device, Session
+from unet_batch.records import Source, Unit
 from unet_batch.spec import JobSpec, SessionSpec
 from unet_batch.table.layout import Layout
 
 log = logging.getLogger(__name__)
-
-LARGEST_SIDE = 1024
-"""Pixels of a tile's side that is compared, where the model takes whole pictures."""
 
 
 def needed(job: JobSpec) -> bool:
@@ -48,13 +45,13 @@ def needed(job: JobSpec) -> bool:
     return job.check.images > 0 and (not trusted or bool(job.trusted_paths))
 
 
-def check_unit(prepared: Prepared, units: Sequence[Unit]) -> bytes | None:
+def check_unit(job: JobSpec, units: Sequence[Unit], *, proven: bool) -> bytes | None:
     """Some images of the work as a unit's JSON, for a session that is checked before its first unit.
 
+    proven: whether the graph alone shows that the outputs are what the contract calls them.
     None where the gate has nothing to check then.
     """
-    job = prepared.job
-    measured = job.check.images > 0 and not prepared.proven
+    measured = job.check.images > 0 and not proven
     return check_images(job, units).to_json() if (needed(job) or measured) and units else None
 
 
@@ -78,20 +75,28 @@ class SessionUnderTest:
     """The session of each file."""
 
 
-def compare(job: JobSpec, tested: SessionUnderTest, loaded: Loaded, run_id: str) -> None:
-    """Compare the session with the trusted one on the pictures of a unit, and write a report.
+def compare(
+    job: JobSpec,
+    tested: SessionUnderTest,
+    sources: Sequence[Source],
+    pictures: Iterable[tuple[str, NDArray[Any]]],
+    run_id: str,
+) -> None:
+    """Compare the session with the trusted one on tiles of the archive, and write a report.
 
+    sources: what the tiles are cut from. pictures: the key of an image and one tile of it, (H, W, C), for every image
+    that can be read; they are asked for only where this machine has kept no verdict.
     Its values must be what the contract calls them, whether it is compared or not. Does nothing where this machine has
     kept a verdict about these images.
     Raises ContractError for values that are something else; ModelRefused beyond `check`'s tolerances, with the place of
     a picture of the worst tile, and where the images cannot tell.
     """
-    session, sources = tested.session, loaded.unit.sources
+    session = tested.session
     believed = _believed(job, tested) if needed(job) else []
     kept = verdict_path(job, session, [model for _, model in believed], sources, "images")
     if kept.exists():
         return
-    tiles = list(_tiles(job, session, loaded))
+    tiles = list(pictures)
     if not tiles:
         raise ModelRefused(
             f"the gate cannot judge {session.provider}: none of {len(sources)} images could be read and "
@@ -280,28 +285,6 @@ def _of_any_size(job: JobSpec, data: bytes, model: Model) -> Session:
         engine=job.model.engine,
         precision=job.model.precision,
     )
-
-
-def _tiles(job: JobSpec, session: Session, loaded: Loaded) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Name and middle tile, (H, W, C), of every picture, as the session is fed with it."""
-    model = session.model
-    for entry in loaded.entries:
-        if entry.geometry is None:
-            continue
-        try:
-            source, largest = pixels_of(loaded, entry), entry.largest
-            pixels = normalize(source, entry.geometry, model.contract.input, largest=largest)
-        except ImageError:
-            continue
-        tile_hw = model.tile_hw or _cut(entry.geometry.fitted_hw, model.contract.input.multiple)
-        boxes = grid(entry.geometry.fitted_hw, tile_hw, job.tiling.overlap)
-        yield loaded.unit.sources[entry.source].key, pixels[boxes[len(boxes) // 2].slices]
-
-
-def _cut(size_hw: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """A tile for a model that takes any size: the picture, or a part of it that every machine has room for twice."""
-    most = max(LARGEST_SIDE // multiple, 1) * multiple
-    return min(size_hw[0], most), min(size_hw[1], most)
 
 
 def _write(job: JobSpec, run_id: str, suffix: str, body: bytes) -> str | None:

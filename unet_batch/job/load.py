@@ -26,7 +26,7 @@ from unet_batch.imaging.preprocess import divisor, fit
 from unet_batch.job.faults import TOO_LARGE, UNEXPECTED
 from unet_batch.job.loaded import Entry, Loaded, Pack
 from unet_batch.job.watchdog import Step, unwatched
-from unet_batch.model.contract import Model
+from unet_batch.model.model import Model
 from unet_batch.records import Unit
 from unet_batch.spec import JobSpec
 

@@ -6,26 +6,21 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
 
 from unet_batch.archive.discovery import reaches
 from unet_batch.archive.storage import Storage, canonical
-from unet_batch.contract import Contract
-from unet_batch.errors import ContractError, JobError, NotFound, StorageError
+from unet_batch.errors import JobError
 from unet_batch.job.fingerprint import fingerprint
 from unet_batch.model.against_graph import proven
-from unet_batch.model.contract import METADATA_KEY, Model, ModelFile, find_contract, read_model, resolve
-from unet_batch.model.engines import check_choice, check_file, check_model, file_precision, find
+from unet_batch.model.engines import check_choice, file_precision
 from unet_batch.model.ensemble import combined_model
-from unet_batch.model.pack_reference import PACK_KEY
+from unet_batch.model.files_of_job import read_model_file, resolve_models, trusted_models
+from unet_batch.model.model import Model, ModelFile
+from unet_batch.model.packed import PACK_KEY
 from unet_batch.model.reference import check_reference
-from unet_batch.options import Options
-from unet_batch.spec import InputSpec, JobSpec, ModelSpec, OutputSpec, TilingSpec
+from unet_batch.spec import JobSpec
 from unet_batch.table.layout import Layout
 from unet_batch.table.rows import COLUMNS
-
-MAX_MODEL_BYTES = 2 << 30
-"""protobuf's own limit for one message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +50,7 @@ def prepare(job: JobSpec) -> Prepared:
     _check_output_is_apart(job)
     check_choice(job.model, job.session)
     files = [read_model_file(job, number) for number in range(len(job.model.paths))]
-    models = _models(job, files)
+    models = resolve_models(job, files)
     ensemble = job.model.ensemble
     model = models[0] if ensemble is None else combined_model(models, ensemble.combine)
     _check_references(job, files, models)
@@ -74,18 +69,6 @@ def prepare(job: JobSpec) -> Prepared:
     )
 
 
-def trusted_models(job: JobSpec) -> list[tuple[bytes, Model]]:
-    """The references of a job, one for each file that scores; none where it names none. Raises JobError."""
-    found = []
-    for number, path in enumerate(job.trusted_paths):
-        try:
-            found.append(model_at(path, None, job.tiling, job.model.options))
-        except NotFound as error:
-            key = f"check.references[{number}]" if job.check.references else "check.reference"
-            raise JobError(f"{key}: there is no {path}") from error
-    return found
-
-
 def _check_references(job: JobSpec, files: Sequence[ModelFile], models: Sequence[Model]) -> None:
     """What the gate will compare with must be able to tell. Raises JobError."""
     if not job.check.images:
@@ -101,42 +84,6 @@ def _check_references(job: JobSpec, files: Sequence[ModelFile], models: Sequence
                 f"{file.uri} is a model in {held}, and held against itself it would always agree: write {wanted}: the "
                 "fp32 file that it was made from, or check.images: 0 to score without a comparison"
             )
-
-
-def read_model_file(job: JobSpec, number: int = 0) -> ModelFile:
-    """A model's bytes, checked against the pinned digest and the precision, and what the file says of itself.
-
-    number: 0 is `model.path`, the others are the members of its ensemble.
-    """
-    path, ensemble = job.model.paths[number], job.model.ensemble
-    pins = (job.model.sha256, *(ensemble.sha256 if ensemble else ()))
-    try:
-        data = Storage(job.model.options).read(path, max_bytes=MAX_MODEL_BYTES)
-    except NotFound as error:
-        key = f"model.ensemble.members[{number - 1}]" if number else "model.path"
-        raise JobError(f"{key}: there is no {path}; write the path of an ONNX file") from error
-    pinned = pins[number] if number < len(pins) else None
-    file = read_model(data, path, pinned, custom_ops=job.session.custom_ops)
-    check_file(data, job.model.precision, path)
-    return file
-
-
-def model_at(
-    path: str, contract: str | None, tiling: TilingSpec, options: Options | None = None
-) -> tuple[bytes, Model]:
-    """A model file and what it resolves to, outside of any job. Raises JobError, ContractError or StorageError.
-
-    options: of the store that holds it.
-    """
-    where = None if contract is None else canonical(contract)
-    model = ModelSpec(path=canonical(path), contract=where, options=options or {})
-    job = JobSpec(
-        name="model", model=model, input=InputSpec(uri="memory://"), output=OutputSpec(uri="memory://"), tiling=tiling
-    )
-    data = Storage(model.options).read(model.path, max_bytes=MAX_MODEL_BYTES)
-    file = read_model(data, model.path, None)
-    text, where = _contract_text(job, model.path, named=model.contract)
-    return data, resolve(find_contract(file, text, where), file, tiling)
 
 
 def new_run_id(job: JobSpec) -> str:
@@ -205,32 +152,3 @@ def _with_canonical_uris(job: JobSpec) -> JobSpec:
             "output": job.output.model_copy(update={"uri": canonical(job.output.uri).rstrip("/")}),
         }
     )
-
-
-def _models(job: JobSpec, files: Sequence[ModelFile]) -> list[Model]:
-    """Every file held against its contract; a member that has none of its own has the first one's."""
-    models: list[Model] = []
-    shared: Contract | None = None
-    for file in files:
-        text, where = _contract_text(job, file.uri, named=None if shared else job.model.contract)
-        inherits = shared is not None and text is None and METADATA_KEY not in file.metadata
-        contract = shared if shared is not None and inherits else find_contract(file, text, where)
-        shared = shared or contract
-        models.append(resolve(contract, file, job.tiling))
-        for name in job.session.providers:
-            check_model(find(job.model.engine, name), models[-1])
-    return models
-
-
-def _contract_text(job: JobSpec, path: str, *, named: str | None) -> tuple[bytes | None, str]:
-    """The contract beside a model, or the one the job names; None where neither is there."""
-    storage = Storage(job.model.options)
-    uri = named or path.removesuffix(PurePosixPath(path).suffix) + ".yaml"
-    try:
-        return storage.read(uri, max_bytes=1 << 20), uri
-    except NotFound as error:
-        if named is not None:
-            raise ContractError(f"model.contract: there is no {uri}") from error
-        return None, uri
-    except StorageError as error:
-        raise ContractError(f"the contract {uri} cannot be read: {error}") from error

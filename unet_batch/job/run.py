@@ -311,7 +311,7 @@ class _Run:
                 self._prepared.fingerprint,
                 self._summary.run,
                 members=tuple(member.to_json() for member in self._prepared.members),
-                check_unit=check_unit(self._prepared, units),
+                check_unit=check_unit(self._prepared.job, units, proven=self._prepared.proven),
                 stop_at_s=self._stop_at,
             )
             self._executor = self._make_executor(settings)

@@ -6,7 +6,6 @@ Reads, decodes, fits and normalises as a run does. Knows no session, and changes
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,15 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_batch.archive.window import Window
-from unet_batch.errors import ImageError, JobError, UnetBatchError
-from unet_batch.imaging.preprocess import normalize
-from unet_batch.imaging.tiling import grid
+from unet_batch.errors import JobError, UnetBatchError
 from unet_batch.job.load import Load
-from unet_batch.job.loaded import Loaded, pixels_of
 from unet_batch.job.plan import plan_partition, units
 from unet_batch.job.prepare import Prepared
 from unet_batch.job.survey import archive_partitions
-from unet_batch.records import Unit, image_key
+from unet_batch.job.tiles import spread_tiles
+from unet_batch.records import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,8 @@ def archive_tiles(prepared: Prepared, window: Window, count: int) -> Sample:
         loaded = load(single)
         if loaded.failure is not None:
             raise UnetBatchError(f"{single.sources[0].key} cannot be read: {loaded.failure[1]}")
-        found += _tiles(prepared, loaded, -(-count // len(singles)))
+        for key, box, tile in spread_tiles(loaded, prepared.model, prepared.job.tiling, most=-(-count // len(singles))):
+            found.append((f"{key} at {box.top},{box.left}", tile))
         if len(found) >= count:
             break
     if not found:
@@ -76,22 +74,3 @@ def _spread(prepared: Prepared, window: Window, count: int) -> list[Unit]:
     every.sort(key=lambda unit: unit.sources[0].key)
     first = sorted({n * len(every) // count for n in range(count)}) if every else []
     return [every[n] for n in (*first, *sorted(set(range(len(every))) - set(first)))]
-
-
-def _tiles(prepared: Prepared, loaded: Loaded, most: int) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Place and pixels, (H, W, C), of at most so many tiles of every page that can be read."""
-    for entry in loaded.entries:
-        if entry.geometry is None:
-            continue
-        try:
-            source, spec = pixels_of(loaded, entry), prepared.model.contract.input
-            whole = normalize(source, entry.geometry, spec, largest=entry.largest)
-        except ImageError:
-            continue
-        tile_hw = prepared.model.tile_hw or entry.geometry.fitted_hw
-        boxes = grid(entry.geometry.fitted_hw, tile_hw, prepared.job.tiling.overlap)
-        wanted = min(most, len(boxes))
-        for n in range(wanted):
-            box = boxes[(2 * n + 1) * len(boxes) // (2 * wanted)]
-            key = image_key(loaded.unit.sources[entry.source].key, entry.page)
-            yield f"{key} at {box.top},{box.left}", whole[box.slices]

@@ -15,16 +15,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from unet_batch.archive.decode import encode_png
 from unet_batch.archive.effort import pixels_s
 from unet_batch.archive.storage import Storage
 from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken
+from unet_batch.imaging.encode import encode_png
 from unet_batch.imaging.postprocess import reduce
-from unet_batch.imaging.preprocess import Geometry, normalize
-from unet_batch.imaging.tiling import Canvas, grid
+from unet_batch.imaging.preprocess import Geometry
+from unet_batch.imaging.tiling import Canvas
 from unet_batch.job.faults import doubtful
 from unet_batch.job.load import failure_of
-from unet_batch.job.loaded import Entry, Loaded, pixels_of
+from unet_batch.job.loaded import Entry, Loaded
+from unet_batch.job.tiles import picture
 from unet_batch.job.watchdog import Step, unwatched
 from unet_batch.model.batching import Batcher, BatchStats, Tile
 from unet_batch.model.session import Session
@@ -127,23 +128,20 @@ class Infer:
                 rows[index] = self._rejection(loaded, index, entry.error)
                 continue
             geometry = cast(Geometry, entry.geometry)  # an entry has one or the other
-            tile_hw = self._model.tile_hw or geometry.fitted_hw
             step(entry.source, allow_s=PASSES * pixels_s(math.prod(geometry.fitted_hw)))
-            boxes = grid(geometry.fitted_hw, tile_hw, self._job.tiling.overlap)
-            picture = pixels_of(loaded, entry)
             try:
-                picture = normalize(picture, geometry, self._model.contract.input, largest=entry.largest)
+                found = picture(loaded, entry, geometry, self._model, self._job.tiling, largest_side=None)
                 if self._job.output.geometry == "model":
                     geometry = replace(geometry, source_hw=geometry.resized_hw)
                 decided = self._model.contract.output.decided
-                canvas = Canvas(geometry.fitted_hw, tile_hw, self._job.tiling, decided=decided)
+                canvas = Canvas(geometry.fitted_hw, found.tile_hw, self._job.tiling, decided=decided)
             except (ImageError, MemoryError) as error:
                 rows[index] = self._rejection(loaded, index, _without_room(error))
                 continue
             step()
-            images[index] = _Image(canvas, geometry, len(boxes), len(boxes))
-            for box in boxes:
-                yield Tile(index, box, picture[box.slices])
+            images[index] = _Image(canvas, geometry, len(found.boxes), len(found.boxes))
+            for box in found.boxes:
+                yield Tile(index, box, found.pixels_hwc[box.slices])
 
     def _row(self, loaded: Loaded, index: int, image: _Image) -> dict[str, Any]:
         entry = loaded.entries[index]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_batch import __version__
-from unet_batch.model.contract import Model
+from unet_batch.model.model import Model
 from unet_batch.model.processor import instructions
 from unet_batch.model.session import Session
 from unet_batch.records import Source

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
 
 from unet_batch.archive.isolate import DECODER
 from unet_batch.archive.storage import Storage
@@ -12,14 +15,19 @@ from unet_batch.errors import ContractError
 from unet_batch.job.gate import SessionUnderTest, check_references, compare
 from unet_batch.job.load import Load
 from unet_batch.job.stages import Infer
+from unet_batch.job.tiles import spread_tiles
 from unet_batch.model.batching import Batcher
-from unet_batch.model.contract import Model
 from unet_batch.model.ensemble import Ensemble
 from unet_batch.model.ladder import LadderMemory
-from unet_batch.model.session import Device, Session, open_session, warm
+from unet_batch.model.model import Model
+from unet_batch.model.opening import open_session
+from unet_batch.model.session import Device, Session, warm
 from unet_batch.records import Unit
 from unet_batch.spec import JobSpec
 from unet_batch.table.rows import Provenance
+
+LARGEST_COMPARED_SIDE = 1024
+"""Pixels of the side of a tile that the gate compares, where the model takes whole pictures."""
 
 ModelBytes = tuple[bytes, Model]
 
@@ -66,7 +74,8 @@ def build_infer(settings: Settings, device: Device) -> Infer:
     tested = SessionUnderTest(session, tuple(files), tuple(parts))
     check_references(job, tested)
     if settings.check_unit is not None:
-        compare(job, tested, build_load(settings)(Unit.from_json(settings.check_unit)), settings.run_id)
+        unit = Unit.from_json(settings.check_unit)
+        compare(job, tested, unit.sources, _one_tile_each(settings, unit), settings.run_id)
     memory = LadderMemory(job.model.precision, threads=device.threads)
     batcher = Batcher(session, batch_max=job.session.batch_max, memory=memory)
     provenance = Provenance(
@@ -77,6 +86,15 @@ def build_infer(settings: Settings, device: Device) -> Infer:
         precision=job.model.precision,
     )
     return Infer(job, session, batcher, provenance)
+
+
+def _one_tile_each(settings: Settings, unit: Unit) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Key and middle tile of every picture of a unit, as the session is fed with it."""
+    loaded = build_load(settings)(unit)
+    for key, _, tile in spread_tiles(
+        loaded, settings.model, settings.job.tiling, most=1, largest_side=LARGEST_COMPARED_SIDE
+    ):
+        yield key, tile
 
 
 def _sessions(settings: Settings, files: Sequence[ModelBytes], device: Device) -> list[Session]:

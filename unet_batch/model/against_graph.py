@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING
 from unet_batch.errors import ModelRefused
 from unet_batch.model import graph
 from unet_batch.model.meaning import contradictions, meaning
+from unet_batch.model.model import Model
 from unet_batch.model.shapes import shapes
 from unet_batch.model.tile_size import AXES, UNKNOWN_MULTIPLE, Size, unplaceable
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-    from unet_batch.model.contract import Model
 
 PROBES = (4, 7)
 """Sizes of tile that an open size is tried with, in steps of `UNKNOWN_MULTIPLE`."""

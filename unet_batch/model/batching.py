@@ -11,19 +11,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from unet_batch.errors import ImageError, OutOfMemory, Reason
+from unet_batch.imaging.tiling import Box
 from unet_batch.model.engines import on_cpu, on_gpu
 from unet_batch.model.ladder import Ladder, LadderKey, LadderMemory, Remembered, sizes_up_to
 from unet_batch.model.session import Session
 from unet_batch.model.tile_size import unplaceable
-
-if TYPE_CHECKING:
-    from unet_batch.imaging.tiling import Box
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,7 @@ only numbers are compared, never the symbols of open axes.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -20,135 +16,21 @@ from unet_batch.errors import ContractError, JobError, ModelRefused
 from unet_batch.model import graph
 from unet_batch.model.against_graph import against_graph
 from unet_batch.model.meaning import meaning
-from unet_batch.model.onnxruntime_session import describe
+from unet_batch.model.model import Layout, Model, ModelFile, Tensor
 from unet_batch.model.tile_size import AXES, UNKNOWN_MULTIPLE, Size, sizes, unplaceable
 from unet_batch.spec import TilingSpec
 from unet_batch.strict import MAX_MESSAGE, parse_yaml, short, validate
 
-MAX_MODEL_BYTES = 2 << 30
-"""Protobuf's own limit of one message."""
 MAX_CONTRACT_BYTES = 1 << 16
 """A contract with a thousand classes has 20 kB."""
 METADATA_KEY = "unet_batch.contract"
 
-Layout = Literal["nchw", "nhwc", "nhw"]
-Shape = tuple[int | str | None, ...]
-
-_DTYPES = {"float": "float32", "double": "float64"}
 _FLOATS = ("float16", "float32", "float64")
 _NUMBERS = (*_FLOATS, "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 MOST_CLASSES = 1000
 """Names in a draft; a file may declare a billion channels."""
 _MOST_CHANNELS = 16
 """A static axis up to this size is read as channels in a draft; larger ones are pixels."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One input or output, as the file declares it."""
-
-    name: str
-    dtype: str
-    """NumPy's name, or ONNX's own text where NumPy has none."""
-    shape: Shape
-    """A number, a symbol, or None for an unnamed open axis; () where the file declares no shape."""
-
-    def fixed(self, axis: str, layout: str) -> int | None:
-        """The size of an axis where the file fixes it (a declared 0 or -1 fixes nothing)."""
-        place = AXES[layout].get(axis)
-        size = self.shape[place] if place is not None and place < len(self.shape) else None
-        return size if isinstance(size, int) and size > 0 else None
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """An ONNX file that was opened once to learn what it declares."""
-
-    data: bytes
-    sha256: str
-    uri: str
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    metadata: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A contract that was held against its file, with everything filled in that the file decides."""
-
-    sha256: str
-    contract: Contract
-    input_name: str
-    output_name: str
-    tile_hw: tuple[int, int] | None
-    """The size every tile has; None: any multiple of `contract.input.multiple`."""
-    batch: int | None
-    """Fixed batch axis; None: any."""
-    output_layout: Layout
-
-    @property
-    def planes(self) -> int:
-        """K: channels of the output; 1 for finished labels."""
-        return 1 if self.contract.output.activation == "labels" else len(self.contract.output.classes)
-
-    def to_json(self) -> bytes:
-        fields = {**{name: getattr(self, name) for name in self.__slots__}, "contract": self.contract.model_dump()}
-        return json.dumps(fields, separators=(",", ":")).encode()
-
-    @staticmethod
-    def from_json(text: bytes) -> Model:
-        fields: dict[str, Any] = json.loads(text)
-        fields["contract"] = Contract.model_validate(fields["contract"])
-        fields["tile_hw"] = tuple(fields["tile_hw"]) if fields["tile_hw"] else None
-        return Model(**fields)
-
-
-def read_model(data: bytes, uri: str, pinned_sha256: str | None, *, custom_ops: Sequence[str] = ()) -> ModelFile:
-    """What an ONNX file declares. custom_ops: libraries that hold operators of the file.
-
-    Raises ContractError for another digest than the pinned one, and for bytes that are no model or that point to
-    external data.
-    """
-    if len(data) > MAX_MODEL_BYTES:
-        raise ContractError(f"{uri} has {len(data)} bytes; a model has at most {MAX_MODEL_BYTES}")
-    sha256 = hashlib.sha256(data).hexdigest()
-    if pinned_sha256 is not None and sha256 != pinned_sha256:
-        raise ContractError(
-            f"{uri} has the SHA-256 {sha256}, but model.sha256 demands {pinned_sha256}: "
-            "the file was replaced, or the job file is older than the model"
-        )
-    try:
-        inputs, outputs, metadata = describe(data, uri, custom_ops)
-    except ContractError as error:
-        raise ContractError(_why_unopened(data, uri, custom_ops) or str(error)) from error
-    return ModelFile(
-        data=data,
-        sha256=sha256,
-        uri=uri,
-        inputs=tuple(Tensor(name, _dtype(kind), shape) for name, kind, shape in inputs),
-        outputs=tuple(Tensor(name, _dtype(kind), shape) for name, kind, shape in outputs),
-        metadata=metadata,
-    )
-
-
-def _why_unopened(data: bytes, uri: str, custom_ops: Sequence[str]) -> str | None:
-    """Why ONNX Runtime opens no session of a file, where the graph says it in plainer words; None where it does not."""
-    try:
-        model = graph.read(data, uri)
-    except ModelRefused as error:
-        return f"{uri} cannot be opened as an ONNX model: {error}"
-    if outside := graph.external(model):
-        return (
-            f"{uri} cannot be opened as an ONNX model: {len(outside)} tensors ({outside[0]}) lie in another file; "
-            "a model has no external data here: export it as one file"
-        )
-    strange = sorted(graph.domains(model) - graph.DOMAINS)
-    if strange and not custom_ops:
-        return (
-            f"{uri} has operators of {', '.join(strange)}, which ONNX Runtime does not bring: name the library that "
-            "holds them in session.custom_ops, or export the model without them"
-        )
-    return None
 
 
 def find_contract(file: ModelFile, text: bytes | None, where: str) -> Contract:
@@ -261,11 +143,6 @@ def draft(file: ModelFile, *, multiple: int | None = None, activation: str | Non
         "# input.color, fit, multiple, normalize; output.activation (logits, softmax, sigmoid, labels, masks) and "
         "classes.\n" + yaml.safe_dump(entries, sort_keys=False)
     )
-
-
-def _dtype(kind: str) -> str:
-    inner = kind.removeprefix("tensor(").removesuffix(")")
-    return _DTYPES.get(inner, inner)
 
 
 def _choose(tensors: tuple[Tensor, ...], name: str | None, word: str, problems: list[str]) -> Tensor | None:

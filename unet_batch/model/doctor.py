@@ -16,11 +16,13 @@ import numpy as np
 
 from unet_batch.contract import Contract, ModelInput, ModelOutput
 from unet_batch.errors import UnetBatchError
-from unet_batch.model.contract import read_model, resolve
+from unet_batch.model.contract import resolve
 from unet_batch.model.engines import TABLE, Provider, find
+from unet_batch.model.files_of_job import read_model
 from unet_batch.model.onnxruntime_session import check_installation
+from unet_batch.model.opening import open_session
 from unet_batch.model.processor import DOT_PRODUCTS, instructions, processor_name
-from unet_batch.model.session import Device, open_session
+from unet_batch.model.session import Device
 from unet_batch.spec import Precision, SessionSpec, TilingSpec
 
 SIDE = 16

@@ -10,15 +10,12 @@ import difflib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unet_batch.errors import ContractError, JobError, ModelRefused
 from unet_batch.model import graph
-from unet_batch.spec import Engine, Precision
-
-if TYPE_CHECKING:
-    from unet_batch.model.contract import Model
-    from unet_batch.spec import ModelSpec, SessionSpec
+from unet_batch.model.model import Model
+from unet_batch.spec import Engine, ModelSpec, Precision, SessionSpec
 
 
 @dataclass(frozen=True, slots=True)

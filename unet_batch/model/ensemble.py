@@ -17,7 +17,7 @@ import numpy as np
 
 from unet_batch.contract import ModelOutput
 from unet_batch.errors import ContractError, ProviderMissing, ShapeMismatch
-from unet_batch.model.contract import Model
+from unet_batch.model.model import Model
 from unet_batch.model.session import Array, Session
 
 Combine = Literal["logits", "probabilities", "vote"]

@@ -18,14 +18,16 @@ import numpy.typing as npt
 
 from unet_batch.contract import Contract
 from unet_batch.errors import ModelRefused, UnetBatchError
-from unet_batch.model.contract import find_contract, read_model, resolve
+from unet_batch.model.contract import find_contract, resolve
 from unet_batch.model.divergence import captured_otherwise, first_divergence
 from unet_batch.model.export_graph import INPUT_NAME, Captured
 from unet_batch.model.export_network import outputs_by_module, run, runs, share, smallest_multiple
+from unet_batch.model.files_of_job import read_model
 from unet_batch.model.graph import read
+from unet_batch.model.opening import open_session
 from unet_batch.model.parity import Parity, Tolerance
 from unet_batch.model.plain_session import PlainSession
-from unet_batch.model.session import Device, Session, open_session
+from unet_batch.model.session import Device, Session
 from unet_batch.spec import SessionSpec, TilingSpec
 
 Array = npt.NDArray[Any]

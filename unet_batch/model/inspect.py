@@ -18,10 +18,11 @@ import numpy as np
 
 from unet_batch.errors import ModelRefused, ShapeMismatch, UnetBatchError
 from unet_batch.model import graph
-from unet_batch.model.contract import MAX_CONTRACT_BYTES, METADATA_KEY, ModelFile, Tensor, draft, find_contract
+from unet_batch.model.contract import MAX_CONTRACT_BYTES, METADATA_KEY, draft, find_contract
 from unet_batch.model.cost import Cost, cost
 from unet_batch.model.graph import Precision
 from unet_batch.model.meaning import Meaning, contradictions, meaning
+from unet_batch.model.model import ModelFile, Tensor
 from unet_batch.model.plain_session import PlainSession
 from unet_batch.model.shapes import Sized, shapes, unknowable, with_outputs
 from unet_batch.model.structure import Structure, structure

@@ -6,15 +6,12 @@ Knows the job's session section and the model's sizes; knows no ONNX Runtime and
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unet_batch.model import gpu
 from unet_batch.model.engines import Provider, find
+from unet_batch.model.model import Model
 from unet_batch.model.session import Device
-
-if TYPE_CHECKING:
-    from unet_batch.model.contract import Model
-    from unet_batch.spec import Precision, SessionSpec
+from unet_batch.spec import Precision, SessionSpec
 
 
 def provider_options(

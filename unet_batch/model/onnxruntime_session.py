@@ -18,14 +18,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import Distribution
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unet_batch.errors import ContractError, JobError, OutOfMemory, ProviderMissing, UnetBatchError
 from unet_batch.model import gpu
 from unet_batch.model.engines import Provider
 from unet_batch.model.failures import cannot_open, cannot_run, no_memory
+from unet_batch.model.model import Model
 from unet_batch.model.onnxruntime_options import provider_options
-from unet_batch.model.pack_nodes import FINITE
+from unet_batch.model.packed import FINITE
 from unet_batch.model.processor import processor_name
 from unet_batch.model.session import (
     Array,
@@ -36,10 +37,7 @@ from unet_batch.model.session import (
     in_model_layout,
     with_ill_tiles,
 )
-
-if TYPE_CHECKING:
-    from unet_batch.model.contract import Model
-    from unet_batch.spec import Precision, SessionSpec
+from unet_batch.spec import Precision, SessionSpec
 
 log = logging.getLogger(__name__)
 

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from unet_batch.errors import ContractError, OutOfMemory, ProviderMissing, ShapeMismatch, UnetBatchError
+from unet_batch.model.engines import Provider
 from unet_batch.model.failures import cannot_run, no_memory
-from unet_batch.model.pack_nodes import FINITE
+from unet_batch.model.model import Model
+from unet_batch.model.packed import FINITE
 from unet_batch.model.processor import processor_name
 from unet_batch.model.session import (
     Array,
@@ -28,11 +30,7 @@ from unet_batch.model.session import (
     in_model_layout,
     with_ill_tiles,
 )
-
-if TYPE_CHECKING:
-    from unet_batch.model.contract import Model
-    from unet_batch.model.engines import Provider
-    from unet_batch.spec import Precision, SessionSpec
+from unet_batch.spec import Precision, SessionSpec
 
 log = logging.getLogger(__name__)
 

@@ -20,19 +20,12 @@ from unet_batch.contract import Contract, MeanStd, ModelInput, Percentile, Raw, 
 from unet_batch.errors import ModelRefused
 from unet_batch.imaging.preprocess import LARGEST, source_value
 from unet_batch.model import graph, graph_edit, pack_reference
-from unet_batch.model.contract import METADATA_KEY, Model
-from unet_batch.model.pack_nodes import (
-    FINITE,
-    LABELS,
-    OLDEST_OPSET,
-    PIXELS,
-    Nodes,
-    SourceType,
-    add_input,
-    add_outputs,
-)
+from unet_batch.model.contract import METADATA_KEY
+from unet_batch.model.model import Model
+from unet_batch.model.pack_nodes import OLDEST_OPSET, Nodes, add_input, add_outputs
 from unet_batch.model.pack_proof import Unpacked, prove, prove_input
-from unet_batch.model.pack_reference import PACK_KEY, synthetic
+from unet_batch.model.pack_reference import synthetic
+from unet_batch.model.packed import FINITE, LABELS, PACK_KEY, PIXELS, SourceType
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto

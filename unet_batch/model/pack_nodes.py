@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from unet_batch.contract import MeanStd, ModelInput, ModelOutput, Normalize, Raw, Scale, Unit, Window
 from unet_batch.errors import ModelRefused
 from unet_batch.imaging.preprocess import LARGEST
+from unet_batch.model.packed import FINITE, LABELS, PIXELS, SourceType
 
 if TYPE_CHECKING:
     from onnx import NodeProto
 
-PIXELS, LABELS, FINITE = "pixels", "labels", "finite"
 OLDEST_OPSET = 7
 """From opset 7 on arithmetic broadcasts as in NumPy; ONNX Runtime does not support older files."""
 LARGEST_SUM = np.finfo(np.float32).max
-
-SourceType = Literal["uint8", "uint16"]
 
 
 class Nodes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from unet_batch.errors import ContractError, ImageError, ModelRefused, Reason
 from unet_batch.imaging.preprocess import LARGEST, normalize, whole
 from unet_batch.model import graph_edit
-from unet_batch.model.pack_nodes import FINITE, PIXELS, Nodes, SourceType, add_input
+from unet_batch.model.model import Model
+from unet_batch.model.pack_nodes import Nodes, add_input
 from unet_batch.model.pack_reference import digest
+from unet_batch.model.packed import FINITE, PIXELS, SourceType
 from unet_batch.model.parity import decide, label_parity
 from unet_batch.model.plain_session import PlainSession
 from unet_batch.model.session import as_nkhw, in_model_layout
-
-if TYPE_CHECKING:
-    from unet_batch.model.contract import Model
 
 HALF_FLIPPED = 1e-3
 """Largest share of labels that may differ for a network in fp16 or int8: ONNX Runtime fuses other nodes around its

@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from unet_batch.errors import ImageError, ModelRefused, ShapeMismatch
 from unet_batch.imaging.preprocess import LARGEST, normalize, whole
 from unet_batch.model import graph
-from unet_batch.model.contract import METADATA_KEY, ModelFile, find_contract
-from unet_batch.model.pack_nodes import SourceType
+from unet_batch.model.contract import METADATA_KEY, find_contract
+from unet_batch.model.model import ModelFile
+from unet_batch.model.packed import PACK_KEY, SourceType
 from unet_batch.model.parity import Tolerance, decide, label_parity
 
-PACK_KEY = "unet_batch.pack"
 VERSION = 2
 """Of the metadata entry `unet_batch.pack`."""
 PICTURES = 6

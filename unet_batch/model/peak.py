@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from unet_batch.errors import ModelFailed
-from unet_batch.model.contract import Model
-from unet_batch.model.session import Device, open_session
+from unet_batch.model.model import Model
+from unet_batch.model.opening import open_session
+from unet_batch.model.session import Device
 from unet_batch.spec import Engine, Precision, SessionSpec
 
 LIMIT_S = 300.0

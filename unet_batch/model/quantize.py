@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.model import graph, graph_edit
-from unet_batch.model.contract import METADATA_KEY, Model
+from unet_batch.model.contract import METADATA_KEY
 from unet_batch.model.doctor import machine
 from unet_batch.model.export_contract import contract_text
+from unet_batch.model.model import Model
 from unet_batch.model.parity import Parity, Tolerance
 from unet_batch.model.plain_session import PlainSession
 from unet_batch.model.processor import int8_instruction

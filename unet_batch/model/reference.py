@@ -11,9 +11,9 @@ from typing import Any
 from unet_batch.contract import Contract
 from unet_batch.errors import ContractError, ModelRefused
 from unet_batch.model import graph
-from unet_batch.model.contract import Model
 from unet_batch.model.engines import file_precision
-from unet_batch.model.pack_reference import PACK_KEY
+from unet_batch.model.model import Model
+from unet_batch.model.packed import PACK_KEY
 
 OWN = frozenset(
     {

@@ -1,31 +1,22 @@
 """What a session is: something that scores batches of tiles where it was asked to run, or says why not.
 
-Knows tiles, devices and the way from an engine's name to its session. Knows no engine's library, no images, units,
-batch sizes or storage.
+Knows tiles and devices. Knows no engine, no images, units, batch sizes or storage.
 
 Arrays: N tiles, C channels, K classes, H and W pixels.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from unet_batch.errors import ContractError, ProviderMissing, ShapeMismatch
-from unet_batch.model.engines import check_file, check_model, find
-from unet_batch.model.int8 import check_processor
+from unet_batch.errors import ContractError, ShapeMismatch
+from unet_batch.model.model import Model
 from unet_batch.model.tile_size import unplaceable
-
-if TYPE_CHECKING:
-    from unet_batch.model.contract import Model
-    from unet_batch.spec import Engine, Precision, SessionSpec
-
-log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
@@ -74,46 +65,6 @@ class Session(Protocol):
         scores were not finite) is NaN everywhere.
         Raises ShapeMismatch, OutOfMemory, SessionBroken, or UnetBatchError where the model itself fails.
         """
-
-
-def open_session(
-    data: bytes,
-    model: Model,
-    spec: SessionSpec,
-    device: Device,
-    *,
-    engine: Engine = "onnxruntime",
-    precision: Precision = "fp32",
-) -> Session:
-    """The session of the first provider in `spec.providers` that works.
-
-    data: the ONNX file, never a path, so that nothing it refers to is read. engine, precision: of the job's `model`.
-    Raises ProviderMissing where no provider works; ContractError where the file cannot be opened or is of another
-    precision; JobError where the choice is none; OutOfMemory, SessionBroken.
-    """
-    from unet_batch.model.onnxruntime_session import OnnxRuntimeSession  # they are made of this module's words
-    from unet_batch.model.openvino_session import OpenVinoSession
-
-    engines: dict[str, Callable[..., Session]] = {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}
-    check_file(data, precision, f"the model {model.sha256[:12]}")
-    reasons: list[str] = []
-    for name in spec.providers:
-        row = find(engine, name)
-        if precision not in row.precisions:
-            reasons.append(f"{row.engine} on {row.name} does not compute in {precision}")
-            continue
-        check_model(row, model)
-        try:
-            if precision == "int8" and not row.gpu:
-                check_processor(data, row.engine, f"the model {model.sha256[:12]}")
-            session = engines[row.engine](data, model, spec, device=device, provider=row, precision=precision)
-        except ProviderMissing as error:
-            reasons.append(str(error))
-            continue
-        if reasons:
-            log.warning("the session runs on %s, because %s", session.provider, "; ".join(reasons))
-        return session
-    raise ProviderMissing("; ".join(reasons))
 
 
 def warm(session: Session, tile_hw: tuple[int, int], batches: Iterable[int], *, dtype: str | None = None) -> None:

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from unet_batch.errors import JobError, OutOfMemory, ProviderMissing, UnetBatchError
 from unet_batch.model.batching import CPU_BATCH_MAX
-from unet_batch.model.contract import Model
 from unet_batch.model.doctor import machine
 from unet_batch.model.engines import on_cpu, on_gpu
 from unet_batch.model.ladder import LadderKey, LadderMemory, Remembered, sizes_up_to
+from unet_batch.model.model import Model
+from unet_batch.model.opening import open_session
 from unet_batch.model.peak import crash_message, peak_bytes
-from unet_batch.model.session import Device, Session, open_session
+from unet_batch.model.session import Device, Session
 from unet_batch.model.variants import RUNS, interleaved
 from unet_batch.spec import Engine, Precision, SessionSpec
 

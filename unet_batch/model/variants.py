@@ -20,11 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_batch.errors import UnetBatchError
-from unet_batch.model.contract import Model
 from unet_batch.model.doctor import machine
+from unet_batch.model.model import Model
+from unet_batch.model.opening import open_session
 from unet_batch.model.parity import Parity
 from unet_batch.model.peak import peak_bytes
-from unet_batch.model.session import Device, Session, open_session
+from unet_batch.model.session import Device, Session
 from unet_batch.spec import Engine, Precision, SessionSpec
 
 log = logging.getLogger(__name__)
