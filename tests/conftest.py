@@ -178,7 +178,7 @@ def new_container(azure_options: dict[str, object]) -> Callable[[], str]:
 @pytest.fixture
 def ranges_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Sizes of the byte ranges that are asked from any storage, in bytes."""
-    from unet_batch.archive.storage import Storage
+    from unet_batch.store.storage import Storage
 
     asked: list[int] = []
     inner = Storage.read_range

@@ -8,9 +8,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from unet_batch.archive.decode import Page
-from unet_batch.archive.decode import decode as decode_well
 from unet_batch.contract import ModelInput
+from unet_batch.decode.decode import Page
+from unet_batch.decode.decode import decode as decode_well
 from unet_batch.spec import LimitsSpec
 
 NAME = "poison:decode"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 from project_fixture import Project, png
 
-from unet_batch.archive.storage import Storage
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.summary import Summary
+from unet_batch.store.storage import Storage
 
 DAY = "2026/11/21"
 NAME = "2026-11-21"

@@ -111,9 +111,9 @@ def export(
 @click.option("--size", metavar="HxW", help="Tile to count for, where the model takes any size.")
 def inspect(path: str, size: str | None) -> None:
     """Say what a model takes and returns, what it costs, and what a contract would have to say."""
-    from unet_batch.archive.storage import Storage, canonical
     from unet_batch.model.inspect import inspect as inspect_model
     from unet_batch.model.inspect_text import render
+    from unet_batch.store.storage import Storage, canonical
     from unet_batch.terminal import console
 
     uri = canonical(path)

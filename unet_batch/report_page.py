@@ -15,9 +15,9 @@ from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from unet_batch.archive.objects import path_of, scheme_of
 from unet_batch.job.report import Report
 from unet_batch.job.report_pictures import color_of
+from unet_batch.store.objects import path_of, scheme_of
 
 PARTITIONS_SHOWN = 100
 """Lines of partitions: those that need somebody come first."""

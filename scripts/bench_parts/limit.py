@@ -20,7 +20,7 @@ from typing import Any
 
 from rival import first_photos
 
-from unet_batch.archive.decode import decode
+from unet_batch.decode.decode import decode
 from unet_batch.imaging.postprocess import reduce
 from unet_batch.imaging.preprocess import fit, normalize
 from unet_batch.imaging.tiling import Box

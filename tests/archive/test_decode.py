@@ -11,8 +11,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageOps
 
-from unet_batch.archive.decode import Page, decode
 from unet_batch.contract import ModelInput
+from unet_batch.decode.decode import Page, decode
 from unet_batch.errors import ImageError, ShapeMismatch
 from unet_batch.imaging.encode import encode_png
 from unet_batch.imaging.preprocess import fit

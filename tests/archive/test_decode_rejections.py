@@ -13,8 +13,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageFile
 
-from unet_batch.archive.decode import Page, decode
 from unet_batch.contract import ModelInput
+from unet_batch.decode.decode import Page, decode
 from unet_batch.errors import ImageError, Reason
 from unet_batch.spec import LimitsSpec
 
@@ -277,7 +277,7 @@ def test_samples_that_do_not_fit_the_contract_are_rejected(data: bytes, spec: Mo
 
 def test_a_mode_that_is_not_in_the_table_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mode that a newer Pillow invents is not guessed at."""
-    from unet_batch.archive import decode as module
+    from unet_batch.decode import decode as module
 
     monkeypatch.delitem(module._MODES, "L")
     assert reason(saved(Image.new("L", (2, 2)), "PNG")) == Reason.IMAGE_MODE_NOT_SUPPORTED

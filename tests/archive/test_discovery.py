@@ -12,11 +12,11 @@ import pytest
 from unet_batch.archive.discovery import discover, reaches
 from unet_batch.archive.names import matches
 from unet_batch.archive.nearest import nearest
-from unet_batch.archive.storage import Storage
 from unet_batch.archive.window import Window, parse_window
 from unet_batch.errors import JobError
 from unet_batch.records import PassedOver
 from unet_batch.spec import InputSpec
+from unet_batch.store.storage import Storage
 
 TODAY = date(2026, 11, 21)
 ALL = Window(None, None, "all")

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unet_batch.archive.decode import decode
-from unet_batch.archive.effort import address_space_bytes, header_pixels
-from unet_batch.archive.isolate import IsolatedDecoder
-from unet_batch.archive.pages import Page
 from unet_batch.contract import ModelInput
+from unet_batch.decode.decode import decode
+from unet_batch.decode.effort import address_space_bytes, header_pixels
+from unet_batch.decode.isolate import IsolatedDecoder
+from unet_batch.decode.pages import Page
 from unet_batch.errors import ImageError, Reason, UnetBatchError
 from unet_batch.spec import LimitsSpec
 

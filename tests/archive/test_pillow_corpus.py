@@ -12,8 +12,8 @@ import pytest
 from corpora import pillow_test_images
 from PIL import Image
 
-from unet_batch.archive.decode import Page, decode
 from unet_batch.contract import ModelInput
+from unet_batch.decode.decode import Page, decode
 from unet_batch.errors import ImageError, Reason
 from unet_batch.spec import LimitsSpec
 

@@ -12,11 +12,11 @@ import pytest
 from unet_batch.archive.discovery import discover
 from unet_batch.archive.inventory import inventory
 from unet_batch.archive.shards import read_unit
-from unet_batch.archive.storage import Object, Storage, join
 from unet_batch.archive.window import Window
 from unet_batch.errors import Denied, ImageError, Unavailable
 from unet_batch.records import Source, Unit
 from unet_batch.spec import InputSpec, LimitsSpec
+from unet_batch.store.storage import Object, Storage, join
 
 SPEC = InputSpec(uri="memory://unused")
 

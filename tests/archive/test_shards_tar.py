@@ -16,11 +16,11 @@ import pytest
 
 from unet_batch.archive.inventory import StoredIndex, inventory
 from unet_batch.archive.shards import read_unit
-from unet_batch.archive.storage import Object, Storage, join
 from unet_batch.archive.tar import TarIndex, index_tar
 from unet_batch.errors import ImageError
 from unet_batch.records import NOTHING_PASSED, Source, Unit
 from unet_batch.spec import InputSpec, LimitsSpec
+from unet_batch.store.storage import Object, Storage, join
 
 MEMBERS = [("a.jpg", b"A" * 700), ("b.png", b"B" * 512), ("c.tif", b""), ("d.JPG", b"D" * 1500), ("e.npy", b"E")]
 SPEC = InputSpec(uri="memory://unused", format="webdataset")

@@ -16,11 +16,11 @@ import fsspec
 import pytest
 from contracts.store_suite import StoreSuite
 
-from unet_batch.archive import local
-from unet_batch.archive.objects import join
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import Changed, Conflict, Denied, JobError, NotFound, StorageError, TooLarge
 from unet_batch.options import EnvRef
+from unet_batch.store import local
+from unet_batch.store.objects import join
+from unet_batch.store.storage import Storage
 
 
 class TestLocalStore(StoreSuite):

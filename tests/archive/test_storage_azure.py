@@ -10,9 +10,9 @@ import pytest
 from contracts.cloud_suite import CloudSuite
 from faults.unruly_proxy import UnrulyProxy, unruly
 
-from unet_batch.archive import azure
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import JobError, NotFound
+from unet_batch.store import azure
+from unet_batch.store.storage import Storage
 
 pytestmark = pytest.mark.azure
 

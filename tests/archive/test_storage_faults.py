@@ -12,8 +12,6 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 from fsspec.implementations.memory import MemoryFileSystem
 
-from unet_batch.archive.faults import StatusError, is_transient, meaning, translated
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import (
     AlreadyExists,
     Changed,
@@ -24,6 +22,8 @@ from unet_batch.errors import (
     StorageError,
     Unavailable,
 )
+from unet_batch.store.faults import StatusError, is_transient, meaning, translated
+from unet_batch.store.storage import Storage
 
 
 def s3_error(code: str, status: int) -> ClientError:

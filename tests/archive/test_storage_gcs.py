@@ -12,9 +12,9 @@ import pytest
 from contracts.cloud_suite import CloudSuite
 from faults.unruly_proxy import UnrulyProxy, unruly
 
-from unet_batch.archive import gcs
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import Unavailable
+from unet_batch.store import gcs
+from unet_batch.store.storage import Storage
 
 pytestmark = pytest.mark.gcs
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unet_batch.archive.objects import canonical, join, parent, redact
 from unet_batch.errors import JobError
+from unet_batch.store.objects import canonical, join, parent, redact
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from unet_batch.archive.decode import Page, decode
 from unet_batch.contract import ModelInput
+from unet_batch.decode.decode import Page, decode
 from unet_batch.errors import ImageError, Reason
 from unet_batch.spec import LimitsSpec
 

@@ -43,7 +43,7 @@ def test_every_row_of_a_table_names_a_test():
 
 def test_the_schemes_on_the_page_are_those_of_the_code():
     """The one list that people rely on."""
-    from unet_batch.archive.objects import SCHEMES
+    from unet_batch.store.objects import SCHEMES
 
     [told] = re.findall(r"schemes are (.*?):", PAGE)
     assert re.findall(r"\w+", told.replace("abfs(s)", "abfs abfss")) == list(SCHEMES)

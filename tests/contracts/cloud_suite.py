@@ -15,8 +15,8 @@ import pytest
 from contracts.store_suite import StoreSuite
 from faults.unruly_proxy import UnrulyProxy
 
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import AlreadyExists, Changed, Conflict, NotFound, TooLarge
+from unet_batch.store.storage import Storage
 
 
 class CloudSuite(StoreSuite):

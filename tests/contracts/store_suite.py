@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from unet_batch.archive.objects import join
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import AlreadyExists, Changed, Conflict, NotFound, StorageError, TooLarge
+from unet_batch.store.objects import join
+from unet_batch.store.storage import Storage
 
 
 class StoreSuite:

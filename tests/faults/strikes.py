@@ -22,10 +22,8 @@ from typing import Any
 import numpy as np
 import poison
 
-from unet_batch.archive.decode import Page
-from unet_batch.archive.local import LocalStore
-from unet_batch.archive.objects import Object
 from unet_batch.contract import ModelInput
+from unet_batch.decode.decode import Page
 from unet_batch.errors import ProviderMissing, SessionBroken, UnetBatchError
 from unet_batch.job import actors
 from unet_batch.job.lease import Leases
@@ -34,6 +32,8 @@ from unet_batch.job.prepare import prepare
 from unet_batch.job.run import run
 from unet_batch.job.survey import window_of
 from unet_batch.spec import LimitsSpec, load_job
+from unet_batch.store.local import LocalStore
+from unet_batch.store.objects import Object
 
 NAME = "strikes:decode"
 VARIABLE = "STRIKE"
@@ -41,7 +41,7 @@ NO_SESSION = "STRIKE_NO_SESSION"
 """Set on a node where no session can be opened."""
 HOG = b"<hog>"
 
-_STORAGE = "unet_batch.archive.storage:Storage."
+_STORAGE = "unet_batch.store.storage:Storage."
 _PUBLISH = "unet_batch.table.publish:"
 POINTS: dict[str, tuple[str, str, str]] = {
     "the probe is under way": (_STORAGE + "create", "after", "/_work/probe/"),
@@ -50,12 +50,12 @@ POINTS: dict[str, tuple[str, str, str]] = {
     "after the record": (_STORAGE + "create", "after", "/_work/runs/"),
     "a unit begins": (_STORAGE + "create", "after", "/_work/attempts/"),
     "before a part": (_STORAGE + "create", "before", ".part"),
-    "inside the put of a part": ("unet_batch.archive.local:_write", "after", "/_work/parts/"),
+    "inside the put of a part": ("unet_batch.store.local:_write", "after", "/_work/parts/"),
     "after a part": (_STORAGE + "create", "after", ".part"),
     "between parts": (_STORAGE + "delete", "after", "/_work/attempts/"),
     "rows are chosen": (_PUBLISH + "_choose_rows", "after", ""),
     "the file is written": (_PUBLISH + "_swap", "before", ""),
-    "inside the put of the rows": ("unet_batch.archive.local:_write", "after", "/predictions/"),
+    "inside the put of the rows": ("unet_batch.store.local:_write", "after", "/predictions/"),
     "after the put of the rows": (_STORAGE + "replace", "after", "/predictions/"),
     "before the lease ends": (_STORAGE + "delete", "before", "/_work/leases/"),
     "before the record ends": (_STORAGE + "put", "before", "/_work/runs/"),

@@ -9,9 +9,9 @@ import pytest
 from project_fixture import Project, png
 from unruly_proxy import UnrulyProxy, unruly
 
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import AlreadyExists, PutUnknown
 from unet_batch.job.summary import Summary
+from unet_batch.store.storage import Storage
 
 DAY = "2026/11/21"
 IMAGES, UNIT = 6, 2

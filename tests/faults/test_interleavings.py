@@ -14,11 +14,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import Held, ImageError, Incomplete, Reason
 from unet_batch.imaging.postprocess import Prediction
 from unet_batch.records import Source, Unit, unit_id
 from unet_batch.spec import LimitsSpec
+from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
 from unet_batch.table.parts import open_rows, row_keys, write_part
 from unet_batch.table.publish import Publication, publish, read_commit

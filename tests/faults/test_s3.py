@@ -10,8 +10,8 @@ import pytest
 from project_fixture import Project, png
 from unruly_proxy import UnrulyProxy, unruly
 
-from unet_batch.archive.storage import Storage
 from unet_batch.job.summary import Summary
+from unet_batch.store.storage import Storage
 
 pytestmark = pytest.mark.s3
 

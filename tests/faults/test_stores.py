@@ -16,15 +16,15 @@ import pytest
 import tenacity.nap
 from faulty import digest
 
-from unet_batch.archive import local
-from unet_batch.archive.conditional import ANYTHING
-from unet_batch.archive.faults import ShortReadError
-from unet_batch.archive.local import LocalStore
 from unet_batch.errors import Incomplete, JobError
 from unet_batch.job.lease import Leases, read_lease
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.survey import window_of
 from unet_batch.job.sweep import sweep
+from unet_batch.store import local
+from unet_batch.store.conditional import ANYTHING
+from unet_batch.store.faults import ShortReadError
+from unet_batch.store.local import LocalStore
 from unet_batch.table import publish
 
 DAY, NAME = "2026/11/21", "2026-11-21"

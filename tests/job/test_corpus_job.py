@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import pillow_test_images
 
-from unet_batch.archive.storage import canonical
 from unet_batch.errors import Reason
+from unet_batch.store.storage import canonical
 
 pytestmark = pytest.mark.real
 

@@ -19,10 +19,10 @@ from PIL import Image
 from project_fixture import Project, last_json, png
 from remote_project import DAY, Remote, meanwhile
 
-from unet_batch.archive.s3 import S3Store
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import JobError, StorageError
 from unet_batch.job.local_executor import LocalExecutor
+from unet_batch.store.s3 import S3Store
+from unet_batch.store.storage import Storage
 
 pytestmark = pytest.mark.s3
 

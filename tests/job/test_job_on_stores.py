@@ -8,7 +8,7 @@ import pytest
 from project_fixture import Project, last_json, png
 from remote_project import DAY, Remote, meanwhile
 
-from unet_batch.archive.storage import Storage
+from unet_batch.store.storage import Storage
 
 BUCKETS = {"s3": "new_bucket", "gcs": "new_gcs_bucket", "azure": "new_container"}
 """By store, which is a marker too: the fixture that makes an empty bucket."""

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from project_fixture import png
 
-from unet_batch.archive.decode import Page, decode
+from unet_batch.decode.decode import Page, decode
 from unet_batch.errors import ImageError, Reason
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.survey import selected, window_of

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from project_fixture import last_json, png
 
-from unet_batch.archive import local
 from unet_batch.job.lease import Leases
 from unet_batch.job.survey import window_of
 from unet_batch.job.sweep import sweep
+from unet_batch.store import local
 
 DAY, NAME = "2026/11/21", "2026-11-21"
 
@@ -89,8 +89,8 @@ def test_what_a_killed_run_left_goes_and_a_live_run_is_left_alone(project):
 
 PUT_SLOWLY = """
 import sys, time
-from unet_batch.archive import local
-from unet_batch.archive.storage import Storage
+from unet_batch.store import local
+from unet_batch.store.storage import Storage
 write = local._write
 def slowly(path, body):
     write(path, body)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from unet_batch.archive.storage import Storage
 from unet_batch.job.notes import StoredNotes
 from unet_batch.job.watchdog import EXIT_SILENT, GRACE_S, SLOW_S, Note, Watchdog, of_this_process
 from unet_batch.records import Source, Unit
+from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
 
 UNIT = Unit("u", "all", "images", (Source("memory://a/1.png", "v"), Source("memory://a/2.png", "v")))

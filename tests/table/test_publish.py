@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from unet_batch.archive.storage import Storage, canonical
 from unet_batch.errors import Held, ImageError, Incomplete, Reason, StorageError, UnetBatchError
 from unet_batch.imaging.postprocess import Prediction
 from unet_batch.records import Source, Unit, unit_id
 from unet_batch.spec import LimitsSpec
+from unet_batch.store.storage import Storage, canonical
 from unet_batch.table.layout import Layout
 from unet_batch.table.parts import read_parts, write_part
 from unet_batch.table.publish import Publication, Published, publish, published_keys, read_commit

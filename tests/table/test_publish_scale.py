@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from unet_batch.archive.storage import Storage, canonical
 from unet_batch.errors import ImageError, Reason, StorageError
 from unet_batch.imaging.postprocess import Prediction
 from unet_batch.records import Source, Unit, unit_id
 from unet_batch.spec import LimitsSpec
+from unet_batch.store.storage import Storage, canonical
 from unet_batch.table import merge as merge_module
 from unet_batch.table import parts as parts_module
 from unet_batch.table import publish as publish_module

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from unet_batch.archive.storage import Storage, canonical
 from unet_batch.errors import ImageError, Reason
 from unet_batch.imaging.masks import rle
 from unet_batch.imaging.postprocess import ClassArea, Prediction
 from unet_batch.records import Source, Unit, unit_id
 from unet_batch.spec import LimitsSpec
+from unet_batch.store.storage import Storage, canonical
 from unet_batch.table.agreement import OK
 from unet_batch.table.layout import Layout
 from unet_batch.table.parts import write_part

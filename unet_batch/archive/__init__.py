@@ -1,1 +1,1 @@
-"""Where images come from: stores, listings, shards and decoders."""
+"""Which images an archive holds: discovery, inventory, containers, and what was passed over."""

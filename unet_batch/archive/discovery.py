@@ -12,11 +12,11 @@ from datetime import date
 from functools import partial
 
 from unet_batch.archive.names import SUFFIXES, Globs, Tally, is_hidden, matches, suffix_of
-from unet_batch.archive.storage import Object, Storage, canonical, join
 from unet_batch.archive.window import DIGITS, DIRECTIVE, Window, date_field, level_pattern, parse_day
 from unet_batch.errors import JobError
 from unet_batch.records import PassedOver
 from unet_batch.spec import PICTURE_SUFFIXES, InputSpec
+from unet_batch.store.storage import Object, Storage, canonical, join
 
 UNDATED = "all"
 """The one partition of an archive without dates."""

@@ -18,12 +18,12 @@ from unet_batch.archive.discovery import UNDATED
 from unet_batch.archive.manifest import BrokenManifestError, Entry, read_entries, sources_of
 from unet_batch.archive.names import TAR_SUFFIXES, Globs, Tally, is_hidden, suffix_of
 from unet_batch.archive.parquet import IMAGE_COLUMN, row_groups
-from unet_batch.archive.storage import Object, Storage, join
 from unet_batch.archive.tar import INDEX_FORMAT, Member, TarIndex, index_tar
 from unet_batch.archive.window import Window, parse_day
 from unet_batch.errors import AlreadyExists, Denied, JobError, NotFound, Reason
 from unet_batch.records import NOTHING_PASSED, PassedOver, Source
 from unet_batch.spec import InputSpec
+from unet_batch.store.storage import Object, Storage, join
 
 
 @dataclass(frozen=True, slots=True)

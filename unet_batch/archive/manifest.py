@@ -17,13 +17,13 @@ from functools import cache, partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unet_batch.archive.local import is_link, real
-from unet_batch.archive.objects import SCHEMES, canonical, join, parent, redact, scheme_of
 from unet_batch.archive.parquet import FOREIGN
-from unet_batch.archive.storage import Object, Storage
 from unet_batch.errors import Denied, JobError, Reason, TooLarge
 from unet_batch.records import Source, promised_version
 from unet_batch.spec import InputSpec
+from unet_batch.store.local import is_link, real
+from unet_batch.store.objects import SCHEMES, canonical, join, parent, redact, scheme_of
+from unet_batch.store.storage import Object, Storage
 
 MAX_MANIFEST_BYTES = 2 << 30
 TOGETHER, BUNCHES = 64, 256

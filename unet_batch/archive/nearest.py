@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from datetime import date
 from itertools import islice
 
-from unet_batch.archive.objects import join, path_of, scheme_of
-from unet_batch.archive.storage import Storage, canonical
 from unet_batch.archive.window import Window, level_pattern
 from unet_batch.errors import StorageError
+from unet_batch.store.objects import join, path_of, scheme_of
+from unet_batch.store.storage import Storage, canonical
 
 LISTED = 1000
 """Objects of a folder that are looked at for a name like the one that is missing."""

@@ -12,11 +12,11 @@ from functools import partial
 from itertools import chain, groupby
 
 from unet_batch.archive.parquet import IMAGE_COLUMN, read_cells
-from unet_batch.archive.storage import FACTS, Storage
 from unet_batch.archive.tar import read_members
 from unet_batch.errors import Changed, Denied, ImageError, NotFound, Reason, StorageError, TooLarge
 from unet_batch.records import Source, Unit
 from unet_batch.spec import InputSpec, LimitsSpec
+from unet_batch.store.storage import FACTS, Storage
 
 GAP_BYTES = 64 << 10
 """Members of a tar closer than this are one request: reading the gap is cheaper than asking twice."""

@@ -17,7 +17,7 @@ from typing import IO, BinaryIO, cast
 
 from unet_batch.archive.inflate import CHUNK, DamagedStreamError, Inflated, inflating
 from unet_batch.archive.names import Tally, suffix_of
-from unet_batch.archive.signatures import format_of
+from unet_batch.decode.signatures import format_of
 from unet_batch.errors import ImageError, Reason, UnetBatchError
 from unet_batch.records import PassedOver
 

@@ -17,7 +17,6 @@ from dataclasses import replace
 
 import pyarrow as pa
 
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import SessionBroken, StorageError, UnetBatchError
 from unet_batch.job.faults import NOT_STARTED, UNEXPECTED
 from unet_batch.job.load import Fetched
@@ -29,6 +28,7 @@ from unet_batch.job.watchdog import Stage, Watch, of_this_process
 from unet_batch.job.worker import Settings, build_infer, build_load
 from unet_batch.model.session import Device
 from unet_batch.records import Receipt, Unit
+from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import ContractError, JobError, ModelRefused, StorageError
 from unet_batch.imaging.encode import encode_png
 from unet_batch.imaging.postprocess import outside_of_contract
@@ -34,6 +33,7 @@ from unet_batch.model.parity import Tolerance, decide
 from unet_batch.model.session import Device, Session
 from unet_batch.records import Source, Unit
 from unet_batch.spec import JobSpec, SessionSpec
+from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
 
 log = logging.getLogger(__name__)

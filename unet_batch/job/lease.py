@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 
-from unet_batch.archive import local
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import AlreadyExists, Changed, Conflict, Held, NotFound, PutUnknown, StorageError
+from unet_batch.store import local
+from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
 
 log = logging.getLogger(__name__)

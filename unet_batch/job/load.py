@@ -15,12 +15,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from unet_batch.archive.decode import Page
-from unet_batch.archive.effort import processor_s
-from unet_batch.archive.isolate import DECODER, Decoder, IsolatedDecoder
-from unet_batch.archive.pages import complete
 from unet_batch.archive.shards import read_unit
-from unet_batch.archive.storage import Storage
+from unet_batch.decode.decode import Page
+from unet_batch.decode.effort import processor_s
+from unet_batch.decode.isolate import DECODER, Decoder, IsolatedDecoder
+from unet_batch.decode.pages import complete
 from unet_batch.errors import ImageError, OutOfMemory, Reason, TooLate, UnetBatchError
 from unet_batch.imaging.preprocess import divisor, fit
 from unet_batch.job.faults import TOO_LARGE, UNEXPECTED
@@ -29,6 +28,7 @@ from unet_batch.job.watchdog import Step, unwatched
 from unet_batch.model.model import Model
 from unet_batch.records import Unit
 from unet_batch.spec import JobSpec
+from unet_batch.store.storage import Storage
 
 log = logging.getLogger(__name__)
 

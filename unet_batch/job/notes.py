@@ -12,9 +12,9 @@ import logging
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import NotFound, StorageError
 from unet_batch.job.watchdog import Note
+from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
 
 log = logging.getLogger(__name__)

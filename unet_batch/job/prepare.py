@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from unet_batch.archive.discovery import reaches
-from unet_batch.archive.storage import Storage, canonical
 from unet_batch.errors import JobError
 from unet_batch.job.fingerprint import fingerprint
 from unet_batch.model.against_graph import proven
@@ -19,6 +18,7 @@ from unet_batch.model.model import Model, ModelFile
 from unet_batch.model.packed import PACK_KEY
 from unet_batch.model.reference import check_reference
 from unet_batch.spec import JobSpec
+from unet_batch.store.storage import Storage, canonical
 from unet_batch.table.layout import Layout
 from unet_batch.table.rows import COLUMNS
 

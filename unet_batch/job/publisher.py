@@ -14,7 +14,6 @@ from platform import python_version
 from typing import Any
 
 from unet_batch import __version__
-from unet_batch.archive.objects import redact
 from unet_batch.errors import (
     AlreadyExists,
     Damaged,
@@ -31,6 +30,7 @@ from unet_batch.errors import (
 from unet_batch.job.plan import PartitionPlan
 from unet_batch.job.prepare import Prepared
 from unet_batch.records import NOTHING_PASSED, PassedOver, Unit
+from unet_batch.store.objects import redact
 from unet_batch.table.publish import Publication, publish
 from unet_batch.table.rowset import Name
 

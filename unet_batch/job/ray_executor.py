@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from unet_batch.archive.storage import Storage
 from unet_batch.errors import HandoverFailed, JobError, RayUnavailable, StorageError, UnetBatchError
 from unet_batch.job.actors import InferActor, LoadActor, ScoreActor
 from unet_batch.job.faults import SILENT_DECODE, SILENT_READ, SILENT_SCORE
@@ -31,6 +30,7 @@ from unet_batch.job.starts import Starts
 from unet_batch.job.watchdog import Note
 from unet_batch.job.worker import Settings
 from unet_batch.records import Receipt, Unit
+from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
 
 log = logging.getLogger(__name__)

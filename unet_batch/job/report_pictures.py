@@ -14,17 +14,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from unet_batch.archive.decode import decode
 from unet_batch.archive.inventory import StoredIndex, inventory
 from unet_batch.archive.shards import read_unit
-from unet_batch.archive.storage import Object
 from unet_batch.contract import ModelInput
+from unet_batch.decode.decode import decode
 from unet_batch.errors import ImageError, ShapeMismatch, StorageError
 from unet_batch.imaging.encode import encode_jpeg
 from unet_batch.imaging.masks import unrle
 from unet_batch.imaging.overlay import Color, displayed, thumbnail
 from unet_batch.job.prepare import Prepared
 from unet_batch.records import Source, Unit
+from unet_batch.store.storage import Object
 from unet_batch.table.census import Candidate, rows_at
 from unet_batch.table.parts import open_stream, source_key_of
 

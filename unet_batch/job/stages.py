@@ -15,8 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from unet_batch.archive.effort import pixels_s
-from unet_batch.archive.storage import Storage
+from unet_batch.decode.effort import pixels_s
 from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken
 from unet_batch.imaging.encode import encode_png
 from unet_batch.imaging.postprocess import reduce
@@ -31,6 +30,7 @@ from unet_batch.model.batching import Batcher, BatchStats, Tile
 from unet_batch.model.session import Session
 from unet_batch.records import Held, Receipt, Unit
 from unet_batch.spec import JobSpec
+from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
 from unet_batch.table.parts import write_part
 from unet_batch.table.rows import Provenance, prediction_row, rejection_row

@@ -9,8 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from unet_batch.archive.isolate import DECODER
-from unet_batch.archive.storage import Storage
+from unet_batch.decode.isolate import DECODER
 from unet_batch.errors import ContractError
 from unet_batch.job.gate import SessionUnderTest, check_references, compare
 from unet_batch.job.load import Load
@@ -24,6 +23,7 @@ from unet_batch.model.opening import open_session
 from unet_batch.model.session import Device, Session, warm
 from unet_batch.records import Unit
 from unet_batch.spec import JobSpec
+from unet_batch.store.storage import Storage
 from unet_batch.table.rows import Provenance
 
 LARGEST_COMPARED_SIDE = 1024

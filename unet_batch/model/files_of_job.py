@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
-from unet_batch.archive.storage import Storage, canonical
 from unet_batch.contract import Contract
 from unet_batch.errors import ContractError, JobError, ModelRefused, NotFound, StorageError
 from unet_batch.model import graph
@@ -16,6 +15,7 @@ from unet_batch.model.model import Model, ModelFile, Tensor
 from unet_batch.model.onnxruntime_session import describe
 from unet_batch.options import Options
 from unet_batch.spec import JobSpec, TilingSpec
+from unet_batch.store.storage import Storage, canonical
 
 MAX_MODEL_BYTES = 2 << 30
 """Protobuf's own limit of one message."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from unet_batch.archive.sizes import size_of
-from unet_batch.archive.tiff_planes import Plane
+from unet_batch.decode.sizes import size_of
+from unet_batch.decode.tiff_planes import Plane
 from unet_batch.errors import ImageError, Reason
 
 JPEG = (6, 7, 33007, 34892)

@@ -5,8 +5,8 @@ Knows sizes and version texts, and nothing of the store that gave them.
 
 from __future__ import annotations
 
-from unet_batch.archive.faults import ShortReadError
 from unet_batch.errors import Changed, TooLarge
+from unet_batch.store.faults import ShortReadError
 
 
 def before(uri: str, now: str, size_bytes: int, *, version: str | None, max_bytes: int | None) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from unet_batch.archive.pages import Pixels, oriented
-from unet_batch.archive.signatures import refused
-from unet_batch.archive.tiff_chain import chain_of
-from unet_batch.archive.tiff_planes import Directories, Picture, Plane, pictures_of
-from unet_batch.archive.tiff_samples import JPEG, check_readable, samples_of
 from unet_batch.contract import ModelInput
+from unet_batch.decode.pages import Pixels, oriented
+from unet_batch.decode.signatures import refused
+from unet_batch.decode.tiff_chain import chain_of
+from unet_batch.decode.tiff_planes import Directories, Picture, Plane, pictures_of
+from unet_batch.decode.tiff_samples import JPEG, check_readable, samples_of
 from unet_batch.errors import ImageError, Reason
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, SEPARATED, YCBCR, CIELAB = 0, 1, 2, 3, 5, 6, 8

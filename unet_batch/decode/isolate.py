@@ -27,13 +27,13 @@ from typing import IO
 
 import numpy as np
 
-from unet_batch.archive.effort import address_space_bytes, processor_s
-from unet_batch.archive.pages import Page
 from unet_batch.contract import ModelInput
+from unet_batch.decode.effort import address_space_bytes, processor_s
+from unet_batch.decode.pages import Page
 from unet_batch.errors import ImageError, Reason, UnetBatchError
 from unet_batch.spec import LimitsSpec
 
-DECODER = "unet_batch.archive.decode:decode"
+DECODER = "unet_batch.decode.decode:decode"
 READY = b"ready"
 DONE = b"done"
 EXIT_OUT_OF_MEMORY = 77
@@ -109,7 +109,7 @@ class IsolatedDecoder:
         self._discard()
         paths = [os.path.abspath(path or os.curdir) for path in sys.path]
         self._child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "unet_batch.archive.isolate"],
+            [sys.executable, "-P", "-m", "unet_batch.decode.isolate"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # C decoders print there about every bad image
@@ -130,7 +130,7 @@ class IsolatedDecoder:
         self._discard()
         raise UnetBatchError(
             f"the isolated decoder {self._decoder} did not start (exit status {status}): "
-            f"run {sys.executable} -m unet_batch.archive.isolate to see why"
+            f"run {sys.executable} -m unet_batch.decode.isolate to see why"
         )
 
     def _answers(self, stream: IO[bytes]) -> Iterator[Page]:

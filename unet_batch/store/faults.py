@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeVar
 
 import tenacity
 
-from unet_batch.archive.objects import redact
 from unet_batch.errors import Changed, Denied, NotFound, NotLoggedIn, StorageError, Unavailable, UnetBatchError
+from unet_batch.store.objects import redact
 
 T = TypeVar("T")
 Retry = Callable[..., Any]

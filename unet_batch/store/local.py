@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from unet_batch.archive.conditional import ANYTHING, PIECE_BYTES, check
-from unet_batch.archive.faults import ShortReadError
-from unet_batch.archive.objects import Names, Object, path_of
 from unet_batch.errors import AlreadyExists, Changed, NotFound, Reason, TooLarge
+from unet_batch.store.conditional import ANYTHING, PIECE_BYTES, check
+from unet_batch.store.faults import ShortReadError
+from unet_batch.store.objects import Names, Object, path_of
 
 TEMPORARY = ".put-"
 """Files with this prefix are puts in flight and locks: no objects."""

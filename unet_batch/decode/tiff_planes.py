@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unet_batch.archive import tiff_series
-from unet_batch.archive.tiff_series import Role
 from unet_batch.contract import ModelInput
+from unet_batch.decode import tiff_series
+from unet_batch.decode.tiff_series import Role
 from unet_batch.errors import ImageError, Reason
 
 REDUCED, MASK = 1, 4

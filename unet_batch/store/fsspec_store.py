@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unet_batch.archive.conditional import check
-from unet_batch.archive.faults import Retry, ShortReadError
-from unet_batch.archive.objects import Names, Object, join
 from unet_batch.errors import Changed, NotFound, TooLarge
+from unet_batch.store.conditional import check
+from unet_batch.store.faults import Retry, ShortReadError
+from unet_batch.store.objects import Names, Object, join
 
 _PUTS = threading.Lock()
 

@@ -16,12 +16,12 @@ from email.utils import format_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from unet_batch.archive import pinned
-from unet_batch.archive.conditional import ANYTHING, PIECE_BYTES, once, refusals, removals, size_of
-from unet_batch.archive.faults import Retry, StatusError
-from unet_batch.archive.objects import Names, Object, split
-from unet_batch.archive.s3 import version_of
 from unet_batch.errors import JobError, NotFound
+from unet_batch.store import pinned
+from unet_batch.store.conditional import ANYTHING, PIECE_BYTES, once, refusals, removals, size_of
+from unet_batch.store.faults import Retry, StatusError
+from unet_batch.store.objects import Names, Object, split
+from unet_batch.store.s3 import version_of
 
 T = TypeVar("T")
 

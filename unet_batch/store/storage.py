@@ -17,15 +17,6 @@ from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar, cast
 
 import fsspec
 
-from unet_batch.archive.azure import AzureStore
-from unet_batch.archive.conditional import ANYTHING, check
-from unet_batch.archive.faults import meaning, retrying, translated
-from unet_batch.archive.fsspec_store import FsspecStore
-from unet_batch.archive.gcs import GcsStore
-from unet_batch.archive.local import LocalStore
-from unet_batch.archive.objects import SCHEMES, Names, Object, canonical, join, path_of, redact, scheme_of
-from unet_batch.archive.ranges import RangeFile
-from unet_batch.archive.s3 import S3Store
 from unet_batch.errors import (
     AlreadyExists,
     Changed,
@@ -40,6 +31,15 @@ from unet_batch.errors import (
     UnetBatchError,
 )
 from unet_batch.options import Options, resolve_options
+from unet_batch.store.azure import AzureStore
+from unet_batch.store.conditional import ANYTHING, check
+from unet_batch.store.faults import meaning, retrying, translated
+from unet_batch.store.fsspec_store import FsspecStore
+from unet_batch.store.gcs import GcsStore
+from unet_batch.store.local import LocalStore
+from unet_batch.store.objects import SCHEMES, Names, Object, canonical, join, path_of, redact, scheme_of
+from unet_batch.store.ranges import RangeFile
+from unet_batch.store.s3 import S3Store
 
 __all__ = ["FACTS", "Object", "Storage", "canonical", "join"]
 

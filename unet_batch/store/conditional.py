@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unet_batch.archive.faults import StatusError, meaning
 from unet_batch.errors import AlreadyExists, Conflict, TooLarge
+from unet_batch.store.faults import StatusError, meaning
 
 ANYTHING = "anything"
 """Expect nothing: an unconditional put. None expects that no object is there; any other text, that version."""

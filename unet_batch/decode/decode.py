@@ -16,12 +16,12 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from unet_batch.archive.exif import orientation_of
-from unet_batch.archive.pages import NpyReader, Page, Pixels, Reader, oriented, to_channels
-from unet_batch.archive.signatures import format_of, refused
-from unet_batch.archive.sizes import size_of
-from unet_batch.archive.tiff import TiffReader
 from unet_batch.contract import ModelInput
+from unet_batch.decode.exif import orientation_of
+from unet_batch.decode.pages import NpyReader, Page, Pixels, Reader, oriented, to_channels
+from unet_batch.decode.signatures import format_of, refused
+from unet_batch.decode.sizes import size_of
+from unet_batch.decode.tiff import TiffReader
 from unet_batch.errors import ImageError, Reason
 from unet_batch.spec import LimitsSpec
 

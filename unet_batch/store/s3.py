@@ -12,11 +12,11 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from unet_batch.archive import pinned
-from unet_batch.archive.conditional import ANYTHING, refusals, removals, size_of
-from unet_batch.archive.faults import Retry
-from unet_batch.archive.objects import Names, Object, split
 from unet_batch.errors import Conflict
+from unet_batch.store import pinned
+from unet_batch.store.conditional import ANYTHING, refusals, removals, size_of
+from unet_batch.store.faults import Retry
+from unet_batch.store.objects import Names, Object, split
 
 SINGLE_PUT_BYTES = 5 << 30
 """Largest body of one PutObject (S3 user guide, "Uploading objects")."""

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from unet_batch.archive import pinned
-from unet_batch.archive.conditional import ANYTHING, once, refusals, removals, size_of
-from unet_batch.archive.faults import Retry, StatusError
-from unet_batch.archive.objects import Names, Object, split
 from unet_batch.errors import NotFound
+from unet_batch.store import pinned
+from unet_batch.store.conditional import ANYTHING, once, refusals, removals, size_of
+from unet_batch.store.faults import Retry, StatusError
+from unet_batch.store.objects import Names, Object, split
 
 T = TypeVar("T")
 
