@@ -26,7 +26,7 @@ LAYERS = [
     ["planning"],
     ["job"],
     ["on_ray"],
-    ["workbench"],
+    ["workbench", "architectures"],
     ["review", "report_page"],
     ["reference", "terminal"],
     ["command"],
@@ -39,8 +39,8 @@ LAYERS = [
 
 OWNERS = {
     "ray": {"job/forwarded.py", "job/ray_executor.py", "job/ray_nodes.py", "job/ray_start.py", "job/submit.py"},
-    "onnxruntime": {"model/onnxruntime_session.py", "model/plain_session.py", "model/quantize_graph.py"},
-    "openvino": {"model/openvino_session.py"},
+    "onnxruntime": {"session/onnxruntime_session.py", "session/plain_session.py", "workbench/quantize_graph.py"},
+    "openvino": {"session/openvino_session.py"},
     "fsspec": {"store/storage.py"},
     "s3fs": set(),
     "gcsfs": set(),
@@ -53,7 +53,7 @@ OWNERS = {
     "tenacity": {"store/faults.py"},
     "click": {"cli.py", "command.py", "command_cluster.py", "command_model.py", "command_report.py", "command_run.py"},
     "jinja2": {"report_page.py"},
-    "yaml": {"strict.py", "model/contract.py", "model/export_contract.py", "model/pack.py"},
+    "yaml": {"strict.py", "model/contract.py", "workbench/export/contract.py", "workbench/packing/pack.py"},
 }
 """Foreign libraries and the only modules that import them."""
 
@@ -174,7 +174,7 @@ def test_the_architecture_page_names_every_module():
     assert on_the_page((PACKAGE / "ARCHITECTURE.md").read_text()) == in_the_package()
 
 
-@pytest.mark.parametrize("name", ["job/run.py", "command.py", "model/pack.py"])
+@pytest.mark.parametrize("name", ["job/run.py", "command.py", "workbench/packing/pack.py"])
 def test_a_module_is_not_found_inside_the_name_of_another_one(name):
     """`run` is in `run_records`: a page without `job/run.py` lacks it nevertheless."""
     page = (PACKAGE / "ARCHITECTURE.md").read_text()

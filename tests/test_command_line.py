@@ -138,7 +138,7 @@ def test_a_relative_path_says_in_which_folder_it_begins(project, monkeypatch, ov
 )
 def test_a_factory_that_names_a_file_is_told_its_module(factory, said):
     """Before anything is imported, and where PyTorch is missing."""
-    from unet_batch.model.export_network import build
+    from unet_batch.workbench.export.network import build
 
     with pytest.raises(JobError, match=re.escape(said)):
         build(factory, {})

@@ -11,8 +11,8 @@ import click
 
 from unet_batch.command import SET_HELP, WINDOW_HELP, finish
 from unet_batch.errors import ExitCode, JobError, ModelRefused
-from unet_batch.model.export_arguments import NORMALIZE_FORMS
 from unet_batch.spec import TilingSpec
+from unet_batch.workbench.export.arguments import NORMALIZE_FORMS
 
 
 @click.group()
@@ -65,10 +65,10 @@ def export(
 
     What nothing in a network says is asked for on a terminal; without it the file has no contract.
     """
-    from unet_batch.model.export import ExportSpec
-    from unet_batch.model.export import export as export_network
-    from unet_batch.model.export_arguments import parse_args, parse_input, parse_normalize
-    from unet_batch.model.export_contract import contract_path, contract_text
+    from unet_batch.workbench.export.arguments import parse_args, parse_input, parse_normalize
+    from unet_batch.workbench.export.contract import contract_path, contract_text
+    from unet_batch.workbench.export.export import ExportSpec
+    from unet_batch.workbench.export.export import export as export_network
 
     input_chw = parse_input(input_text)
     if normalize is None and sys.stdin.isatty():
@@ -111,10 +111,10 @@ def export(
 @click.option("--size", metavar="HxW", help="Tile to count for, where the model takes any size.")
 def inspect(path: str, size: str | None) -> None:
     """Say what a model takes and returns, what it costs, and what a contract would have to say."""
-    from unet_batch.model.inspect import inspect as inspect_model
-    from unet_batch.model.inspect_text import render
     from unet_batch.store.storage import Storage, canonical
     from unet_batch.terminal import console
+    from unet_batch.workbench.inspect import inspect as inspect_model
+    from unet_batch.workbench.inspect_text import render
 
     uri = canonical(path)
     found = inspect_model(Storage().read(uri), uri, tile_hw=None if size is None else _size(size))
@@ -132,10 +132,10 @@ def inspect(path: str, size: str | None) -> None:
 @click.option("--post/--no-post", default=True, show_default=True, help="Labels out, instead of scores.")
 def pack(path: str, out: Path, contract: str | None, source: Any, **parts: bool) -> None:
     """Put preprocessing and the decision into the graph, proven to give the same labels."""
-    from unet_batch.model.files import replace_file
-    from unet_batch.model.files_of_job import model_at
-    from unet_batch.model.pack import PackSpec
-    from unet_batch.model.pack import pack as pack_model
+    from unet_batch.session.model_files import model_at
+    from unet_batch.workbench.files import replace_file
+    from unet_batch.workbench.packing.pack import PackSpec
+    from unet_batch.workbench.packing.pack import pack as pack_model
 
     data, found = model_at(path, contract, TilingSpec())
     packed = pack_model(data, found, PackSpec(source_dtype=source, **parts))
@@ -177,16 +177,16 @@ def quantize(
     table: bool,
 ) -> None:
     """Quantise a job's model with images of its archive; layers stay fp32 until its `check` would agree."""
+    from unet_batch.gate.parity import Tolerance
     from unet_batch.job.prepare import prepare
-    from unet_batch.job.sample import archive_tiles
     from unet_batch.job.survey import window_of
-    from unet_batch.model.engines import file_precision
-    from unet_batch.model.files import replace_file
-    from unet_batch.model.parity import Tolerance
-    from unet_batch.model.quantize import QuantizeSpec, rows
-    from unet_batch.model.quantize import quantize as quantize_model
+    from unet_batch.session.engines import file_precision
     from unet_batch.spec import load_job
     from unet_batch.terminal import print_table
+    from unet_batch.workbench.files import replace_file
+    from unet_batch.workbench.quantize import QuantizeSpec, rows
+    from unet_batch.workbench.quantize import quantize as quantize_model
+    from unet_batch.workbench.sample import archive_tiles
 
     spec = load_job(job, overrides)
     # The source is calibrated here and not judged: it needs no reference, whatever it holds.
@@ -202,7 +202,7 @@ def quantize(
     heading, *lines = rows(made.report)
     print_table("against fp32, on tiles that it was not calibrated with", heading, lines)
     if table and kind == "int8":
-        from unet_batch.model import variants
+        from unet_batch.workbench import variants
 
         ways = variants.variants(prepared.model_bytes, made.data)
         figures = variants.measure(ways, prepared.model, list(sample.tiles_nhwc[2::3]))
@@ -232,12 +232,12 @@ def tune(
     remember: bool,
 ) -> None:
     """Measure batch sizes, threads and engines on this machine, and keep what a job's ladder would find."""
-    from unet_batch.model import tune as tuning
-    from unet_batch.model.engines import file_precision
-    from unet_batch.model.files_of_job import model_at
-    from unet_batch.model.ladder import LadderMemory
+    from unet_batch.session.engines import file_precision
+    from unet_batch.session.ladder import LadderMemory
+    from unet_batch.session.model_files import model_at
     from unet_batch.spec import Precision, SessionSpec
     from unet_batch.terminal import print_table
+    from unet_batch.workbench import tune as tuning
 
     data, found = model_at(path, contract, TilingSpec())
     precision = cast(Precision, file_precision(data, path))
@@ -263,12 +263,12 @@ def tune(
 @click.option("--window", metavar="A..B", help=WINDOW_HELP)
 def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
     """Hold a job's session against a trusted one on images of its archive, as every run does before its first unit."""
-    from unet_batch.job.diagnosis import check_job
     from unet_batch.job.prepare import prepare
     from unet_batch.job.survey import window_of
-    from unet_batch.model.peak import crash_message
-    from unet_batch.model.tune import tile_of
     from unet_batch.spec import load_job
+    from unet_batch.workbench.diagnosis import check_job
+    from unet_batch.workbench.peak import crash_message
+    from unet_batch.workbench.tune import tile_of
 
     spec = load_job(job, overrides)
     if spec.model.engine != "onnxruntime" and spec.model.ensemble is None:
@@ -320,10 +320,10 @@ def _size(text: str) -> tuple[int, int]:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
 def doctor(job: str | None, overrides: tuple[str, ...]) -> None:
     """Say what this machine can run, why not the rest, and whether a job's stores and model are in order."""
-    from unet_batch.job.diagnosis import diagnose_job
-    from unet_batch.model.doctor import diagnose, machine
     from unet_batch.spec import load_job
     from unet_batch.terminal import print_table
+    from unet_batch.workbench.diagnosis import diagnose_job
+    from unet_batch.workbench.doctor import diagnose, machine
 
     here = machine()
     findings = diagnose()

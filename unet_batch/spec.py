@@ -27,7 +27,7 @@ MAX_JOB_FILE_BYTES = 1 << 20
 Engine = Literal["onnxruntime", "openvino"]
 ProviderName = Literal["cpu", "cuda", "tensorrt"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
-"""Each of these three has its rows in the one table, `model/engines.py`."""
+"""Each of these three has its rows in the one table, `session/engines.py`."""
 EXECUTION_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
 
 

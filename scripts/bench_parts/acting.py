@@ -23,10 +23,10 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT)]
 
 from unet_batch.model.model import Model  # noqa: E402
-from unet_batch.model.opening import open_session  # noqa: E402
-from unet_batch.model.session import Device  # noqa: E402
-from unet_batch.model.variants import Variant  # noqa: E402
+from unet_batch.session.opening import open_session  # noqa: E402
+from unet_batch.session.session import Device  # noqa: E402
 from unet_batch.spec import SessionSpec  # noqa: E402
+from unet_batch.workbench.variants import Variant  # noqa: E402
 
 BATCH_PX = 1 << 18
 """Pixels of a batch: 4 tiles of 256², one of 1024²."""

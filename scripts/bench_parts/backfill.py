@@ -194,7 +194,7 @@ def faulty(
 def counted_sessions() -> Iterator[Counter[int]]:
     """Sessions that workers open meanwhile, by process."""
     from unet_batch.job import worker
-    from unet_batch.model.opening import open_session
+    from unet_batch.session.opening import open_session
 
     opened: Counter[int] = Counter()
 

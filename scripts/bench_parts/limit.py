@@ -25,11 +25,11 @@ from unet_batch.imaging.postprocess import reduce
 from unet_batch.imaging.preprocess import fit, normalize
 from unet_batch.imaging.tiling import Box
 from unet_batch.job.prepare import prepare
-from unet_batch.model.batching import Batcher, Tile
-from unet_batch.model.ladder import LadderMemory
-from unet_batch.model.opening import open_session
-from unet_batch.model.session import Device
 from unet_batch.records import Source
+from unet_batch.session.batching import Batcher, Tile
+from unet_batch.session.ladder import LadderMemory
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device
 from unet_batch.spec import CheckSpec, InputSpec, JobSpec, ModelSpec, OutputSpec
 from unet_batch.table.rows import Provenance, prediction_row, to_table
 

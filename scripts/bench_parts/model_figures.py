@@ -27,21 +27,21 @@ import numpy.typing as npt
 import yaml
 from acting import Actor, acting, batch_of
 
+from unet_batch.gate.parity import Parity, Tolerance
 from unet_batch.imaging.preprocess import normalize, whole
 from unet_batch.job.prepare import prepare
-from unet_batch.job.sample import archive_tiles
 from unet_batch.job.survey import window_of
 from unet_batch.model.contract import METADATA_KEY
-from unet_batch.model.files_of_job import model_at
 from unet_batch.model.graph import metadata, read
 from unet_batch.model.model import Model
-from unet_batch.model.opening import open_session
-from unet_batch.model.pack import PackSpec, pack
-from unet_batch.model.parity import Parity, Tolerance
-from unet_batch.model.quantize import QuantizeSpec, quantize
-from unet_batch.model.session import Device
-from unet_batch.model.variants import Variant, variants
+from unet_batch.session.model_files import model_at
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device
 from unet_batch.spec import JobSpec, SessionSpec, TilingSpec
+from unet_batch.workbench.packing.pack import PackSpec, pack
+from unet_batch.workbench.quantize import QuantizeSpec, quantize
+from unet_batch.workbench.sample import archive_tiles
+from unet_batch.workbench.variants import Variant, variants
 
 PARTS = Path(__file__).parent
 ROOT = PARTS.parents[1]

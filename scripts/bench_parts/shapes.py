@@ -1,6 +1,6 @@
 """A U-Net whose masks mean something, and pictures for it: red discs and blue squares drawn into photographs.
 
-The 1.9 M U-Net of `unet_batch.model.architectures`, three channels, 256², trained for some minutes on two cores until
+The 1.9 M U-Net of `unet_batch.architectures`, three channels, 256², trained for some minutes on two cores until
 it finds them. What fewer bits or fewer channels do to masks cannot be seen on random weights, where every rounding
 flips some label. Needs PyTorch (the extra `export`).
 """
@@ -21,7 +21,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT)]
 
 CLASSES = ("background", "disc", "square")
-FACTORY = "unet_batch.model.architectures:unet"
+FACTORY = "unet_batch.architectures:unet"
 ARGUMENTS = {"in_channels": 3, "classes": 3, "base": 16}
 SIDE_PX, CROP_PX = 256, 128
 COLORS = np.array([[200, 60, 50], [50, 80, 200]])
@@ -77,7 +77,7 @@ def train(folder: Path, weights: Path, *, steps: int = STEPS, seed: int = 0) -> 
     """Trains on crops and writes the state dict; returns the loss, averaged over the last fiftieth of the steps."""
     import torch
 
-    from unet_batch.model.architectures import unet
+    from unet_batch.architectures import unet
 
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
@@ -114,7 +114,7 @@ def train(folder: Path, weights: Path, *, steps: int = STEPS, seed: int = 0) -> 
 def make(folder: Path, path: Path, *, steps: int = STEPS) -> Path:
     """The trained model as a verified ONNX file with its contract inside; trained once, then found."""
     from unet_batch.contract import Unit
-    from unet_batch.model.export import ExportSpec, export
+    from unet_batch.workbench.export.export import ExportSpec, export
 
     if not path.exists():
         weights = path.with_suffix(".pt")

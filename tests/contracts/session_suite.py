@@ -16,9 +16,9 @@ import pytest
 
 from unet_batch.contract import Contract
 from unet_batch.errors import OutOfMemory, SessionBroken, ShapeMismatch
-from unet_batch.model.engines import TABLE
 from unet_batch.model.model import Model
-from unet_batch.model.session import Session, check_tiles, warm
+from unet_batch.session.engines import TABLE
+from unet_batch.session.session import Session, check_tiles, warm
 
 SCORED = Contract()
 THRESHOLD = Model(

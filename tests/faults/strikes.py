@@ -26,7 +26,6 @@ from unet_batch.contract import ModelInput
 from unet_batch.decode.decode import Page
 from unet_batch.errors import ProviderMissing, SessionBroken, UnetBatchError
 from unet_batch.job import actors
-from unet_batch.job.lease import Leases
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.prepare import prepare
 from unet_batch.job.run import run
@@ -34,6 +33,7 @@ from unet_batch.job.survey import window_of
 from unet_batch.spec import LimitsSpec, load_job
 from unet_batch.store.local import LocalStore
 from unet_batch.store.objects import Object
+from unet_batch.table.lease import Leases
 
 NAME = "strikes:decode"
 VARIABLE = "STRIKE"
@@ -59,7 +59,7 @@ POINTS: dict[str, tuple[str, str, str]] = {
     "after the put of the rows": (_STORAGE + "replace", "after", "/predictions/"),
     "before the lease ends": (_STORAGE + "delete", "before", "/_work/leases/"),
     "before the record ends": (_STORAGE + "put", "before", "/_work/runs/"),
-    "a batch": ("unet_batch.model.onnxruntime_session:OnnxRuntimeSession.run", "before", ""),
+    "a batch": ("unet_batch.session.onnxruntime_session:OnnxRuntimeSession.run", "before", ""),
     "a part has arrived": ("unet_batch.job.publisher:Publisher.arrived", "before", ""),
 }
 """Name to the function, whether before or after its call, and a text that one of its arguments holds."""

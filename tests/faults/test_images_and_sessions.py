@@ -19,7 +19,7 @@ from strikes import HOG
 from unet_batch.errors import ModelFailed, NeedsAction, OutOfMemory, SessionBroken
 from unet_batch.job import worker
 from unet_batch.model.model import Model
-from unet_batch.model.session import Array, Session
+from unet_batch.session.session import Array, Session
 
 pytestmark = pytest.mark.slow
 

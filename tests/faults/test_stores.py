@@ -17,7 +17,6 @@ import tenacity.nap
 from faulty import digest
 
 from unet_batch.errors import Incomplete, JobError
-from unet_batch.job.lease import Leases, read_lease
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.survey import window_of
 from unet_batch.job.sweep import sweep
@@ -26,6 +25,7 @@ from unet_batch.store.conditional import ANYTHING
 from unet_batch.store.faults import ShortReadError
 from unet_batch.store.local import LocalStore
 from unet_batch.table import publish
+from unet_batch.table.lease import Leases, read_lease
 
 DAY, NAME = "2026/11/21", "2026-11-21"
 IMAGES, UNIT = 6, 2

@@ -13,7 +13,7 @@ import pytest
 from faulty import Faulty, Reader, digest, ended, stopped, until
 from strikes import Strike
 
-from unet_batch.job.lease import Leases
+from unet_batch.table.lease import Leases
 
 pytestmark = pytest.mark.slow
 

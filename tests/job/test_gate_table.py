@@ -21,12 +21,12 @@ from PIL import Image
 from project_fixture import SIZE, Project
 
 from unet_batch.errors import UnetBatchError
-from unet_batch.job.diagnosis import check_job
 from unet_batch.job.survey import window_of
-from unet_batch.model import processor
-from unet_batch.model.files_of_job import model_at
-from unet_batch.model.pack import PackSpec, pack
+from unet_batch.session import processor
+from unet_batch.session.model_files import model_at
 from unet_batch.spec import TilingSpec
+from unet_batch.workbench.diagnosis import check_job
+from unet_batch.workbench.packing.pack import PackSpec, pack
 
 DAY = "2026/11/21"
 NOT_JUDGED = "cannot judge"

@@ -15,10 +15,10 @@ import pytest
 from project_fixture import last_json
 
 from unet_batch.errors import Held
-from unet_batch.job import lease as lease_module
-from unet_batch.job.lease import Lease, Leases, read_lease
 from unet_batch.store.storage import Storage
+from unet_batch.table import lease as lease_module
 from unet_batch.table.layout import Layout
+from unet_batch.table.lease import Lease, Leases, read_lease
 
 DAY, NAME = "2026/11/21", "date=2026-11-21"
 
@@ -61,7 +61,7 @@ def test_an_expired_lease_is_taken_over(store, layout):
 def test_the_lease_of_a_process_that_is_gone_blocks_nobody_on_its_machine(store, layout, tmp_path):
     """A killed run is resumed at once, not after minutes."""
     code = (
-        "import sys;from unet_batch.store.storage import Storage;from unet_batch.job.lease import Leases;"
+        "import sys;from unet_batch.store.storage import Storage;from unet_batch.table.lease import Leases;"
         "from unet_batch.table.layout import Layout;"
         "Leases(Storage(), Layout(sys.argv[1]), 'dead', 3600).take(sys.argv[2])"
     )

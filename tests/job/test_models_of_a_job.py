@@ -20,7 +20,7 @@ from project_fixture import SIZE, last_json
 from unet_batch.errors import ContractError, JobError, UnetBatchError
 from unet_batch.job.plan import place
 from unet_batch.job.worker import Settings, build_infer
-from unet_batch.model.session import Device
+from unet_batch.session.session import Device
 from unet_batch.spec import ResourcesSpec
 
 DAY, NAME = "2026/11/21", "2026-11-21"
@@ -147,7 +147,7 @@ def test_an_ensemble_on_the_command_line(project) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_job_on_openvino_says_so_in_its_rows(project, precision: str) -> None:
     """The masks are those of ONNX Runtime; the rows name engine and precision; the fingerprint is another."""
-    from unet_batch.model.doctor import machine
+    from unet_batch.workbench.doctor import machine
 
     if precision == "bf16" and not machine().bf16:
         pytest.skip("this processor has no bf16")

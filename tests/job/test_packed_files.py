@@ -20,15 +20,15 @@ from unet_batch.errors import ContractError, ModelRefused
 from unet_batch.imaging.tiling import grid
 from unet_batch.job.worker import Settings, build_infer, build_load
 from unet_batch.model.contract import resolve
-from unet_batch.model.files_of_job import read_model
 from unet_batch.model.graph import metadata
-from unet_batch.model.graph_edit import set_metadata
 from unet_batch.model.model import Model
-from unet_batch.model.opening import open_session
-from unet_batch.model.pack import PackSpec, pack
 from unet_batch.model.packed import PACK_KEY
-from unet_batch.model.session import Device
+from unet_batch.session.model_files import read_model
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device
 from unet_batch.spec import SessionSpec, TilingSpec
+from unet_batch.workbench.graph_edit import set_metadata
+from unet_batch.workbench.packing.pack import PackSpec, pack
 
 DAY, NAME = "2026/11/21", "2026-11-21"
 SIDE = 32

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from project_fixture import last_json, png
 
-from unet_batch.job.lease import Leases
 from unet_batch.job.survey import window_of
 from unet_batch.job.sweep import sweep
 from unet_batch.store import local
+from unet_batch.table.lease import Leases
 
 DAY, NAME = "2026/11/21", "2026-11-21"
 

@@ -9,8 +9,8 @@ from unet_batch.contract import Contract
 from unet_batch.imaging.postprocess import Prediction, reduce
 from unet_batch.imaging.preprocess import LARGEST, Geometry, normalize
 from unet_batch.model.contract import resolve
-from unet_batch.model.files_of_job import read_model
 from unet_batch.model.model import Model
+from unet_batch.session.model_files import read_model
 from unet_batch.spec import TilingSpec
 
 

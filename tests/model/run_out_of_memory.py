@@ -38,9 +38,9 @@ def main(engine: str, kept_mib: int) -> None:
 
     from unet_batch.errors import OutOfMemory
     from unet_batch.model.contract import resolve
-    from unet_batch.model.files_of_job import read_model
-    from unet_batch.model.opening import open_session
-    from unet_batch.model.session import Device
+    from unet_batch.session.model_files import read_model
+    from unet_batch.session.opening import open_session
+    from unet_batch.session.session import Device
     from unet_batch.spec import SessionSpec, TilingSpec
 
     tiny = unet_model(128, base=16, levels=2)

@@ -11,7 +11,7 @@ from models import unet_model
 from unet_batch.errors import JobError
 
 torch = pytest.importorskip("torch")
-architectures = pytest.importorskip("unet_batch.model.architectures")
+architectures = pytest.importorskip("unet_batch.architectures")
 
 pytestmark = pytest.mark.oracle
 
@@ -121,7 +121,7 @@ def test_wrong_arguments_are_a_sentence(name: str, args: dict[str, Any]) -> None
 
 def test_without_pytorch_the_import_says_what_to_install() -> None:
     """One sentence with the extra, in a process where torch cannot be imported."""
-    code = "import sys; sys.modules['torch'] = None; import unet_batch.model.architectures"
+    code = "import sys; sys.modules['torch'] = None; import unet_batch.architectures"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert last == ("ImportError: unet_batch.model.architectures needs PyTorch: run `pip install unet-batch[export]`")
+    assert last == ("ImportError: unet_batch.architectures needs PyTorch: run `pip install unet-batch[export]`")

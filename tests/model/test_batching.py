@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from models import threshold_model
 
 from unet_batch.errors import OutOfMemory, SessionBroken
-from unet_batch.model.batching import Batcher, BatchStats, Tile
 from unet_batch.model.contract import resolve
-from unet_batch.model.files_of_job import read_model
-from unet_batch.model.ladder import LadderMemory, sizes_up_to
-from unet_batch.model.opening import open_session
-from unet_batch.model.session import Device
+from unet_batch.session.batching import Batcher, BatchStats, Tile
+from unet_batch.session.ladder import LadderMemory, sizes_up_to
+from unet_batch.session.model_files import read_model
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device
 from unet_batch.spec import SessionSpec, TilingSpec
 
 BOX = None  # a batch never looks at a tile's place

@@ -8,8 +8,8 @@ import pytest
 from networks import Network
 from onnx import load_from_string
 
-from unet_batch.model.cost import Cost, cost
 from unet_batch.model.shapes import Sized, shapes
+from unet_batch.workbench.cost import Cost, cost
 
 
 def cost_of(model, dims=(1, 3, 8, 8), name="image") -> Cost:

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unet_batch.model.divergence import WRONG, captured_otherwise, first_divergence
-from unet_batch.model.export_check import random_images
-from unet_batch.model.export_graph import Captured, capture
-from unet_batch.model.export_network import build, outputs_by_module
+from unet_batch.workbench.export.check import random_images
+from unet_batch.workbench.export.divergence import WRONG, captured_otherwise, first_divergence
+from unet_batch.workbench.export.graph import Captured, capture
+from unet_batch.workbench.export.network import build, outputs_by_module
 
 onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
@@ -28,7 +28,7 @@ def captured(factory: str, **args: Any) -> tuple[Any, Captured]:
 
 @pytest.fixture(scope="module")
 def attention() -> Captured:
-    return captured("unet_batch.model.architectures:attention_unet", base=4, depth=2)[1]
+    return captured("unet_batch.architectures:attention_unet", base=4, depth=2)[1]
 
 
 @pytest.fixture(scope="module")

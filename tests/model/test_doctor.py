@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from unet_batch.errors import ProviderMissing
-from unet_batch.model import doctor as owner
-from unet_batch.model.doctor import diagnose, machine
-from unet_batch.model.engines import TABLE
+from unet_batch.session.engines import TABLE
+from unet_batch.workbench import doctor as owner
+from unet_batch.workbench.doctor import diagnose, machine
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from unet_batch.errors import ContractError, JobError
 from unet_batch.model.contract import resolve
-from unet_batch.model.engines import (
+from unet_batch.model.model import Model
+from unet_batch.session.engines import (
     TABLE,
     check_choice,
     check_file,
@@ -25,8 +26,7 @@ from unet_batch.model.engines import (
     on_cpu,
     on_gpu,
 )
-from unet_batch.model.files_of_job import read_model
-from unet_batch.model.model import Model
+from unet_batch.session.model_files import read_model
 from unet_batch.spec import Engine, ModelSpec, Precision, ProviderName, SessionSpec, TilingSpec, load_job
 from unet_batch.strict import validate
 

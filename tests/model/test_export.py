@@ -11,16 +11,16 @@ import pytest
 
 from unet_batch.contract import Contract, MeanStd, Unit
 from unet_batch.errors import JobError, ModelRefused, UnetBatchError
+from unet_batch.gate.parity import Tolerance
 from unet_batch.model.contract import METADATA_KEY, find_contract, resolve
-from unet_batch.model.export import PROVENANCE_KEY, ExportReport, ExportSpec, export, report_path
-from unet_batch.model.export_arguments import parse_args, parse_input
-from unet_batch.model.export_check import random_images, verify
-from unet_batch.model.export_graph import capture
-from unet_batch.model.export_network import build
-from unet_batch.model.files_of_job import read_model
-from unet_batch.model.parity import Tolerance
+from unet_batch.session.model_files import read_model
 from unet_batch.spec import TilingSpec
 from unet_batch.strict import parse_yaml, validate
+from unet_batch.workbench.export.arguments import parse_args, parse_input
+from unet_batch.workbench.export.check import random_images, verify
+from unet_batch.workbench.export.export import PROVENANCE_KEY, ExportReport, ExportSpec, export, report_path
+from unet_batch.workbench.export.graph import capture
+from unet_batch.workbench.export.network import build
 
 onnx = pytest.importorskip("onnx")
 torch = pytest.importorskip("torch")
@@ -97,7 +97,7 @@ def test_plain_onnx_runtime_gives_pytorch_s_logits_at_any_batch_and_size(out: Pa
 @pytest.mark.parametrize("name", ["unet", "unet_plus_plus", "attention_unet"])
 def test_our_own_architectures_export_with_every_axis_open(out: Path, name: str) -> None:
     """Their multiple is 2^depth, and no batch normalisation is left."""
-    report = exported(f"unet_batch.model.architectures:{name}", out, args={"base": 4, "depth": 2}, any_size=True)
+    report = exported(f"unet_batch.architectures:{name}", out, args={"base": 4, "depth": 2}, any_size=True)
     assert report.contract.input.multiple == 4
     assert (report.input_shape, report.output_shape) == (
         ("batch", 1, "height", "width"),
@@ -392,7 +392,7 @@ def test_batch_normalisation_before_a_convolution_stays_and_is_noted(out: Path) 
         ("lazy", {}, "export_networks:lazy() returned a network that cannot be float32 on the CPU"),
         ("fails", {}, "export_networks:fails() failed: ValueError: no such backbone"),
         ("sized", {"args": {"depth": 3}}, "export_networks:sized(depth=3) failed: TypeError"),
-        ("unet_batch.model.architectures:unet", {"args": {"up": "nearest"}}, "up is 'nearest'"),
+        ("unet_batch.architectures:unet", {"args": {"up": "nearest"}}, "up is 'nearest'"),
         ("small", {"opset": 11}, "opset 11 is not supported: write one of 16 to 25"),
         ("small", {"input_chw": (1, 0, 32)}, "the input 1x0x32 has an empty axis"),
         ("small", {"classes": ("a", "a", "b")}, "classes must be named, each once"),
@@ -421,7 +421,7 @@ def test_a_module_of_the_current_folder_is_found(tmp_path: Path) -> None:
     """As a person calls it from their own project, in a process of its own; nothing of PyTorch's is printed."""
     (tmp_path / "mine.py").write_text("import torch\ndef net(k): return torch.nn.Conv2d(1, k, 3, padding=1)\n")
     code = (
-        "from pathlib import Path; from unet_batch.model.export import ExportSpec, export; "
+        "from pathlib import Path; from unet_batch.workbench.export.export import ExportSpec, export; "
         "export(ExportSpec('mine:net', Path('deep/net.onnx'), (1, 16, 16), ('a', 'b'), args={'k': 2}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=False, capture_output=True, text=True)
@@ -434,7 +434,7 @@ def test_without_pytorch_the_message_says_what_to_install() -> None:
     """The module itself can be imported, because the command line does so for its help."""
     code = (
         "import sys; sys.modules['torch'] = None; from pathlib import Path\n"
-        "from unet_batch.model.export import ExportSpec, export\n"
+        "from unet_batch.workbench.export.export import ExportSpec, export\n"
         "export(ExportSpec('m:f', Path('n.onnx'), (1, 8, 8), ('a', 'b')))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

@@ -6,7 +6,7 @@ import pytest
 
 from unet_batch.contract import MeanStd, ModelInput, Percentile, Raw, Scale, Unit, ZScore
 from unet_batch.errors import JobError
-from unet_batch.model.export_arguments import IMAGENET, parse_normalize
+from unet_batch.workbench.export.arguments import IMAGENET, parse_normalize
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from models import unet_model
 
 from unet_batch.errors import JobError, ModelRefused, UnetBatchError
-from unet_batch.model.export_weights import load_weights
+from unet_batch.workbench.export.weights import load_weights
 
 torch = pytest.importorskip("torch")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from unet_batch.errors import ContractError, ModelFailed, OutOfMemory, ProviderMissing, SessionBroken, ShapeMismatch
-from unet_batch.model.failures import cannot_open, cannot_run
+from unet_batch.session.failures import cannot_open, cannot_run
 
 NO_MEMORY = [
     "Failed to allocate memory for requested buffer of size 33554432",

@@ -9,7 +9,8 @@ import pytest
 from onnx import TensorProto, helper, load_from_string
 
 from unet_batch.errors import ModelRefused
-from unet_batch.model import graph, graph_edit
+from unet_batch.model import graph
+from unet_batch.workbench import graph_edit
 
 
 def session_of(model) -> ort.InferenceSession:

@@ -19,12 +19,12 @@ from test_graph import PLAIN, hidden, model_of
 
 from unet_batch.errors import ModelRefused, ShapeMismatch
 from unet_batch.model.contract import METADATA_KEY, find_contract, resolve
-from unet_batch.model.files_of_job import read_model
-from unet_batch.model.graph_edit import set_metadata
-from unet_batch.model.inspect import NOT_ON_CUDA, inspect
-from unet_batch.model.inspect_text import render
-from unet_batch.model.pack import PackSpec, pack
+from unet_batch.session.model_files import read_model
 from unet_batch.spec import TilingSpec
+from unet_batch.workbench.graph_edit import set_metadata
+from unet_batch.workbench.inspect import NOT_ON_CUDA, inspect
+from unet_batch.workbench.inspect_text import render
+from unet_batch.workbench.packing.pack import PackSpec, pack
 
 UNET = models.unet_model(None, 8, 3)
 

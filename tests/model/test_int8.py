@@ -12,15 +12,15 @@ from onnx import numpy_helper
 
 from unet_batch.contract import Contract
 from unet_batch.errors import ProviderMissing
-from unet_batch.model import processor
+from unet_batch.gate.parity import Tolerance
 from unet_batch.model.contract import resolve
-from unet_batch.model.files_of_job import read_model
-from unet_batch.model.int8 import wide_weights
-from unet_batch.model.opening import open_session
-from unet_batch.model.parity import Tolerance
-from unet_batch.model.quantize import QUANTIZE_KEY, QuantizeSpec, quantize
-from unet_batch.model.session import Device
+from unet_batch.session import processor
+from unet_batch.session.int8 import wide_weights
+from unet_batch.session.model_files import read_model
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device
 from unet_batch.spec import SessionSpec, TilingSpec
+from unet_batch.workbench.quantize import QUANTIZE_KEY, QuantizeSpec, quantize
 
 VNNI, AMX, AVX2 = "fpu avx2 avx512f avx512_vnni", "fpu avx2 amx_int8", "fpu sse4_2 avx2 fma"
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unet_batch.model.ladder import CLEAN_RUNS, Ladder, LadderKey, LadderMemory, Remembered, sizes_up_to
+from unet_batch.session.ladder import CLEAN_RUNS, Ladder, LadderKey, LadderMemory, Remembered, sizes_up_to
 
 KEY = LadderKey("a" * 64, "Fake 1", "cuda", "fp32", 256, 256)
 

@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, load_from_string, numpy_helper
 from unet_batch.contract import Contract
 from unet_batch.errors import ContractError
 from unet_batch.model.contract import METADATA_KEY, draft, find_contract, resolve
-from unet_batch.model.files_of_job import read_model
 from unet_batch.model.model import Model, ModelFile, Tensor
 from unet_batch.model.tile_size import unplaceable
+from unet_batch.session.model_files import read_model
 from unet_batch.spec import TilingSpec, parse_yaml, validate
 
 WHOLE = TilingSpec()

@@ -16,16 +16,16 @@ from model.run_out_of_memory import run_out_of_memory
 from models import TinyModel, free_model, threshold_model, unet_model
 
 from unet_batch.errors import JobError, ProviderMissing
-from unet_batch.model import gpu
-from unet_batch.model import onnxruntime_session as owner
 from unet_batch.model.contract import resolve
-from unet_batch.model.engines import find
-from unet_batch.model.files_of_job import read_model
 from unet_batch.model.model import Model
-from unet_batch.model.onnxruntime_options import cuda_options, provider_options
-from unet_batch.model.onnxruntime_session import check_installation, describe
-from unet_batch.model.opening import open_session
-from unet_batch.model.session import Device, Session
+from unet_batch.session import gpu
+from unet_batch.session import onnxruntime_session as owner
+from unet_batch.session.engines import find
+from unet_batch.session.model_files import read_model
+from unet_batch.session.onnxruntime_options import cuda_options, provider_options
+from unet_batch.session.onnxruntime_session import check_installation, describe
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device, Session
 from unet_batch.spec import SessionSpec, TilingSpec
 
 CPU = SessionSpec()

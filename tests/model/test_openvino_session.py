@@ -15,12 +15,12 @@ from models import TinyModel, threshold_model, unet_model
 from onnx import TensorProto, helper
 
 from unet_batch.errors import ContractError, ModelFailed, ProviderMissing, ShapeMismatch
-from unet_batch.model import openvino_session as owner
 from unet_batch.model.contract import resolve
-from unet_batch.model.files_of_job import read_model
 from unet_batch.model.model import Model
-from unet_batch.model.opening import open_session
-from unet_batch.model.session import Device, Session
+from unet_batch.session import openvino_session as owner
+from unet_batch.session.model_files import read_model
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device, Session
 from unet_batch.spec import Engine, Precision, SessionSpec, TilingSpec
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")

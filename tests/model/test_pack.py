@@ -18,13 +18,13 @@ from real_models import real_contract, real_model
 from unet_batch.errors import ContractError, ModelRefused
 from unet_batch.imaging.preprocess import LARGEST
 from unet_batch.model.contract import find_contract, resolve
-from unet_batch.model.files_of_job import read_model
-from unet_batch.model.graph_edit import set_metadata
-from unet_batch.model.opening import open_session
-from unet_batch.model.pack import PackSpec, pack
 from unet_batch.model.packed import PACK_KEY
-from unet_batch.model.session import Device
+from unet_batch.session.model_files import read_model
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device
 from unet_batch.spec import SessionSpec, TilingSpec
+from unet_batch.workbench.graph_edit import set_metadata
+from unet_batch.workbench.packing.pack import PackSpec, pack
 
 KINDS = [("logits", 1), ("sigmoid", 1), ("logits", 2), ("softmax", 2), ("logits", 4), ("softmax", 3)]
 

@@ -9,8 +9,8 @@ from onnx import ModelProto, helper, load_from_string, numpy_helper
 from packing import noise, resolved
 
 from unet_batch.errors import ModelRefused
-from unet_batch.model.pack import PackSpec, pack
-from unet_batch.model.pack_proof import Unpacked, prove, prove_input
+from unet_batch.workbench.packing.pack import PackSpec, pack
+from unet_batch.workbench.packing.proof import Unpacked, prove, prove_input
 
 MADE = models.threshold_model("nchw", 3, 3)
 PICTURES = [noise((32, 32, 3), seed=seed) for seed in range(2)]

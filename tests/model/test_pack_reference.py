@@ -16,15 +16,15 @@ from packing import changed, resolved
 
 from unet_batch.contract import ModelOutput
 from unet_batch.errors import ModelFailed, ModelRefused
+from unet_batch.gate.pack_reference import references, sample, synthetic, verify_references
+from unet_batch.gate.parity import Tolerance, decide, label_parity
 from unet_batch.model.graph import metadata
-from unet_batch.model.graph_edit import set_metadata
-from unet_batch.model.opening import open_session
-from unet_batch.model.pack import PackSpec, pack
-from unet_batch.model.pack_reference import references, sample, synthetic, verify_references
 from unet_batch.model.packed import PACK_KEY
-from unet_batch.model.parity import Tolerance, decide, label_parity
-from unet_batch.model.session import Device
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device
 from unet_batch.spec import SessionSpec
+from unet_batch.workbench.graph_edit import set_metadata
+from unet_batch.workbench.packing.pack import PackSpec, pack
 
 UNET = models.unet_model(64, 8, 2)
 TOLERANCE = Tolerance(max_flipped=1e-3, min_dice=0.0)

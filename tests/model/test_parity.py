@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from unet_batch.contract import ModelOutput
 from unet_batch.errors import ShapeMismatch
+from unet_batch.gate.parity import Parity, Tolerance
 from unet_batch.imaging.postprocess import reduce
 from unet_batch.imaging.preprocess import Geometry
-from unet_batch.model.parity import Parity, Tolerance
 
 THREE = ModelOutput(classes=("background", "cell", "edge"))
 ONE = ModelOutput(classes=("cell",))

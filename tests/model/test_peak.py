@@ -6,11 +6,11 @@ import pytest
 from models import unet_model
 
 from unet_batch.errors import ModelFailed
-from unet_batch.model import peak as module
 from unet_batch.model.contract import resolve
-from unet_batch.model.files_of_job import read_model
-from unet_batch.model.peak import crash_message, peak_bytes
+from unet_batch.session.model_files import read_model
 from unet_batch.spec import SessionSpec, TilingSpec
+from unet_batch.workbench import peak as module
+from unet_batch.workbench.peak import crash_message, peak_bytes
 
 SHAPE = (1, 16, 16, 3)
 

@@ -8,7 +8,7 @@ import pytest
 from onnx import load_from_string
 
 from unet_batch.errors import ContractError, ModelFailed, ShapeMismatch
-from unet_batch.model.plain_session import PlainSession
+from unet_batch.session.plain_session import PlainSession
 
 TILES = np.full((2, 3, 8, 8), 0.75, np.float32)
 

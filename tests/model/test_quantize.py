@@ -12,17 +12,17 @@ from models import threshold_model, unet_model
 from onnx import TensorProto, helper
 
 from unet_batch.errors import JobError, ModelRefused, ShapeMismatch
+from unet_batch.gate.parity import Tolerance
 from unet_batch.model import graph
 from unet_batch.model.contract import METADATA_KEY, find_contract, resolve
-from unet_batch.model.engines import file_precision
-from unet_batch.model.files_of_job import read_model
-from unet_batch.model.graph_edit import set_metadata
-from unet_batch.model.parity import Tolerance
-from unet_batch.model.quantize import QUANTIZE_KEY, QuantizeSpec, quantize, rows
-from unet_batch.model.quantize_graph import FloatGraph
-from unet_batch.model.variants import Variant, measure, variants
-from unet_batch.model.variants import rows as table_of
+from unet_batch.session.engines import file_precision
+from unet_batch.session.model_files import read_model
 from unet_batch.spec import TilingSpec
+from unet_batch.workbench.graph_edit import set_metadata
+from unet_batch.workbench.quantize import QUANTIZE_KEY, QuantizeSpec, quantize, rows
+from unet_batch.workbench.quantize_graph import FloatGraph
+from unet_batch.workbench.variants import Variant, measure, variants
+from unet_batch.workbench.variants import rows as table_of
 
 SIDE = 32
 ANYTHING = Tolerance(max_flipped=1.0, min_dice=0.0)

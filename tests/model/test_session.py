@@ -12,10 +12,10 @@ from models import TinyModel, free_model, nan_model, threshold_model, unet_model
 
 from unet_batch.errors import ContractError, JobError, ProviderMissing, ShapeMismatch
 from unet_batch.model.contract import resolve
-from unet_batch.model.files_of_job import read_model
 from unet_batch.model.model import Model
-from unet_batch.model.opening import open_session
-from unet_batch.model.session import Device, Session
+from unet_batch.session.model_files import read_model
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device, Session
 from unet_batch.spec import Engine, Precision, SessionSpec, TilingSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,8 +184,8 @@ def test_sessions_of_one_actor_share_its_memory() -> None:
 def test_importing_the_package_loads_no_engine() -> None:
     """`import unet_batch.model.*` costs neither ONNX Runtime nor OpenVINO, nor `onnx`."""
     code = (
-        "import sys, unet_batch.model.contract, unet_batch.model.session, unet_batch.model.batching\n"
-        "import unet_batch.model.ensemble, unet_batch.model.openvino_session, unet_batch.model.doctor\n"
+        "import sys, unet_batch.model.contract, unet_batch.session.session, unet_batch.session.batching\n"
+        "import unet_batch.session.ensemble, unet_batch.session.openvino_session, unet_batch.workbench.doctor\n"
         "sys.exit(bool({'onnxruntime', 'onnx', 'openvino'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -8,7 +8,7 @@ from networks import Network
 from onnx import load_from_string
 
 from unet_batch.model.shapes import shapes
-from unet_batch.model.structure import Skip, Structure, structure
+from unet_batch.workbench.structure import Skip, Structure, structure
 
 
 def structure_of(model, side=64, layout="nchw", channels=3) -> Structure:

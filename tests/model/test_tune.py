@@ -8,17 +8,17 @@ import pytest
 from models import unet_model
 
 from unet_batch.errors import JobError, OutOfMemory, ProviderMissing
-from unet_batch.model import tune as module
-from unet_batch.model.batching import Batcher
 from unet_batch.model.contract import resolve
-from unet_batch.model.doctor import Machine
-from unet_batch.model.files_of_job import read_model
-from unet_batch.model.ladder import Ladder, LadderKey, LadderMemory
-from unet_batch.model.opening import open_session
-from unet_batch.model.session import Device
-from unet_batch.model.tune import Point, Profile, remember, tune
-from unet_batch.model.variants import interleaved
+from unet_batch.session.batching import Batcher
+from unet_batch.session.ladder import Ladder, LadderKey, LadderMemory
+from unet_batch.session.model_files import read_model
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device
 from unet_batch.spec import SessionSpec, TilingSpec
+from unet_batch.workbench import tune as module
+from unet_batch.workbench.doctor import Machine
+from unet_batch.workbench.tune import Point, Profile, remember, tune
+from unet_batch.workbench.variants import interleaved
 
 SIDE = 16
 

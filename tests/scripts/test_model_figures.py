@@ -14,12 +14,12 @@ import pytest
 from models import unet_model
 from PIL import Image
 
+from unet_batch.gate.parity import Parity
 from unet_batch.model.contract import resolve
-from unet_batch.model.files_of_job import read_model
-from unet_batch.model.parity import Parity
-from unet_batch.model.plain_session import PlainSession
-from unet_batch.model.variants import Variant
+from unet_batch.session.model_files import read_model
+from unet_batch.session.plain_session import PlainSession
 from unet_batch.spec import TilingSpec
+from unet_batch.workbench.variants import Variant
 
 PARTS = Path(__file__).resolve().parents[2] / "scripts" / "bench_parts"
 SIDE = 32

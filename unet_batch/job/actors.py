@@ -26,8 +26,8 @@ from unet_batch.job.stages import Infer
 from unet_batch.job.starts import back_off_s
 from unet_batch.job.watchdog import Stage, Watch, of_this_process
 from unet_batch.job.worker import Settings, build_infer, build_load
-from unet_batch.model.session import Device
 from unet_batch.records import Receipt, Unit
+from unet_batch.session.session import Device
 from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
 

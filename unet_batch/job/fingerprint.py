@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from unet_batch.model.engines import fingerprint_marks
 from unet_batch.model.model import Model
+from unet_batch.session.engines import fingerprint_marks
 from unet_batch.spec import JobSpec
 from unet_batch.table.rows import SCHEMA_VERSION, SCORING_REVISION
 

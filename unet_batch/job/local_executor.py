@@ -11,8 +11,8 @@ from unet_batch.errors import AlreadyExists
 from unet_batch.job.notes import LoggedNotes
 from unet_batch.job.watchdog import of_this_process
 from unet_batch.job.worker import Settings, build_infer, build_load
-from unet_batch.model.session import Device
 from unet_batch.records import Receipt, Unit
+from unet_batch.session.session import Device
 from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from unet_batch.errors import JobError
-from unet_batch.model.engines import on_gpu
 from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, name_within, unit_id
+from unet_batch.session.engines import on_gpu
 from unet_batch.spec import JobSpec, ResourcesSpec
 from unet_batch.table.guard import ALONE, Others
 from unet_batch.table.publish import Published, generation

@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 
 from unet_batch.archive.discovery import reaches
 from unet_batch.errors import JobError
+from unet_batch.gate.reference import check_reference
 from unet_batch.job.fingerprint import fingerprint
 from unet_batch.model.against_graph import proven
-from unet_batch.model.engines import check_choice, file_precision
-from unet_batch.model.ensemble import combined_model
-from unet_batch.model.files_of_job import read_model_file, resolve_models, trusted_models
 from unet_batch.model.model import Model, ModelFile
 from unet_batch.model.packed import PACK_KEY
-from unet_batch.model.reference import check_reference
+from unet_batch.session.engines import check_choice, file_precision
+from unet_batch.session.ensemble import combined_model
+from unet_batch.session.model_files import read_model_file, resolve_models, trusted_models
 from unet_batch.spec import JobSpec
 from unet_batch.store.storage import Storage, canonical
 from unet_batch.table.layout import Layout

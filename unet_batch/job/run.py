@@ -25,9 +25,8 @@ from unet_batch.errors import (
     UnetBatchError,
     overall,
 )
+from unet_batch.gate.gate import check_unit
 from unet_batch.job.controls import Controls
-from unet_batch.job.gate import check_unit
-from unet_batch.job.lease import Leases
 from unet_batch.job.plan import PartitionPlan, Select, units, wants
 from unet_batch.job.prepare import Prepared, new_run_id
 from unet_batch.job.progress import ProgressDisplay
@@ -48,6 +47,7 @@ from unet_batch.job.survey import (
 )
 from unet_batch.job.worker import Settings
 from unet_batch.records import Receipt, Source, Unit
+from unet_batch.table.lease import Leases
 from unet_batch.table.rows import Provenance
 
 log = logging.getLogger(__name__)

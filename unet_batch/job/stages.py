@@ -26,9 +26,9 @@ from unet_batch.job.load import failure_of
 from unet_batch.job.loaded import Entry, Loaded
 from unet_batch.job.tiles import picture
 from unet_batch.job.watchdog import Step, unwatched
-from unet_batch.model.batching import Batcher, BatchStats, Tile
-from unet_batch.model.session import Session
 from unet_batch.records import Held, Receipt, Unit
+from unet_batch.session.batching import Batcher, BatchStats, Tile
+from unet_batch.session.session import Session
 from unet_batch.spec import JobSpec
 from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout

@@ -16,7 +16,6 @@ import pyarrow as pa
 
 from unet_batch.archive.window import Window
 from unet_batch.errors import NotFound, StorageError
-from unet_batch.job.lease import read_lease
 from unet_batch.job.plan import PartitionPlan
 from unet_batch.job.prepare import Prepared
 from unet_batch.job.survey import (
@@ -29,6 +28,7 @@ from unet_batch.job.survey import (
 )
 from unet_batch.records import PassedOver, Source, inventory_digest
 from unet_batch.table.guard import ALONE, Others
+from unet_batch.table.lease import read_lease
 from unet_batch.table.parts import RowKey, open_stream, read_parts, sound_keys
 from unet_batch.table.publish import generation, read_commit
 

@@ -11,17 +11,17 @@ from numpy.typing import NDArray
 
 from unet_batch.decode.isolate import DECODER
 from unet_batch.errors import ContractError
-from unet_batch.job.gate import SessionUnderTest, check_references, compare
+from unet_batch.gate.gate import SessionUnderTest, check_references, compare
 from unet_batch.job.load import Load
 from unet_batch.job.stages import Infer
 from unet_batch.job.tiles import spread_tiles
-from unet_batch.model.batching import Batcher
-from unet_batch.model.ensemble import Ensemble
-from unet_batch.model.ladder import LadderMemory
 from unet_batch.model.model import Model
-from unet_batch.model.opening import open_session
-from unet_batch.model.session import Device, Session, warm
 from unet_batch.records import Unit
+from unet_batch.session.batching import Batcher
+from unet_batch.session.ensemble import Ensemble
+from unet_batch.session.ladder import LadderMemory
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device, Session, warm
 from unet_batch.spec import JobSpec
 from unet_batch.store.storage import Storage
 from unet_batch.table.rows import Provenance

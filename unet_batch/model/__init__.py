@@ -1,1 +1,1 @@
-"""Everything about ONNX models: contracts held against files, sessions, and batches of a size that pays."""
+"""What is known of a model without running it: its graph, its contract, and whether they agree."""

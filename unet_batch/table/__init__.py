@@ -1,1 +1,1 @@
-"""Everything Parquet: the table's rows, staged parts and the one published object per partition."""
+"""What is published: names, rows, parts, leases, and the one object per partition."""

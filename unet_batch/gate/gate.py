@@ -1,0 +1,298 @@
+"""The gate: before a session scores an archive it must say what a trusted one says, on images of that archive.
+
+It runs where the session runs, because what is to be found out is what that very machine computes: in the first actor
+of each machine as in a plain loop. Verdicts are kept (`verdicts.py`), so that one machine asks once about the same
+images. A packed file must also give the labels that it gave when it was packed. An ensemble is one session.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_batch.errors import ContractError, JobError, ModelRefused, StorageError
+from unet_batch.gate.check import check, labels, picture
+from unet_batch.gate.pack_reference import digest, verify_references
+from unet_batch.gate.parity import Tolerance, decide
+from unet_batch.gate.verdicts import keep, verdict_path
+from unet_batch.imaging.encode import encode_png
+from unet_batch.imaging.postprocess import outside_of_contract
+from unet_batch.imaging.preprocess import LARGEST, normalize, whole
+from unet_batch.model.model import Model
+from unet_batch.model.packed import PACK_KEY
+from unet_batch.records import Source, Unit
+from unet_batch.session.ensemble import Ensemble
+from unet_batch.session.model_files import trusted_models
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device, Session
+from unet_batch.spec import JobSpec, SessionSpec
+from unet_batch.store.storage import Storage
+from unet_batch.table.layout import Layout
+
+log = logging.getLogger(__name__)
+
+
+def needed(job: JobSpec) -> bool:
+    """Whether this job's session is not the trusted one: fp32 in ONNX Runtime on the CPU."""
+    trusted = job.model.engine == "onnxruntime" and job.session.providers == ("cpu",) and job.model.precision == "fp32"
+    return job.check.images > 0 and (not trusted or bool(job.trusted_paths))
+
+
+def check_unit(job: JobSpec, units: Sequence[Unit], *, proven: bool) -> bytes | None:
+    """Some images of the work as a unit's JSON, for a session that is checked before its first unit.
+
+    proven: whether the graph alone shows that the outputs are what the contract calls them.
+    None where the gate has nothing to check then.
+    """
+    measured = job.check.images > 0 and not proven
+    return check_images(job, units).to_json() if (needed(job) or measured) and units else None
+
+
+def check_images(job: JobSpec, units: Sequence[Unit]) -> Unit:
+    """More images than the gate needs, because some may be unreadable; one that kills its decoder kills no actor."""
+    first = units[0]
+    alike = [unit for unit in units if (unit.partition, unit.format) == (first.partition, first.format)]
+    sources = tuple(islice((source for unit in alike for source in unit.sources), 4 * job.check.images))
+    return replace(first, sources=sources, isolate=True)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionUnderTest:
+    """The session that will score, with what was planned."""
+
+    session: Session
+    """Of the one file, or of the ensemble."""
+    files: tuple[tuple[bytes, Model], ...]
+    """Every file that scores: what the trusted session runs, where the job names no reference."""
+    parts: tuple[Session, ...]
+    """The session of each file."""
+
+
+def compare(
+    job: JobSpec,
+    tested: SessionUnderTest,
+    sources: Sequence[Source],
+    pictures: Iterable[tuple[str, NDArray[Any]]],
+    run_id: str,
+) -> None:
+    """Compare the session with the trusted one on tiles of the archive, and write a report.
+
+    sources: what the tiles are cut from. pictures: the key of an image and one tile of it, (H, W, C), for every image
+    that can be read; they are asked for only where this machine has kept no verdict.
+    Its values must be what the contract calls them, whether it is compared or not. Does nothing where this machine has
+    kept a verdict about these images.
+    Raises ContractError for values that are something else; ModelRefused beyond `check`'s tolerances, with the place of
+    a picture of the worst tile, and where the images cannot tell.
+    """
+    session = tested.session
+    believed = _believed(job, tested) if needed(job) else []
+    kept = verdict_path(job, session, [model for _, model in believed], sources, "images")
+    if kept.exists():
+        return
+    tiles = list(pictures)
+    if not tiles:
+        raise ModelRefused(
+            f"the gate cannot judge {session.provider}: none of {len(sources)} images could be read and "
+            "scored. Choose another --window, or set check.images=0 to score without the gate"
+        )
+    _check_values(tested, [tile for _, tile in tiles[: job.check.images]])
+    if not needed(job):
+        keep(kept, {"values": "as the contract says"})
+        return
+    what = f"{job.model.engine} on {session.provider} in {job.model.precision}"
+    trusted = _Trusted(_trusted(job, believed, session.model), session.model)
+    chosen = _telling(job, trusted, tiles)
+    if not chosen:
+        raise ModelRefused(
+            f"the gate cannot judge {what}: the trusted session scores none of {len(sources)} images. "
+            "Choose another --window, or set check.images=0 to score without the gate"
+        )
+    tolerance = Tolerance(job.check.max_flipped, job.check.min_dice, job.check.max_abs_error)
+    report = check(session, trusted, np.stack([tile for _, tile in chosen]), tolerance)
+    name, worst = chosen[report.worst]
+    _write(job, run_id, "json", json.dumps({"session": what, **report.to_json()}).encode())
+    if report.breaches:
+        where = _write(job, run_id, "png", encode_png(picture(worst, report)))
+        raise ModelRefused(
+            f"{what} does not give what {_named(job)} gives on "
+            f"{len(chosen)} images of the archive: {'; '.join(report.breaches)}; it is worst on {name}"
+            f"{f', pictured in {where}' if where else ''}. Correct the model, or the tolerances in `check`"
+        )
+    if not report.tells:
+        raise ModelRefused(
+            f"the gate cannot judge {what}: {_named(job)} gives one and the same label in every pixel of "
+            f"{len(chosen)} images, and the scores do not follow each other. Choose a --window with something to find, "
+            "or set check.images=0 to score without the gate"
+        )
+    keep(kept, report.to_json())
+    log.info("%s agrees on %d images: %.4f%% of labels differ", what, len(chosen), 100 * report.parity.flipped_share)
+
+
+def _named(job: JobSpec) -> str:
+    return " and ".join(job.trusted_paths) or "the same file in fp32 on the CPU"
+
+
+def _check_values(tested: SessionUnderTest, tiles: Sequence[NDArray[Any]]) -> None:
+    """Raises ContractError where most tiles hold values that are not what a contract calls them: one is one image's."""
+    for part, (_, model) in zip(tested.parts, tested.files, strict=True):
+        strange = []
+        for tile in tiles:
+            values_khw = part.run(np.repeat(tile[None], model.batch or 1, axis=0))[0]
+            if np.isfinite(values_khw).all() and (said := outside_of_contract(values_khw, part.model.contract.output)):
+                strange.append(said)
+        if 2 * len(strange) > len(tiles):
+            raise ContractError(
+                f"the model {model.sha256[:12]} does not do what its contract says, on {len(strange)} of {len(tiles)} "
+                f"images of the archive: {strange[0]}"
+            )
+
+
+def _telling(
+    job: JobSpec, trusted: _Trusted, tiles: Sequence[tuple[str, NDArray[Any]]]
+) -> list[tuple[str, NDArray[Any]]]:
+    """Tiles of one shape to compare on, so many that the trusted session sees more than one label, if any has two."""
+    chosen: list[tuple[str, NDArray[Any]]] = []
+    seen: set[int] = set()
+    for name, tile in tiles:
+        if chosen and (tile.shape, tile.dtype) != (chosen[0][1].shape, chosen[0][1].dtype):
+            continue
+        # A picture on which the fp32 network returns NaN is rejected when it is scored, and compares nothing here.
+        if not trusted.is_finite(tile):
+            continue
+        found = trusted.labels(tile)
+        if len(chosen) < job.check.images:
+            chosen.append((name, tile))
+            seen |= found
+        elif len(seen) < 2 and found - seen:
+            chosen[-1] = name, tile
+            seen |= found
+        if len(chosen) == job.check.images and len(seen) > 1:
+            break
+    return chosen
+
+
+def has_references(job: JobSpec, data: bytes) -> bool:
+    """Whether the gate has to run the reference pictures of this file: it was packed."""
+    return job.check.images > 0 and PACK_KEY.encode() in data
+
+
+def check_references(job: JobSpec, tested: SessionUnderTest) -> None:
+    """Check that packed files still give the labels that they gave when they were packed; others are not checked.
+
+    Raises ModelRefused where one does not: channel order, normalisation or weights inside it were changed.
+    """
+    for session, (data, model), path in zip(tested.parts, tested.files, job.model.paths, strict=True):
+        if has_references(job, data):
+            _check_packed(job, session, data, model, path)
+
+
+def _check_packed(job: JobSpec, session: Session, data: bytes, model: Model, path: str) -> None:
+    kept = verdict_path(job, session, [], [], "references")
+    if kept.exists():
+        return
+    any_size: list[Session] = []
+
+    def run(tiles: NDArray[Any]) -> NDArray[Any]:
+        tile_hw = tiles.shape[1:3]
+        if session.model.tile_hw not in (None, tile_hw) and not any_size:  # `tiling.size` cuts tiles of its own size
+            any_size.append(_of_any_size(job, data, model))
+        return (any_size or [session])[0].run(tiles)
+
+    try:
+        problems = verify_references(data, path, run, Tolerance(job.check.max_flipped, 0.0))
+    except ContractError:
+        raise
+    except JobError as error:  # TensorRT has one size of tile
+        log.warning("the reference pictures of %s were not run: %s", path, error)
+        return
+    if problems:
+        raise ModelRefused(
+            f"{path} does not give the labels that it gave when it was packed ({'; '.join(problems)}): its "
+            "channel order, its normalisation or its weights were changed. Pack it again from its network"
+        )
+    keep(kept, {"problems": []})
+    log.info("%s gives the labels that it gave when it was packed", path)
+
+
+class _Trusted:
+    """The trusted session, fed with what the tested one is fed and answering in its words."""
+
+    def __init__(self, inner: Session, model: Model) -> None:
+        """model: of the tested session, whose results are labels where its decision is packed."""
+        self._inner = inner
+        self.model = model if model.contract.output.decided else inner.model
+        self.provider = inner.provider
+        self.device_name = inner.device_name
+        self._said: dict[str, NDArray[Any]] = {}
+
+    def is_finite(self, tile_hwc: NDArray[Any]) -> bool:
+        """Whether everything that it says about a tile is finite."""
+        return bool(np.isfinite(self.run(np.repeat(tile_hwc[None], self.model.batch or 1, axis=0))).all())
+
+    def labels(self, tile_hwc: NDArray[Any]) -> set[int]:
+        """The labels that it gives to a tile."""
+        values_khw = self.run(np.repeat(tile_hwc[None], self.model.batch or 1, axis=0))[0]
+        return set(np.unique(labels(values_khw, self.model.contract.output)).tolist())
+
+    def run(self, tiles: NDArray[Any]) -> NDArray[Any]:
+        """Each batch once: `is_finite` and the check ask for the same ones."""
+        key = digest(tiles)
+        if key not in self._said:
+            self._said[key] = self._answer(tiles)
+        return self._said[key]
+
+    def _answer(self, tiles: NDArray[Any]) -> NDArray[Any]:
+        spec, output = self._inner.model.contract.input, self._inner.model.contract.output
+        if tiles.dtype.name != spec.dtype:
+            largest = LARGEST[tiles.dtype.name]  # a packed model takes no other sources
+            tiles = np.stack([normalize(tile, whole(tile.shape[:2]), spec, largest=largest) for tile in tiles])
+        scores = self._inner.run(tiles)
+        if output.decided or not self.model.contract.output.decided:
+            return scores
+        ill = ~np.isfinite(scores).all(axis=(1, 2, 3))
+        decided = np.stack([decide(one, output) for one in np.nan_to_num(scores)]).astype(np.float32)
+        decided[ill] = np.nan
+        return decided
+
+
+def _believed(job: JobSpec, tested: SessionUnderTest) -> list[tuple[bytes, Model]]:
+    """The files that the trusted session runs, with their models."""
+    return trusted_models(job) or list(tested.files)
+
+
+def _trusted(job: JobSpec, files: Sequence[tuple[bytes, Model]], tested: Model) -> Session:
+    """The same job in fp32 in ONNX Runtime on the CPU. tested: what an ensemble is for everything behind it."""
+    on_cpu = SessionSpec(custom_ops=job.session.custom_ops)
+    sessions = [open_session(data, model, on_cpu, Device(threads=1)) for data, model in files]
+    ensemble = job.model.ensemble
+    return sessions[0] if ensemble is None else Ensemble(sessions, tested, ensemble.combine)
+
+
+def _of_any_size(job: JobSpec, data: bytes, model: Model) -> Session:
+    """The session once more, for tiles of every size."""
+    return open_session(
+        data,
+        replace(model, tile_hw=None),
+        job.session,
+        Device(threads=1),
+        engine=job.model.engine,
+        precision=job.model.precision,
+    )
+
+
+def _write(job: JobSpec, run_id: str, suffix: str, body: bytes) -> str | None:
+    """Where a report of the gate lies; None where the store would not have it, which must not hide the verdict."""
+    uri = f"{Layout(job.output.uri).reports}/check-{run_id}.{suffix}"
+    try:
+        Storage(job.output.options).put(uri, body)
+    except StorageError as error:
+        log.warning("the report %s could not be written: %s", uri, error)
+        return None
+    return uri

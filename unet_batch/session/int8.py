@@ -1,0 +1,70 @@
+"""8-bit files and processors: which file gives the same labels everywhere, and which one needs exact products.
+
+Knows the stored weights of a graph and this machine's processor. Opens no session.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from unet_batch.errors import ModelRefused, ProviderMissing
+from unet_batch.model import graph
+from unet_batch.session.processor import int8_instruction, processor_name
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_WEIGHTS = {
+    "QLinearConv": (3, 5),
+    "QLinearMatMul": (3, 5),
+    "QGemm": (3, 5),
+    "ConvInteger": (1, 3),
+    "MatMulInteger": (1, 3),
+    "DequantizeLinear": (0, 2),
+}
+"""Where operators have their quantised weights, and the zero point of these."""
+SEVEN_BITS = 64
+"""Two products of 255 and 64 add up to 32640, which 16 bits hold: such weights are exact on every processor."""
+
+
+def wide_weights(model: ModelProto, engine: str) -> str | None:
+    """The first tensor of 8-bit weights that needs exact products; None where every processor gives the same result.
+
+    ONNX Runtime computes unsigned weights without saturation everywhere (its documentation of quantisation, "When and
+    why do I need to try U8U8?"); of OpenVINO that is not known.
+    """
+    types = (np.int8,) if engine == "onnxruntime" else (np.int8, np.uint8)
+    stored = graph.constants(model)
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.input[0] in stored and len(stored[node.input[0]].dims) > 1:
+            return str(node.input[0])  # float weights, made 8 bits wide by the engine
+        place, zero_place = _WEIGHTS.get(node.op_type, (0, 0))
+        name = node.input[place] if node.op_type in _WEIGHTS and place < len(node.input) else ""
+        if name not in stored or len(stored[name].dims) < 2:
+            continue
+        values = graph.array(stored[name])
+        if values.dtype not in types:
+            continue
+        zero = node.input[zero_place] if zero_place < len(node.input) else ""
+        middle = int(graph.array(stored[zero]).flat[0]) if zero in stored else 0
+        if max(abs(int(values.min()) - middle), abs(int(values.max()) - middle)) > SEVEN_BITS:
+            return name
+    return None
+
+
+def check_processor(data: bytes, engine: str, uri: str) -> None:
+    """Raises ProviderMissing where this processor would compute other labels with an 8-bit file than others do."""
+    if int8_instruction(engine) is not None:
+        return
+    try:
+        name = wide_weights(graph.read(data, uri), engine)
+    except ModelRefused:
+        return
+    if name is not None:
+        raise ProviderMissing(
+            f"{uri} has 8-bit weights ({name}) that {processor_name()} does not compute exactly: it has none of AMX, "
+            "AVX512-VNNI and AVX-VNNI, so sums saturate and labels differ. Use other workers, or make a file for every "
+            "processor with `unet-batch model quantize --any-cpu`"
+        )

@@ -1,0 +1,291 @@
+"""ONNX Runtime sessions on the provider that was asked for, and on nothing else.
+
+Knows ONNX Runtime (and is the only module that does): its options, providers, libraries and installation. Knows
+nothing of images, units, batch sizes or storage. Importing this module imports no ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import importlib.util
+import io
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import Distribution
+from pathlib import Path
+from typing import Any
+
+from unet_batch.errors import ContractError, JobError, OutOfMemory, ProviderMissing, UnetBatchError
+from unet_batch.model.model import Model
+from unet_batch.model.packed import FINITE
+from unet_batch.session import gpu
+from unet_batch.session.engines import Provider
+from unet_batch.session.failures import cannot_open, cannot_run, no_memory
+from unet_batch.session.onnxruntime_options import provider_options
+from unet_batch.session.processor import processor_name
+from unet_batch.session.session import (
+    Array,
+    Device,
+    as_nkhw,
+    batch_name,
+    check_tiles,
+    in_model_layout,
+    with_ill_tiles,
+)
+from unet_batch.spec import Precision, SessionSpec
+
+log = logging.getLogger(__name__)
+
+# Operators that cost time per pixel. Shape arithmetic (Shape, Gather, Concat) belongs on the CPU and is not listed.
+HEAVY = frozenset(
+    """
+    Conv ConvTranspose FusedConv ConvInteger QLinearConv MatMul Gemm MaxPool AveragePool Resize Upsample DepthToSpace
+    BatchNormalization InstanceNormalization GroupNormalization LayerNormalization Relu Sigmoid Softmax ArgMax
+    """.split()  # noqa: SIM905 - a column of 19 quoted names reads worse
+)
+
+RawTensor = tuple[str, str, tuple[int | str | None, ...]]
+
+
+class OnnxRuntimeSession:
+    """A session of ONNX Runtime."""
+
+    def __init__(
+        self,
+        data: bytes,
+        model: Model,
+        spec: SessionSpec,
+        *,
+        device: Device,
+        provider: Provider,
+        precision: Precision = "fp32",
+    ) -> None:
+        """Raises ProviderMissing, ContractError, JobError, OutOfMemory."""
+        check_installation()
+        self.model = model
+        self.provider: str = provider.label
+        self._arena = provider.arena
+        self._ort = _open(data, model, spec, device=device, provider=provider, precision=precision)
+        self._wanted = [model.output_name]
+        if model.contract.output.decided and FINITE in {output.name for output in self._ort.get_outputs()}:
+            self._wanted.append(FINITE)
+        self.device_name = gpu.ask_driver().name if provider.gpu else processor_name()
+
+    def run(self, tiles: Array) -> Array:
+        check_tiles(self.model, tiles)
+        try:
+            return self._attempt(tiles)
+        except OutOfMemory as error:
+            if self._arena is None:
+                raise
+            log.info("trying once more with an emptied arena: %s", error)
+        # The arena keeps what a failed run took, and a run that shrinks it gives that back even when it raises too:
+        # without a second attempt, smaller batches would fail for the memory that this one holds.
+        return self._attempt(tiles, shrink=True)
+
+    def _attempt(self, tiles: Array, *, shrink: bool = False) -> Array:
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        if shrink:  # costs a quarter of a run's speed, so never in steady state
+            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arena)
+        try:
+            feed = {self.model.input_name: in_model_layout(self.model, tiles)}
+            output, *finite = self._ort.run(self._wanted, feed, options)
+            result = as_nkhw(self.model, output, len(tiles))
+            return with_ill_tiles(result, finite[0]) if finite else result
+        except UnetBatchError:
+            raise
+        except Exception as error:  # ONNX Runtime's errors share no class below Exception
+            raise cannot_run(error, batch_name(tiles)) from error
+
+
+def describe(
+    data: bytes, uri: str, custom_ops: Sequence[str] = ()
+) -> tuple[list[RawTensor], list[RawTensor], dict[str, str]]:
+    """Inputs, outputs and metadata of an ONNX file, opened on one CPU thread and not optimised.
+
+    A tensor is its name, ONNX's type such as `tensor(float)`, and its shape; () where none is declared.
+    custom_ops: libraries that hold operators of the file.
+    Raises ContractError where the bytes are no model, or point to external data.
+    """
+    import onnxruntime as ort
+
+    check_installation()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    _add_custom_ops(options, custom_ops)
+    try:
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's errors share no class below Exception
+        if no_memory(error):
+            raise OutOfMemory(f"{uri} does not fit into memory: {error}") from error
+        raise ContractError(f"{uri} cannot be opened as an ONNX model (one file, no external data): {error}") from error
+    inputs = [(t.name, t.type, tuple(t.shape)) for t in session.get_inputs()]
+    outputs = [(t.name, t.type, tuple(t.shape)) for t in session.get_outputs()]
+    return inputs, outputs, dict(session.get_modelmeta().custom_metadata_map)
+
+
+def check_installation(folder: Path | None = None) -> None:
+    """Raises ProviderMissing unless exactly one distribution owns the `onnxruntime` folder.
+
+    All onnxruntime wheels install the same folder: with two, the last one wins in silence, and removing either breaks
+    the other. folder: site-packages to look into; left out, the one that `import onnxruntime` would use.
+    """
+    if folder is None:
+        found = importlib.util.find_spec("onnxruntime")
+        folder = Path(found.origin).parent.parent if found and found.origin else Path()
+    # By the names of their folders: asking every distribution for its name takes a tenth of a second in every actor.
+    own = [path for path in folder.glob("*-info") if path.name.lower().startswith("onnxruntime")]
+    owners = sorted(
+        dist.name
+        for dist in map(Distribution.at, own)
+        if re.fullmatch(r"onnxruntime([-_.].*)?", dist.name, re.IGNORECASE)
+        and any(file.parts[:2] == ("onnxruntime", "capi") for file in dist.files or ())
+    )
+    if len(owners) != 1:
+        names = " ".join(owners) or "onnxruntime onnxruntime-gpu"
+        raise ProviderMissing(
+            f"exactly one distribution must own {folder / 'onnxruntime'}, but {len(owners)} do ({', '.join(owners)}): "
+            f"run `pip uninstall -y {names}`, then install unet-batch again"
+        )
+
+
+def _open(
+    data: bytes, model: Model, spec: SessionSpec, *, device: Device, provider: Provider, precision: Precision
+) -> Any:
+    """An `onnxruntime.InferenceSession` that runs on the provider and on nothing else."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    # The default count follows the host's cores and ignores containers; a GPU session has nothing to spread.
+    options.intra_op_num_threads = 1 if provider.gpu else device.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    # Several actors share a machine: a barrier that spins for a core it does not have halves everybody's speed.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    _add_custom_ops(options, spec.custom_ops)
+    hint = ""
+    try:
+        with contextlib.ExitStack() as building:
+            building.enter_context(_quiet())
+            if provider.gpu:
+                if provider.name == "tensorrt":
+                    # TensorRT computes fp32 in TF32 unless this says no, and it is read once per process.
+                    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+                hint = _preload(tensorrt=provider.name == "tensorrt")
+            for name, chosen in provider_options(
+                model,
+                spec,
+                device=device,
+                provider=provider,
+                precision=precision,
+                engines=engine_cache(model, precision),
+            ):
+                if "trt_engine_cache_path" in chosen:
+                    building.enter_context(_one_builder(Path(chosen["trt_engine_cache_path"])))
+                # `providers=[...]` would fall back to the CPU in silence; add_provider raises.
+                options.add_provider(name, chosen)
+            session = ort.InferenceSession(data, options, enable_fallback=0)
+    except UnetBatchError:
+        raise
+    except Exception as error:  # ONNX Runtime's errors share no class below Exception
+        raise cannot_open(error, provider.label, hint=hint) from error
+    running = session.get_providers()[0]
+    if running != provider.execution_provider:
+        raise ProviderMissing(f"{provider.execution_provider} was asked for, but ONNX Runtime chose {running}")
+    others = elsewhere(session, provider.execution_provider)
+    heavy = {name: count for name, count in others.items() if name in HEAVY}
+    if heavy:
+        raise ProviderMissing(f"{running} leaves {_counted(heavy)} to others: export the model with another opset")
+    if others and provider.gpu:
+        log.warning("%s leaves %s to others: tensors between them are copied back and forth", running, _counted(others))
+    return session
+
+
+def elsewhere(session: Any, execution_provider: str) -> Counter[str]:
+    """Operators that another provider took. Each of them beside a GPU costs copies between host and device."""
+    return Counter(
+        node.op_type
+        for graph in session.get_provider_graph_assignment_info()
+        if graph.ep_name != execution_provider
+        for node in graph.get_nodes()
+    )
+
+
+def _counted(operators: Mapping[str, int]) -> str:
+    """`Conv x3, Resize x1`."""
+    return ", ".join(f"{name} x{count}" for name, count in sorted(operators.items()))
+
+
+def engine_cache(model: Model, precision: Precision) -> Path:
+    """Where built engines of a model are kept: `$XDG_CACHE_HOME/unet-batch/tensorrt/…`, by model, precision and version
+    of ONNX Runtime (engines of other GPUs and TensorRT versions have other names inside)."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(cache) / "unet-batch" / "tensorrt" / f"{model.sha256[:32]}-{precision}-{version()}"
+
+
+def version() -> str:
+    """Of ONNX Runtime: what is built or proven with one may differ with another."""
+    import onnxruntime as ort
+
+    return str(ort.__version__)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps ONNX Runtime from writing to stderr why a provider does not load: our error says it."""
+    import onnxruntime as ort
+
+    ort.set_default_logger_severity(4)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(2)  # its default, which cannot be asked for
+
+
+@contextlib.contextmanager
+def _one_builder(folder: Path) -> Iterator[None]:
+    """Lets one process per machine build an engine; the others wait, and find it built. Raises JobError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "building.lock").open("w")
+    except OSError as error:
+        raise JobError(f"TensorRT's engines cannot be kept in {folder}: {error.strerror or error}") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@functools.cache
+def _preload(*, tensorrt: bool) -> str:
+    """Loads the libraries that a provider links against, once per process; returns what failed."""
+    import onnxruntime as ort
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):  # stdout belongs to the command's one JSON line
+        ort.preload_dlls()  # prints what failed
+    return " ".join([printed.getvalue(), *(gpu.load_tensorrt() if tensorrt else [])]).strip()
+
+
+def _add_custom_ops(options: Any, libraries: Sequence[str]) -> None:
+    """Raises JobError for a library that is not there or cannot be loaded."""
+    for library in libraries:
+        path = os.path.abspath(library)
+        if not os.path.isfile(path):
+            raise JobError(f"session.custom_ops: there is no library {path} on this machine")
+        try:
+            options.register_custom_ops_library(path)
+        except Exception as error:  # ONNX Runtime's errors share no class below Exception
+            reason = " ".join(str(error).split())
+            raise JobError(
+                f"session.custom_ops: {path} is no library of operators for ONNX Runtime: {reason}"
+            ) from error

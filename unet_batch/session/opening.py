@@ -1,0 +1,57 @@
+"""The way from the name of an engine to its session.
+
+Knows the table of engines and their sessions. Importing it imports no engine's library.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from unet_batch.errors import ProviderMissing
+from unet_batch.model.model import Model
+from unet_batch.session.engines import check_file, check_model, find
+from unet_batch.session.int8 import check_processor
+from unet_batch.session.onnxruntime_session import OnnxRuntimeSession
+from unet_batch.session.openvino_session import OpenVinoSession
+from unet_batch.session.session import Device, Session
+from unet_batch.spec import Engine, Precision, SessionSpec
+
+log = logging.getLogger(__name__)
+
+
+def open_session(
+    data: bytes,
+    model: Model,
+    spec: SessionSpec,
+    device: Device,
+    *,
+    engine: Engine = "onnxruntime",
+    precision: Precision = "fp32",
+) -> Session:
+    """The session of the first provider in `spec.providers` that works.
+
+    data: the ONNX file, never a path, so that nothing it refers to is read. engine, precision: of the job's `model`.
+    Raises ProviderMissing where no provider works; ContractError where the file cannot be opened or is of another
+    precision; JobError where the choice is none; OutOfMemory, SessionBroken.
+    """
+    engines: dict[str, Callable[..., Session]] = {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}
+    check_file(data, precision, f"the model {model.sha256[:12]}")
+    reasons: list[str] = []
+    for name in spec.providers:
+        row = find(engine, name)
+        if precision not in row.precisions:
+            reasons.append(f"{row.engine} on {row.name} does not compute in {precision}")
+            continue
+        check_model(row, model)
+        try:
+            if precision == "int8" and not row.gpu:
+                check_processor(data, row.engine, f"the model {model.sha256[:12]}")
+            session = engines[row.engine](data, model, spec, device=device, provider=row, precision=precision)
+        except ProviderMissing as error:
+            reasons.append(str(error))
+            continue
+        if reasons:
+            log.warning("the session runs on %s, because %s", session.provider, "; ".join(reasons))
+        return session
+    raise ProviderMissing("; ".join(reasons))

@@ -1,0 +1,152 @@
+"""What runs on this machine: every engine and provider opened and tried, and what the machine has for them.
+
+Knows the table of engines and how to open a session. Trusts no list of compiled-in providers: each one scores a tile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_batch.contract import Contract, ModelInput, ModelOutput
+from unet_batch.errors import UnetBatchError
+from unet_batch.model.contract import resolve
+from unet_batch.session.engines import TABLE, Provider, find
+from unet_batch.session.model_files import read_model
+from unet_batch.session.onnxruntime_session import check_installation
+from unet_batch.session.opening import open_session
+from unet_batch.session.processor import DOT_PRODUCTS, instructions, processor_name
+from unet_batch.session.session import Device
+from unet_batch.spec import Precision, SessionSpec, TilingSpec
+
+SIDE = 16
+"""Pixels on each side of the tile that is tried."""
+TOLERANCE = 0.02
+"""How far a result may lie from the right one: bf16 keeps 8 bits, and the model is one multiplication."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Whether one thing that a job may ask for works here."""
+
+    subject: str
+    """`onnxruntime cpu`, `openvino cpu in bf16`, `installation` …"""
+    runs: bool
+    reason: str
+    """What ran, or in one sentence why it does not and what to do."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine offers to sessions on the CPU."""
+
+    processor: str
+    cores: int
+    """That this process may use: its affinity, not the host's count."""
+    memory_bytes: int | None
+    """Of the machine; None where nobody says."""
+    int8: bool
+    """AMX, AVX512-VNNI or AVX-VNNI: quantised models pay. Without it 8-bit products may saturate, and are slower."""
+    bf16: bool
+    """AVX512-BF16 or AMX: bf16 pays."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def diagnose(providers: Sequence[str] = ()) -> list[Finding]:
+    """Every row of the table, tried on this machine, and the installation of ONNX Runtime.
+
+    Tried in fp32, and in tf32 and bf16 where that ran; fp16 and int8 need files of their own and no other libraries.
+    providers: names of further ONNX Runtime providers to try. Opening TensorRT builds an engine, which takes seconds.
+    """
+    findings = [_installation()]
+    for row in (*TABLE, *(find("onnxruntime", name) for name in providers)):
+        exact = _tried(row, "fp32")
+        findings.append(exact)
+        findings += [_tried(row, p) for p in ("tf32", "bf16") if exact.runs and p in row.precisions]
+    return findings
+
+
+def machine(cpuinfo: Path | None = None) -> Machine:
+    """This machine, as far as it says. cpuinfo: Linux's list of processors; without one, no instruction counts."""
+    flags = instructions(cpuinfo)
+    return Machine(
+        processor=processor_name(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        memory_bytes=_memory_bytes(),
+        int8=bool(flags.intersection(DOT_PRODUCTS)),
+        bf16=bool(flags & {"avx512_bf16", "amx_bf16"}),
+    )
+
+
+def _installation() -> Finding:
+    try:
+        check_installation()
+    except UnetBatchError as error:
+        return Finding("installation", False, str(error))
+    return Finding("installation", True, "one distribution owns ONNX Runtime")
+
+
+def _tried(row: Provider, precision: Precision) -> Finding:
+    """Opens a model of one convolution, x · 2 + 1, and scores a tile with it."""
+    subject = f"{row.engine} {row.name}" + ("" if precision == "fp32" else f" in {precision}")
+    try:
+        file = read_model(_one_convolution(), "the trial model", None)
+        model = resolve(_contract(), file, TilingSpec())
+        spec = SessionSpec(providers=(row.name,))
+        session = open_session(file.data, model, spec, Device(threads=1), engine=row.engine, precision=precision)
+        found = session.run(np.full((1, SIDE, SIDE, 1), 0.5, np.float32))
+    except UnetBatchError as error:
+        return Finding(subject, False, str(error))
+    except Exception as error:  # noqa: BLE001 - a broken library may raise anything, and that is the finding
+        return Finding(subject, False, f"{type(error).__name__}: {error}")
+    wrong = float(np.abs(found - 2.0).max())
+    if not wrong <= TOLERANCE:  # a NaN is wrong too
+        return Finding(subject, False, f"it runs on {session.device_name}, but is off by {wrong:.3g}: do not use it")
+    return Finding(subject, True, f"a tile was scored on {session.device_name}")
+
+
+def _contract() -> Contract:
+    return Contract(
+        input=ModelInput(color="gray", channels=1, height=SIDE, width=SIDE), output=ModelOutput(classes=("twice",))
+    )
+
+
+def _one_convolution() -> bytes:
+    """An ONNX file as an exporter of 2023 would write it."""
+    from onnx import TensorProto, helper
+
+    shape: list[str | int | None] = ["batch", 1, SIDE, SIDE]
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["image", "weight", "bias"], ["mask"], kernel_shape=[1, 1])],
+        "trial",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("mask", TensorProto.FLOAT, shape)],
+        [
+            helper.make_tensor("weight", TensorProto.FLOAT, [1, 1, 1, 1], [2.0]),
+            helper.make_tensor("bias", TensorProto.FLOAT, [1], [1.0]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _memory_bytes() -> int | None:
+    """The container's limit where there is a smaller one, else the machine's memory."""
+    found: list[int] = []
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(OSError, ValueError):
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" where there is no limit
+    return min(found, default=None)

@@ -1,0 +1,304 @@
+"""Describe an ONNX file: its tensors, its network, its cost, and a draft of its contract.
+
+Opens one plain CPU session, for what the file does not declare. Knows no store, no job and no GPU: the statement about
+CUDA is an estimate from a list of operators.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unet_batch.errors import ModelRefused, ShapeMismatch, UnetBatchError
+from unet_batch.model import graph
+from unet_batch.model.contract import MAX_CONTRACT_BYTES, METADATA_KEY, draft, find_contract
+from unet_batch.model.graph import Precision
+from unet_batch.model.meaning import Meaning, contradictions, meaning
+from unet_batch.model.model import ModelFile, Tensor
+from unet_batch.model.shapes import Sized, shapes, unknowable, with_outputs
+from unet_batch.session.plain_session import PlainSession
+from unet_batch.workbench.cost import Cost, cost
+from unet_batch.workbench.structure import Structure, structure
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+DEFAULT_SIDE = 256
+"""Side of the tile that figures are for where file, contract and caller leave it open; rounded up to the multiple."""
+NOT_ON_CUDA = frozenset(
+    """
+    Acos Acosh Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Col2Im ConvInteger Cosh Det
+    DynamicQuantizeLinear DynamicQuantizeMatMul GlobalLpPool Hardmax LpPool MatMulIntegerToFloat MaxRoiPool MaxUnpool
+    Multinomial QGemm QLinearAdd QLinearAveragePool QLinearConcat QLinearConv QLinearGlobalAveragePool QLinearLeakyRelu
+    QLinearMatMul QLinearMul QLinearSigmoid QLinearSoftmax QLinearWhere Sinh Tan Unique
+    """.split()  # noqa: SIM905 - a column of quoted names reads worse
+)
+"""Operators without a CUDA kernel: not in ONNX Runtime's docs/OperatorKernels.md under CUDAExecutionProvider, and no
+such kernel class in the provider library of onnxruntime-gpu 1.31.1 (its type names were read, nothing was run)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What one ONNX file holds. Figures are per tile of `tile_hw`; None where the file does not let them be known."""
+
+    uri: str
+    sha256: str
+    bytes: int
+    producer: str
+    ir_version: int
+    opset: int
+    domains: dict[str, int]
+    """Version of every other operator set that the file names."""
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    metadata: tuple[str, ...]
+    """Keys of the file's own metadata."""
+    nodes: int
+    operators: dict[str, int]
+    """How often each operator occurs, most often first."""
+    parameters: int
+    """Number of trained values, running statistics of normalisation included."""
+    precision: Precision
+    refusals: tuple[str, ...]
+    """Why a job would not take this file; such a file is not opened."""
+    tile_hw: tuple[int, int] | None
+    structure: Structure | None
+    cost: Cost | None
+    contract: str
+    """The contract in the file's metadata, else a draft with what the file says, as YAML text."""
+    contract_embedded: bool
+    cpu_nodes: dict[str, int]
+    """Operators that ONNX Runtime's CPU provider took, in a session that was really opened."""
+    cpu_problem: str | None
+    """Why no CPU session could be opened or run."""
+    cuda_estimate: dict[str, int]
+    """ESTIMATE, without a GPU: operators that the CUDA provider has no kernel for and leaves to the CPU."""
+    findings: tuple[str, ...]
+    """Facts that matter for the contract, a sentence each."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for `json.dumps`."""
+        tree = asdict(self)
+        if self.structure is not None:
+            tree["structure"]["levels"] = self.structure.levels
+        return tree
+
+
+def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) -> Inspection:
+    """Describe the file in these bytes. tile_hw: size that figures are for, where the file leaves it open.
+
+    Raises ModelRefused where the bytes are no model, ShapeMismatch for a tile that the file cannot take. Everything
+    else that is unusual about a model becomes a finding.
+    """
+    model = graph.read(data, uri)
+    refusals = tuple(graph.refusals(model))
+    file = ModelFile(
+        data=data,
+        sha256=hashlib.sha256(data).hexdigest(),
+        uri=uri,
+        inputs=tuple(Tensor(*value) for value in graph.inputs(model)),
+        outputs=tuple(Tensor(*value) for value in graph.outputs(model)),
+        metadata=graph.metadata(model),
+    )
+    layout = _layout(file)
+    session, problem = (None, "the file is refused") if refusals else _open(data)
+    unmeasured: tuple[str, ...] = ()
+    try:
+        measured = _measure(model, file, layout, tile_hw, session)
+    except ModelRefused as error:
+        measured, unmeasured = None, (str(error),)
+    found = measured.structure if measured else None
+    operators = Counter(node.op_type for node in model.graph.node)
+    opsets = graph.opsets(model)
+    target = file.outputs[0].name if file.outputs else ""
+    says = meaning(model, target)
+    return Inspection(
+        uri=uri,
+        sha256=file.sha256,
+        bytes=len(data),
+        producer=" ".join(filter(None, (model.producer_name, model.producer_version))),
+        ir_version=model.ir_version,
+        opset=opsets.pop("", 0),
+        domains=opsets,
+        inputs=file.inputs,
+        outputs=file.outputs,
+        metadata=tuple(file.metadata),
+        nodes=len(model.graph.node),
+        operators=dict(operators.most_common()),
+        parameters=sum(graph.elements(tensor) for tensor in graph.weights(model).values()),
+        precision=graph.precision(model),
+        refusals=refusals,
+        tile_hw=measured.tile_hw if measured else None,
+        structure=found,
+        cost=measured.cost if measured else None,
+        contract=_embedded(file) or _completed(file, layout, measured, says.activation),
+        contract_embedded=_embedded(file) is not None,
+        cpu_nodes=dict(session.placement().get("CPUExecutionProvider", {})) if session else {},
+        cpu_problem=problem,
+        cuda_estimate={name: count for name, count in operators.items() if name in NOT_ON_CUDA},
+        findings=(*unmeasured, *_findings(model, file, layout, measured), *_against_contract(model, file, says)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    tile_hw: tuple[int, int]
+    structure: Structure
+    cost: Cost
+    output_dims: tuple[int, ...]
+    """() where unknown."""
+
+
+def _embedded(file: ModelFile) -> str | None:
+    """The contract in the file's metadata; None where there is none, or where it is longer than any is read."""
+    text = file.metadata.get(METADATA_KEY)
+    return text if text and len(text.encode()) <= MAX_CONTRACT_BYTES else None
+
+
+def _layout(file: ModelFile) -> str:
+    """The layout of the input: as an embedded contract says, else as the draft guesses."""
+    if METADATA_KEY in file.metadata:
+        with contextlib.suppress(UnetBatchError):
+            return find_contract(file, None, file.uri).input.layout
+    return "nhwc" if "\n  layout: nhwc\n" in draft(file).partition("\noutput:")[0] else "nchw"
+
+
+def _open(data: bytes) -> tuple[PlainSession | None, str | None]:
+    try:
+        return PlainSession(data), None
+    except UnetBatchError as error:
+        return None, str(error)
+
+
+def _measure(
+    model: ModelProto, file: ModelFile, layout: str, tile_hw: tuple[int, int] | None, session: PlainSession | None
+) -> _Measured | None:
+    """Structure and cost at one tile; None for a model whose first input is no picture. Raises ModelRefused."""
+    if not _takes_pictures(file):
+        return None
+    source = file.inputs[0]
+    fixed = source.fixed("height", layout), source.fixed("width", layout)
+    if tile_hw is not None and any(f not in (None, n) for f, n in zip(fixed, tile_hw, strict=True)):
+        raise ShapeMismatch(f"{file.uri} fixes its tiles at {fixed[0]}x{fixed[1]}: leave the tile's size out")
+    wanted = tile_hw or (fixed[0] or DEFAULT_SIDE, fixed[1] or DEFAULT_SIDE)
+    measured = _at(model, file, layout, wanted, session)
+    multiple = measured.structure.multiple_hw
+    if tile_hw is None and multiple is not None:
+        rounded = tuple(f or math.ceil(n / m) * m for f, n, m in zip(fixed, wanted, multiple, strict=True))
+        if rounded != wanted:
+            return _at(model, file, layout, (rounded[0], rounded[1]), session)
+    return measured
+
+
+def _takes_pictures(file: ModelFile) -> bool:
+    """Whether the first input has four axes, or declares none."""
+    return bool(file.inputs) and len(file.inputs[0].shape) in (0, 4)
+
+
+def _at(
+    model: ModelProto, file: ModelFile, layout: str, tile_hw: tuple[int, int], session: PlainSession | None
+) -> _Measured:
+    source, others = file.inputs[0], file.inputs[1:]
+    batch = source.fixed("batch", layout) or 1
+    channels = source.fixed("channels", layout) or 3
+    dims = (batch, *tile_hw, channels) if layout == "nhwc" else (batch, channels, *tile_hw)
+    feed = {t.name: tuple(d if isinstance(d, int) and d > 0 else 1 for d in t.shape) for t in others}
+    feed[source.name] = dims
+    sizes = shapes(model, feed)
+    # Sizes that are computed inside the graph: one run on zeros knows them, where inference gives up.
+    hidden = unknowable(model)
+    if session is not None and hidden and any(size.known is None for size in sizes.values()):
+        sizes = shapes(model, feed, _computed(model, file, feed, hidden))
+    found = cost(model, sizes)
+    return _Measured(
+        tile_hw=tile_hw,
+        structure=structure(model, sizes, 3 if layout == "nhwc" else 1),
+        cost=Cost(found.multiply_adds // batch, found.uncounted, found.peak_bytes // batch, found.unsized),
+        output_dims=_output_dims(file, sizes),
+    )
+
+
+def _computed(
+    model: ModelProto, file: ModelFile, feed: Mapping[str, tuple[int, ...]], names: list[str]
+) -> dict[str, Any]:
+    types = {tensor.name: tensor.dtype for tensor in file.inputs}
+    try:
+        session = PlainSession(with_outputs(model, names))
+        return session.run({name: np.zeros(dims, types[name]) for name, dims in feed.items()}, names)
+    except UnetBatchError:
+        return {}
+
+
+def _output_dims(file: ModelFile, sizes: Mapping[str, Sized]) -> tuple[int, ...]:
+    name = file.outputs[0].name if file.outputs else ""
+    return (sizes[name].known if name in sizes else None) or ()
+
+
+def _completed(file: ModelFile, layout: str, measured: _Measured | None, says: str | None) -> str:
+    """The draft with what the graph says beyond its tensors; the draft itself guesses 32 and logits."""
+    if measured is None:
+        return draft(file)
+    target, channels = file.outputs[0], 3 if layout == "nhwc" else 1
+    if len(target.shape) == len(measured.output_dims) == 4 and not isinstance(target.shape[channels], int):
+        counted = *target.shape[:channels], measured.output_dims[channels], *target.shape[channels + 1 :]
+        file = replace(file, outputs=(replace(target, shape=counted), *file.outputs[1:]))
+    multiple = measured.structure.multiple_hw
+    return draft(file, multiple=None if multiple is None else math.lcm(*multiple), activation=says)
+
+
+def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measured | None) -> Iterator[str]:
+    if not _takes_pictures(file):
+        shape = list(file.inputs[0].shape) if file.inputs else "none"
+        yield f"the first input is no batch of pictures (its shape: {shape}), so tiles have no size or cost"
+    if len(file.inputs) > 1:
+        yield f"the model needs {len(file.inputs)} inputs; a job feeds one: export it with one input"
+    if len(file.outputs) > 1 and METADATA_KEY not in file.metadata:  # a contract inside has chosen already
+        yield f"the model has {len(file.outputs)} outputs: write output.name to say which one is meant"
+    for source in file.inputs[:1]:
+        if batch := source.fixed("batch", layout):
+            yield f"the batch axis is fixed at {batch}: every run takes exactly {batch} tile(s)"
+        first = source.shape[0] if source.shape else None
+        for target in file.outputs:
+            if isinstance(first, str) and first in target.shape[1:]:
+                yield f"output {target.name} carries the batch's symbol on another axis: the file declares it wrongly"
+    if measured is not None and len(dims := measured.output_dims) in (3, 4):
+        returned = (dims[1], dims[2]) if layout == "nhwc" or len(dims) == 3 else (dims[2], dims[3])
+        if returned != measured.tile_hw:
+            yield f"a tile of {by(measured.tile_hw)} comes back as {by(returned)}"
+    if measured is not None and not measured.structure.skips:
+        yield "no skip connection was found: this is no U-Net, or its sizes could not be followed"
+    if any(node.op_type in ("ConvInteger", "DynamicQuantizeLinear") for node in model.graph.node):
+        yield (
+            "activations are quantised by what each batch holds: a tile's labels depend on its neighbours, and it runs "
+            "slower than fp32 on CPUs; quantise it statically"
+        )
+
+
+def _against_contract(model: ModelProto, file: ModelFile, says: Meaning) -> Iterator[str]:
+    """Where the graph says something else than the contract in its own metadata, and what is wrong under any."""
+    embedded = None
+    try:
+        embedded = find_contract(file, None, file.uri) if METADATA_KEY in file.metadata else None
+    except UnetBatchError as error:
+        yield f"the contract in its metadata cannot be used: {error}"
+    if embedded is None:
+        yield from (f"its result is not repeatable: {phrase}" for phrase in says.unstable)
+        if says.constant is not None:
+            yield f"its output is the same for every picture: {says.constant}"
+        return
+    output = embedded.output
+    if output.name is not None and output.name in {value.name for value in model.graph.output}:
+        says = meaning(model, output.name)
+    yield from contradictions(says, output, output.layout or embedded.input.layout)
+
+
+def by(size_hw: tuple[int, int] | None) -> str:
+    """A size as people write it."""
+    return "x".join(map(str, size_hw or ()))

@@ -1,0 +1,268 @@
+"""A float graph turned into one of 8 or 16 bits: ONNX Runtime's quantiser, and what it has to be told.
+
+Knows graphs, calibration tiles in the model's own layout, and the owner of the quantiser, which is loaded when a graph
+is opened. Knows no contract, and not whether the result is any good.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_batch.errors import ModelRefused
+from unet_batch.model import graph
+from unet_batch.session.plain_session import PlainSession
+from unet_batch.workbench import graph_edit
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+"""Operators that hold most of the weights and most of the work."""
+OLDEST_OPSET = 13
+"""QuantizeLinear has an axis, and so scales per channel, since opset 13."""
+NEWER_OPSET = 17
+"""What older files are converted to."""
+FP32_IN_HALF = ("InstanceNormalization", "LayerNormalization", "LRN", "ReduceMean", "ReduceSum", "Resize", "Softmax")
+"""Operators that stay fp32 in an fp16 file: sums over many pixels overflow 65504 or lose their last bits, and the
+scales of a Resize are float32 by definition."""
+
+
+class FloatGraph:
+    """A float model, optimised for quantisation, with its calibration. A context manager: it keeps a folder."""
+
+    def __init__(self, data: bytes, input_name: str, tiles: Sequence[NDArray[Any]], *, reduce_range: bool) -> None:
+        """tiles: one batch each, in the model's layout. reduce_range: weights in 7 bits, for processors without VNNI.
+
+        Raises ModelRefused where the file is no plain float model.
+        """
+        model = graph.parse(data, "the model")
+        if (found := graph.precision(model)) != "fp32":
+            raise ModelRefused(f"the model is in {found} already: quantise the fp32 file that it was made from")
+        self._folder = tempfile.TemporaryDirectory(prefix="unet-batch-")
+        self._root = Path(self._folder.name)
+        self._input, self._tiles, self._reduce = input_name, tiles, reduce_range
+        try:
+            self._model = _prepared(_newer(model), self._root)
+            (self._root / "float.onnx").write_bytes(self._model.SerializeToString())
+        except BaseException:
+            self._folder.cleanup()
+            raise
+
+    def __enter__(self) -> FloatGraph:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._folder.cleanup()
+
+    @property
+    def data(self) -> bytes:
+        """The optimised float model."""
+        prepared: bytes = self._model.SerializeToString()
+        return prepared
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the nodes with weights to quantise, in the order in which they run."""
+        stored = graph.constants(self._model)
+        return tuple(
+            node.name
+            for node in self._model.graph.node
+            if node.op_type in LAYERS and any(name in stored for name in node.input[1:2])
+        )
+
+    @property
+    def tail(self) -> tuple[str, ...]:
+        """Names of the nodes that no layer comes after: the activation at the end, which 8 bits would blur."""
+        layers, needed = set(self.layers), set[str]()
+        before: set[str] = set()
+        for node in reversed(self._model.graph.node):
+            if node.name in layers or needed.intersection(node.output):
+                before.add(node.name)
+                needed.update(node.input)
+        return tuple(node.name for node in self._model.graph.node if node.name not in before)
+
+    def groups(self, most: int) -> list[tuple[str, ...]]:
+        """The nodes up to the last layer in at most so many runs of neighbours, each with about as many layers."""
+        layers, tail = self.layers, set(self.tail)
+        each = -(-len(layers) // most)
+        starts = set(layers[::each])
+        found: list[list[str]] = [[]]
+        for node in self._model.graph.node:
+            if node.name in starts and set(found[-1]).intersection(layers):
+                found.append([])
+            if node.name not in tail:
+                found[-1].append(node.name)
+        return [tuple(names) for names in found if names]
+
+    def beyond(self, limit: float) -> tuple[str, ...]:
+        """Names of the nodes that take or return a value of such a magnitude, constant or on a calibration tile."""
+        watched = graph.read(self.data, "the model")
+        known = {value.name for value in watched.graph.output}
+        for name in (name for node in watched.graph.node for name in node.output if name and name not in known):
+            watched.graph.output.add().name = name
+        large = {name for name, tensor in graph.constants(watched).items() if _peak(graph.array(tensor)) > limit}
+        session = PlainSession(watched.SerializeToString(), optimise=False)
+        for tile in self._tiles:
+            large |= {name for name, values in session.run({self._input: tile}).items() if _peak(values) > limit}
+        return tuple(node.name for node in self._model.graph.node if large.intersection((*node.input, *node.output)))
+
+    def static(
+        self,
+        *,
+        per_channel: bool,
+        operators: Sequence[str] | None,
+        keep: Collection[str] = (),
+        only: Collection[str] | None = None,
+    ) -> bytes:
+        """The model with QDQ pairs: activations uint8, weights int8, ranges from the smallest and largest value.
+
+        keep: nodes that stay fp32. only: the nodes that are quantised; None: all that can be. Calibrates at the first
+        call only.
+        """
+        from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+        target = self._root / "quantised.onnx"
+        names = None if only is None else sorted(only) or ["(none)"]
+        # Ranges of every tensor are collected once, whatever this call keeps: they are of the float model.
+        cache = self._root / f"ranges-{'-'.join(operators or ('all',))}.json"
+        with _quiet():
+            quantize_static(
+                self._root / "float.onnx",
+                target,
+                _Reader(self._input, self._tiles),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=None if operators is None else list(operators),
+                per_channel=per_channel,
+                reduce_range=self._reduce,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_quantize=names,
+                nodes_to_exclude=sorted({*keep, *self.tail}),
+                calibrate_method=CalibrationMethod.MinMax,
+                calibration_cache_path=cache,
+            )
+        return target.read_bytes()
+
+    def half(self, *, keep: Collection[str]) -> bytes:
+        """The model in fp16 with float32 in and out; `keep`, norms, sums and Resize stay fp32."""
+        from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+        model = graph.read(self.data, "the model")
+        with _quiet():
+            halved = convert_float_to_float16(
+                model,
+                keep_io_types=True,
+                op_block_list=[*DEFAULT_OP_BLOCK_LIST, *FP32_IN_HALF],
+                node_block_list=sorted(keep),
+            )
+        _sort(halved)
+        _join_casts(halved)
+        data: bytes = halved.SerializeToString()
+        return data
+
+
+class _Reader:
+    """Calibration tiles, as the quantiser asks for them: one feed after another, then None."""
+
+    def __init__(self, name: str, tiles: Sequence[NDArray[Any]]) -> None:
+        self._feeds = iter([{name: tile} for tile in tiles])
+
+    def get_next(self) -> dict[str, NDArray[Any]] | None:
+        return next(self._feeds, None)
+
+
+class _quiet:  # noqa: N801 - reads as the statement it is
+    """Silences the quantiser's advice to the root logger, which it gives on every call."""
+
+    def __enter__(self) -> None:
+        self._level = logging.root.level
+        logging.root.setLevel(logging.ERROR)
+
+    def __exit__(self, *raised: object) -> None:
+        logging.root.setLevel(self._level)
+
+
+def _sort(model: ModelProto) -> None:
+    """Puts every node behind those that it needs: the converter appends its casts at the end."""
+    waiting = list(model.graph.node)
+    made = {name for node in waiting for name in node.output}
+    ordered, known = [], set[str]()
+    while waiting:
+        later = []
+        for node in waiting:
+            if all(name in known or name not in made for name in node.input):
+                ordered.append(node)
+                known.update(node.output)
+            else:
+                later.append(node)
+        if len(later) == len(waiting):
+            raise ModelRefused("the graph of the converted model has a circle: it cannot be converted")
+        waiting = later
+    del model.graph.node[:]
+    model.graph.node.extend(ordered)
+
+
+def _join_casts(model: ModelProto) -> None:
+    """Takes out the ways to fp16 and back between two fp32 nodes: each would round, and overflow, for nothing."""
+    from onnx import TensorProto
+
+    to_half = {
+        node.output[0]: node.input[0]
+        for node in model.graph.node
+        if node.op_type == "Cast" and graph.attribute(node, "to", 0) == TensorProto.FLOAT16
+    }
+    for node in model.graph.node:
+        back = node.op_type == "Cast" and graph.attribute(node, "to", 0) == TensorProto.FLOAT
+        if back and node.input[0] in to_half:
+            node.op_type, node.input[0] = "Identity", to_half[node.input[0]]
+            del node.attribute[:]
+    graph_edit.prune(model)
+
+
+def _peak(values: NDArray[Any]) -> float:
+    return float(np.abs(values).max(initial=0)) if values.dtype == np.float32 else 0.0
+
+
+def _newer(model: ModelProto) -> ModelProto:
+    """The model in an opset that knows scales per channel. Raises ModelRefused where it cannot be converted."""
+    from onnx import version_converter
+
+    if graph.opsets(model).get("", 0) >= OLDEST_OPSET:
+        return model
+    try:
+        return version_converter.convert_version(model, NEWER_OPSET)
+    except Exception as error:  # the converter raises RuntimeError and its own class
+        raise ModelRefused(
+            f"the model is of opset {graph.opsets(model).get('', 0)} and cannot be converted to {NEWER_OPSET}: "
+            f"export it again with opset {NEWER_OPSET} or later ({' '.join(str(error).split())})"
+        ) from error
+
+
+def _prepared(model: ModelProto, folder: Path) -> ModelProto:
+    """Shapes inferred, batch norms folded, and every node with a name of its own."""
+    from onnxruntime.quantization import quant_pre_process
+
+    source, target = folder / "source.onnx", folder / "prepared.onnx"
+    source.write_bytes(model.SerializeToString())
+    try:
+        with _quiet():
+            quant_pre_process(source, target, skip_symbolic_shape=True)
+    except Exception as error:  # it raises whatever its passes raise
+        raise ModelRefused(f"the model cannot be prepared for quantisation: {' '.join(str(error).split())}") from error
+    prepared = graph.read(target.read_bytes(), "the model")
+    names = Counter(node.name for node in prepared.graph.node)
+    for number, node in enumerate(prepared.graph.node):
+        if not node.name or names[node.name] > 1:
+            node.name = f"{node.op_type}/{number}"
+    return prepared

@@ -1,0 +1,305 @@
+"""Measure batch sizes, engines and numbers of threads on this machine, and keep the result for the ladders of jobs.
+
+Knows sessions, clocks and ladders. Knows no images: zeros cost what pixels cost.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_batch.errors import JobError, OutOfMemory, ProviderMissing, UnetBatchError
+from unet_batch.model.model import Model
+from unet_batch.session.batching import CPU_BATCH_MAX
+from unet_batch.session.engines import on_cpu, on_gpu
+from unet_batch.session.ladder import LadderKey, LadderMemory, Remembered, sizes_up_to
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device, Session
+from unet_batch.spec import Engine, Precision, SessionSpec
+from unet_batch.workbench.doctor import machine
+from unet_batch.workbench.peak import crash_message, peak_bytes
+from unet_batch.workbench.variants import RUNS, interleaved
+
+log = logging.getLogger(__name__)
+
+KNEE = 0.95
+"""The recommended batch is the smallest with this share of the best throughput."""
+ROUNDS = 5
+BUDGET_S = 60.0
+"""Time for one batch size, all sessions together: slow models get fewer rounds, at least two."""
+MEMORY_SHARE = 0.5
+"""Largest share of the machine's memory that all open sessions together are expected to need."""
+TILE_TYPES = ("float32", "float16", "uint8", "uint16")
+"""Types of tiles that a curve is kept for: a packed graph costs what the network costs, within 3 %."""
+SIDE = 256
+"""Tile of a model that takes any, rounded up to its multiple."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One batch size of one way to run the model."""
+
+    engine: Engine
+    provider: str
+    """What really ran."""
+    threads: int
+    batch: int
+    seconds: float
+    """Of one batch: the median over rounds of the faster of two runs."""
+    fastest_s: float
+    """The fastest run of all: what a ladder keeps."""
+    peak_bytes: int | None
+    """Of a process that holds nothing but this session; None where it was not asked for."""
+
+    @property
+    def tiles_per_s(self) -> float:
+        return self.batch / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What was measured on one machine for one model and one size of tile."""
+
+    model_sha256: str
+    device_name: str
+    precision: Precision
+    tile_hw: tuple[int, int]
+    points: tuple[Point, ...]
+    """By engine and threads, batches ascending."""
+    limits: tuple[tuple[Engine, int, int], ...]
+    """Engine, threads and the largest batch that fitted, where a larger one did not."""
+    left_out: tuple[str, ...]
+    """Engines and batch sizes that were not measured, and why."""
+
+    def curve(self, engine: Engine, threads: int) -> tuple[Point, ...]:
+        """The points of one engine and number of threads."""
+        return tuple(p for p in self.points if p.engine == engine and p.threads == threads)
+
+    def knee(self, engine: Engine, threads: int) -> Point:
+        """The smallest batch within 5 % of the best throughput."""
+        curve = self.curve(engine, threads)
+        top = max(point.tiles_per_s for point in curve)
+        return next(point for point in curve if point.tiles_per_s >= KNEE * top)
+
+    def to_json(self) -> dict[str, Any]:
+        tree = asdict(self)
+        tree["knees"] = [asdict(self.knee(engine, threads)) for engine, threads in self._curves()]
+        return tree
+
+    def rows(self) -> list[list[str]]:
+        """The table as text, the heading first; the knee of each curve is marked."""
+        found = [["engine", "threads", "batch", "tiles/s", "ms per tile", "peak MB", ""]]
+        for point in self.points:
+            knee = point == self.knee(point.engine, point.threads)
+            found.append(
+                [
+                    f"{point.engine} {point.provider}" if point.engine != point.provider else point.engine,
+                    str(point.threads),
+                    str(point.batch),
+                    f"{point.tiles_per_s:.1f}",
+                    f"{1000 / point.tiles_per_s:.1f}",
+                    "" if point.peak_bytes is None else f"{point.peak_bytes / 1e6:.0f}",
+                    "← knee" if knee else "",
+                ]
+            )
+        return found
+
+    def _curves(self) -> list[tuple[Engine, int]]:
+        return list(dict.fromkeys((point.engine, point.threads) for point in self.points))
+
+
+def tune(
+    data: bytes,
+    model: Model,
+    spec: SessionSpec,
+    *,
+    engines: Sequence[Engine] = ("onnxruntime", "openvino"),
+    threads: Sequence[int] | None = None,
+    precision: Precision = "fp32",
+    rounds: int = ROUNDS,
+    tile_hw: tuple[int, int] | None = None,
+    memory: bool = True,
+) -> Profile:
+    """Throughput and peak memory by engine, threads and batch size.
+
+    threads: None means 1 and, where there are more, all cores. The batches are those of a job's ladder: up to
+    `spec.batch_max`, on a CPU up to 8. For each batch size all sessions take turns, so that a busy machine slows all
+    of them. An engine that is not installed is left out and named; an unknown combination of engine and provider too.
+    tile_hw: for a model that takes any size; None means 256, rounded up to its multiple. memory: whether a process is
+    started for each point to find its peak; only then is left out what would fill this machine's memory, or crash.
+    Raises ProviderMissing where no engine runs, JobError for a number of threads below 1 or a size of tile that the
+    model does not take.
+    """
+    tried = tuple(threads) if threads is not None else tuple(dict.fromkeys((1, machine().cores)))
+    if not tried or min(tried) < 1 or rounds < 1:
+        raise JobError(f"threads {tried} and rounds {rounds} must be 1 or more")
+    tile_hw = tile_of(model, tile_hw)
+    smallest = (model.batch or 1, *tile_hw, model.contract.input.channels)
+    opened: list[tuple[Engine, int, Session]] = []
+    left_out = []
+    for engine in dict.fromkeys(engines):
+        if memory and engine != "onnxruntime":
+            crash = crash_message(data, model, spec, shape_nhwc=smallest, engine=engine, precision=precision)
+            if crash is not None:
+                left_out.append(crash)
+                continue
+        try:
+            for count in dict.fromkeys(tried):
+                session = open_session(data, model, spec, Device(count), engine=engine, precision=precision)
+                opened.append((engine, count, session))
+        except (ProviderMissing, JobError) as error:
+            left_out.append(f"{engine}: {error}")
+    if not opened:
+        raise ProviderMissing("; ".join(left_out))
+    found = _Measuring(data, model, spec, precision, tile_hw, rounds, memory=memory)
+    found.measure(opened)
+    order = [(engine, count) for engine, count, _ in opened]
+    found.points.sort(key=lambda p: (order.index((p.engine, p.threads)), p.batch))
+    return Profile(
+        model.sha256,
+        opened[0][2].device_name,
+        precision,
+        tile_hw,
+        tuple(found.points),
+        tuple(found.limits),
+        (*left_out, *found.left_out),
+    )
+
+
+def remember(profile: Profile, memory: LadderMemory, *, threads: int = 1) -> int:
+    """Store the curves of sessions with this many threads for the ladders of jobs; returns the number of curves.
+
+    A ladder that finds them chooses its batch size without measuring. `memory.precision` must be the profile's.
+    Raises JobError where it is another.
+    """
+    if memory.precision != profile.precision:
+        raise JobError(f"ladders in {memory.precision} cannot begin with what was measured in {profile.precision}")
+    kept = 0
+    for engine in dict.fromkeys(point.engine for point in profile.points):
+        curve = profile.curve(engine, threads)
+        if not curve:
+            continue
+        limit = next((size for name, count, size in profile.limits if (name, count) == (engine, threads)), None)
+        for dtype in TILE_TYPES:
+            key = LadderKey(
+                profile.model_sha256,
+                profile.device_name,
+                curve[0].provider,
+                profile.precision,
+                *profile.tile_hw,
+                dtype=dtype,
+                threads=1 if on_gpu(curve[0].provider) else threads,
+            )
+            memory.keep(key, Remembered({point.batch: point.fastest_s for point in curve}, limit))
+        kept += 1
+    return kept
+
+
+@dataclass(slots=True)
+class _Measuring:
+    """The measurement of one profile: batch sizes ascending, until they no longer fit."""
+
+    data: bytes
+    model: Model
+    spec: SessionSpec
+    precision: Precision
+    tile_hw: tuple[int, int]
+    rounds: int
+    _: KW_ONLY
+    memory: bool
+    points: list[Point] = field(default_factory=list)
+    limits: list[tuple[Engine, int, int]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    def measure(self, opened: Sequence[tuple[Engine, int, Session]]) -> None:
+        """Every batch size that fits, and the limits of those that ran out of memory."""
+        on_cpus = all(on_cpu(session.provider) for _, _, session in opened)
+        cap = min(self.spec.batch_max, CPU_BATCH_MAX) if on_cpus else self.spec.batch_max
+        sizes = sizes_up_to(cap) if self.model.batch is None else (self.model.batch,)
+        running = list(opened)
+        for size in sizes:
+            if on_cpus and (needed := self._expected_bytes(size)) > MEMORY_SHARE * (machine().memory_bytes or needed):
+                self.left_out.append(
+                    f"batches from {size} on: {len(running)} sessions side by side would need about "
+                    f"{needed / 1e9:.0f} GB, which is much of this machine's memory"
+                )
+                break
+            started = time.perf_counter()
+            batch_nhwc = np.zeros((size, *self.tile_hw, self.model.contract.input.channels), self._dtype)
+            running = self._fitting(running, batch_nhwc, smallest=size == sizes[0])
+            once_s = time.perf_counter() - started
+            rounds = min(self.rounds, max(2, int(BUDGET_S / (RUNS * once_s))))
+            seconds = interleaved([session for _, _, session in running], batch_nhwc, rounds=rounds, warm=False)
+            for (engine, count, session), mine in zip(running, seconds, strict=True):
+                point = Point(engine, session.provider, count, size, statistics.median(mine), min(mine), None)
+                self.points.append(self._with_peak(point) if self.memory else point)
+            log.info("batches of %d: %d rounds in %.0f s", size, rounds, time.perf_counter() - started)
+
+    @property
+    def _dtype(self) -> str:
+        return self.model.contract.input.dtype
+
+    def _fitting(
+        self, running: Sequence[tuple[Engine, int, Session]], batch_nhwc: NDArray[Any], *, smallest: bool
+    ) -> list[tuple[Engine, int, Session]]:
+        """Run the batch once in each session; returns those that have room for it, and notes a limit for others."""
+        fitting = []
+        for way in running:
+            try:
+                way[2].run(batch_nhwc)
+            except OutOfMemory as error:
+                if smallest:
+                    raise
+                fitted = max(p.batch for p in self.points if (p.engine, p.threads) == way[:2])
+                self.limits.append((way[0], way[1], fitted))
+                log.warning("%s with %d threads does not fit a batch of %d: %s", *way[:2], len(batch_nhwc), error)
+            else:
+                fitting.append(way)
+        return fitting
+
+    def _expected_bytes(self, size: int) -> float:
+        """Memory of all sessions at this batch size, extrapolated from the two sizes before; 0 where unknown."""
+        total = 0.0
+        for engine, threads in dict.fromkeys((p.engine, p.threads) for p in self.points):
+            known = [(p.batch, p.peak_bytes) for p in self.points if (p.engine, p.threads) == (engine, threads)]
+            peaks = [(batch, peak) for batch, peak in known if peak is not None][-2:]
+            if len(peaks) == 2:
+                (small, low), (large, high) = peaks
+                total += high + max(0.0, (high - low) / (large - small)) * (size - large)
+        return total
+
+    def _with_peak(self, point: Point) -> Point:
+        try:
+            peak, _ = peak_bytes(
+                self.data,
+                self.model,
+                self.spec,
+                shape_nhwc=(point.batch, *self.tile_hw, self.model.contract.input.channels),
+                threads=point.threads,
+                engine=point.engine,
+                precision=self.precision,
+            )
+        except UnetBatchError as error:
+            log.warning("%s", error)
+            return point
+        return replace(point, peak_bytes=peak)
+
+
+def tile_of(model: Model, wanted: tuple[int, int] | None) -> tuple[int, int]:
+    """The size of tile to measure with. Raises JobError where the model does not take the wanted one."""
+    multiple = model.contract.input.multiple
+    if wanted is None:
+        side = -(-SIDE // multiple) * multiple
+        return model.tile_hw or (side, side)
+    if model.tile_hw not in (None, wanted):
+        raise JobError(f"the model fixes its tiles at {model.tile_hw[0]}x{model.tile_hw[1]}: leave the size out")
+    if wanted[0] % multiple or wanted[1] % multiple:
+        raise JobError(f"tiles of {wanted[0]}x{wanted[1]} are no multiples of {multiple}")
+    return wanted

@@ -1,0 +1,178 @@
+"""One model in several precisions and engines: time, memory and labels against fp32 in ONNX Runtime.
+
+Knows sessions, tiles and clocks. Speeds are ratios of runs in turn, because absolute ones drift on a shared machine.
+
+Legend: N tiles, C channels, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unet_batch.errors import UnetBatchError
+from unet_batch.gate.parity import Parity
+from unet_batch.model.model import Model
+from unet_batch.session.opening import open_session
+from unet_batch.session.session import Device, Session
+from unet_batch.spec import Engine, Precision, SessionSpec
+from unet_batch.workbench.doctor import machine
+from unet_batch.workbench.peak import peak_bytes
+
+log = logging.getLogger(__name__)
+
+ROUNDS = 7
+"""Times that every variant runs in turn; the ratio is the median over them."""
+RUNS = 2
+"""Batches in a row of one variant, of which the faster counts."""
+BATCH_PX = 1 << 18
+"""Pixels of a batch: 4 tiles of 256², one of 512² or more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One way to run a model."""
+
+    name: str
+    data: bytes
+    engine: Engine
+    precision: Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one variant costs and how far it is from the first one, fp32 in ONNX Runtime."""
+
+    name: str
+    file_bytes: int
+    peak_bytes: int
+    """Of a process that holds nothing but the session."""
+    model_bytes: int
+    """Of that, what came with the session: without the interpreter and the libraries."""
+    tiles_per_s: float
+    """Median, one thread."""
+    speed: float
+    """Times as fast as fp32: the median over rounds of the ratio to fp32's time in the same round."""
+    parity: Parity
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"parity": self.parity.to_json()}
+
+
+def variants(source: bytes, quantised: bytes) -> list[Variant]:
+    """fp32 and int8 in ONNX Runtime, then what OpenVINO makes of both files.
+
+    OpenVINO's rows are left out where it is not installed, bf16 where the processor has none.
+    """
+    found = [
+        Variant("fp32", source, "onnxruntime", "fp32"),
+        Variant("int8", quantised, "onnxruntime", "int8"),
+    ]
+    if importlib.util.find_spec("openvino") is None:
+        return found
+    found.append(Variant("OpenVINO fp32", source, "openvino", "fp32"))
+    if machine().bf16:
+        found.append(Variant("OpenVINO bf16", source, "openvino", "bf16"))
+    return [*found, Variant("OpenVINO int8", quantised, "openvino", "int8")]
+
+
+def measure(
+    ways: Iterable[Variant], model: Model, tiles_nhwc: Sequence[NDArray[Any]], *, rounds: int = ROUNDS
+) -> list[Figures]:
+    """Figures of every variant that runs on this machine, the first one's too; it must be fp32 in ONNX Runtime.
+
+    tiles_nhwc: real images, (H, W, C) of the contract's dtype and of one size; better ones that calibrated nothing.
+    Variants run in turn, `rounds` times, on one thread. One that does not run is left out with a log line.
+    Raises what the first one raises.
+    """
+    spec, opened = SessionSpec(), list[tuple[Variant, Session, Model]]()
+    peaks: list[tuple[int, int]] = []
+    pixels = tiles_nhwc[0].shape[0] * tiles_nhwc[0].shape[1]
+    size = model.batch or max(1, min(BATCH_PX // pixels, 8))
+    for way in ways:
+        own = replace(model, sha256=hashlib.sha256(way.data).hexdigest())
+        try:
+            # First in a process of its own: an engine may crash on a file (seen once).
+            shape = (size, *tiles_nhwc[0].shape)
+            peak = peak_bytes(way.data, own, spec, shape_nhwc=shape, engine=way.engine, precision=way.precision)
+            session = open_session(way.data, own, spec, Device(1), engine=way.engine, precision=way.precision)
+            session.run(np.repeat(tiles_nhwc[0][None], model.batch or 1, axis=0))
+        except UnetBatchError as error:
+            if not opened:
+                raise
+            log.warning("%s is left out: %s", way.name, error)
+            continue
+        opened.append((way, session, own))
+        peaks.append(peak)
+    batch_nhwc = np.stack([tiles_nhwc[n % len(tiles_nhwc)] for n in range(size)])
+    seconds = interleaved([session for _, session, _ in opened], batch_nhwc, rounds=rounds)
+    expected = _outputs(opened[0][1], tiles_nhwc)
+    found = []
+    for (way, session, _), mine, (peak_now, before) in zip(opened, seconds, peaks, strict=True):
+        found.append(
+            Figures(
+                name=way.name,
+                file_bytes=len(way.data),
+                peak_bytes=peak_now,
+                model_bytes=peak_now - before,
+                tiles_per_s=size / statistics.median(mine),
+                speed=statistics.median(a / b for a, b in zip(seconds[0], mine, strict=True)),
+                parity=Parity.of(expected, _outputs(session, tiles_nhwc), model.contract.output),
+            )
+        )
+    return found
+
+
+def interleaved(
+    sessions: Sequence[Session], batch_nhwc: NDArray[Any], *, rounds: int, warm: bool = True
+) -> list[list[float]]:
+    """By session: seconds of its fastest run in each round; the sessions take turns within a round.
+
+    warm: whether each runs the batch once before, for the plans and memory of a new shape.
+    """
+    seconds: list[list[float]] = [[] for _ in sessions]
+    for session in sessions if warm else ():
+        session.run(batch_nhwc)
+    for _ in range(rounds):
+        for mine, session in zip(seconds, sessions, strict=True):
+            runs = []
+            for _ in range(RUNS):
+                start = time.perf_counter()
+                session.run(batch_nhwc)
+                runs.append(time.perf_counter() - start)
+            mine.append(min(runs))
+    return seconds
+
+
+def rows(figures: Sequence[Figures]) -> list[list[str]]:
+    """The table as text, the heading first."""
+    classes = figures[0].parity.classes
+    heading = ["variant", "file MB", "peak MB", "of the model MB", "tiles/s", "× fp32", "labels flipped"]
+    body = [
+        [
+            row.name,
+            f"{row.file_bytes / 1e6:.2f}",
+            f"{row.peak_bytes / 1e6:.0f}",
+            f"{row.model_bytes / 1e6:.0f}",
+            f"{row.tiles_per_s:.1f}",
+            f"{row.speed:.2f}",
+            f"{row.parity.flipped_share:.4%}",
+            *(f"{dice:.5f}" for dice in row.parity.dice),
+        ]
+        for row in figures
+    ]
+    return [[*heading, *(f"Dice {name}" for name in classes)], *body]
+
+
+def _outputs(session: Session, tiles_nhwc: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    size = session.model.batch or 1
+    return np.concatenate([session.run(np.repeat(tile[None], size, axis=0))[:1] for tile in tiles_nhwc])
