@@ -16,11 +16,11 @@ from models import threshold_model
 from PIL import Image
 
 from unet_batch.job.local_executor import LocalExecutor
-from unet_batch.job.prepare import Prepared, prepare
 from unet_batch.job.run import Choice, run
 from unet_batch.job.summary import Summary
-from unet_batch.job.survey import window_of
 from unet_batch.job.verify import Finding, PartitionStatus, status, verify
+from unet_batch.planning.prepare import Prepared, prepare
+from unet_batch.planning.survey import window_of
 from unet_batch.spec import JobSpec, load_job
 
 SIZE = 32

@@ -38,7 +38,7 @@ LAYERS = [
 """Bottom first; a module may import from its own layer's folder and from every layer below."""
 
 OWNERS = {
-    "ray": {"job/forwarded.py", "job/ray_executor.py", "job/ray_nodes.py", "job/ray_start.py", "job/submit.py"},
+    "ray": {"on_ray/forwarded.py", "on_ray/executor.py", "on_ray/nodes.py", "on_ray/start.py", "on_ray/submit.py"},
     "onnxruntime": {"session/onnxruntime_session.py", "session/plain_session.py", "workbench/quantize_graph.py"},
     "openvino": {"session/openvino_session.py"},
     "fsspec": {"store/storage.py"},

@@ -24,7 +24,8 @@ from unet_batch.command_model import doctor, model
 from unet_batch.command_report import report
 from unet_batch.command_run import backfill, plan, run
 from unet_batch.errors import ExitCode, UnetBatchError
-from unet_batch.job import forwarded, stopping
+from unet_batch.job import stopping
+from unet_batch.on_ray import forwarded
 from unet_batch.spec import JobSpec
 
 log = logging.getLogger(__name__)
@@ -91,9 +92,9 @@ def cli() -> None:
 @click.option("--list", "every", is_flag=True, help="Every partition on a line, however many there are.")
 def status(job: JobSpec, window: str, every: bool) -> None:
     """Say of each partition whether it is published, partial, missing, stale or held by a run."""
-    from unet_batch.job.prepare import prepare
-    from unet_batch.job.survey import window_of
     from unet_batch.job.verify import overview
+    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.survey import window_of
     from unet_batch.terminal import print_status
 
     found = overview(prepare(job), window_of(window))
@@ -113,9 +114,9 @@ def status(job: JobSpec, window: str, every: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
 def sweep(job: JobSpec, window: str, keep_other_models: bool, dry_run: bool) -> None:
     """Remove what runs left behind: parts whose rows are published, dead leases, markers, indexes of lost tars."""
-    from unet_batch.job.prepare import prepare
-    from unet_batch.job.survey import window_of
     from unet_batch.job.sweep import sweep as remove
+    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.survey import window_of
 
     found = remove(prepare(job), window_of(window), keep_other_models=keep_other_models, dry_run=dry_run)
     size = sum(litter.size_bytes for litter in found)
@@ -126,9 +127,9 @@ def sweep(job: JobSpec, window: str, keep_other_models: bool, dry_run: bool) -> 
 @job_command("all")
 def verify(job: JobSpec, window: str) -> None:
     """Hold published rows against the archive as it is now; exit code 3 when they disagree."""
-    from unet_batch.job.prepare import prepare
-    from unet_batch.job.survey import window_of
     from unet_batch.job.verify import verify as compare
+    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.survey import window_of
     from unet_batch.terminal import plain
 
     partitions, findings, passed = compare(prepare(job), window_of(window))
@@ -169,8 +170,8 @@ def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, top
     """
     from unet_batch.job.compare import compare as compare_sides
     from unet_batch.job.compare_tables import tables
-    from unet_batch.job.prepare import prepare
-    from unet_batch.job.survey import window_of
+    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.survey import window_of
     from unet_batch.terminal import console
 
     found = compare_sides(prepare(job), a, b, window_of(window), b_output=b_output, top=top)

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from unet_batch.command import SET_HELP, WINDOW_HELP, Scoring, finish, scoring
-from unet_batch.job.plan import SELECTIONS
+from unet_batch.planning.plan import SELECTIONS
 
 
 @click.command()
@@ -37,8 +37,8 @@ def submit(
     scoring: Scoring,
 ) -> None:
     """Run the same on a cluster, as a Ray job. Submitting again resumes."""
-    from unet_batch.job.submission import ADDRESS, Submission
-    from unet_batch.job.submit import submit as send
+    from unet_batch.on_ray.submission import ADDRESS, Submission
+    from unet_batch.on_ray.submit import submit as send
 
     command: tuple[str, ...] = ("run",) if select is None else ("backfill", "--select", select)
     submitted = send(

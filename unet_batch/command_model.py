@@ -178,8 +178,8 @@ def quantize(
 ) -> None:
     """Quantise a job's model with images of its archive; layers stay fp32 until its `check` would agree."""
     from unet_batch.gate.parity import Tolerance
-    from unet_batch.job.prepare import prepare
-    from unet_batch.job.survey import window_of
+    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.survey import window_of
     from unet_batch.session.engines import file_precision
     from unet_batch.spec import load_job
     from unet_batch.terminal import print_table
@@ -263,8 +263,8 @@ def tune(
 @click.option("--window", metavar="A..B", help=WINDOW_HELP)
 def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
     """Hold a job's session against a trusted one on images of its archive, as every run does before its first unit."""
-    from unet_batch.job.prepare import prepare
-    from unet_batch.job.survey import window_of
+    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.survey import window_of
     from unet_batch.spec import load_job
     from unet_batch.workbench.diagnosis import check_job
     from unet_batch.workbench.peak import crash_message

@@ -13,7 +13,7 @@ from unet_batch.command import Scoring, finish, job_command, say, scoring
 from unet_batch.command_report import report_apart
 from unet_batch.errors import ExitCode, JobError
 from unet_batch.job import stopping
-from unet_batch.job.plan import SELECTIONS, Select
+from unet_batch.planning.plan import SELECTIONS, Select
 from unet_batch.records import PassedOver
 from unet_batch.spec import JobSpec
 
@@ -65,9 +65,9 @@ def backfill(job: JobSpec, window: str, select: Select | None, dry_run: bool, sc
 
 
 def _plan(job: JobSpec, window: str, select: Select, *, rescore: bool = False) -> NoReturn:
-    from unet_batch.job.plan import units
-    from unet_batch.job.prepare import prepare
-    from unet_batch.job.survey import planned, window_of
+    from unet_batch.planning.plan import units
+    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.survey import planned, window_of
     from unet_batch.terminal import print_table
 
     prepared = prepare(job)
@@ -109,12 +109,12 @@ def _run(
     address: str | None,
     quiet: bool,
 ) -> None:
-    from unet_batch.job.prepare import prepare
     from unet_batch.job.run import Choice
     from unet_batch.job.run import run as run_job
-    from unet_batch.job.survey import window_of
-    from unet_batch.job.worker import Settings
+    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.survey import window_of
     from unet_batch.terminal import plain
+    from unet_batch.worker.worker import Settings
 
     if address is not None and executor == "local":
         raise JobError("--address goes with --executor ray")
@@ -124,7 +124,7 @@ def _run(
             from unet_batch.job.local_executor import LocalExecutor
 
             return LocalExecutor(settings)
-        from unet_batch.job.ray_executor import RayExecutor
+        from unet_batch.on_ray.executor import RayExecutor
 
         return RayExecutor(settings, address=address)
 

@@ -34,10 +34,10 @@ def measure(folder: Path, days: int, *, seed: int = SEED) -> dict[str, Any]:
     """Counts of one backfill over `days` days of two or three images, and of the same command given again."""
     from models import threshold_model
 
-    from unet_batch.job.prepare import prepare
     from unet_batch.job.run import Choice, run
-    from unet_batch.job.survey import window_of
     from unet_batch.job.verify import verify
+    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.survey import window_of
     from unet_batch.spec import load_job
 
     logging.getLogger("unet_batch").setLevel(logging.CRITICAL)  # every planted failure is logged with its stack
@@ -193,8 +193,8 @@ def faulty(
 @contextmanager
 def counted_sessions() -> Iterator[Counter[int]]:
     """Sessions that workers open meanwhile, by process."""
-    from unet_batch.job import worker
     from unet_batch.session.opening import open_session
+    from unet_batch.worker import worker
 
     opened: Counter[int] = Counter()
 

@@ -24,7 +24,7 @@ from unet_batch.decode.decode import decode
 from unet_batch.imaging.postprocess import reduce
 from unet_batch.imaging.preprocess import fit, normalize
 from unet_batch.imaging.tiling import Box
-from unet_batch.job.prepare import prepare
+from unet_batch.planning.prepare import prepare
 from unet_batch.records import Source
 from unet_batch.session.batching import Batcher, Tile
 from unet_batch.session.ladder import LadderMemory

@@ -29,11 +29,11 @@ from acting import Actor, acting, batch_of
 
 from unet_batch.gate.parity import Parity, Tolerance
 from unet_batch.imaging.preprocess import normalize, whole
-from unet_batch.job.prepare import prepare
-from unet_batch.job.survey import window_of
 from unet_batch.model.contract import METADATA_KEY
 from unet_batch.model.graph import metadata, read
 from unet_batch.model.model import Model
+from unet_batch.planning.prepare import prepare
+from unet_batch.planning.survey import window_of
 from unet_batch.session.model_files import model_at
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device

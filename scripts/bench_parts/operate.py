@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import backfill
 
 if TYPE_CHECKING:
-    from unet_batch.job.prepare import Prepared
+    from unet_batch.planning.prepare import Prepared
     from unet_batch.records import Source, Unit
 
 DAY = date(2026, 11, 21)
@@ -175,8 +175,8 @@ def print_scale(found: dict[int, dict[str, Any]], ratios: dict[str, dict[str, di
 
 def measured(program: str, folder: Path, model: Path) -> dict[str, Any]:
     """One case, timed behind `prepare`."""
-    from unet_batch.job.prepare import prepare
-    from unet_batch.job.survey import window_of
+    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.survey import window_of
     from unet_batch.spec import InputSpec, JobSpec, ModelSpec, OutputSpec
 
     listed = program.endswith("_manifest")
@@ -201,8 +201,8 @@ def measured(program: str, folder: Path, model: Path) -> dict[str, Any]:
 
 def plan(prepared: Prepared, window: Any) -> dict[str, Any]:
     """What `unet-batch plan` does."""
-    from unet_batch.job.plan import units
-    from unet_batch.job.survey import selected
+    from unet_batch.planning.plan import units
+    from unet_batch.planning.survey import selected
 
     work = selected(prepared, window, "due")
     todo = [unit for p in work for unit in units(p, prepared.job, prepared.fingerprint, workers=16)]
@@ -227,7 +227,7 @@ def run(prepared: Prepared, window: Any) -> dict[str, Any]:
 
 def stage(prepared: Prepared, window: Any) -> dict[str, Any]:
     """The parts that workers would leave, with invented rows."""
-    from unet_batch.job.survey import selected
+    from unet_batch.planning.survey import selected
     from unet_batch.records import Unit, unit_id
     from unet_batch.table.parts import write_part
     from unet_batch.table.rows import Provenance

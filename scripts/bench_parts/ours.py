@@ -16,11 +16,11 @@ from typing import Any
 
 from limit import job_of
 
-from unet_batch.job.prepare import prepare
-from unet_batch.job.ray_executor import RayExecutor
 from unet_batch.job.run import run as run_job
-from unet_batch.job.survey import window_of
 from unet_batch.job.verify import verify
+from unet_batch.on_ray.executor import RayExecutor
+from unet_batch.planning.prepare import prepare
+from unet_batch.planning.survey import window_of
 from unet_batch.spec import JobSpec
 
 

@@ -15,7 +15,7 @@ import pytest
 from unet_batch.archive.inventory import inventory
 from unet_batch.archive.shards import read_unit
 from unet_batch.errors import ImageError, JobError
-from unet_batch.job.plan import plan_partition, units
+from unet_batch.planning.plan import plan_partition, units
 from unet_batch.records import Source, Unit
 from unet_batch.spec import InputSpec, JobSpec, LimitsSpec
 from unet_batch.store.storage import Object, Storage, join

@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from unet_batch.job import ray_start
+from unet_batch.on_ray import start as ray_start
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "cluster" / "Dockerfile").read_text()

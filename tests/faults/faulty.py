@@ -24,8 +24,8 @@ from project_fixture import Project
 
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.summary import Summary
-from unet_batch.job.survey import window_of
 from unet_batch.job.sweep import sweep
+from unet_batch.planning.survey import window_of
 
 
 @dataclass

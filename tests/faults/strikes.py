@@ -25,11 +25,11 @@ import poison
 from unet_batch.contract import ModelInput
 from unet_batch.decode.decode import Page
 from unet_batch.errors import ProviderMissing, SessionBroken, UnetBatchError
-from unet_batch.job import actors
 from unet_batch.job.local_executor import LocalExecutor
-from unet_batch.job.prepare import prepare
 from unet_batch.job.run import run
-from unet_batch.job.survey import window_of
+from unet_batch.on_ray import actors
+from unet_batch.planning.prepare import prepare
+from unet_batch.planning.survey import window_of
 from unet_batch.spec import LimitsSpec, load_job
 from unet_batch.store.local import LocalStore
 from unet_batch.store.objects import Object
@@ -187,7 +187,7 @@ def flaky(text: str) -> None:
 
 def no_spill(store_mib: int) -> None:
     """Let Ray take every disk for full (its own check, with another limit), and give it a small object store."""
-    from unet_batch.job import ray_start
+    from unet_batch.on_ray import start as ray_start
 
     os.environ |= {"RAY_local_fs_capacity_threshold": "0.0001"}
     ray_start.OBJECT_STORE_BYTES = store_mib << 20
@@ -195,7 +195,7 @@ def no_spill(store_mib: int) -> None:
 
 def full_disk(folder: str) -> None:
     """Let Ray keep everything in a folder with a disk of its own, which is full as soon as Ray has started."""
-    from unet_batch.job import ray_executor
+    from unet_batch.on_ray import executor as ray_executor
 
     os.environ["RAY_TMPDIR"] = folder
     ray_executor.LOOK_EVERY_S = 2.0
@@ -260,7 +260,7 @@ def _leave(job: str, overrides: tuple[str, ...], make: Callable[..., Any], told:
 
 
 def _on_ray(job: str, told: str, *overrides: str) -> None:
-    from unet_batch.job.ray_executor import RayExecutor
+    from unet_batch.on_ray.executor import RayExecutor
 
     _arm("driver")
     sys.stdout = sys.stderr

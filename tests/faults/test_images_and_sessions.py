@@ -17,9 +17,9 @@ from project_fixture import SIZE, png
 from strikes import HOG
 
 from unet_batch.errors import ModelFailed, NeedsAction, OutOfMemory, SessionBroken
-from unet_batch.job import worker
 from unet_batch.model.model import Model
 from unet_batch.session.session import Array, Session
+from unet_batch.worker import worker
 
 pytestmark = pytest.mark.slow
 

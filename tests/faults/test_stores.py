@@ -18,8 +18,8 @@ from faulty import digest
 
 from unet_batch.errors import Incomplete, JobError
 from unet_batch.job.local_executor import LocalExecutor
-from unet_batch.job.survey import window_of
 from unet_batch.job.sweep import sweep
+from unet_batch.planning.survey import window_of
 from unet_batch.store import local
 from unet_batch.store.conditional import ANYTHING
 from unet_batch.store.faults import ShortReadError

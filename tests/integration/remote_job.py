@@ -21,12 +21,12 @@ from project_fixture import SIZE, png
 from small_cluster import SmallCluster
 
 from unet_batch.job.local_executor import LocalExecutor
-from unet_batch.job.prepare import prepare
 from unet_batch.job.run import run
 from unet_batch.job.summary import Summary
-from unet_batch.job.survey import window_of
 from unet_batch.job.sweep import sweep
 from unet_batch.job.verify import Finding, verify
+from unet_batch.planning.prepare import prepare
+from unet_batch.planning.survey import window_of
 from unet_batch.spec import load_job
 
 KEYS = {

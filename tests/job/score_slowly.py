@@ -15,12 +15,12 @@ import poison
 
 from unet_batch.errors import UnetBatchError
 from unet_batch.job.local_executor import LocalExecutor
-from unet_batch.job.prepare import prepare
-from unet_batch.job.ray_executor import RayExecutor
 from unet_batch.job.run import run
-from unet_batch.job.survey import window_of
-from unet_batch.job.worker import Settings
+from unet_batch.on_ray.executor import RayExecutor
+from unet_batch.planning.prepare import prepare
+from unet_batch.planning.survey import window_of
 from unet_batch.spec import load_job
+from unet_batch.worker.worker import Settings
 
 
 def on_cpus(settings: Settings) -> RayExecutor:

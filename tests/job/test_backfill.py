@@ -14,7 +14,7 @@ from unet_batch.command import parse_deadline
 from unet_batch.errors import JobError
 from unet_batch.job import run as run_module
 from unet_batch.job.local_executor import LocalExecutor
-from unet_batch.job.survey import selected, window_of
+from unet_batch.planning.survey import selected, window_of
 
 DAYS = ("2026-11-19", "2026-11-20", "2026-11-21")
 LIMITS = ("limits.image_timeout_s=2", "limits.max_rejected=0.9")
@@ -183,7 +183,7 @@ def test_after_the_deadline_no_unit_begins_and_complete_days_are_published(proje
     """What is left is said, with exit code 3; the next run does only that."""
     fill(project)
     now = [run_module.time.time()]
-    monkeypatch.setattr("unet_batch.job.stages.time.time", lambda: now[0])
+    monkeypatch.setattr("unet_batch.worker.infer.time.time", lambda: now[0])
 
     def make(settings):
         executor = LocalExecutor(settings)

@@ -21,7 +21,7 @@ from rich.console import Console
 from unet_batch.errors import JobError
 from unet_batch.job.compare import Comparison, compare
 from unet_batch.job.compare_tables import tables
-from unet_batch.job.survey import window_of
+from unet_batch.planning.survey import window_of
 from unet_batch.table.agreement import OK, Found, Obstacle
 
 DAY, NAME = "2026/11/21", "2026-11-21"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from unet_batch.errors import Reason, UnetBatchError
-from unet_batch.job.faults import COURSES, DOUBTS, ENDS, NOT_READABLE, Act, course, doubtful, is_machines, systematic
+from unet_batch.worker.faults import COURSES, DOUBTS, ENDS, NOT_READABLE, Act, course, doubtful, is_machines, systematic
 
 END, AGAIN, APART, HALVE, ROW, OPEN = Act.END, Act.AGAIN, Act.APART, Act.HALVE, Act.ROW, Act.OPEN
 

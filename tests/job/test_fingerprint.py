@@ -10,8 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from unet_batch.contract import Contract, Normalize
-from unet_batch.job.fingerprint import OUTSIDE, fingerprint
 from unet_batch.model.model import Model
+from unet_batch.planning.fingerprint import OUTSIDE, fingerprint
 from unet_batch.spec import EnsembleSpec, InputSpec, JobSpec, ModelSpec, OutputSpec
 
 HASHED_BY_CONTENT = ("session.provider_options", "session.custom_ops")

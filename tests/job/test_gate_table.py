@@ -21,7 +21,7 @@ from PIL import Image
 from project_fixture import SIZE, Project
 
 from unet_batch.errors import UnetBatchError
-from unet_batch.job.survey import window_of
+from unet_batch.planning.survey import window_of
 from unet_batch.session import processor
 from unet_batch.session.model_files import model_at
 from unet_batch.spec import TilingSpec

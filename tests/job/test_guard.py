@@ -11,9 +11,9 @@ from project_fixture import last_json, png
 
 from unet_batch.errors import Incomplete
 from unet_batch.job import run as run_module
-from unet_batch.job.scope import window_of
-from unet_batch.job.survey import planned
 from unet_batch.job.verify import overview
+from unet_batch.planning.scope import window_of
+from unet_batch.planning.survey import planned
 from unet_batch.spec import LimitsSpec
 from unet_batch.table.guard import refusal
 from unet_batch.table.publish import read_commit

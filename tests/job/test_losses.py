@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from unet_batch.job import losses
-from unet_batch.job.losses import LOGGER, Losses
+from unet_batch.on_ray import losses
+from unet_batch.on_ray.losses import LOGGER, Losses
 
 
 class OutOfDiskError(Exception):

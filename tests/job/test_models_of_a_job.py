@@ -18,10 +18,10 @@ from PIL import Image
 from project_fixture import SIZE, last_json
 
 from unet_batch.errors import ContractError, JobError, UnetBatchError
-from unet_batch.job.plan import place
-from unet_batch.job.worker import Settings, build_infer
+from unet_batch.planning.plan import place
 from unet_batch.session.session import Device
 from unet_batch.spec import ResourcesSpec
+from unet_batch.worker.worker import Settings, build_infer
 
 DAY, NAME = "2026/11/21", "2026-11-21"
 

@@ -18,7 +18,6 @@ from pycocotools import mask as coco
 from unet_batch.contract import Contract
 from unet_batch.errors import ContractError, ModelRefused
 from unet_batch.imaging.tiling import grid
-from unet_batch.job.worker import Settings, build_infer, build_load
 from unet_batch.model.contract import resolve
 from unet_batch.model.graph import metadata
 from unet_batch.model.model import Model
@@ -29,6 +28,7 @@ from unet_batch.session.session import Device
 from unet_batch.spec import SessionSpec, TilingSpec
 from unet_batch.workbench.graph_edit import set_metadata
 from unet_batch.workbench.packing.pack import PackSpec, pack
+from unet_batch.worker.worker import Settings, build_infer, build_load
 
 DAY, NAME = "2026/11/21", "2026-11-21"
 SIDE = 32
@@ -316,8 +316,8 @@ def test_the_stages_run_packed_masks_without_a_job_around_them(project):
     prepared = project.prepared()
     settings = Settings(prepared.job.model_dump_json(), prepared.model.to_json(), prepared.fingerprint, "run")
     load, infer = build_load(settings), build_infer(settings, Device(1))
-    from unet_batch.job.plan import plan_partition, units
-    from unet_batch.job.survey import archive_partitions, window_of
+    from unet_batch.planning.plan import plan_partition, units
+    from unet_batch.planning.survey import archive_partitions, window_of
 
     [(name, sources)] = archive_partitions(prepared, window_of("all"), keep=False).partitions.items()
     plan = plan_partition(name, sources, mark="x", published=None, done=frozenset(), parts=())

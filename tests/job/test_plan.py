@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from unet_batch.contract import Contract
 from unet_batch.errors import JobError
-from unet_batch.job.plan import halves, place, plan_partition, units, wants
 from unet_batch.model.model import Model
+from unet_batch.planning.plan import halves, place, plan_partition, units, wants
 from unet_batch.records import Source, inventory_digest, uncollected
 from unet_batch.spec import InputSpec, JobSpec, LimitsSpec, ModelSpec, OutputSpec, ResourcesSpec
 from unet_batch.table.publish import Commit, Published, generation

@@ -14,8 +14,8 @@ import pytest
 from project_fixture import last_json, png
 
 from unet_batch.errors import JobError
-from unet_batch.job.loaded import Entry, Loaded, Pack, from_arrow, pixels_of, to_arrow
 from unet_batch.records import Source, Unit
+from unet_batch.worker.loaded import Entry, Loaded, Pack, from_arrow, pixels_of, to_arrow
 
 SHAPES = pytest.mark.parametrize(
     "shape", [(), ("resources.load_actors=1",)], ids=["actors that load for themselves", "load actors"]
@@ -122,7 +122,7 @@ def test_an_address_where_no_cluster_answers_is_one_sentence(monkeypatch):
     """Exit code 2, at once where nobody listens; a wrong token is a ConnectionError of Ray's after a while."""
     import ray
 
-    from unet_batch.job import ray_start
+    from unet_batch.on_ray import start as ray_start
 
     def refuse(**_):
         raise ConnectionError("ray client\n  says no")

@@ -26,7 +26,7 @@ from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.report import Report, gather
 from unet_batch.job.report_pictures import draw
 from unet_batch.job.run_records import newest_record, read_record
-from unet_batch.job.survey import window_of
+from unet_batch.planning.survey import window_of
 from unet_batch.report_page import queries, render, verdict
 
 DAY, PARTITION = "2026/11/21", "date=2026-11-21"

@@ -13,7 +13,7 @@ from project_fixture import Project, png
 from unet_batch.job.bottleneck import Bottleneck
 from unet_batch.job.report import PartitionLine, Report, gather
 from unet_batch.job.run_records import newest_record
-from unet_batch.job.survey import window_of
+from unet_batch.planning.survey import window_of
 from unet_batch.report_page import PARTITIONS_SHOWN, _bytes, _percent, _seconds, queries, render, verdict
 
 DAY = "2026/11/21"

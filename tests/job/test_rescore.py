@@ -113,7 +113,7 @@ def test_the_command_line_rescores_and_says_what_it_would(project):
 
 def test_a_rejection_that_a_rescoring_does_not_repeat_is_replaced(project, monkeypatch):
     """Also where both runs had a doubt about the image, and asked for it again by itself."""
-    from unet_batch.job.load import Load
+    from unet_batch.worker.load import Load
 
     left, decoded, sick = [2], Load._pages, png(1)
 

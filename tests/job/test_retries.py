@@ -13,7 +13,7 @@ from project_fixture import png
 from unet_batch.decode.decode import Page, decode
 from unet_batch.errors import ImageError, Reason
 from unet_batch.job.local_executor import LocalExecutor
-from unet_batch.job.survey import selected, window_of
+from unet_batch.planning.survey import selected, window_of
 from unet_batch.records import Receipt
 from unet_batch.spec import LimitsSpec
 from unet_batch.table.publish import read_commit

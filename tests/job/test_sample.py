@@ -9,7 +9,7 @@ from PIL import Image
 from project_fixture import SIZE
 
 from unet_batch.errors import JobError
-from unet_batch.job.survey import window_of
+from unet_batch.planning.survey import window_of
 from unet_batch.workbench.sample import archive_tiles
 
 DAY = "2026/11/21"

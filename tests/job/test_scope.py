@@ -7,8 +7,8 @@ from datetime import date
 import pytest
 
 from unet_batch.archive.window import Window, parse_window
-from unet_batch.job.scope import Scope, resolved, window_of
 from unet_batch.job.sweep import sweep
+from unet_batch.planning.scope import Scope, resolved, window_of
 from unet_batch.spec import load_job
 
 TODAY = date(2026, 11, 21)

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 
 from unet_batch.errors import ModelRefused, ProviderMissing, Unavailable, UnetBatchError, class_of
-from unet_batch.job import actors
-from unet_batch.job.actors import InferActor
-from unet_batch.job.faults import NOT_STARTED
-from unet_batch.job.starts import BACK_OFF_MOST_S, Starts, back_off_s
-from unet_batch.job.worker import Settings
+from unet_batch.on_ray import actors
+from unet_batch.on_ray.actors import InferActor
 from unet_batch.records import Receipt, Source, Unit
+from unet_batch.worker.faults import NOT_STARTED
+from unet_batch.worker.starts import BACK_OFF_MOST_S, Starts, back_off_s
+from unet_batch.worker.worker import Settings
 
 UNIT = Unit("u", "all", "images", (Source("memory://a/1.png", "v"),))
 DONE = Receipt("u", "all", 1, 1, 0, pid=7, node="good")

@@ -190,9 +190,7 @@ def test_a_run_whose_terminal_is_closed_ends_in_order(slow):
 
 def test_a_signal_ends_other_commands_in_order(slow):
     """A command without a run says the same in its JSON line."""
-    late = (
-        "import time, unet_batch.job.prepare as p; p.prepare = lambda job: (print('here', flush=True), time.sleep(60))"
-    )
+    late = "import time, unet_batch.planning.prepare as p; p.prepare = lambda job: (print('here', flush=True), time.sleep(60))"
     process = start(slow, "local", before=late)
     assert process.stderr.readline() == "here\n"
     process.send_signal(signal.SIGTERM)

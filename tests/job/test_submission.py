@@ -11,7 +11,7 @@ import pytest
 
 import unet_batch
 from unet_batch.errors import JobError
-from unet_batch.job.submission import Submission, compose
+from unet_batch.on_ray.submission import Submission, compose
 from unet_batch.spec import load_job
 
 SECRET = "canary-7d0e41b2"

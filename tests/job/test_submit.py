@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from unet_batch.errors import ExitCode, Held, Incomplete, JobError
-from unet_batch.job import forwarded
-from unet_batch.job import submit as submitting
-from unet_batch.job.submission import Submission, compose
-from unet_batch.job.submit import Submitted, submit
+from unet_batch.on_ray import forwarded
+from unet_batch.on_ray import submit as submitting
+from unet_batch.on_ray.submission import Submission, compose
+from unet_batch.on_ray.submit import Submitted, submit
 
 pytest.importorskip("aiohttp", reason="ray[default] is not installed")
 
@@ -272,7 +272,7 @@ def test_nobody_at_the_address_is_one_sentence(submission):
 
 def test_composing_loads_no_ray():
     """A wrong job file is refused in a moment."""
-    code = "import sys, unet_batch.job.submission, unet_batch.job.submit; sys.exit('ray' in sys.modules)"
+    code = "import sys, unet_batch.on_ray.submission, unet_batch.on_ray.submit; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, env=dict(os.environ)).returncode == 0
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from project_fixture import last_json, png
 
-from unet_batch.job.survey import window_of
 from unet_batch.job.sweep import sweep
+from unet_batch.planning.survey import window_of
 from unet_batch.store import local
 from unet_batch.table.lease import Leases
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from unet_batch.job.notes import StoredNotes
-from unet_batch.job.watchdog import EXIT_SILENT, GRACE_S, SLOW_S, Note, Watchdog, of_this_process
 from unet_batch.records import Source, Unit
 from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
+from unet_batch.worker.notes import StoredNotes
+from unet_batch.worker.watchdog import EXIT_SILENT, GRACE_S, SLOW_S, Note, Watchdog, of_this_process
 
 UNIT = Unit("u", "all", "images", (Source("memory://a/1.png", "v"), Source("memory://a/2.png", "v")))
 OTHER = Unit("o", "all", "images", (Source("memory://a/3.png", "v"),))
@@ -181,8 +181,8 @@ def test_notes_lie_beside_the_markers_and_belong_to_a_run(tmp_path: Path):
 
 PROGRAM = """
 import ctypes, sys, threading, time
-from unet_batch.job import watchdog
-from unet_batch.job.watchdog import of_this_process
+from unet_batch.worker import watchdog
+from unet_batch.worker.watchdog import of_this_process
 from unet_batch.records import Source, Unit
 watchdog.GRACE_S, watchdog.LOOK_EVERY_S = 1.0, 0.1
 unit = Unit("u", "all", "images", (Source("memory://a/1.png", "v"),))

@@ -1,1 +1,1 @@
-"""A job from its file to its published partitions: plan, stages, executors, run, status and verify."""
+"""A run from its plan to its published partitions, and the proof."""

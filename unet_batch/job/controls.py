@@ -11,10 +11,10 @@ from dataclasses import replace
 
 from unet_batch.archive.shards import read_unit
 from unet_batch.errors import ImageError, StorageError
-from unet_batch.job.faults import NOT_READABLE
-from unet_batch.job.plan import PartitionPlan, units
-from unet_batch.job.prepare import Prepared
+from unet_batch.planning.plan import PartitionPlan, units
+from unet_batch.planning.prepare import Prepared
 from unet_batch.records import Unit
+from unet_batch.worker.faults import NOT_READABLE
 
 
 class Controls:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from unet_batch.errors import ContractError, ImageError, NeedsAction, Reason
-from unet_batch.job import faults
 from unet_batch.records import Held, Unit, name_within
+from unet_batch.worker import faults
 
 Readable = Callable[[str, Sequence[Unit]], bool | None]
 """Whether an image of a partition can be read now, one of these units' or one that an earlier run scored; None where no

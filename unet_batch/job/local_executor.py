@@ -8,13 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from unet_batch.errors import AlreadyExists
-from unet_batch.job.notes import LoggedNotes
-from unet_batch.job.watchdog import of_this_process
-from unet_batch.job.worker import Settings, build_infer, build_load
 from unet_batch.records import Receipt, Unit
 from unet_batch.session.session import Device
 from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
+from unet_batch.worker.notes import LoggedNotes
+from unet_batch.worker.watchdog import of_this_process
+from unet_batch.worker.worker import Settings, build_infer, build_load
 
 
 class LocalExecutor:

@@ -27,8 +27,8 @@ from unet_batch.errors import (
     StorageError,
     overall,
 )
-from unet_batch.job.plan import PartitionPlan
-from unet_batch.job.prepare import Prepared
+from unet_batch.planning.plan import PartitionPlan
+from unet_batch.planning.prepare import Prepared
 from unet_batch.records import NOTHING_PASSED, PassedOver, Unit
 from unet_batch.store.objects import redact
 from unet_batch.table.publish import Publication, publish

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from unet_batch.errors import HandoverFailed, ImageError, NeedsAction, TooLate
-from unet_batch.job import faults
-from unet_batch.job.faults import Act, course
 from unet_batch.job.judge import Judge, Readable
-from unet_batch.job.plan import halves
+from unet_batch.planning.plan import halves
 from unet_batch.records import Receipt, Unit
+from unet_batch.worker import faults
+from unet_batch.worker.faults import Act, course
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from unet_batch.errors import Reason, StorageError
 from unet_batch.job.bottleneck import Bottleneck, StageTime, bottleneck, stage_times
-from unet_batch.job.prepare import Prepared
 from unet_batch.job.report_pictures import Picture, draw
 from unet_batch.job.run_records import RunRecord, WorkedOn
+from unet_batch.planning.prepare import Prepared
 from unet_batch.records import image_key
 from unet_batch.store.objects import redact
 from unet_batch.table.census import EXAMPLES, Census, Counts, Figures, Rejected

@@ -22,7 +22,7 @@ from unet_batch.errors import ImageError, ShapeMismatch, StorageError
 from unet_batch.imaging.encode import encode_jpeg
 from unet_batch.imaging.masks import unrle
 from unet_batch.imaging.overlay import Color, displayed, thumbnail
-from unet_batch.job.prepare import Prepared
+from unet_batch.planning.prepare import Prepared
 from unet_batch.records import Source, Unit
 from unet_batch.store.storage import Object
 from unet_batch.table.census import Candidate, rows_at

@@ -27,15 +27,14 @@ from unet_batch.errors import (
 )
 from unet_batch.gate.gate import check_unit
 from unet_batch.job.controls import Controls
-from unet_batch.job.plan import PartitionPlan, Select, units, wants
-from unet_batch.job.prepare import Prepared, new_run_id
 from unet_batch.job.progress import ProgressDisplay
 from unet_batch.job.publisher import Published, Publisher, Record, before_scoring, demand_conditional_puts, ended_by
 from unet_batch.job.reconcile import Executor, score
-from unet_batch.job.stages import reject_unit
 from unet_batch.job.stopping import ending, stopped_by
 from unet_batch.job.summary import Summary
-from unet_batch.job.survey import (
+from unet_batch.planning.plan import PartitionPlan, Select, units, wants
+from unet_batch.planning.prepare import Prepared, new_run_id
+from unet_batch.planning.survey import (
     Buckets,
     Holdings,
     archive_partitions,
@@ -45,10 +44,11 @@ from unet_batch.job.survey import (
     survey_partition,
     vanished,
 )
-from unet_batch.job.worker import Settings
 from unet_batch.records import Receipt, Source, Unit
 from unet_batch.table.lease import Leases
 from unet_batch.table.rows import Provenance
+from unet_batch.worker.infer import reject_unit
+from unet_batch.worker.worker import Settings
 
 log = logging.getLogger(__name__)
 

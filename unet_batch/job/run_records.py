@@ -15,10 +15,10 @@ from typing import Any
 
 from unet_batch.archive.window import Window
 from unet_batch.errors import JobError
-from unet_batch.job.prepare import Prepared
-from unet_batch.job.scope import resolved
 from unet_batch.job.summary import Summary
-from unet_batch.job.survey import archive_partitions
+from unet_batch.planning.prepare import Prepared
+from unet_batch.planning.scope import resolved
+from unet_batch.planning.survey import archive_partitions
 from unet_batch.records import PassedOver
 
 EXAMPLES = 3

@@ -13,9 +13,9 @@ from functools import partial
 from typing import Any
 
 from unet_batch.errors import JobError, NotFound, StorageError
-from unet_batch.job.prepare import Prepared
-from unet_batch.job.scope import Scope, without_bucket
-from unet_batch.job.survey import published_inside
+from unet_batch.planning.prepare import Prepared
+from unet_batch.planning.scope import Scope, without_bucket
+from unet_batch.planning.survey import published_inside
 from unet_batch.table.publish import read_commit
 from unet_batch.table.scored import Containers, ScoredRows
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from unet_batch.archive.inventory import StoredIndex
 from unet_batch.archive.window import Window
 from unet_batch.errors import Conflict, StorageError
-from unet_batch.job.prepare import Prepared
-from unet_batch.job.survey import archive_partitions, published_partitions
+from unet_batch.planning.prepare import Prepared
+from unet_batch.planning.survey import archive_partitions, published_partitions
 from unet_batch.records import Source
 from unet_batch.table.lease import read_lease
 from unet_batch.table.parts import read_parts

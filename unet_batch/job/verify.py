@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from unet_batch.archive.window import Window
 from unet_batch.errors import NotFound, StorageError
-from unet_batch.job.plan import PartitionPlan
-from unet_batch.job.prepare import Prepared
-from unet_batch.job.survey import (
+from unet_batch.planning.plan import PartitionPlan
+from unet_batch.planning.prepare import Prepared
+from unet_batch.planning.survey import (
     Buckets,
     archive_partitions,
     nothing_found,

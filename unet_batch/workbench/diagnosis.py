@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from unet_batch.archive.window import Window
 from unet_batch.errors import Incomplete, JobError, UnetBatchError
 from unet_batch.gate.gate import check_unit, has_references, needed
-from unet_batch.job.plan import plan_partition, units
-from unet_batch.job.prepare import Prepared, new_run_id, prepare
-from unet_batch.job.survey import archive_partitions, nothing_found, surveyed, vanished, window_of
-from unet_batch.job.worker import Settings, build_infer
+from unet_batch.planning.plan import plan_partition, units
+from unet_batch.planning.prepare import Prepared, new_run_id, prepare
+from unet_batch.planning.survey import archive_partitions, nothing_found, surveyed, vanished, window_of
 from unet_batch.session.session import Device
 from unet_batch.spec import JobSpec
 from unet_batch.workbench.doctor import Finding
+from unet_batch.worker.worker import Settings, build_infer
 
 ANOTHER = "write another --window"
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from unet_batch.archive.window import Window
 from unet_batch.errors import JobError, UnetBatchError
-from unet_batch.job.load import Load
-from unet_batch.job.plan import plan_partition, units
-from unet_batch.job.prepare import Prepared
-from unet_batch.job.survey import archive_partitions
-from unet_batch.job.tiles import spread_tiles
+from unet_batch.planning.plan import plan_partition, units
+from unet_batch.planning.prepare import Prepared
+from unet_batch.planning.survey import archive_partitions
 from unet_batch.records import Unit
+from unet_batch.worker.load import Load
+from unet_batch.worker.tiles import spread_tiles
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 VARIABLE = "UNET_BATCH_FORWARDED"
 """Holds the package's name, in the driver and in every worker."""
-HOOK = "unet_batch.job.forwarded.take_in_worker"
+HOOK = "unet_batch.on_ray.forwarded.take_in_worker"
 """What Ray calls when a worker of the job starts."""
 _HEADER = b"unet-batch: values of environment variables\n"
 """Ray quotes the first 15 bytes of a package that it could not store."""

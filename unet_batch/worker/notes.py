@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 
 from unet_batch.errors import NotFound, StorageError
-from unet_batch.job.watchdog import Note
 from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
+from unet_batch.worker.watchdog import Note
 
 log = logging.getLogger(__name__)
 

@@ -19,19 +19,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from unet_batch.errors import HandoverFailed, JobError, RayUnavailable, StorageError, UnetBatchError
-from unet_batch.job.actors import InferActor, LoadActor, ScoreActor
-from unet_batch.job.faults import SILENT_DECODE, SILENT_READ, SILENT_SCORE
-from unet_batch.job.losses import Losses
-from unet_batch.job.notes import StoredNotes
-from unet_batch.job.plan import UNITS_AT_ONCE, Placement, place
-from unet_batch.job.ray_nodes import Pulse, node_id, node_name, resources
-from unet_batch.job.ray_start import start
-from unet_batch.job.starts import Starts
-from unet_batch.job.watchdog import Note
-from unet_batch.job.worker import Settings
+from unet_batch.on_ray.actors import InferActor, LoadActor, ScoreActor
+from unet_batch.on_ray.losses import Losses
+from unet_batch.on_ray.nodes import Pulse, node_id, node_name, resources
+from unet_batch.on_ray.start import start
+from unet_batch.planning.plan import UNITS_AT_ONCE, Placement, place
 from unet_batch.records import Receipt, Unit
 from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
+from unet_batch.worker.faults import SILENT_DECODE, SILENT_READ, SILENT_SCORE
+from unet_batch.worker.notes import StoredNotes
+from unet_batch.worker.starts import Starts
+from unet_batch.worker.watchdog import Note
+from unet_batch.worker.worker import Settings
 
 log = logging.getLogger(__name__)
 

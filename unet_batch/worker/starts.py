@@ -10,8 +10,8 @@ import logging
 from collections.abc import Callable
 
 from unet_batch.errors import UnetBatchError, class_of
-from unet_batch.job.faults import NOT_STARTED
 from unet_batch.records import Receipt
+from unet_batch.worker.faults import NOT_STARTED
 
 log = logging.getLogger(__name__)
 

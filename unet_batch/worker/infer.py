@@ -21,11 +21,6 @@ from unet_batch.imaging.encode import encode_png
 from unet_batch.imaging.postprocess import reduce
 from unet_batch.imaging.preprocess import Geometry
 from unet_batch.imaging.tiling import Canvas
-from unet_batch.job.faults import doubtful
-from unet_batch.job.load import failure_of
-from unet_batch.job.loaded import Entry, Loaded
-from unet_batch.job.tiles import picture
-from unet_batch.job.watchdog import Step, unwatched
 from unet_batch.records import Held, Receipt, Unit
 from unet_batch.session.batching import Batcher, BatchStats, Tile
 from unet_batch.session.session import Session
@@ -34,6 +29,11 @@ from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
 from unet_batch.table.parts import write_part
 from unet_batch.table.rows import Provenance, prediction_row, rejection_row
+from unet_batch.worker.faults import doubtful
+from unet_batch.worker.load import failure_of
+from unet_batch.worker.loaded import Entry, Loaded
+from unet_batch.worker.tiles import picture
+from unet_batch.worker.watchdog import Step, unwatched
 
 log = logging.getLogger(__name__)
 

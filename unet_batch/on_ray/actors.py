@@ -18,18 +18,18 @@ from dataclasses import replace
 import pyarrow as pa
 
 from unet_batch.errors import SessionBroken, StorageError, UnetBatchError
-from unet_batch.job.faults import NOT_STARTED, UNEXPECTED
-from unet_batch.job.load import Fetched
-from unet_batch.job.loaded import Loaded, from_arrow, to_arrow
-from unet_batch.job.notes import StoredNotes
-from unet_batch.job.stages import Infer
-from unet_batch.job.starts import back_off_s
-from unet_batch.job.watchdog import Stage, Watch, of_this_process
-from unet_batch.job.worker import Settings, build_infer, build_load
 from unet_batch.records import Receipt, Unit
 from unet_batch.session.session import Device
 from unet_batch.store.storage import Storage
 from unet_batch.table.layout import Layout
+from unet_batch.worker.faults import NOT_STARTED, UNEXPECTED
+from unet_batch.worker.infer import Infer
+from unet_batch.worker.load import Fetched
+from unet_batch.worker.loaded import Loaded, from_arrow, to_arrow
+from unet_batch.worker.notes import StoredNotes
+from unet_batch.worker.starts import back_off_s
+from unet_batch.worker.watchdog import Stage, Watch, of_this_process
+from unet_batch.worker.worker import Settings, build_infer, build_load
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from unet_batch.archive.inventory import StoredIndex, inventory
 from unet_batch.archive.nearest import nearest
 from unet_batch.archive.window import Window
 from unet_batch.errors import Damaged, StorageError
-from unet_batch.job.plan import PartitionPlan, Select, plan_partition, rescoring, wants
-from unet_batch.job.prepare import Prepared
-from unet_batch.job.scope import Scope, resolved, window_of, without_bucket
+from unet_batch.planning.plan import PartitionPlan, Select, plan_partition, rescoring, wants
+from unet_batch.planning.prepare import Prepared
+from unet_batch.planning.scope import Scope, resolved, window_of, without_bucket
 from unet_batch.records import PassedOver, Source, uncollected
 from unet_batch.spec import LimitsSpec
 from unet_batch.table.guard import ALONE, Others, refusal, too_many_rejected

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from unet_batch.archive.discovery import reaches
 from unet_batch.errors import JobError
 from unet_batch.gate.reference import check_reference
-from unet_batch.job.fingerprint import fingerprint
 from unet_batch.model.against_graph import proven
 from unet_batch.model.model import Model, ModelFile
 from unet_batch.model.packed import PACK_KEY
+from unet_batch.planning.fingerprint import fingerprint
 from unet_batch.session.engines import check_choice, file_precision
 from unet_batch.session.ensemble import combined_model
 from unet_batch.session.model_files import read_model_file, resolve_models, trusted_models

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from unet_batch.errors import ImageError
 from unet_batch.imaging.preprocess import Geometry, normalize
 from unet_batch.imaging.tiling import Box, grid
-from unet_batch.job.loaded import Entry, Loaded, pixels_of
 from unet_batch.model.model import Model
 from unet_batch.records import image_key
 from unet_batch.spec import TilingSpec
+from unet_batch.worker.loaded import Entry, Loaded, pixels_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 from unet_batch.decode.isolate import DECODER
 from unet_batch.errors import ContractError
 from unet_batch.gate.gate import SessionUnderTest, check_references, compare
-from unet_batch.job.load import Load
-from unet_batch.job.stages import Infer
-from unet_batch.job.tiles import spread_tiles
 from unet_batch.model.model import Model
 from unet_batch.records import Unit
 from unet_batch.session.batching import Batcher
@@ -25,6 +22,9 @@ from unet_batch.session.session import Device, Session, warm
 from unet_batch.spec import JobSpec
 from unet_batch.store.storage import Storage
 from unet_batch.table.rows import Provenance
+from unet_batch.worker.infer import Infer
+from unet_batch.worker.load import Load
+from unet_batch.worker.tiles import spread_tiles
 
 LARGEST_COMPARED_SIDE = 1024
 """Pixels of the side of a tile that the gate compares, where the model takes whole pictures."""

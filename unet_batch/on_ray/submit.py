@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from unet_batch.errors import ExitCode, Held, Incomplete, JobError
-from unet_batch.job import forwarded
-from unet_batch.job.submission import JOB_FILE, Request, Submission, compose
+from unet_batch.on_ray import forwarded
+from unet_batch.on_ray.submission import JOB_FILE, Request, Submission, compose
 
 log = logging.getLogger(__name__)
 

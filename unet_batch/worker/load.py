@@ -22,13 +22,13 @@ from unet_batch.decode.isolate import DECODER, Decoder, IsolatedDecoder
 from unet_batch.decode.pages import complete
 from unet_batch.errors import ImageError, OutOfMemory, Reason, TooLate, UnetBatchError
 from unet_batch.imaging.preprocess import divisor, fit
-from unet_batch.job.faults import TOO_LARGE, UNEXPECTED
-from unet_batch.job.loaded import Entry, Loaded, Pack
-from unet_batch.job.watchdog import Step, unwatched
 from unet_batch.model.model import Model
 from unet_batch.records import Unit
 from unet_batch.spec import JobSpec
 from unet_batch.store.storage import Storage
+from unet_batch.worker.faults import TOO_LARGE, UNEXPECTED
+from unet_batch.worker.loaded import Entry, Loaded, Pack
+from unet_batch.worker.watchdog import Step, unwatched
 
 log = logging.getLogger(__name__)
 
