@@ -9,7 +9,7 @@ the cluster that RAY_ADDRESS names, as Ray's job server sets it.
 import os
 import sys
 
-from unet_batch.cli import main
+from unet_batch.cli.main import main
 
 if __name__ == "__main__":
     cluster = ["--address", "auto", "--wait", "600"] if os.environ.get("RAY_ADDRESS") else []

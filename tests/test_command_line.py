@@ -12,7 +12,7 @@ import click
 import pytest
 from project_fixture import last_json, project
 
-from unet_batch.cli import cli
+from unet_batch.cli.main import cli
 from unet_batch.errors import JobError
 
 __all__ = ["project"]

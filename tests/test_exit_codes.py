@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from project_fixture import png, project
 
-from unet_batch.cli import cli
+from unet_batch.cli.main import cli
 from unet_batch.errors import ExitCode, UnetBatchError, overall
 
 ROOT = Path(__file__).parents[1]

@@ -17,7 +17,7 @@ import yaml
 from models import threshold_model
 from project_fixture import last_json, png
 
-from unet_batch.cli import cli
+from unet_batch.cli.main import cli
 from unet_batch.spec import JobSpec, load_job, validate
 
 pytestmark = pytest.mark.slow

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from unet_batch.cli.reference import markdown
 from unet_batch.contract import Contract
 from unet_batch.errors import JobError
 from unet_batch.options import EnvRef, resolve_options
-from unet_batch.reference import markdown
 from unet_batch.spec import JobSpec, load_job, parse_yaml, validate
 
 GOOD = """\

@@ -6,8 +6,8 @@ from datetime import date, timedelta
 
 import pytest
 
+from unet_batch.cli.terminal import MARKS, plain, print_status, print_table
 from unet_batch.job.verify import PartitionStatus
-from unet_batch.terminal import MARKS, plain, print_status, print_table
 
 
 def day(number: int, state: str = "published") -> PartitionStatus:

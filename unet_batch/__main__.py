@@ -1,5 +1,5 @@
 """`python -m unet_batch` is the command `unet-batch`."""
 
-from unet_batch.cli import main
+from unet_batch.cli.main import main
 
 main()

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from unet_batch.cli import cli
+from unet_batch.cli.main import cli
 from unet_batch.spec import LimitsSpec
 
 FOLDER = crds.ROOT / "cluster" / "kuberay"

@@ -10,7 +10,7 @@ import poison
 import pytest
 from project_fixture import last_json, png
 
-from unet_batch.command import parse_deadline
+from unet_batch.cli.command import parse_deadline
 from unet_batch.errors import JobError
 from unet_batch.job import run as run_module
 from unet_batch.job.local_executor import LocalExecutor

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from unet_batch.job.bottleneck import STAGES, WORDS, bottleneck, stage_times
 from unet_batch.job.summary import Summary
+from unet_batch.review.bottleneck import STAGES, WORDS, bottleneck, stage_times
 
 
 def did(read=1.0, decode=1.0, session=1.0, encode=1.0, **fields) -> Summary:

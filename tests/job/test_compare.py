@@ -19,10 +19,10 @@ from pycocotools import mask as coco
 from rich.console import Console
 
 from unet_batch.errors import JobError
-from unet_batch.job.compare import Comparison, compare
-from unet_batch.job.compare_tables import tables
 from unet_batch.planning.survey import window_of
-from unet_batch.table.agreement import OK, Found, Obstacle
+from unet_batch.review.agreement import OK, Found, Obstacle
+from unet_batch.review.compare import Comparison, compare
+from unet_batch.review.compare_tables import tables
 
 DAY, NAME = "2026/11/21", "2026-11-21"
 BRIGHT = 8 * SIZE
@@ -404,7 +404,7 @@ def test_rows_are_the_same_however_they_are_divided(project, three, monkeypatch)
     project.fill(DAY, 11)
     project.put(f"{DAY}/gray.png", level=90)
     whole = compared(project, project.run().run, project.run(three).run).total
-    monkeypatch.setattr("unet_batch.job.compare.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("unet_batch.review.compare.ROWS_AT_ONCE", 3)
     shutil.rmtree(project.folder / "out")
     cut = ("output.buckets=3", "limits.unit_images=2")
     divided = compared(project, project.run(*cut).run, project.run(three, *cut).run)

@@ -19,15 +19,15 @@ from models import threshold_model
 from PIL import Image
 from project_fixture import SIZE, Project, last_json, png
 
-from unet_batch import command_report
+from unet_batch.cli.main import command_report
 from unet_batch.errors import JobError
-from unet_batch.job import report
 from unet_batch.job.local_executor import LocalExecutor
-from unet_batch.job.report import Report, gather
-from unet_batch.job.report_pictures import draw
-from unet_batch.job.run_records import newest_record, read_record
 from unet_batch.planning.survey import window_of
-from unet_batch.report_page import queries, render, verdict
+from unet_batch.review import report
+from unet_batch.review.page import queries, render, verdict
+from unet_batch.review.pictures import draw
+from unet_batch.review.report import Report, gather
+from unet_batch.review.run_records import newest_record, read_record
 
 DAY, PARTITION = "2026/11/21", "date=2026-11-21"
 AMBER = (255, 196, 0)
@@ -379,7 +379,7 @@ def test_16_bits_are_stretched_and_said_to_be(project):
 
 def test_pictures_have_a_budget_of_pixels(project, monkeypatch):
     """Ten slides of 50 megapixels must not keep the operator waiting; the page says which were left out."""
-    monkeypatch.setattr("unet_batch.job.report_pictures.MOST_PIXELS", 2 * SIZE * SIZE)
+    monkeypatch.setattr("unet_batch.review.pictures.MOST_PIXELS", 2 * SIZE * SIZE)
     project.fill(DAY, 3)
     project.run()
     found = gathered(project)

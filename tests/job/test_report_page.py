@@ -10,11 +10,11 @@ from html.parser import HTMLParser
 import pytest
 from project_fixture import Project, png
 
-from unet_batch.job.bottleneck import Bottleneck
-from unet_batch.job.report import PartitionLine, Report, gather
-from unet_batch.job.run_records import newest_record
 from unet_batch.planning.survey import window_of
-from unet_batch.report_page import PARTITIONS_SHOWN, _bytes, _percent, _seconds, queries, render, verdict
+from unet_batch.review.bottleneck import Bottleneck
+from unet_batch.review.page import PARTITIONS_SHOWN, _bytes, _percent, _seconds, queries, render, verdict
+from unet_batch.review.report import PartitionLine, Report, gather
+from unet_batch.review.run_records import newest_record
 
 DAY = "2026/11/21"
 EMPTY = {"meta", "img", "br", "link", "input", "hr"}

@@ -44,7 +44,7 @@ DEFAULTS = (
 
 def start(project, executor: str, *more: str, before: str = "", **how) -> subprocess.Popen[str]:
     """A run in a process of its own. before: Python that its process does first."""
-    code = f"{DEFAULTS}{before}\nimport sys; from unet_batch.cli import main; main()"
+    code = f"{DEFAULTS}{before}\nimport sys; from unet_batch.cli.main import main; main()"
     words = ["run", "job.yaml", "--window", "all", "--executor", executor, "--set", "limits.unit_images=2", *more]
     pipe = subprocess.PIPE
     return subprocess.Popen(
@@ -190,7 +190,10 @@ def test_a_run_whose_terminal_is_closed_ends_in_order(slow):
 
 def test_a_signal_ends_other_commands_in_order(slow):
     """A command without a run says the same in its JSON line."""
-    late = "import time, unet_batch.planning.prepare as p; p.prepare = lambda job: (print('here', flush=True), time.sleep(60))"
+    late = (
+        "import time, unet_batch.planning.prepare as p;"
+        "p.prepare = lambda job: (print('here', flush=True), time.sleep(60))"
+    )
     process = start(slow, "local", before=late)
     assert process.stderr.readline() == "here\n"
     process.send_signal(signal.SIGTERM)

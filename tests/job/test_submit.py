@@ -280,7 +280,7 @@ def test_the_command_line_sends_the_time_to_wait_and_the_wish_for_a_page(server,
     """The driver there meets the leases of the one that was lost with its head, and knows what to leave."""
     from click.testing import CliRunner
 
-    from unet_batch.cli import cli
+    from unet_batch.cli.main import cli
 
     words = ["submit", str(submission.job_file), "--address", server.url, "--wait", "600"]
     CliRunner().invoke(cli, words)
@@ -294,8 +294,8 @@ def test_every_option_of_a_run_travels_with_a_submission(server, submission):
     """By one table: an option that `run` gets is an option of `submit`, and of the command that it sends."""
     from click.testing import CliRunner
 
-    from unet_batch.cli import cli
-    from unet_batch.command import OPTIONS
+    from unet_batch.cli.command import OPTIONS
+    from unet_batch.cli.main import cli
 
     given = {"--newest-first": [], "--max-active": ["3"], "--deadline": ["2099-11-22T06:00+01:00"], "--wait": ["60"]}
     given |= {"--rescore": [], "--report": []}
@@ -315,7 +315,7 @@ def test_a_time_of_day_is_that_of_whoever_submits(server, submission, monkeypatc
     """The cluster's clock may stand in another zone, and the job may begin tomorrow."""
     from click.testing import CliRunner
 
-    from unet_batch.cli import cli
+    from unet_batch.cli.main import cli
 
     monkeypatch.setenv("TZ", "Asia/Tokyo")
     time.tzset()

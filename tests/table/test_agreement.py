@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unet_batch.imaging.masks import rle
-from unet_batch.table.agreement import OK, Agreement, ClassMask, Found, Obstacle, Row, agree_rows
+from unet_batch.review.agreement import OK, Agreement, ClassMask, Found, Obstacle, Row, agree_rows
 
 SIDE = 4
 

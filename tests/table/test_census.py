@@ -11,7 +11,7 @@ import pytest
 from unet_batch.errors import ImageError, Reason
 from unet_batch.imaging.postprocess import ClassArea, Prediction
 from unet_batch.records import Source
-from unet_batch.table.census import BINS, Census, Counts, rows_at
+from unet_batch.review.census import BINS, Census, Counts, rows_at
 from unet_batch.table.rows import Provenance, prediction_row, rejection_row, to_table
 
 PARTITION = "date=2026-11-21"

@@ -14,14 +14,14 @@ from unet_batch.errors import ImageError, Reason
 from unet_batch.imaging.masks import rle
 from unet_batch.imaging.postprocess import ClassArea, Prediction
 from unet_batch.records import Source, Unit, unit_id
+from unet_batch.review.agreement import OK
+from unet_batch.review.scored import Containers, ScoredRows
 from unet_batch.spec import LimitsSpec
 from unet_batch.store.storage import Storage, canonical
-from unet_batch.table.agreement import OK
 from unet_batch.table.layout import Layout
 from unet_batch.table.parts import write_part
 from unet_batch.table.publish import Publication, publish
 from unet_batch.table.rows import Provenance, prediction_row, rejection_row
-from unet_batch.table.scored import Containers, ScoredRows
 
 MARK, OTHER = "ab" * 32, "cd" * 32
 DAY = "date=2026-11-21"

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import click
 
-from unet_batch.command import SET_HELP, WINDOW_HELP, finish
+from unet_batch.cli.command import SET_HELP, WINDOW_HELP, finish
 from unet_batch.errors import ExitCode, JobError, ModelRefused
 from unet_batch.spec import TilingSpec
 from unet_batch.workbench.export.arguments import NORMALIZE_FORMS
@@ -111,8 +111,8 @@ def export(
 @click.option("--size", metavar="HxW", help="Tile to count for, where the model takes any size.")
 def inspect(path: str, size: str | None) -> None:
     """Say what a model takes and returns, what it costs, and what a contract would have to say."""
+    from unet_batch.cli.terminal import console
     from unet_batch.store.storage import Storage, canonical
-    from unet_batch.terminal import console
     from unet_batch.workbench.inspect import inspect as inspect_model
     from unet_batch.workbench.inspect_text import render
 
@@ -177,12 +177,12 @@ def quantize(
     table: bool,
 ) -> None:
     """Quantise a job's model with images of its archive; layers stay fp32 until its `check` would agree."""
+    from unet_batch.cli.terminal import print_table
     from unet_batch.gate.parity import Tolerance
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
     from unet_batch.session.engines import file_precision
     from unet_batch.spec import load_job
-    from unet_batch.terminal import print_table
     from unet_batch.workbench.files import replace_file
     from unet_batch.workbench.quantize import QuantizeSpec, rows
     from unet_batch.workbench.quantize import quantize as quantize_model
@@ -232,11 +232,11 @@ def tune(
     remember: bool,
 ) -> None:
     """Measure batch sizes, threads and engines on this machine, and keep what a job's ladder would find."""
+    from unet_batch.cli.terminal import print_table
     from unet_batch.session.engines import file_precision
     from unet_batch.session.ladder import LadderMemory
     from unet_batch.session.model_files import model_at
     from unet_batch.spec import Precision, SessionSpec
-    from unet_batch.terminal import print_table
     from unet_batch.workbench import tune as tuning
 
     data, found = model_at(path, contract, TilingSpec())
@@ -320,8 +320,8 @@ def _size(text: str) -> tuple[int, int]:
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
 def doctor(job: str | None, overrides: tuple[str, ...]) -> None:
     """Say what this machine can run, why not the rest, and whether a job's stores and model are in order."""
+    from unet_batch.cli.terminal import print_table
     from unet_batch.spec import load_job
-    from unet_batch.terminal import print_table
     from unet_batch.workbench.diagnosis import diagnose_job
     from unet_batch.workbench.doctor import diagnose, machine
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unet_batch.archive.window import Window
-from unet_batch.job.sides import EXAMPLES, RowsOfSide, Side
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import EVERYTHING, Scope
+from unet_batch.review.agreement import TOP, Agreement, Found, Obstacle
+from unet_batch.review.scored import Name, ScoredRows
+from unet_batch.review.sides import EXAMPLES, RowsOfSide, Side
 from unet_batch.store.storage import canonical
-from unet_batch.table.agreement import TOP, Agreement, Found, Obstacle
 from unet_batch.table.layout import Layout
 from unet_batch.table.rows import partition_values
-from unet_batch.table.scored import Name, ScoredRows
 
 log = logging.getLogger(__name__)
 

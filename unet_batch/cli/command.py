@@ -125,7 +125,7 @@ def parse_deadline(text: str, now: datetime) -> datetime:
 
 def say(passed: PassedOver, problems: Sequence[str] = ()) -> None:
     """What lies in the archive and does not count, in one line, and what keeps a run from being complete."""
-    from unet_batch.terminal import plain
+    from unet_batch.cli.terminal import plain
 
     if passed.total:
         click.echo(plain(passed), err=True)

@@ -24,8 +24,8 @@ from unet_batch.imaging.masks import unrle
 from unet_batch.imaging.overlay import Color, displayed, thumbnail
 from unet_batch.planning.prepare import Prepared
 from unet_batch.records import Source, Unit
+from unet_batch.review.census import Candidate, rows_at
 from unet_batch.store.storage import Object
-from unet_batch.table.census import Candidate, rows_at
 from unet_batch.table.parts import open_stream, source_key_of
 
 THUMBNAIL_PX = 384

@@ -9,7 +9,7 @@ import tempfile
 
 import click
 
-from unet_batch.command import finish, job_command
+from unet_batch.cli.command import finish, job_command
 from unet_batch.errors import JobError
 from unet_batch.spec import JobSpec
 
@@ -35,12 +35,12 @@ def report(job: JobSpec, window: str, run: str | None, out: str | None, pictures
 
     RUN is the name of a record; left out, it is the newest run that worked on the window.
     """
-    from unet_batch.job.report import gather
-    from unet_batch.job.report_pictures import MOST_PICTURES
-    from unet_batch.job.run_records import newest_record, read_record
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
-    from unet_batch.report_page import render
+    from unet_batch.review.page import render
+    from unet_batch.review.pictures import MOST_PICTURES
+    from unet_batch.review.report import gather
+    from unet_batch.review.run_records import newest_record, read_record
     from unet_batch.store.objects import canonical
 
     if pictures > MOST_PICTURES:

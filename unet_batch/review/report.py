@@ -15,13 +15,13 @@ from typing import Literal
 import pyarrow as pa
 
 from unet_batch.errors import Reason, StorageError
-from unet_batch.job.bottleneck import Bottleneck, StageTime, bottleneck, stage_times
-from unet_batch.job.report_pictures import Picture, draw
-from unet_batch.job.run_records import RunRecord, WorkedOn
 from unet_batch.planning.prepare import Prepared
 from unet_batch.records import image_key
+from unet_batch.review.bottleneck import Bottleneck, StageTime, bottleneck, stage_times
+from unet_batch.review.census import EXAMPLES, Census, Counts, Figures, Rejected
+from unet_batch.review.pictures import Picture, draw
+from unet_batch.review.run_records import RunRecord, WorkedOn
 from unet_batch.store.objects import redact
-from unet_batch.table.census import EXAMPLES, Census, Counts, Figures, Rejected
 from unet_batch.table.parts import RowKey, open_rows, open_stream, row_keys
 from unet_batch.table.publish import Published, read_commit
 from unet_batch.table.rowset import choose

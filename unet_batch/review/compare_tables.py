@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from unet_batch.job.compare import Comparison
-from unet_batch.job.sides import Side
-from unet_batch.table.agreement import Agreement, Ranked
+from unet_batch.review.agreement import Agreement, Ranked
+from unet_batch.review.compare import Comparison
+from unet_batch.review.sides import Side
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

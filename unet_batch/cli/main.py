@@ -18,11 +18,11 @@ from typing import NoReturn
 import click
 
 from unet_batch import __version__
-from unet_batch.command import Exit, finish, job_command, print_result, say, with_json
-from unet_batch.command_cluster import submit
-from unet_batch.command_model import doctor, model
-from unet_batch.command_report import report
-from unet_batch.command_run import backfill, plan, run
+from unet_batch.cli.cluster import submit
+from unet_batch.cli.command import Exit, finish, job_command, print_result, say, with_json
+from unet_batch.cli.model import doctor, model
+from unet_batch.cli.report import report
+from unet_batch.cli.run import backfill, plan, run
 from unet_batch.errors import ExitCode, UnetBatchError
 from unet_batch.job import stopping
 from unet_batch.on_ray import forwarded
@@ -92,10 +92,10 @@ def cli() -> None:
 @click.option("--list", "every", is_flag=True, help="Every partition on a line, however many there are.")
 def status(job: JobSpec, window: str, every: bool) -> None:
     """Say of each partition whether it is published, partial, missing, stale or held by a run."""
+    from unet_batch.cli.terminal import print_status
     from unet_batch.job.verify import overview
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
-    from unet_batch.terminal import print_status
 
     found = overview(prepare(job), window_of(window))
     print_status(f"status of {job.name}", found.partitions, every=every)
@@ -127,10 +127,10 @@ def sweep(job: JobSpec, window: str, keep_other_models: bool, dry_run: bool) -> 
 @job_command("all")
 def verify(job: JobSpec, window: str) -> None:
     """Hold published rows against the archive as it is now; exit code 3 when they disagree."""
+    from unet_batch.cli.terminal import plain
     from unet_batch.job.verify import verify as compare
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
-    from unet_batch.terminal import plain
 
     partitions, findings, passed = compare(prepare(job), window_of(window))
     say(passed)
@@ -153,7 +153,7 @@ def verify(job: JobSpec, window: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON Schema instead of a table.")
 def schema(as_json: bool) -> None:
     """Print the reference of the job file and the contract."""
-    from unet_batch.reference import json_schema, markdown
+    from unet_batch.cli.reference import json_schema, markdown
 
     click.echo(json.dumps(json_schema(), indent=1) if as_json else markdown(), file=sys.__stdout__)
 
@@ -168,11 +168,11 @@ def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, top
 
     A and B are runs, the first digits of a fingerprint, `published` (what readers see) or `job` (this job's own).
     """
-    from unet_batch.job.compare import compare as compare_sides
-    from unet_batch.job.compare_tables import tables
+    from unet_batch.cli.terminal import console
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
-    from unet_batch.terminal import console
+    from unet_batch.review.compare import compare as compare_sides
+    from unet_batch.review.compare_tables import tables
 
     found = compare_sides(prepare(job), a, b, window_of(window), b_output=b_output, top=top)
     for piece in tables(found):
@@ -187,7 +187,7 @@ with_json(cli)
 
 def _ended(code: str, message: str, exit_code: ExitCode) -> ExitCode:
     """Tell of an error: people on stderr; schedulers on stdout, unless it is a set-up to correct or a bug to report."""
-    from unet_batch.terminal import plain
+    from unet_batch.cli.terminal import plain
 
     print(f"error [{code}]: {plain(message)}", file=sys.stderr)  # noqa: T201
     if exit_code not in (ExitCode.UNEXPECTED, ExitCode.SETUP):

@@ -16,8 +16,8 @@ from unet_batch.errors import JobError, NotFound, StorageError
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import Scope, without_bucket
 from unet_batch.planning.survey import published_inside
+from unet_batch.review.scored import Containers, ScoredRows
 from unet_batch.table.publish import read_commit
-from unet_batch.table.scored import Containers, ScoredRows
 
 PUBLISHED, JOB = "published", "job"
 STAGED_DIGITS = 32

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import click
 
-from unet_batch.command import Scoring, finish, job_command, say, scoring
-from unet_batch.command_report import report_apart
+from unet_batch.cli.command import Scoring, finish, job_command, say, scoring
+from unet_batch.cli.report import report_apart
 from unet_batch.errors import ExitCode, JobError
 from unet_batch.job import stopping
 from unet_batch.planning.plan import SELECTIONS, Select
@@ -65,10 +65,10 @@ def backfill(job: JobSpec, window: str, select: Select | None, dry_run: bool, sc
 
 
 def _plan(job: JobSpec, window: str, select: Select, *, rescore: bool = False) -> NoReturn:
+    from unet_batch.cli.terminal import print_table
     from unet_batch.planning.plan import units
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import planned, window_of
-    from unet_batch.terminal import print_table
 
     prepared = prepare(job)
     found = planned(prepared, window_of(window), select, rescore=rescore)
@@ -109,11 +109,11 @@ def _run(
     address: str | None,
     quiet: bool,
 ) -> None:
+    from unet_batch.cli.terminal import plain
     from unet_batch.job.run import Choice
     from unet_batch.job.run import run as run_job
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
-    from unet_batch.terminal import plain
     from unet_batch.worker.worker import Settings
 
     if address is not None and executor == "local":

@@ -15,8 +15,8 @@ from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from unet_batch.job.report import Report
-from unet_batch.job.report_pictures import color_of
+from unet_batch.review.pictures import color_of
+from unet_batch.review.report import Report
 from unet_batch.store.objects import path_of, scheme_of
 
 PARTITIONS_SHOWN = 100
@@ -109,7 +109,7 @@ def _partitions(count: int) -> str:
 @cache
 def _template() -> Template:
     environment = Environment(
-        loader=PackageLoader("unet_batch"),
+        loader=PackageLoader("unet_batch.review"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from unet_batch.errors import NotFound, StorageError
 from unet_batch.records import image_key
-from unet_batch.table.agreement import OK, ClassMask, Row
+from unet_batch.review.agreement import OK, ClassMask, Row
 from unet_batch.table.parts import RowKey, open_rows, open_stream, row_keys
 from unet_batch.table.publish import Store
 from unet_batch.table.rowset import choose
