@@ -19,7 +19,7 @@ from models import threshold_model
 from PIL import Image
 from project_fixture import SIZE, Project, last_json, png
 
-from unet_batch.cli.main import command_report
+from unet_batch.cli import report as command_report
 from unet_batch.errors import JobError
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.planning.survey import window_of
