@@ -1,4 +1,4 @@
-"""Exit codes: one table in the code, quoted by help text and pages, and one rule for runs with several problems."""
+"""Exit codes: one table in the code, help text and pages that agree with it, and a rule for several problems."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_readme_names_every_exit_code():
 
 
 def test_the_help_text_has_the_table_of_the_code():
-    """What people see before they read a page."""
+    """`unet-batch --help` has it."""
     said = CliRunner().invoke(cli, ["--help"]).output
     assert [code for code in ExitCode if f"{code:d}  {code.meaning}" not in said] == []
 
@@ -76,7 +76,7 @@ def test_the_drawn_tree_of_errors_has_their_exit_codes():
 
 
 @pytest.mark.slow
-def test_a_partition_that_needs_a_person_ends_with_5_on_the_command_line(project):
+def test_a_partition_that_needs_action_ends_with_5_on_the_command_line(project):
     """The JSON line has number and name; the same command again ends in the same way."""
     project.fill("2026/11/21", 1)
     project.put("2026/11/21/bad.png", b"x")
@@ -87,8 +87,8 @@ def test_a_partition_that_needs_a_person_ends_with_5_on_the_command_line(project
         assert (result.returncode, last["exit_code"], last["exit"]) == (5, 5, "needs_action")
 
 
-def test_one_day_to_run_again_and_one_for_a_person_are_3_and_then_5(project):
-    """A scheduler that retries on 3 alone comes to an end, with everything scored that can be."""
+def test_one_day_to_run_again_and_one_that_needs_action_are_3_and_then_5(project):
+    """A scheduler that retries only on 3 comes to an end, with everything scored that can be."""
     project.put("2026/11/20/bad.png", b"x")
     project.fill("2026/11/21", 2)
     late = project.run(executor=lambda settings: _Nothing())

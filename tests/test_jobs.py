@@ -1,4 +1,4 @@
-"""The job files and entry points that ship work, and the README shows what is there."""
+"""The shipped job files and entry points work, and the README agrees with them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IMAGES_A_DAY = 4
 
 
 def overrides(path: Path, folder: Path) -> list[str]:
-    """Makes a small archive and a small model below a folder, as a job file wants them; the options that name them.
+    """Make a small archive and a small model for a job file below a folder; returns the options that name them.
 
     A job with days finds an old one, yesterday and today (which is yesterday where midnight falls into the test).
     """
@@ -42,7 +42,7 @@ def overrides(path: Path, folder: Path) -> list[str]:
     for day in [today.replace(year=2020, day=1), today - timedelta(days=1), today] if dated else [None]:
         place = folder / "archive" / (f"{day:%Y/%m/%d}" if day else "")
         place.mkdir(parents=True)
-        suffix = Path(job.input.pattern).suffix or ".png"  # what is inside decides, not the name
+        suffix = Path(job.input.pattern).suffix or ".png"  # the content decides, not the name
         pictures = {f"{i}{suffix}": png(i) for i in range(IMAGES_A_DAY)}
         if job.input.format == "webdataset":
             with tarfile.open(place / "shard.tar", "w") as tar:
@@ -85,7 +85,7 @@ def published(folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("path", JOBS, ids=lambda p: p.name)
 def test_a_job_file_that_ships_is_valid(path):
-    """Copying one is a good beginning."""
+    """Users can copy it."""
     assert load_job(path).name == path.stem
 
 
@@ -108,7 +108,7 @@ def test_an_entry_point_is_thin_and_has_its_job_file(path):
 
 
 def test_nightly_scores_yesterday_alone(tmp_path):
-    """Neither older days nor today, which is not complete."""
+    """Not older days, and not today, which is incomplete."""
     yesterday = datetime.now(UTC).date() - timedelta(days=1)
     options = overrides(ROOT / "jobs/nightly.yaml", tmp_path)
     result = python("jobs/nightly.py", "jobs/nightly.yaml", *options, "--executor", "local")
@@ -118,7 +118,7 @@ def test_nightly_scores_yesterday_alone(tmp_path):
 
 
 def test_nightly_takes_another_window_and_joins_the_cluster_that_is_named(tmp_path):
-    """Options behind the job file win; RAY_ADDRESS, which Ray's job server sets, means --address auto."""
+    """Options after the job file take precedence; RAY_ADDRESS, which Ray's job server sets, means --address auto."""
     options = [*overrides(ROOT / "jobs/nightly.yaml", tmp_path), "--executor", "local"]
     result = python("jobs/nightly.py", "jobs/nightly.yaml", *options, "--window", "all")
     assert result.returncode == 0, result.stderr
@@ -137,7 +137,7 @@ def test_backfill_scores_what_is_missing(tmp_path):
     assert (again.returncode, last_json(again)["planned"]) == (0, 0)
 
 
-def test_smoke_scores_anew_each_time_and_proves_its_rows(tmp_path):
+def test_smoke_scores_everything_each_time_and_verifies_its_rows(tmp_path):
     """Into a folder of its own below the scratch output; the last line is that of `verify`."""
     options = [*overrides(ROOT / "jobs/smoke.yaml", tmp_path), "--executor", "local"]
     first = python("jobs/smoke.py", "jobs/smoke.yaml", *options)

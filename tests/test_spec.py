@@ -1,4 +1,4 @@
-"""The job file: read strictly, wrong in one clear sentence, and never a place for secrets."""
+"""The job file: strict, one clear sentence per mistake, and no secrets."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load(tmp_path, text: str, *overrides: str) -> JobSpec:
 
 
 def test_a_small_job_file_is_enough(tmp_path):
-    """Everything but name, model, input and output has a default."""
+    """All fields except name, model, input and output have defaults."""
     job = load(tmp_path, GOOD)
     assert (job.input.format, job.window, job.limits.max_rejected) == ("images", "last", 0.01)
 
@@ -56,7 +56,7 @@ def test_overrides_go_through_the_same_validation(tmp_path):
     ],
 )
 def test_a_wrong_job_file_is_refused_in_one_sentence(tmp_path, text, sentence):
-    """The sentence names the key, and what is near it."""
+    """The sentence names the key and the nearest valid one."""
     with pytest.raises(JobError) as raised:
         load(tmp_path, text)
     assert sentence in str(raised.value)
@@ -69,7 +69,7 @@ def test_a_missing_job_file_is_an_argument_error(tmp_path):
 
 
 def test_a_glob_needs_no_quotes_in_an_override(tmp_path):
-    """YAML would take its first letter for an alias."""
+    """YAML would read its first character as an alias."""
     assert load(tmp_path, GOOD, "input.pattern=**/*.png").input.pattern == "**/*.png"
 
 
@@ -84,7 +84,7 @@ def test_a_malformed_override_is_refused(tmp_path, override):
     "key",
     ["secret", "key", "aws_secret_access_key", "token", "sas_token", "account_key", "password", "connection_string"],
 )
-def test_a_secret_written_into_the_job_file_is_refused_and_not_echoed(tmp_path, key):
+def test_a_literal_secret_in_the_job_file_is_refused_and_not_repeated(tmp_path, key):
     """The sentence says how to refer to a variable, and never repeats the value."""
     with pytest.raises(JobError) as raised:
         load(tmp_path, GOOD.replace("{uri: s3://tables/nuclei}", f"{{uri: s3://t, options: {{{key}: hunter2}}}}"))
@@ -101,8 +101,8 @@ def test_a_secret_written_into_the_job_file_is_refused_and_not_echoed(tmp_path, 
         "s3://b/?X-Token=hunter2",
     ],
 )
-def test_a_secret_inside_a_url_of_the_options_is_refused_and_not_echoed(tmp_path, url):
-    """User info and signatures are secrets under whatever key they stand; other URLs are settings."""
+def test_a_secret_inside_a_url_of_the_options_is_refused_and_not_repeated(tmp_path, url):
+    """User info and signatures are secrets under every key; other URLs are settings."""
     options = f"{{uri: s3://t, options: {{client_kwargs: {{endpoint_url: '{url}'}}}}}}"
     with pytest.raises(JobError) as raised:
         load(tmp_path, GOOD.replace("{uri: s3://tables/nuclei}", options))
@@ -126,7 +126,7 @@ def test_a_variable_that_is_not_set_is_named():
         resolve_options({"key": EnvRef(env="NOT_SET_ANYWHERE")})
 
 
-def test_a_job_survives_the_way_to_a_worker(tmp_path):
+def test_a_job_is_the_same_after_json(tmp_path):
     """JSON there and back gives the same job."""
     job = load(tmp_path, GOOD, "output.options={key: {env: A}}", "limits.max_rejected=3")
     assert JobSpec.model_validate_json(job.model_dump_json()) == job
@@ -141,7 +141,7 @@ def test_a_job_survives_the_way_to_a_worker(tmp_path):
         ("input: {normalize: {kind: window, centre: 3}}", "did you mean center?"),
         ("input: {normalize: {kind: percentile, lower: 99, upper: 1}}", "below"),
         ("input: {normalize: {kind: sqrt}}", "input.normalize"),
-        ("output: {classes: [a, a]}", "each once"),
+        ("output: {classes: [a, a]}", "each name once"),
         ("output: {classes: [a, b], background: 2}", "background is class 2"),
     ],
 )
@@ -153,7 +153,7 @@ def test_a_contract_that_contradicts_itself_is_refused(text, sentence):
 
 
 def test_the_reference_names_every_field_with_a_sentence():
-    """`unet-batch schema` is generated, so no field can lack its line or its meaning."""
+    """`unet-batch schema` is generated: every field has a line and a description."""
     text = markdown()
     for key in ("model.path", "input.uri", "output.masks", "limits.max_rejected", "input.normalize", "output.classes"):
         assert f"`{key}`" in text

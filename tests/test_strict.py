@@ -1,4 +1,4 @@
-"""YAML from strangers: what it may unfold to, and how much of it an error repeats."""
+"""Untrusted YAML: limits on expanded aliases, and on how much of a text an error repeats."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ NESTED = "a: " + "[" * 2000 + "]" * 2000
     [BILLION, DEEP, ITSELF, MERGED, LONG, NESTED],
     ids=["values", "depth", "circle", "merged", "text", "brackets"],
 )
-def test_a_text_that_unfolds_to_too_much_is_one_sentence(text):
-    """In little processor time (a busy machine changes nothing about that), and before anything of it is built."""
+def test_a_text_that_expands_to_too_much_is_refused_in_one_sentence(text):
+    """In little processor time (also on a busy machine), and before the tree is built."""
     began_s = time.process_time()
     with pytest.raises(JobError) as refused:
         parse_yaml(text.encode(), "bomb.yaml")
@@ -36,8 +36,8 @@ def test_a_text_that_unfolds_to_too_much_is_one_sentence(text):
     assert len(str(refused.value)) < MAX_MESSAGE
 
 
-def test_aliases_that_stand_for_little_are_taken():
-    """People write a block once and use it three times."""
+def test_small_aliases_are_accepted():
+    """A job file may define a block once and use it three times."""
     tree = parse_yaml(b"a: &a {x: 1}\nb: *a\nc: {y: *a}\n", "job.yaml")
     assert tree == {"a": {"x": 1}, "b": {"x": 1}, "c": {"y": {"x": 1}}}
 
@@ -55,20 +55,20 @@ def test_aliases_that_stand_for_little_are_taken():
     ids=["a value", "a key", "a list", "an alias", "a number", "many keys"],
 )
 def test_an_error_repeats_little_of_a_long_text(text):
-    """A message that nobody can read says nothing."""
+    """Messages stay short."""
     with pytest.raises(JobError) as refused:
         validate(JobSpec, parse_yaml(text.encode(), "job.yaml"), "job.yaml")
     assert len(str(refused.value)) < MAX_MESSAGE + 100
 
 
-def test_a_long_contract_is_not_even_read():
-    """Its bytes come with a model from elsewhere."""
-    with pytest.raises(JobError, match="more than 65536 are never read"):
+def test_a_long_contract_is_not_read():
+    """A contract may come from an untrusted model."""
+    with pytest.raises(JobError, match="at most 65536 are read"):
         parse_yaml(b"#" * 70_000, "contract", max_bytes=1 << 16)
     assert validate(Contract, parse_yaml(b"input: {channels: 3}", "contract"), "contract") == Contract()
 
 
-def test_an_override_is_read_with_the_same_distrust():
-    """`--set` takes YAML too."""
+def test_an_override_has_the_same_limits():
+    """`--set` parses YAML too."""
     with pytest.raises(JobError, match="--set a"):
         set_value({}, "a=" + "[" * 2000 + "]" * 2000)

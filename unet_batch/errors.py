@@ -11,24 +11,24 @@
     │   ├── NotLoggedIn     the store does not take these credentials for any object     exit 2
     │   ├── Changed         the object is no longer the version that was planned
     │   ├── TooLarge        the object is larger than the caller allows
-    │   ├── Damaged         a published object cannot be read: a person moves it away    exit 5
+    │   ├── Damaged         a published object cannot be read: the user must remove it   exit 5
     │   ├── Unavailable     a transient fault that outlived its retries                  exit 3
-    │   ├── AlreadyExists   a create-only put found an object (often this is success)
-    │   ├── Conflict        a conditional put lost against another writer
-    │   └── PutUnknown      a put whose outcome nobody knows: settle it by reading back
+    │   ├── AlreadyExists   a create-only put found an object (often a success)
+    │   ├── Conflict        another writer changed the object before a conditional put
+    │   └── PutUnknown      the outcome of a put is unknown: read the object back
     ├── ImageError          one image cannot be scored: becomes a rejection, never escapes a unit
     ├── ShapeMismatch       arrays that do not fit each other: a bug or a wrong contract
     ├── ModelFailed         the model itself raised on a batch
     ├── OutOfMemory         a batch did not fit into memory: retried with a smaller one
     ├── SessionBroken       the process's device context is lost: the process must be replaced
-    ├── HandoverFailed      pixels did not get from one actor to the next, and no image can have done it
-    ├── RayUnavailable      Ray did not start, or was lost                                 exit 3
-    ├── TooLate             the run's deadline came before a unit was begun: the unit is simply not done yet
+    ├── HandoverFailed      object-store, spill or node failure; not attributable to an input
+    ├── RayUnavailable      Ray did not start, or the connection was lost                exit 3
+    ├── TooLate             the run's deadline came before a unit began: the unit stays open
     ├── Incomplete          the run ended, but a partition could not be published        exit 3
-    │   └── NeedsAction     and no other run can help before a person acts               exit 5
+    │   └── NeedsAction     the same, and another run cannot help until the user acts    exit 5
     └── Held                another run holds the partition, or published it first       exit 4
 
-A message says what, where, and what to do. `code` is stable; `retryable` says whether doing the same again can help.
+A message says what is wrong, where, and what to do. `code` is stable. `retryable`: the same call may succeed later.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from enum import IntEnum, StrEnum
 
 
 class ExitCode(IntEnum):
-    """How a command ended. The number is the process's exit code; the name, in small letters, is in its JSON."""
+    """How a command ended. The number is the process's exit code; the lower-case name is in its JSON."""
 
     COMPLETE = 0
     UNEXPECTED = 1
@@ -49,24 +49,24 @@ class ExitCode(IntEnum):
 
     @property
     def label(self) -> str:
-        """The name as the JSON has it."""
+        """The name in the command's JSON."""
         return self.name.lower()
 
     @property
     def meaning(self) -> str:
-        """One sentence; help text and pages quote it."""
+        """One sentence for help texts and documents."""
         return _MEANINGS[self]
 
 
 _MEANINGS = {
     ExitCode.COMPLETE: "complete",
-    ExitCode.UNEXPECTED: "an unexpected fault",
+    ExitCode.UNEXPECTED: "an unexpected error",
     ExitCode.SETUP: "job file, arguments or set-up are wrong, and nothing was scored",
     ExitCode.UNFINISHED: "not finished, and the same command again may finish it",
     ExitCode.HELD: "another run holds the partition, or published it first",
     ExitCode.NEEDS_ACTION: "finished, but a person must act before another run can help",
 }
-_FIRST_TO_LAST = (
+_PRIORITY = (
     ExitCode.UNEXPECTED,
     ExitCode.SETUP,
     ExitCode.UNFINISHED,
@@ -79,11 +79,11 @@ _FIRST_TO_LAST = (
 def overall(codes: Iterable[int]) -> ExitCode:
     """The exit code of a run with several problems; COMPLETE for none.
 
-    3 goes before 5 and 4: while another run can finish something, a scheduler that retries on 3 shall retry. When that
-    is done, 5 is left and ends the retries. 5 goes before 4: the other run does its work without a person.
+    3 comes before 5 and 4: a scheduler that retries on 3 must retry while a run can still finish something. Then 5
+    remains and ends the retries. 5 comes before 4, because 4 needs no action: the other run finishes the work.
     """
-    met = {ExitCode(code) for code in codes}
-    return next((code for code in _FIRST_TO_LAST if code in met), ExitCode.COMPLETE)
+    present = {ExitCode(code) for code in codes}
+    return next((code for code in _PRIORITY if code in present), ExitCode.COMPLETE)
 
 
 class UnetBatchError(Exception):
@@ -108,14 +108,14 @@ class ContractError(JobError):
 
 
 class ProviderMissing(UnetBatchError):
-    """The provider that was asked for cannot run here; nothing falls back in silence."""
+    """The requested provider cannot run here. There is no silent fallback."""
 
     code = "session.provider_missing"
     exit_code = ExitCode.SETUP
 
 
 class ModelRefused(UnetBatchError):
-    """A model that cannot be exported, read or changed so that its results stay right."""
+    """The model cannot be exported, read or changed without wrong results."""
 
     code = "model.refused"
     exit_code = ExitCode.SETUP
@@ -143,7 +143,7 @@ class Denied(StorageError):
 
 
 class NotLoggedIn(StorageError):
-    """The store does not take these credentials for any object: an expired token says nothing about an image."""
+    """The store does not accept these credentials for any object, e.g. an expired token. Not a fault of an image."""
 
     code = "storage.not_logged_in"
     exit_code = ExitCode.SETUP
@@ -162,7 +162,7 @@ class TooLarge(StorageError):
 
 
 class Unavailable(StorageError):
-    """A transient fault that outlived its retries."""
+    """A transient fault that did not end within the retries."""
 
     code = "storage.unavailable"
     exit_code = ExitCode.UNFINISHED
@@ -170,7 +170,7 @@ class Unavailable(StorageError):
 
 
 class Damaged(StorageError):
-    """A published object is damaged or none of ours: no run replaces it, so a person must move it away."""
+    """A published object is damaged or not written by this package. No run replaces it: the user must move it away."""
 
     code = "storage.damaged"
     exit_code = ExitCode.NEEDS_ACTION
@@ -183,45 +183,45 @@ class AlreadyExists(StorageError):
 
 
 class Conflict(StorageError):
-    """A conditional put lost against another writer."""
+    """Another writer changed the object before a conditional put."""
 
     code = "storage.conflict"
 
 
 class PutUnknown(StorageError):
-    """A put whose outcome nobody knows (a time-out, a reset): settle it by reading back."""
+    """The outcome of a put is unknown (time-out, reset connection): read the object back to find out."""
 
     code = "storage.put_unknown"
 
 
 class ShapeMismatch(UnetBatchError):
-    """Arrays that do not fit each other: a bug, or a contract that tells an untruth about its model."""
+    """Array shapes do not match: a bug, or a contract that does not match its model."""
 
     code = "model.shape_mismatch"
 
 
 class ModelFailed(UnetBatchError):
-    """The model itself raised on a batch: its unit is halved until the image that it fails on is alone."""
+    """The model raised on a batch. Its unit is halved until the image that causes the error is alone."""
 
     code = "model.failed"
 
 
 class OutOfMemory(UnetBatchError):
-    """A batch did not fit into memory; the same tiles run again in a smaller one."""
+    """A batch did not fit into memory. The same tiles run again in smaller batches."""
 
     code = "session.out_of_memory"
     retryable = True
 
 
 class SessionBroken(UnetBatchError):
-    """The process's device context is lost; only a fresh process can go on."""
+    """The process's device context is lost. Only a new process can continue."""
 
     code = "session.broken"
     retryable = True
 
 
 class HandoverFailed(UnetBatchError):
-    """Pixels did not get from one actor to the next (a full disk, a lost node), and no image can have done it."""
+    """Object-store, spill or node failure; not attributable to an input."""
 
     code = "run.handover"
     exit_code = ExitCode.UNFINISHED
@@ -229,7 +229,7 @@ class HandoverFailed(UnetBatchError):
 
 
 class RayUnavailable(UnetBatchError):
-    """Ray did not start on this machine, or was lost; what was finished is staged."""
+    """Ray did not start on this machine, or the connection to it was lost. Finished units are staged."""
 
     code = "run.ray"
     exit_code = ExitCode.UNFINISHED
@@ -237,7 +237,7 @@ class RayUnavailable(UnetBatchError):
 
 
 class TooLate(UnetBatchError):
-    """The run's deadline came before a unit was begun."""
+    """The run's deadline came before a unit began."""
 
     code = "run.too_late"
     exit_code = ExitCode.UNFINISHED
@@ -251,7 +251,7 @@ class Incomplete(UnetBatchError):
 
 
 class NeedsAction(Incomplete):
-    """The run ended, and no other run can help before a person acts."""
+    """The run ended, and another run cannot help until the user acts."""
 
     code = "run.needs_action"
     exit_code = ExitCode.NEEDS_ACTION
@@ -265,7 +265,7 @@ class Held(UnetBatchError):
 
 
 class Reason(StrEnum):
-    """Why an image was rejected. The text is stable: people filter on it."""
+    """Why an image was rejected. The values are stable: users filter on them."""
 
     DECODE_UNRECOGNIZED = "decode.unrecognized"
     DECODE_FORMAT_NOT_ALLOWED = "decode.format_not_allowed"
@@ -298,12 +298,12 @@ class Reason(StrEnum):
 
     @property
     def retryable(self) -> bool:
-        """Whether scoring the same bytes again can end differently."""
+        """Whether another run over the same bytes can give another result."""
         return self in _RETRYABLE
 
     @property
     def shard_level(self) -> bool:
-        """Whether an unknown number of images stands behind this one row."""
+        """Whether this one row stands for an unknown number of images."""
         return self in (Reason.SHARD_CORRUPT, Reason.SHARD_TRUNCATED)
 
 
@@ -324,7 +324,7 @@ _RETRYABLE = frozenset(
 
 
 class ImageError(UnetBatchError):
-    """One image cannot be scored: becomes a rejection with this reason, never escapes a unit."""
+    """One image cannot be scored. It becomes a rejection with this reason; the error never leaves its unit."""
 
     code = "image.rejected"
 
@@ -338,10 +338,10 @@ class ImageError(UnetBatchError):
 
 
 def class_of(code: str) -> type[UnetBatchError]:
-    """The error with this code; the root of all where there is none."""
-    waiting: list[type[UnetBatchError]] = [UnetBatchError]
-    for found in waiting:
-        if found.code == code and found is not ImageError:
-            return found
-        waiting += found.__subclasses__()
+    """The error class with this code; UnetBatchError for an unknown code."""
+    classes: list[type[UnetBatchError]] = [UnetBatchError]
+    for error_class in classes:
+        if error_class.code == code and error_class is not ImageError:
+            return error_class
+        classes += error_class.__subclasses__()
     return UnetBatchError

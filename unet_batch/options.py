@@ -1,4 +1,4 @@
-"""Options of stores, as a job file writes them: plain values, and secrets by the name of their variable."""
+"""Options of stores in a job file: plain values, and secrets by the name of an environment variable."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from unet_batch.strict import SECRET_NAME
 
 _SECRET_IN_URL = re.compile(r"://[^/\s]*@|[?&][^=&\s]*(sig|token|secret|credential|key)[^=&\s]*=", re.IGNORECASE)
 
-LEFT_FIRST = Field(union_mode="left_to_right")  # a mapping with the one key `env` is a reference, not a mapping
+LEFT_FIRST = Field(union_mode="left_to_right")  # a mapping with the single key `env` becomes an EnvRef
 
 
 class EnvRef(Section):
-    """A value that lives in an environment variable: `{env: NAME}`."""
+    """A value from an environment variable: `{env: NAME}`."""
 
     env: str
-    """Name of the variable; its value is read where it is used and never printed."""
+    """Name of the variable. Its value is read on use and never printed."""
 
 
 Option = str | bool | int | float | EnvRef
@@ -31,7 +31,7 @@ Options = dict[str, Annotated[Option | dict[str, Annotated[Option, LEFT_FIRST]],
 
 
 def resolve_options(options: Options) -> dict[str, Any]:
-    """Store options with their environment variables read. Raises JobError where a variable is not set."""
+    """Store options with the values of their environment variables. Raises JobError if a variable is not set."""
 
     def value(v: Any) -> Any:
         if isinstance(v, EnvRef):
@@ -44,7 +44,7 @@ def resolve_options(options: Options) -> dict[str, Any]:
 
 
 def refuse_literal_secrets(where: str, options: Mapping[str, Any]) -> None:
-    """Raise ValueError where a value looks like a secret that is written out. where: the options' name in the job."""
+    """Raise ValueError if a value looks like a literal secret. where: the name of the options in the job."""
     for key, value in options.items():
         if isinstance(value, dict):
             refuse_literal_secrets(f"{where}.{key}", value)

@@ -1,7 +1,7 @@
-"""The nouns that travel through a job: sources, units, pictures and rejections.
+"""The records of a job: sources, units, receipts and what a listing passed over.
 
-Knows no files, no arrays and no engine. Everything here is frozen and turns into JSON and back, because units and
-receipts cross process borders as bytes (never as pickles).
+No files, no arrays and no engine here. All records are frozen and convert to JSON and back: units and receipts go
+from process to process as bytes, never as pickles.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ class Source:
     uri: str
     """Canonical URI of the object: no user info, no query, no fragment."""
     version: str
-    """The store's ETag or generation of the object, else its size and modification time; behind it the digest that a
-    manifest promises, so that another promise makes another version."""
+    """The store's ETag or generation of the object, else its size and modification time. A digest from a manifest is
+    appended, so that another digest makes another version."""
     member: str | None = None
     """Tar member's name, or the row's number in a Parquet file."""
     ordinal: int = 0
     """How many members of the same name precede this one in its tar."""
     size_bytes: int = 0
-    """Encoded size; 0 where the listing does not know it, and an average of its row group in a Parquet file."""
+    """Encoded size in bytes; 0 if the listing does not know it. For a Parquet row: the average of its row group."""
     offset: int | None = None
-    """Where the member's bytes begin in its uncompressed tar; None where it must be read in order."""
+    """First byte of the member in its uncompressed tar; None if the tar must be read in order."""
     problem: tuple[str, str] | None = None
-    """Reason and message of a rejection that is known from the listing alone, e.g. the lost tail of a cut tar."""
+    """Reason and message of a rejection that the listing alone shows, e.g. the missing end of a truncated tar."""
     sha256: str | None = None
-    """Hex digest that a manifest promises for the bytes."""
+    """Hex digest of the bytes, from a manifest."""
 
     @property
     def stored_version(self) -> str:
-        """The version as the store knows it, without the digest that a manifest promises."""
-        return self.version.partition(_PROMISE)[0]
+        """The version in the store, without the digest from a manifest."""
+        return self.version.partition(_DIGEST_MARK)[0]
 
     @property
     def key(self) -> str:
@@ -53,33 +53,33 @@ class Source:
         return text if not self.ordinal else f"{text}#{self.ordinal + 1}"
 
 
-_PROMISE = ",sha256:"
+_DIGEST_MARK = ",sha256:"
 
 
-def promised_version(version: str, sha256: str | None) -> str:
-    """The version of an object whose digest a manifest promises. sha256: 64 hex digits, or None for no promise."""
-    return version if sha256 is None else f"{version}{_PROMISE}{sha256[:16]}"
+def version_with_digest(version: str, sha256: str | None) -> str:
+    """The version of an object with its digest from a manifest. sha256: 64 hex digits, or None."""
+    return version if sha256 is None else f"{version}{_DIGEST_MARK}{sha256[:16]}"
 
 
 def image_key(source_key: str, page: int) -> str:
-    """The text that names one image: its source's key, and the page from the second page on."""
+    """The text that names one image: its source's key, and `#page=n` from the second page on."""
     return source_key if page == 0 else f"{source_key}#page={page}"
 
 
 def _escape(text: str) -> str:
-    return text.replace("%", "%25").replace("#", "%23")  # so that "#" only ever separates
+    return text.replace("%", "%25").replace("#", "%23")  # "#" is the separator
 
 
 PASSED_EXAMPLES = 3
-"""Names that stand for all that were passed over alike."""
+"""Example names that are kept of each kind."""
 
 
 @dataclass(frozen=True, slots=True)
 class PassedOver:
-    """What lies in an archive and was not taken for an image or a shard: how many of what, and a few names of each."""
+    """Names in an archive that are not images or shards: counts by kind, and a few examples of each."""
 
     kinds: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
-    """(a noun such as `.txt file`, how many, the first names), in the order of the nouns."""
+    """(kind, a noun such as `.txt file`; count; first names), sorted by kind."""
 
     @property
     def total(self) -> int:
@@ -93,12 +93,12 @@ class PassedOver:
         return PassedOver(tuple((what, *found) for what, found in sorted(kinds.items())))
 
     def __str__(self) -> str:
-        """One line: `passed over: 3 hidden names (.a, .b, …), 1 .txt file (a.txt)`; what is long ends in `…`."""
-        said = []
+        """One line: `passed over: 3 hidden names (.a, .b, …), 1 .txt file (a.txt)`; long lists end in `…`."""
+        texts = []
         for what, count, names in self.kinds:
             shown = ", ".join(names) + (", …" if count > len(names) else "")
-            said.append(f"{count} {what}{'s' if count != 1 else ''} ({shown})")
-        return f"passed over: {', '.join(said)}" if said else "passed over: nothing"
+            texts.append(f"{count} {what}{'s' if count != 1 else ''} ({shown})")
+        return f"passed over: {', '.join(texts)}" if texts else "passed over: nothing"
 
     def to_json(self) -> list[dict[str, Any]]:
         """For `json.dumps`."""
@@ -106,7 +106,7 @@ class PassedOver:
 
     @staticmethod
     def from_json(found: Iterable[Mapping[str, Any]]) -> PassedOver:
-        """What `to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for other input."""
         return PassedOver(tuple((str(f["what"]), int(f["count"]), tuple(map(str, f["examples"]))) for f in found))
 
 
@@ -118,27 +118,27 @@ class Unit:
     """The sources that one task scores: a slice of one shard, or of one partition's loose files."""
 
     unit_id: str
-    """Hash of fingerprint, keys and versions: the name of the part that the unit leaves."""
+    """Hash of fingerprint, keys and versions: the name of the unit's part."""
     partition: str
     """`date=2026-11-21`, or `all` for an archive without dates."""
     format: ShardFormat
     sources: tuple[Source, ...]
     isolate: bool = False
-    """Decode every image in a child process with limits, because an earlier try did not come back."""
+    """Decode every image in a child process with limits, because an earlier try did not return."""
     settle: bool = False
-    """Write a row whatever the verdict is: it was given twice, by two processes, and judged."""
+    """Write a row for every image in any case: two processes have already given the same verdict."""
     confirms: bool = False
-    """An earlier process rejected all these images by their bytes: where this one does so too, that is a row."""
+    """Another process rejected all these images. If this process rejects them too, write the rejections."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
     def without(self, positions: Collection[int]) -> Unit:
-        """The unit of the other sources; its name follows from this one's and from what is left."""
+        """The unit without the sources at these positions. Its id follows from this unit's id and those left."""
         if not positions:
             return self
         left = tuple(source for position, source in enumerate(self.sources) if position not in positions)
-        return replace(self, unit_id=name_within(self.unit_id, self.unit_id, left), sources=left)
+        return replace(self, unit_id=sub_unit_id(self.unit_id, self.unit_id, left), sources=left)
 
     @staticmethod
     def from_json(text: bytes) -> Unit:
@@ -157,17 +157,17 @@ def unit_id(fingerprint: str, sources: Iterable[Source]) -> str:
     return digest.hexdigest()[:32]
 
 
-def name_within(unit: str, fingerprint: str, sources: Iterable[Source]) -> str:
-    """The `unit_id` of some sources of a unit, behind the label that the unit's own name begins with, if any.
+def sub_unit_id(unit: str, fingerprint: str, sources: Iterable[Source]) -> str:
+    """The `unit_id` of some sources of a unit, with the label of the unit's own id, if any, in front.
 
-    A rescoring labels its units, so that no part of an earlier one is taken for what it scored.
+    `--rescore` labels its units, so that parts of earlier runs are not taken for its own.
     """
     label, dash, _ = unit.rpartition("-")
     return label + dash + unit_id(fingerprint, sources)
 
 
 def inventory_digest(sources: Sequence[Source]) -> str:
-    """64 hex digits over all keys and versions of a partition, in any order."""
+    """64 hex digits over all keys and versions of a partition; the order of the sources does not matter."""
     digest = hashlib.sha256()
     for line in sorted(f"{s.key}\0{s.version}\n" for s in sources):
         digest.update(line.encode())
@@ -175,20 +175,21 @@ def inventory_digest(sources: Sequence[Source]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A source whose verdict may be a machine's."""
+class DoubtfulSource:
+    """A source whose rejection may come from the machine and not from its bytes."""
 
     position: int
-    """In its unit."""
+    """Position in its unit."""
     pages: int
     reason: str
-    """Of the first page that is in doubt, and its message."""
+    """Reason of the first page in doubt."""
     message: str
+    """Message of that page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What one unit left behind: proof of a part, and figures for progress and report."""
+    """What a worker reports about one unit: its counts, times and failure, and that its part is staged."""
 
     unit_id: str
     partition: str
@@ -198,39 +199,39 @@ class Receipt:
     images_read_bytes: int = 0
     provider: str = ""
     read_s: float = 0.0
-    """Waiting for bytes."""
+    """Seconds waiting for bytes."""
     decode_s: float = 0.0
-    """Decoding and fitting."""
+    """Seconds decoding and fitting."""
     session_s: float = 0.0
-    """Inside session.run."""
+    """Seconds inside session.run."""
     encode_s: float = 0.0
-    """Stitching, reducing, encoding and putting the part."""
+    """Seconds stitching, reducing, encoding and putting the part."""
     batches: tuple[tuple[int, int], ...] = ()
-    """(tiles in the batch, how often)."""
+    """(tiles in the batch, number of such batches)."""
     out_of_memory: int = 0
-    """Batches that did not fit and ran again in smaller ones."""
+    """Batches that did not fit into memory and ran again in smaller ones."""
     reasons: tuple[tuple[str, int], ...] = ()
     failure: tuple[str, str] | None = None
-    """Code and message of an error that left no part (storage, session): the unit is simply not done yet."""
-    held: tuple[Held, ...] = ()
-    """Sources that have no row yet, because a verdict on them is in doubt. The part is that of `unit.without` them;
-    there is none where nothing else was in the unit."""
+    """Code and message of an error that left no part (storage, session): the unit stays open."""
+    held: tuple[DoubtfulSource, ...] = ()
+    """Sources that have no row yet, because their rejection is in doubt. The part is that of `unit.without` them; there
+    is no part if the unit holds no other source."""
     suspect: int | None = None
-    """Position in the unit of the one image that was worked on when it failed, where that is known."""
+    """Position in the unit of the image in work when the unit failed, if known."""
     node: str = ""
-    """Ray's id of the node that answered; empty without Ray."""
+    """Ray's id of the node that sent the receipt; empty without Ray."""
     pid: int = 0
-    """Process that ran the session."""
+    """Id of the process that ran the session."""
     peak_rss_bytes: int = 0
     """Largest resident memory of that process so far."""
     dim_images: int = 0
-    """Pictures whose largest value is below 5 % of what their normalisation divides by, black ones aside."""
+    """Images whose largest value is above 0 and below 5 % of the normalisation's divisor."""
     range_used: float | None = None
-    """The largest such share of the unit; None where nothing is divided."""
+    """Largest share of that divisor that an image of the unit reaches; None if nothing is divided."""
 
     @property
     def work_s(self) -> float:
-        """How long the unit was worked on, in all stages."""
+        """Seconds of work on the unit, in all stages."""
         return self.read_s + self.decode_s + self.session_s + self.encode_s
 
     def to_json(self) -> bytes:
@@ -242,14 +243,16 @@ class Receipt:
         fields["batches"] = tuple((a, b) for a, b in fields["batches"])
         fields["reasons"] = tuple((a, b) for a, b in fields["reasons"])
         fields["failure"] = tuple(fields["failure"]) if fields["failure"] else None
-        fields["held"] = tuple(Held(**held) for held in fields["held"])
+        fields["held"] = tuple(DoubtfulSource(**held) for held in fields["held"])
         return Receipt(**fields)
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """While very many records are made, the cycle collector rests: they form no cycles, and its walks over all of them
-    are what grows faster than their number (10⁶ planned images: a quarter of the time)."""
+def gc_paused() -> Iterator[None]:
+    """Pause Python's cycle collector while very many records are made.
+
+    Records form no cycles. For 10⁶ planned images the collector's passes took a quarter of the time.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:

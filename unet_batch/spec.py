@@ -1,7 +1,7 @@
-"""The job file: one typed tree, read strictly, that says what is scored and where the rows go.
+"""The job file: one typed tree that says what is scored and where the rows go.
 
-Unknown keys are refused with the nearest valid name; `--set a.b=c` goes through the same validation; secrets are
-never written but named (`{env: NAME}`) and read only where they are used.
+Unknown keys are errors that name the nearest valid key. `--set a.b=c` uses the same validation. A job file holds no
+secrets, only names of environment variables (`{env: NAME}`), which are read on use.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_JOB_FILE_BYTES = 1 << 20
 Engine = Literal["onnxruntime", "openvino"]
 ProviderName = Literal["cpu", "cuda", "tensorrt"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
-"""Each of these three has its rows in the one table, `session/engines.py`."""
+"""The table of engines, providers and precisions is in `session/engines.py`."""
 EXECUTION_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
 
 
@@ -38,18 +38,18 @@ PICTURE_SUFFIXES = (
     "dds", "ktx", "exr", "hdr", "svg", "eps", "fits", "fit", "dcm", "dicom", "nii", "nii.gz", "nrrd", "mha", "mhd",
     "mrc", "czi", "nd2", "lif", "oib", "oir",
 )  # fmt: skip
-"""Suffixes that say that a file is a picture, whether its format is read or gets a reason."""
+"""Suffixes of image files. Formats that are not supported become rejections."""
 
 
 class EnsembleSpec(Section):
-    """Models that score together with `model.path`, which is the first of them."""
+    """Models that score together with `model.path`, the first member."""
 
     members: tuple[str, ...] = Field(min_length=1, strict=False)
-    """URIs or paths of the other ONNX files; one without a contract of its own has the first one's."""
+    """URIs or paths of the other ONNX files. A member without a contract uses the contract of the first."""
     combine: Literal["logits", "probabilities", "vote"] = "probabilities"
     """Mean of the logits, mean of the probabilities, or the share of members that choose a class."""
     sha256: tuple[Annotated[str, Field(pattern="^[0-9a-f]{64}$")], ...] = Field(default=(), strict=False)
-    """Digests that the members must have, in their order; left out: none is demanded."""
+    """Digests that the members must have, in their order; default: not checked."""
 
     @model_validator(mode="after")
     def _agrees(self) -> EnsembleSpec:
@@ -59,20 +59,20 @@ class EnsembleSpec(Section):
 
 
 class ModelSpec(Section):
-    """The model that scores."""
+    """The model of the job."""
 
     path: str
-    """URI or path of the ONNX file. Relative paths, here and in all other keys, begin in the folder that you start
-    from, not in that of the job file."""
+    """URI or path of the ONNX file. Relative paths, here and in all other keys, are relative to the working directory,
+    not to the job file."""
     engine: Engine = "onnxruntime"
-    """What runs it; enters the fingerprint."""
+    """What runs the model; enters the fingerprint."""
     precision: Precision = "fp32"
     """Arithmetic; enters the fingerprint. fp32 is exact; tf32 is CUDA's faster convolution, bf16 OpenVINO's; fp16 and
-    int8 are properties of the file, and must be said of a file that is one."""
+    int8 are properties of the file and must be given for such a file."""
     ensemble: EnsembleSpec | None = None
-    """Further models whose outputs are combined with this one's."""
+    """More models, whose outputs are combined with this model's."""
     contract: str | None = None
-    """URI or path of its contract; left out: `<model>.yaml` beside the model, else the model's metadata."""
+    """URI or path of the contract; default: `<model>.yaml` beside the model, else the model's metadata."""
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """Digest the file must have."""
     options: Options = {}
@@ -80,7 +80,7 @@ class ModelSpec(Section):
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Every file that scores, the first one first."""
+        """Every model file; `model.path` is the first."""
         return (self.path, *(self.ensemble.members if self.ensemble else ()))
 
     @model_validator(mode="after")
@@ -95,23 +95,23 @@ class InputSpec(Section):
     """The archive."""
 
     uri: str
-    """Where the images are; `{date:%Y/%m/%d}` in it makes one partition of each day."""
+    """Where the images are; with `{date:%Y/%m/%d}` in it, each day is one partition."""
     format: Literal["images", "webdataset", "parquet", "manifest"] = "images"
     """Loose images, tars, Parquet files with an image column, or lists of URIs (CSV, JSONL, Parquet)."""
     pattern: str = "**"
-    """Glob below `uri`: which objects count, e.g. `**/*.{png,tif}`; a suffix fits in letters of either case. Names that
-    start with a dot never count."""
+    """Glob below `uri` that selects objects, e.g. `**/*.{png,tif}`; upper and lower case suffixes match. Names that
+    start with a dot never match."""
     exclude: tuple[str, ...] = Field(default=(), strict=False)
-    """Globs of objects and tar members that do not count, e.g. `*_mask.png` (in any folder) or `thumbs/**`."""
+    """Globs of objects and tar members to leave out, e.g. `*_mask.png` (in any folder) or `thumbs/**`."""
     members: tuple[str, ...] = Field(default=tuple(f"*.{suffix}" for suffix in PICTURE_SUFFIXES), strict=False)
-    """Globs of the tar members that are images (`*` crosses folders); the others are counted, not scored. Left out: the
-    suffixes of pictures, and names without a suffix whose first bytes are those of an image."""
+    """Globs of the tar members that are images (`*` crosses folders); other members are counted, not scored. Default:
+    names with the suffix of an image format, and names without a suffix whose first bytes are those of an image."""
     column: str | None = None
     """Column with the image bytes (Parquet; default `image`) or the URI (manifest; default `uri`)."""
     partition_column: str | None = None
     """Column of a manifest whose value is the partition."""
     roots: tuple[str, ...] = Field(default=(), strict=False)
-    """URI prefixes that a manifest may point into; none: only below the manifest's own folder."""
+    """URI prefixes that a manifest may refer to; default: only the folder of the manifest."""
     options: Options = {}
     """Options of the store that holds the archive."""
 
@@ -120,32 +120,32 @@ class OutputSpec(Section):
     """Where rows go and what they hold."""
 
     uri: str
-    """Folder or prefix that receives `predictions/` (what people read) and `_work/`."""
+    """Folder or prefix for `predictions/` (the published table) and `_work/`."""
     masks: tuple[Literal["rle", "png"], ...] = Field(default=("rle",), strict=False)
     """How masks are stored: COCO RLE per class, and a PNG of the label map."""
     geometry: Literal["source", "model"] = "source"
-    """Masks, areas and boxes in the source image's pixels, or in those of the resized picture that the model saw
-    (faster where `fit` resizes; `rle.size` says which)."""
+    """Whether masks, areas and boxes are in pixels of the source image or of the resized image that the model saw
+    (faster if `fit` resizes; `rle.size` holds the size)."""
     confidence: bool = True
-    """Mean confidence and entropy per image, and mean probability per class (costs an exponential per pixel)."""
+    """Mean confidence and entropy per image, and mean probability per class (one exponential per pixel)."""
     compression: Literal["zstd", "snappy", "none"] = "zstd"
     """Codec of the Parquet files."""
     buckets: int = Field(default=1, ge=1, le=4096)
-    """Objects per partition: above 2 GiB of rows split each day by a hash of the image key (each bucket is then
-    replaced by itself)."""
+    """Objects per partition. Use more than one above 2 GiB of rows per day: rows are split by a hash of the image key,
+    and each bucket is replaced on its own."""
     single_writer: bool = False
-    """You promise that no two runs ever write here: allows stores that ignore conditional writes."""
+    """Your guarantee that two runs never write here at once: allows stores that ignore conditional writes."""
     options: Options = {}
     """Options of the store that receives the rows."""
 
 
 class TilingSpec(Section):
-    """How pictures larger than the model's input are cut and put together."""
+    """How images larger than the model's input are cut into tiles and blended."""
 
     size: int | None = Field(default=None, ge=16)
-    """Side of a tile where the model accepts any size; left out: the whole picture is one tile."""
+    """Side of a tile in pixels if the model accepts any size; default: the whole image is one tile."""
     overlap: float = Field(default=0.25, ge=0, lt=1)
-    """Share of a tile that its neighbour covers too (MONAI's meaning)."""
+    """Share of a tile that its neighbour also covers (as in MONAI)."""
     blend: Literal["constant", "gaussian"] = "gaussian"
     """Weight of a tile's pixels where tiles overlap."""
     sigma: float = Field(default=0.125, gt=0)
@@ -156,25 +156,25 @@ ProviderOptions = dict[str, dict[str, str | bool | int | float]]
 
 
 class SessionSpec(Section):
-    """How the model runs. Never changes a result beyond the last bits."""
+    """How the model runs. Does not change a result beyond the last bits."""
 
     providers: tuple[str, ...] = Field(default=("cpu",), min_length=1, strict=False)
-    """`cpu`, `cuda`, `tensorrt`, or ONNX Runtime's name of another one, such as `CoreMLExecutionProvider`. In order of
-    preference: the first one must work, unless others are listed behind it."""
+    """`cpu`, `cuda`, `tensorrt`, or ONNX Runtime's name of another provider, such as `CoreMLExecutionProvider`, in
+    order of preference. A single provider must work; with several, the next one is used if one does not work."""
     provider_options: ProviderOptions = {}
-    """Options by provider, e.g. `tensorrt: {trt_builder_optimization_level: 4}`. Those of a provider that is known by
-    ONNX Runtime's name only enter the fingerprint."""
+    """Options by provider, e.g. `tensorrt: {trt_builder_optimization_level: 4}`. The options of providers outside the
+    three short names enter the fingerprint."""
     custom_ops: tuple[str, ...] = Field(default=(), strict=False)
-    """Libraries with operators of your own (`libfoo.so`), relative to the folder you start from: native code that runs
-    with all rights of the job. Their names and digests enter the fingerprint."""
+    """Libraries with custom operators (`libfoo.so`), relative to the working directory. They are native code with all
+    rights of the job. Their names and digests enter the fingerprint."""
     batch_max: int = Field(default=64, ge=1)
     """Largest batch the ladder may try."""
     gpu_share: float = Field(default=1.0, gt=0, le=1)
     """Share of a GPU that one session actor gets."""
     gpu_memory_share: float = Field(default=0.85, gt=0, le=1)
-    """Share of the actor's part of the GPU's memory that the arena may take."""
+    """Share of the actor's GPU memory that the arena may take."""
     cudnn_search: Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"] = "HEURISTIC"
-    """How cuDNN picks its convolutions."""
+    """How cuDNN selects convolution algorithms."""
 
     @field_validator("providers")
     @classmethod
@@ -189,54 +189,57 @@ class SessionSpec(Section):
 
     @model_validator(mode="after")
     def _options_have_a_provider(self) -> SessionSpec:
-        strangers = sorted(self.provider_options.keys() - set(self.providers))
-        if strangers:
-            raise ValueError(f"provider_options.{strangers[0]} belongs to no provider of session.providers")
+        unknown = sorted(self.provider_options.keys() - set(self.providers))
+        if unknown:
+            raise ValueError(f"provider_options.{unknown[0]} belongs to no provider of session.providers")
         return self
 
 
 class ResourcesSpec(Section):
-    """How much of the cluster a run takes; left out: planned from what the cluster has."""
+    """How much of the cluster a run uses; default: planned from the cluster's resources."""
 
     load_actors: int | None = Field(default=None, ge=1)
-    """Most actors that read and decode; left out: the cores that session actors on GPUs leave over, and none on CPUs,
-    where each session actor loads its own units."""
+    """Maximum number of actors that read and decode; default: the cores that session actors on GPUs do not use, and
+    none on CPUs, where each session actor loads its own units."""
     infer_actors: int | None = Field(default=None, ge=1)
-    """Actors that hold a session."""
+    """Number of actors with a session."""
     fetch_threads: int = Field(default=16, ge=1, le=256)
-    """Objects that one actor reads at once."""
+    """Objects that one actor reads in parallel."""
 
 
 class LimitsSpec(Section):
-    """What a run accepts before it stops to publish, and what an image may cost."""
+    """Limits for publishing a partition, and for the cost of one image."""
 
     max_rejected: int | float = Field(default=0.01, ge=0)
-    """Rejections a partition may hold: a share below 1 (0.01), or a count (25)."""
+    """Rejections that a published partition may hold: a share below 1 (0.01), or a count (25)."""
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     """Pixels of one image, checked before it is decoded."""
     max_image_bytes: int = Field(default=1 << 30, ge=1)
     """Encoded bytes of one image."""
     max_shrink: float = Field(default=0.1, ge=0, le=1)
-    """Largest share of its published images that a partition may lose in one publication (one image always may go,
-    unless this is 0). Where the archive holds still fewer, the published rows stay."""
+    """Largest share of its published images that a partition may lose in one publication (one image may always go,
+    unless this is 0). If the archive holds fewer images, the published rows stay."""
     allow_empty: bool = False
-    """Whether a window without images is a success, and whether published rows may be replaced by none."""
+    """Whether a window without images is a success, and whether an empty partition may replace published rows."""
     retries: int = Field(default=3, ge=0)
-    """How many runs try a published rejection again whose reason may have passed (`read.denied`, `decode.timeout` …).
-    Rejections that keep a partition from being published are tried by every run, and all of them by `backfill --select
-    failed`."""
+    """Number of runs that retry a published rejection whose cause may be temporary (`read.denied`, `decode.timeout`
+    …). Every run retries rejections that keep a partition from being published; `backfill --select failed` retries
+    all rejections."""
     broken_shards: Literal["refuse", "publish"] = "refuse"
-    """Whether a partition may be published that holds a cut or corrupt shard (its lost images cannot be counted)."""
+    """Whether a partition with a truncated or corrupt shard may be published (its lost images cannot be counted)."""
     image_timeout_s: float = Field(default=60.0, gt=0)
-    """Processor time that an isolated decode of a page may take, and longest it may sleep; large images get more."""
+    """Most seconds of processor time for the isolated decode of a page, and longest time without any; large images
+    get more."""
     unit_timeout_s: float = Field(default=900.0, gt=0)
-    """Longest a process may finish nothing of its unit: no image read, no page decoded, no batch scored."""
+    """Longest time in which a process may make no progress on its unit: no image read, no page decoded, no batch
+    scored."""
     unit_images: int | None = Field(default=None, ge=1)
-    """Most images of a unit; left out: at most 64 of 8 MiB together, as encoded."""
+    """Maximum number of images in a unit; default: at most 64 images with at most 8 MiB of encoded bytes together."""
     lease_s: float = Field(default=300.0, ge=3)
-    """How long a run that died keeps others from its partitions (on its own machine it is seen to be gone at once)."""
+    """How long the lease of a dead run keeps other runs from its partitions. On the same machine other runs see at
+    once that the process is gone."""
     decode_memory_bytes: int = Field(default=4 << 30, ge=1 << 28)
-    """Address space of an isolated decode; an image within max_image_pixels gets what its size needs."""
+    """Address space of an isolated decode; an image within max_image_pixels gets as much as its size needs."""
 
     @field_validator("max_rejected", mode="before")
     @classmethod
@@ -249,47 +252,46 @@ class LimitsSpec(Section):
 
 
 class CheckSpec(Section):
-    """The gate: what a session must agree with before it scores, unless it is fp32 in ONNX Runtime on the CPU."""
+    """The gate: a session is compared with a reference before it scores, unless it is fp32 in ONNX Runtime on CPU."""
 
     images: int = Field(default=4, ge=0, le=64)
-    """Images of the archive that are compared; 0 opens the gate."""
+    """Number of images from the archive to compare; 0 switches the gate off."""
     reference: str | None = None
-    """URI or path of the trusted fp32 model, for a changed one; left out: the same file. An int8 or fp16 file needs it,
-    or `images: 0`."""
+    """URI or path of the trusted fp32 model; default: the same file. An int8 or fp16 file needs it, or `images: 0`."""
     references: tuple[str, ...] = Field(default=(), strict=False)
-    """Of an ensemble: the trusted fp32 model of each file, in the order of `model.path` and its members."""
+    """For an ensemble: the trusted fp32 model of each file, in the order of `model.path` and its members."""
     max_flipped: float = Field(default=0.001, ge=0, le=1)
     """Largest share of labels that may differ."""
     min_dice: float = Field(default=0.995, ge=0, le=1)
     """Smallest Dice of any class."""
     max_abs_error: float | None = Field(default=None, gt=0)
-    """Largest error of a single output value; left out: labels alone count."""
+    """Largest error of a single output value; default: only labels are compared."""
 
 
 class JobSpec(Section):
-    """A job: which archive is scored with which model into which table."""
+    """A job: an archive, a model and an output table."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Short name, used in records and reports."""
     model: ModelSpec
-    """The model that scores."""
+    """The model."""
     input: InputSpec
     """The archive."""
     output: OutputSpec
     """Where rows go and what they hold."""
     window: str = "last"
-    """Partitions of a run when `--window` is not given: `last`, `all`, `today`, `yesterday`, `A` or `A..B`, where A and
-    B are days (2026-11-21) or months (2026-11)."""
+    """Partitions of a run without `--window`: `last`, `all`, `today`, `yesterday`, `A` or `A..B`, where A and B are
+    days (2026-11-21) or months (2026-11)."""
     tiling: TilingSpec = TilingSpec()
-    """How large pictures are cut."""
+    """How large images are cut into tiles."""
     session: SessionSpec = SessionSpec()
     """How the model runs."""
     check: CheckSpec = CheckSpec()
-    """What a session must agree with before it scores."""
+    """The comparison with a reference before scoring."""
     limits: LimitsSpec = LimitsSpec()
-    """What a run accepts."""
+    """Limits of a run."""
     resources: ResourcesSpec = ResourcesSpec()
-    """How much of the cluster a run takes."""
+    """How much of the cluster a run uses."""
 
     @field_validator("window", mode="before")
     @classmethod
@@ -298,14 +300,14 @@ class JobSpec(Section):
 
     @property
     def trusted_paths(self) -> tuple[str, ...]:
-        """The references that the gate believes, one for each file that scores; none where it believes those."""
+        """The reference models of the gate, one for each model file; empty if the files are their own references."""
         return self.check.references or ((self.check.reference,) if self.check.reference is not None else ())
 
     @model_validator(mode="after")
     def _agrees(self) -> JobSpec:
         if self.trusted_paths and len(self.trusted_paths) != len(self.model.paths):
             raise ValueError(
-                f"check names {len(self.trusted_paths)} reference(s) for {len(self.model.paths)} model(s): write one "
+                f"check has {len(self.trusted_paths)} reference(s) for {len(self.model.paths)} model(s): write one "
                 "in check.reference, or one for each file of the ensemble in check.references"
             )
         if self.input.partition_column is not None and self.input.format != "manifest":
@@ -319,13 +321,13 @@ class JobSpec(Section):
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
-    """The job in a YAML file, with `section.key=value` overrides. Raises JobError with one sentence per mistake."""
+    """The job of a YAML file, with `section.key=value` overrides. Raises JobError with one sentence per mistake."""
     try:
         text = Path(path).read_bytes()
     except OSError as error:
         raise JobError(f"cannot read the job file {path}: {error.strerror or error}") from error
     if len(text) > MAX_JOB_FILE_BYTES:
-        raise JobError(f"the job file {path} has {len(text)} bytes; more than {MAX_JOB_FILE_BYTES} are never read")
+        raise JobError(f"the job file {path} has {len(text)} bytes; at most {MAX_JOB_FILE_BYTES} are read")
     tree = parse_yaml(text, str(path))
     for override in overrides:
         set_value(tree, override)
@@ -333,5 +335,5 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
 
 
 def job_digest(job: JobSpec) -> str:
-    """12 hex digits over the whole job, for records."""
+    """12 hex digits over the whole job, for run records."""
     return hashlib.sha256(job.model_dump_json().encode()).hexdigest()[:12]

@@ -1,6 +1,6 @@
-"""YAML that is read strictly: duplicate and unknown keys and guessed types are errors, each one sentence long.
+"""Strict YAML: duplicate keys, unknown keys and wrong types are errors of one sentence each.
 
-Knows trees and the models that describe them; knows no job. A value under a name like a secret's is never repeated.
+Works on trees and pydantic models, independent of the job. Messages never repeat a value whose key looks secret.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SECRET_NAME = re.compile(
 
 MAX_YAML_BYTES = 1 << 20
 MAX_VALUES = 100_000
-"""Of a tree, with every alias counted as what it stands for: ten lines of aliases can stand for a billion values."""
+"""Most values of a tree, with every alias expanded: ten lines of aliases can expand to a billion values."""
 VALUE_CHARS = 100
-"""A text counts as a value for each of so many characters."""
+"""A text counts as one value for each 100 characters."""
 MAX_DEPTH = 50
 MAX_TEXT = 300
-"""Characters of a foreign text that one sentence repeats."""
+"""Characters of a foreign text in one sentence."""
 MAX_NAME = 80
 """Characters of a key in a message."""
 MAX_MESSAGE = 2000
@@ -37,9 +37,9 @@ MAX_MESSAGE = 2000
 
 
 def parse_yaml(text: bytes, where: str, *, max_bytes: int = MAX_YAML_BYTES) -> dict[str, Any]:
-    """A mapping from YAML text; refuses duplicate keys, and texts that are or unfold to too much. Raises JobError."""
+    """A mapping from YAML text. Raises JobError for duplicate keys, and for texts or trees that are too large."""
     if len(text) > max_bytes:
-        raise JobError(f"{where} has {len(text)} bytes; more than {max_bytes} are never read")
+        raise JobError(f"{where} has {len(text)} bytes; at most {max_bytes} are read")
     try:
         tree = _load(text)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -50,7 +50,7 @@ def parse_yaml(text: bytes, where: str, *, max_bytes: int = MAX_YAML_BYTES) -> d
 
 
 def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
-    """The section that a tree describes. Raises JobError naming each wrong key and its nearest valid name."""
+    """The model instance of a tree. Raises JobError that names each wrong key and the nearest valid one."""
     try:
         return model.model_validate(tree)
     except ValidationError as error:
@@ -59,13 +59,13 @@ def validate(model: type[S], tree: Mapping[str, Any], where: str) -> S:
 
 
 def set_value(tree: dict[str, Any], override: str) -> None:
-    """Writes the value of `section.key=value` into a tree. Raises JobError."""
+    """Write the value of `section.key=value` into a tree. Raises JobError."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys):
         raise JobError(f"--set {override!r} is not of the form section.key=value")
     try:
-        # One value has no anchors to refer to, so a leading * is that of a glob.
+        # A single value cannot refer to an anchor, so a leading * belongs to a glob.
         plain = not text.strip() or text.lstrip().startswith("*")
         value = text.strip() if plain else _load(text.encode())
     except (yaml.YAMLError, UnicodeError, ValueError, RecursionError) as error:
@@ -79,12 +79,12 @@ def set_value(tree: dict[str, Any], override: str) -> None:
 
 
 def short(text: str, most: int = MAX_TEXT) -> str:
-    """The text, or its beginning and how long it is."""
+    """The text, or its beginning and its length."""
     return text if len(text) <= most else f"{text[: most - 40]}… ({len(text)} characters)"
 
 
 def _load(text: bytes) -> Any:
-    """The tree in a YAML text, after its size was counted. Raises what yaml raises, and ValueError."""
+    """The tree of a YAML text, if it is within the limits. Raises YAMLError and ValueError."""
     loader = _StrictLoader(text)
     try:
         node = loader.get_single_node()
@@ -97,12 +97,12 @@ def _load(text: bytes) -> Any:
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """How many values a node stands for, and how deep they are nested. Raises ValueError beyond the limits.
+    """Number of values of a node with all aliases expanded, and their depth. Raises ValueError beyond the limits.
 
-    An alias is the node that it names: it is measured once, and counts wherever it is used.
+    An alias is the same node object: it is measured once and counted at each use.
     """
     if id(node) not in known:
-        known[id(node)] = MAX_VALUES, MAX_DEPTH  # until it is measured; only what holds itself asks for that
+        known[id(node)] = MAX_VALUES, MAX_DEPTH  # placeholder: only a node that contains itself reads it
         inner: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
             inner = [part for pair in node.value for part in pair]
@@ -114,13 +114,13 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
             values, depth = values + more, max(depth, deeper + 1)
             if values > MAX_VALUES or depth > MAX_DEPTH:
                 what = f"more than {MAX_VALUES} values" if values > MAX_VALUES else f"more than {MAX_DEPTH} levels"
-                raise ValueError(f"with its aliases written out it has {what}; write fewer of them")
+                raise ValueError(f"with all aliases expanded it has {what}; use fewer aliases")
         known[id(node)] = values, depth
     return known[id(node)]
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice (plain YAML lets the last one win)."""
+    """SafeLoader that refuses duplicate keys (SafeLoader keeps the last one)."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -151,7 +151,7 @@ def _sentence(model: type[BaseModel], error: Any) -> str:
 
 
 def _shown(value: object) -> str:
-    """A value as people wrote it, cut where it is long."""
+    """A value as written, shortened."""
     if isinstance(value, str):
         return short(repr(value[: 2 * MAX_TEXT]) if len(value) > 2 * MAX_TEXT else repr(value))
     if isinstance(value, list | tuple | dict) and len(value) > MAX_TEXT:
@@ -160,14 +160,14 @@ def _shown(value: object) -> str:
 
 
 def _names(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """Field names at a path of the tree; discriminated unions give the names of all their members."""
+    """Field names at a path of the tree; of a discriminated union, the names of all members."""
     models: list[type[BaseModel]] = [model]
     for key in path:
         inner: list[type[BaseModel]] = []
         for m in models:
             if key in m.model_fields:
                 inner += _models_in(m.model_fields[key].annotation)
-        models = inner or models  # a union's tag is in the path too, and is no field
+        models = inner or models  # the path also contains a union's tag, which is not a field
     return sorted({name for m in models for name in m.model_fields})
 
 

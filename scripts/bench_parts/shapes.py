@@ -113,7 +113,7 @@ def train(folder: Path, weights: Path, *, steps: int = STEPS, seed: int = 0) -> 
 
 def make(folder: Path, path: Path, *, steps: int = STEPS) -> Path:
     """The trained model as a verified ONNX file with its contract inside; trained once, then found."""
-    from unet_batch.contract import Unit
+    from unet_batch.contract import Divide
     from unet_batch.workbench.export.export import ExportSpec, export
 
     if not path.exists():
@@ -121,7 +121,9 @@ def make(folder: Path, path: Path, *, steps: int = STEPS) -> Path:
         print("training a U-Net on shapes in photographs (minutes, once)", file=sys.stderr)
         print(json.dumps(train(folder, weights, steps=steps)), file=sys.stderr)
         size = (3, SIDE_PX, SIDE_PX)
-        export(ExportSpec(FACTORY, path, size, CLASSES, args=ARGUMENTS, weights=weights, normalize=Unit(), color="rgb"))
+        export(
+            ExportSpec(FACTORY, path, size, CLASSES, args=ARGUMENTS, weights=weights, normalize=Divide(), color="rgb")
+        )
     return path
 
 

@@ -25,7 +25,7 @@ def stacks(draw, count: int) -> list[np.ndarray]:
 
 @st.composite
 def label_maps(draw) -> tuple[np.ndarray, np.ndarray]:
-    """Two label maps of one size, whose labels exclude each other."""
+    """Two label maps of one size."""
     size_hw = draw(SIZES)
     return tuple(draw(arrays(np.uint8, size_hw, elements=st.integers(0, 3))) for _ in range(2))
 
@@ -71,7 +71,7 @@ def test_iou_is_that_of_pycocotools_and_dice_follows_from_it(masks):
 
 @given(label_maps())
 def test_flips_and_confusion_of_label_maps_are_those_of_dense_arrays(maps):
-    """Where classes exclude each other, the set of classes is the label; None is label 0. Only flips are in it."""
+    """With exclusive classes, the set of classes is the label; None is label 0. Confusion counts only flips."""
     a, b = maps
     found = compared(by_class(a), by_class(b))
     names = {0: None, 1: "c1", 2: "c2", 3: "c3"}
@@ -107,7 +107,7 @@ def test_an_image_by_hand():
     assert found.confusion == {("x", None): 2, (None, "x"): 2, (None, "y"): 1}
 
 
-def test_classes_meet_by_name_whatever_their_order():
+def test_classes_are_matched_by_name_and_not_by_order():
     """Two models may give one class different channels."""
     left, right = np.zeros((2, 4), bool), np.zeros((2, 4), bool)
     left[:, :2], right[:, 2:] = True, True
@@ -116,7 +116,7 @@ def test_classes_meet_by_name_whatever_their_order():
 
 
 def test_two_empty_masks_agree_in_every_pixel():
-    """Nothing on both sides is agreement, and counts in the share of flipped pixels; no class has a Dice."""
+    """Two empty masks agree, and their pixels count in the share of flipped pixels; no class has a Dice."""
     found = agree({}, {}, 12)
 
     assert (found.pixels, found.flipped_px, found.flipped_share) == (12, 0, 0.0)
@@ -140,7 +140,7 @@ def test_an_image_of_no_pixels_has_no_flips():
     ("counts", "fault"),
     [("", "not a COCO RLE"), ("124", "has 7 pixels"), ("O7", "has 6 pixels")],
 )
-def test_runs_that_are_no_mask_of_their_size_are_refused(counts, fault):
+def test_runs_that_do_not_match_their_size_are_refused(counts, fault):
     """Empty text, a wrong total, and a negative count."""
     with pytest.raises(ShapeMismatch, match=fault):
         edges(counts, (3, 2))

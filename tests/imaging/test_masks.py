@@ -86,7 +86,7 @@ def test_a_small_mask_by_hand():
         ("O7", "has 6 pixels"),
     ],
 )
-def test_text_that_is_no_mask_of_this_size_is_refused(counts, fault):
+def test_text_that_does_not_match_the_size_is_refused(counts, fault):
     """Bad characters, an unfinished or endless count, a wrong total, a negative count."""
     with pytest.raises(ShapeMismatch, match=fault):
         unrle(counts, (3, 2))

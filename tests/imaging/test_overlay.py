@@ -1,4 +1,4 @@
-"""Pictures for people: contrast, borders and sizes, by hand."""
+"""Pictures for display: contrast, borders and sizes, computed by hand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ YELLOW = (255, 196, 0)
 
 
 def test_a_border_is_one_pixel_on_either_side():
-    """Nothing inside, nothing outside, and none where the mask leaves the picture."""
+    """No border inside or outside, and none along the picture's edge."""
     mask = np.zeros((6, 6), bool)
     mask[2:, 2:] = True
     expected = np.zeros((6, 6), bool)
@@ -22,12 +22,12 @@ def test_a_border_is_one_pixel_on_either_side():
 
 @pytest.mark.parametrize("mask", [np.zeros((4, 4), bool), np.ones((4, 4), bool)])
 def test_an_empty_and_a_full_mask_have_no_border(mask):
-    """A class that fills the picture is told by its caption."""
+    """The caption names a class that fills the picture."""
     assert not border(mask).any()
 
 
 def test_channels_become_red_green_and_blue():
-    """Gray is repeated, bgr turned, and of bands without a meaning the first three are shown."""
+    """Gray is repeated, bgr is reversed, and of `bands` the first three are shown."""
     pixel = np.arange(5, dtype=np.uint8).reshape(1, 1, 5)
     assert displayed(pixel[..., :1], "gray").tolist() == [[[0, 0, 0]]]
     assert displayed(pixel[..., :3], "rgb").tolist() == [[[0, 1, 2]]]
@@ -37,7 +37,7 @@ def test_channels_become_red_green_and_blue():
 
 
 def test_large_pictures_shrink_and_small_ones_grow_by_whole_factors():
-    """So that a mask of 32 pixels can be looked at, and no pixel is invented."""
+    """A mask of 32 pixels becomes visible, without interpolated pixels."""
     assert thumbnail_size(2000, 1000, 384) == (384, 192)
     assert thumbnail_size(32, 20, 384) == (384, 240)
     assert thumbnail_size(300, 200, 384) == (300, 200)
@@ -46,7 +46,7 @@ def test_large_pictures_shrink_and_small_ones_grow_by_whole_factors():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
 def test_a_thumbnail_is_a_picture_of_8_bits_with_outlines(dtype):
-    """Whatever the model read, and whatever size the mask was made in."""
+    """For every dtype of the input, and for masks of another size."""
     picture = np.full((64, 64, 3), 100, dtype)
     picture[:, 32:] = 50
     mask = np.zeros((16, 16), bool)
@@ -66,7 +66,7 @@ def test_8_bits_are_shown_as_they_are_and_more_are_stretched():
 
 
 def test_a_thin_structure_keeps_its_border_where_it_shrinks():
-    """A vessel of two pixels is still seen in a picture of a fourth of the size."""
+    """A vessel of two pixels is still visible at a quarter of the size."""
     mask = np.zeros((128, 128), bool)
     mask[64:66] = True
     drawn = thumbnail(np.zeros((128, 128, 3), np.uint8), 32, [(mask, YELLOW)])

@@ -81,7 +81,7 @@ def test_labels_and_certainty_equal_a_float64_softmax(count):
 
 
 def test_softmax_outputs_give_what_their_logits_give():
-    """Probabilities are taken as they are, not sent through a second softmax."""
+    """There is no second softmax over probabilities."""
     logits = smooth(3, 24, 24)
 
     of_logits = predict(logits, classes(3))
@@ -114,7 +114,7 @@ def test_every_class_has_the_box_and_text_of_its_mask():
         assert area.bbox == tuple(coco.toBbox(text))
 
 
-def test_the_largest_class_is_the_label_and_background_never():
+def test_the_label_is_the_largest_class_that_is_not_background():
     """Background covers most of this picture."""
     logits = np.zeros((3, 1, 6), np.float32)
     logits[0, 0, :3], logits[1, 0, 3], logits[2, 0, 4:] = 9, 9, 9
@@ -134,7 +134,7 @@ def test_only_the_background_class_has_no_entry(background, ids):
     assert prediction.labels_hw.tolist() == [[0, 1, 2]]
 
 
-def test_an_empty_mask_is_an_answer():
+def test_an_empty_mask_is_a_valid_prediction():
     """No classes, no label, no score; but a confidence."""
     prediction = predict([[[3.0, 3.0]], [[0.0, 0.0]]], classes(2))
 
@@ -142,8 +142,8 @@ def test_an_empty_mask_is_an_answer():
     assert prediction.confidence == pytest.approx(sigmoid(np.array(3.0)), abs=1e-6)
 
 
-def test_without_confidence_no_probability_is_made_up():
-    """None, never 0; labels and areas are the same."""
+def test_without_confidence_probabilities_are_none():
+    """None, not 0; labels and areas are the same."""
     logits = smooth(3, 20, 20)
 
     bare = reduce(logits, whole(20, 20), classes(3), rle=False, confidence=False)
@@ -172,7 +172,7 @@ def test_one_channel_of_logits_is_cut_at_the_logit_of_its_threshold(threshold):
 
 
 def test_one_channel_of_probabilities_is_cut_above_its_threshold():
-    """p > t: a pixel at the threshold itself is nothing; certain pixels have no entropy."""
+    """p > t: a pixel at the threshold is background; certain pixels have entropy 0."""
     prediction = predict([[[0.0, 0.5, 0.75, 1.0]]], one_class(activation="sigmoid"))
 
     assert prediction.labels_hw.tolist() == [[0, 0, 1, 1]]
@@ -212,7 +212,7 @@ def test_finished_labels_are_cropped_and_taken_as_they_are():
 
 
 def test_finished_masks_may_overlap_and_have_no_certainty():
-    """Golden: by hand; the map shows the first class that holds a pixel, and None stands for what nobody knows."""
+    """Golden: by hand. The map has the first class of each pixel, and the probabilities are None."""
     masks = [[[1, 1, 0, 0]], [[0, 1, 1, 0]]]
 
     prediction = predict(masks, classes(2, activation="masks", background=None))
@@ -237,8 +237,8 @@ def test_finished_masks_are_enlarged_by_the_nearest_pixel():
 
 
 @pytest.mark.parametrize("value", [0.5, 2.0, -1.0])
-def test_values_that_are_no_masks_cost_the_image(value):
-    """A probability under this name would lose its threshold."""
+def test_values_that_are_not_masks_reject_the_image(value):
+    """Probabilities that are declared as masks would get no threshold."""
     with pytest.raises(ImageError, match=r"output\.activation is masks, but values are .*, not 0 and 1") as refused:
         predict([[[0, 1]], [[value, 0]]], classes(2, activation="masks"))
     assert refused.value.reason is Reason.MODEL_OUTPUT_OUT_OF_RANGE
@@ -254,8 +254,8 @@ def test_finished_labels_are_enlarged_without_new_values():
 
 
 @pytest.mark.parametrize("found", [[[[0, 3]]], [[[-1, 0]]], [[[0.5, 1.0]]]])
-def test_labels_that_name_no_class_cost_the_image(found):
-    """Too high, negative, or no whole number."""
+def test_labels_without_a_class_reject_the_image(found):
+    """Too high, negative, or not a whole number."""
     with pytest.raises(ImageError, match=r"labels of 3 classes, but values are .*, not 0 to 2") as refused:
         predict(found, classes(3, activation="labels"))
     assert refused.value.reason is Reason.MODEL_OUTPUT_OUT_OF_RANGE
@@ -287,16 +287,16 @@ def test_one_value_that_is_not_finite_rejects_the_image(value, output):
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 4), (4, 4), (1, 3, 4, 4)])
-def test_channels_that_are_not_the_classes_are_an_error(shape):
-    """A wrong contract is no image's fault."""
+def test_channels_that_do_not_match_the_classes_are_an_error(shape):
+    """A wrong contract is not a fault of the image."""
     with pytest.raises(ShapeMismatch, match=r"not 3 channel\(s\)"):
         reduce(np.zeros(shape, np.float32), whole(4, 4), classes(3), rle=False, confidence=False)
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_values_that_are_no_probabilities_cost_the_image(activation):
-    """One picture of an archive may do that without ending the others; float16's rounding is let through."""
-    with pytest.raises(ImageError, match="they may be logits") as refused:
+def test_values_that_are_not_probabilities_reject_the_image(activation):
+    """Only that image is rejected; the rounding of float16 is accepted."""
+    with pytest.raises(ImageError, match="perhaps they are logits") as refused:
         predict([[[0.0]], [[3.2]]], classes(2, activation=activation))
     assert refused.value.reason is Reason.MODEL_OUTPUT_OUT_OF_RANGE
 

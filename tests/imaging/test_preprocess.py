@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unet_batch.contract import MeanStd, ModelInput, Percentile, Raw, Scale, Unit, Window, ZScore
+from unet_batch.contract import CtWindow, Divide, MeanStd, ModelInput, Percentile, Raw, Scale, ZScore
 from unet_batch.errors import ContractError, ImageError, Reason
 from unet_batch.imaging import preprocess
 from unet_batch.imaging.preprocess import LARGEST, Geometry, fit, source_value
@@ -30,12 +30,12 @@ def whole(image_hwc: NDArray[Any]) -> Geometry:
 
 
 def normalize(image_hwc: NDArray[Any], geometry: Geometry, contract: ModelInput) -> NDArray[Any]:
-    """Of a source that declares the whole depth of its type."""
+    """Normalise a source that declares the full depth of its dtype."""
     return preprocess.normalize(image_hwc, geometry, contract, largest=LARGEST[image_hwc.dtype.name])
 
 
 def padded(image_hwc: NDArray[Any], contract: ModelInput, **how: Any) -> tuple[NDArray[Any], Geometry]:
-    """What fitting and padding make of a picture whose values stay as they are."""
+    """A fitted and padded picture, without normalisation."""
     content, geometry = fit(image_hwc, contract, **how)
     return normalize(content, geometry, contract.model_copy(update={"normalize": Raw()})), geometry
 
@@ -45,7 +45,7 @@ def reason_of(error: pytest.ExceptionInfo[ImageError]) -> Reason:
 
 
 def test_stretch_resizes_to_the_contracts_size_with_its_kernel():
-    """No shape is kept and nothing is padded."""
+    """The aspect ratio is not kept and nothing is padded."""
     image = picture(30, 50, 3)
 
     fitted, geometry = fit(image, ModelInput(fit="stretch", height=16, width=24), tile_hw=(16, 24), source_hw=(30, 50))
@@ -96,7 +96,7 @@ def test_letterbox_without_scale_up_leaves_a_small_picture_as_it_is():
 
 
 def test_a_picture_decoded_at_reduced_scale_has_the_geometry_of_its_source():
-    """Scales are measured on the source, never on what the decoder happened to return."""
+    """Scales refer to the source, not to the decoded size."""
     contract = spec(fit="letterbox", height=64, width=64)
 
     _, reduced = fit(picture(101, 126), contract, tile_hw=None, source_hw=(403, 501))
@@ -159,7 +159,7 @@ def test_none_passes_the_picture_itself(size_hw, tile_hw):
 
 @pytest.mark.parametrize(("size_hw", "tile_hw"), [((64, 65), (64, 64)), ((128, 128), (64, 64)), ((32, 40), None)])
 def test_none_refuses_every_other_size(size_hw, tile_hw):
-    """fit: none never changes a picture to make it go."""
+    """fit: none never resizes or pads."""
     with pytest.raises(ImageError, match="the model takes") as error:
         fit(picture(*size_hw), spec(fit="none", multiple=16), tile_hw=tile_hw, source_hw=size_hw)
 
@@ -188,7 +188,7 @@ def test_fitting_keeps_the_source_dtype_and_pads_nothing(mode, dtype):
     ],
 )
 def test_a_contract_no_picture_can_fit_is_an_error_of_the_job(fields, tile_hw, fault):
-    """It is not the picture's fault, so it is no rejection."""
+    """An impossible contract is not a rejection."""
     with pytest.raises(ContractError, match=fault):
         fit(picture(20, 20), spec(**fields), tile_hw=tile_hw, source_hw=(20, 20))
 
@@ -215,10 +215,10 @@ def test_a_picture_the_model_cannot_take_is_a_rejection(image, fields, reason):
 
 @pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 255), (np.uint16, 65535), (np.float32, 1)])
 def test_unit_divides_by_the_largest_value_of_the_source_dtype(dtype, largest):
-    """Never by the largest value that a picture happens to hold."""
+    """The divisor does not depend on the values in the picture."""
     image = np.array([[[0], [1], [largest // 2], [largest]]], dtype)
 
-    normal = normalize(image, whole(image), spec(normalize=Unit()))
+    normal = normalize(image, whole(image), spec(normalize=Divide()))
 
     assert normal.dtype == np.float32
     np.testing.assert_allclose(normal[0, :, 0], np.array([0, 1, largest // 2, largest]) / largest, atol=1e-6)
@@ -255,7 +255,7 @@ def test_a_narrow_window_far_from_zero_keeps_its_digits():
     """Within 1e-6 of float64 at level 60000 of 16 bits, and clipped at both ends."""
     image = np.array([[[0], [59950], [59975], [60013], [60050], [65535]]], np.uint16)
 
-    normal = normalize(image, whole(image), spec(normalize=Window(center=60000.0, width=100.0, low=-1.0, high=1.0)))
+    normal = normalize(image, whole(image), spec(normalize=CtWindow(center=60000.0, width=100.0, low=-1.0, high=1.0)))
 
     np.testing.assert_allclose(normal[0, :, 0], [-1, -1, -0.5, 0.26, 1, 1], atol=1e-6, rtol=0)
 
@@ -331,7 +331,7 @@ def test_an_integer_model_gets_the_pixels_themselves(dtype):
 
 
 def test_an_integer_model_refuses_another_dtype():
-    """16 bits are never squashed to 8."""
+    """16 bits are never converted to 8."""
     image = picture(4, 4, 1, np.uint16)
 
     with pytest.raises(ImageError, match="the model takes uint8") as error:
@@ -345,11 +345,11 @@ def test_an_integer_model_with_a_normalisation_is_a_contract_error():
     image = picture(4, 4)
 
     with pytest.raises(ContractError, match="cannot hold normalize unit"):
-        normalize(image, whole(image), spec(dtype="uint8", normalize=Unit()))
+        normalize(image, whole(image), spec(dtype="uint8", normalize=Divide()))
 
 
 def test_a_half_precision_model_gets_float16_or_a_rejection():
-    """65535 is no float16: it would become infinity."""
+    """65535 does not fit into float16: it would become infinity."""
     small, large = np.array([[[1000]]], np.uint16), np.array([[[65535]]], np.uint16)
 
     assert normalize(small, whole(small), spec(dtype="float16", normalize=Raw())).dtype == np.float16
@@ -361,10 +361,12 @@ def test_a_half_precision_model_gets_float16_or_a_rejection():
 # Padding -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", [Unit(), MeanStd(mean=(0.5,), std=(0.2,)), ZScore(), Window(center=99.0, width=50.0)])
+@pytest.mark.parametrize(
+    "rule", [Divide(), MeanStd(mean=(0.5,), std=(0.2,)), ZScore(), CtWindow(center=99.0, width=50.0)]
+)
 @pytest.mark.parametrize("value", [0.0, -2.5])
 def test_padding_is_a_value_after_normalisation(rule, value):
-    """0 is the mean of what a network of mean_std or zscore has seen, and not black."""
+    """After mean_std or zscore, 0 is the mean of the training data, not black."""
     image, contract = picture(5, 7), spec(normalize=rule, pad_value=value, pad_units="normalized")
 
     content, geometry = fit(image, contract, tile_hw=(16, 16), source_hw=(5, 7))
@@ -389,17 +391,17 @@ def test_padding_may_mirror_or_repeat_the_picture(mode, numpy_mode, size_hw):
     np.testing.assert_allclose(normal, np.pad(image, sides, mode=numpy_mode) / 255, atol=1e-6)
 
 
-def test_a_pad_value_says_what_it_is_a_value_of():
-    """114 of a contract from before means a gray of the source; after normalisation it would be far outside."""
+def test_a_pad_value_needs_its_units():
+    """114 in an older contract is in source units; after normalisation it would be far out of range."""
     with pytest.raises(ValueError, match="pad_units: source"):
         spec(pad_value=114.0)
 
 
 def test_a_source_value_that_normalisation_turns_into_the_padding_is_found():
-    """What a packed graph pads with: the same value in every channel, or none."""
+    """The pad value of a packed graph: the same value in every channel, or None."""
     assert source_value(spec(), "uint8") == 0
     assert source_value(spec(normalize=MeanStd(mean=(0.2,), std=(1.0,))), "uint8") == 51
-    assert source_value(spec(normalize=Window(center=100.0, width=50.0)), "uint16") == 0
+    assert source_value(spec(normalize=CtWindow(center=100.0, width=50.0)), "uint16") == 0
     assert source_value(ModelInput(normalize=MeanStd(mean=(0.485, 0.456, 0.406), std=(0.2, 0.2, 0.2))), "uint8") is None
 
 
@@ -450,9 +452,9 @@ def test_labels_of_a_picture_smaller_than_its_tile_equal_monais(rule, mode):
         (np.float32, 4294967295.0, 4294967295),
     ],
 )
-@pytest.mark.parametrize("rule", [Unit(), MeanStd(mean=(0.0,), std=(1.0,))])
+@pytest.mark.parametrize("rule", [Divide(), MeanStd(mean=(0.0,), std=(1.0,))])
 def test_unit_and_mean_std_divide_by_the_largest_value_of_the_declared_depth(rule, dtype, largest, divided_by):
-    """12 bits in a TIFF are 4095, whatever type they are read in."""
+    """12 bits in a TIFF are divided by 4095 for every dtype."""
     image = np.array([[[1], [0]]], dtype)
 
     normal = preprocess.normalize(image, whole(image), spec(normalize=rule), largest=largest)
@@ -460,7 +462,7 @@ def test_unit_and_mean_std_divide_by_the_largest_value_of_the_declared_depth(rul
     np.testing.assert_allclose(normal[0, :, 0], [1 / divided_by, 0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("rule", [Unit(max=4095.0), MeanStd(mean=(0.0,), std=(1.0,), max=4095.0)])
+@pytest.mark.parametrize("rule", [Divide(max=4095.0), MeanStd(mean=(0.0,), std=(1.0,), max=4095.0)])
 @pytest.mark.parametrize("largest", [None, 65535.0])
 def test_a_contract_may_name_the_largest_value_itself(rule, largest):
     """12-bit values in a 16-bit file, and signed integers, which declare none."""
@@ -469,7 +471,7 @@ def test_a_contract_may_name_the_largest_value_itself(rule, largest):
     assert preprocess.normalize(image, whole(image), spec(normalize=rule), largest=largest).tolist() == [[[1.0]]]
 
 
-@pytest.mark.parametrize("rule", [Unit(), MeanStd(mean=(0.0,), std=(1.0,))])
+@pytest.mark.parametrize("rule", [Divide(), MeanStd(mean=(0.0,), std=(1.0,))])
 def test_a_source_without_a_largest_value_is_rejected_where_one_is_needed(rule):
     """Signed integers; the sentence names the key."""
     image = np.array([[[-5.0]]], np.float32)
@@ -480,8 +482,8 @@ def test_a_source_without_a_largest_value_is_rejected_where_one_is_needed(rule):
     assert preprocess.normalize(image, whole(image), spec(normalize=Raw()), largest=None).tolist() == [[[-5.0]]]
 
 
-def test_a_model_that_divides_inside_refuses_sources_of_another_depth():
-    """A packed graph knows the type of its pixels only: 12 bits in a uint16 would be scored 16 times too dark."""
+def test_a_model_that_divides_in_its_graph_refuses_sources_of_another_depth():
+    """A packed graph knows only the dtype of its pixels: 12 bits in a uint16 would be scored 16 times too dark."""
     image, contract = np.zeros((4, 4, 1), np.uint16), spec(dtype="uint16", normalize=Raw(), source_max=65535.0)
 
     assert preprocess.normalize(image, whole(image), contract, largest=65535.0).dtype == np.uint16

@@ -1,4 +1,4 @@
-"""Resize kernels: equal to the libraries whose names they carry."""
+"""Resize kernels: equal to those of the libraries in their names."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_bilinear_uses_half_pixel_centres_and_no_antialias():
 
 
 def test_logits_of_half_precision_come_back_as_float32():
-    """Interpolation happens in float32 whatever the model returns."""
+    """Interpolation is in float32 for every dtype of the output."""
     logits = np.array([[[1, 3]]], np.float16)
 
     resized = resize_logits(logits, (1, 2))

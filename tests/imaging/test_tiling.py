@@ -1,4 +1,4 @@
-"""Tiles: MONAI's places and weights, every pixel covered, one picture put together again."""
+"""Tiles: MONAI's places and weights, every pixel covered, and blending into one map."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_every_pixel_is_in_a_tile_and_every_tile_in_the_picture(height, width, d
 
 
 def test_a_picture_smaller_than_its_tile_has_no_grid():
-    """Padding is the business of fit."""
+    """`fit` and `normalize` pad."""
     with pytest.raises(ShapeMismatch, match="smaller than its tile"):
         grid((5, 3), (4, 4), 0.0)
 
@@ -73,7 +73,7 @@ def test_a_picture_smaller_than_its_tile_has_no_grid():
 @pytest.mark.parametrize("blend", ["constant", "gaussian"])
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
 def test_tiles_that_agree_come_back_as_the_map_they_were_cut_from(blend, overlap):
-    """Blending is a mean: where all tiles say the same, so does the map."""
+    """Blending is a mean: equal tiles give the same values."""
     logits = logits_at((37, 50))
 
     finished = put_together(logits, (16, 20), TilingSpec(overlap=overlap, blend=blend))
@@ -114,7 +114,7 @@ def test_a_gaussian_weight_is_never_below_a_thousandth():
 
 
 def test_more_than_255_tiles_over_one_pixel_are_all_counted():
-    """No counter of one byte wraps: 300 tiles of equal say average out."""
+    """No 8-bit counter overflows: the mean of 300 tiles is right."""
     tiling = TilingSpec(overlap=0.999, blend="constant")
 
     finished = put_together(np.full((1, 1, 599), 2.5, np.float32), (1, 300), tiling)
@@ -153,7 +153,7 @@ def test_half_size_tiles_are_resized_to_their_boxes():
     blend=st.sampled_from(["constant", "gaussian"]),
 )
 def test_labels_of_overlapping_tiles_are_never_mixed(height, width, side, overlap, blend):
-    """Labels have no mean: 0 and 2 must not become 1. Tiles that agree come back as the map they were cut from."""
+    """Labels are not averaged: 0 and 2 must not become 1. Equal tiles give the map that they were cut from."""
     labels = np.random.default_rng(1).integers(0, 200, (1, height, width)).astype(np.float32)
     tiling = TilingSpec(overlap=overlap, blend=blend)
     canvas = Canvas((height, width), (side, side), tiling, decided=True)
@@ -198,7 +198,7 @@ def test_tiles_may_come_in_any_order():
 
 
 def test_a_missing_tile_is_an_error():
-    """A pixel without logits is never guessed."""
+    """Pixels without logits get no value."""
     canvas = Canvas((4, 6), (4, 4), TilingSpec(overlap=0.5))
     canvas.add(Box(0, 0, 4, 4), logits_at((4, 4)))
 
@@ -207,7 +207,7 @@ def test_a_missing_tile_is_an_error():
 
 
 def test_a_canvas_is_finished_once():
-    """Its sums are handed over, not copied."""
+    """`finished` returns its sums without a copy."""
     canvas = Canvas((4, 4), (4, 4), TilingSpec())
     canvas.add(Box(0, 0, 4, 4), logits_at((4, 4)))
     canvas.finished()
@@ -222,7 +222,7 @@ def test_a_tile_added_twice_or_of_another_grid_is_an_error(box):
     canvas = Canvas((4, 6), (4, 4), TilingSpec(overlap=0.5))
     canvas.add(Box(0, 0, 4, 4), logits_at((4, 4)))
 
-    with pytest.raises(ShapeMismatch, match="no tile of this picture"):
+    with pytest.raises(ShapeMismatch, match="not a tile of this picture"):
         canvas.add(box, logits_at((4, 4)))
 
 
@@ -244,7 +244,7 @@ TILES = [(32, 32), (33, 24)]
 @pytest.mark.parametrize("blend", ["constant", "gaussian"])
 @pytest.mark.parametrize(("size_hw", "tile_hw", "overlap"), list(product(SIZES, TILES, [0.0, 0.25, 0.5, 0.8])))
 def test_a_stitched_map_equals_monai(size_hw, tile_hw, overlap, blend, sigma):
-    """Within 1e-5 of sliding_window_inference, for a network whose answer depends on the place in the tile."""
+    """Within 1e-5 of sliding_window_inference, for a network whose output depends on the place in the tile."""
     torch = pytest.importorskip("torch")
     inferers = pytest.importorskip("monai.inferers")
     picture, ramp = logits_at(size_hw, 1), np.linspace(-1, 1, tile_hw[0] * tile_hw[1], dtype=np.float32)

@@ -1,4 +1,4 @@
-"""The way back: what a model says about a fitted picture lies where it belongs in the source."""
+"""From the fitted picture back to the source: masks lie at the right place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def predict(logits_khw: np.ndarray, output: ModelOutput, geometry: Geometry) -> 
 
 @pytest.mark.parametrize("size_hw", [(64, 64), (51, 90), (33, 20)])
 def test_labels_are_decided_at_source_size(size_hw):
-    """Logits are enlarged first and decided last, as the whole frame at once would be."""
+    """Logits are enlarged first and then reduced, with the result of the full frame."""
     logits = smooth(3, 32, 32)
 
     prediction = predict(logits, EXCLUSIVE, Geometry(size_hw, (32, 32), 0, 0, (32, 32)))
@@ -37,8 +37,8 @@ def test_labels_are_decided_at_source_size(size_hw):
     np.testing.assert_array_equal(prediction.labels_hw, resize_logits(logits, size_hw).argmax(axis=0))
 
 
-def test_padding_has_no_say_not_even_at_the_edge():
-    """The content is cropped before it is enlarged: extreme logits beside it change nothing."""
+def test_padding_does_not_change_labels_even_at_the_edge():
+    """The content is cropped before it is enlarged: extreme logits in the padding change nothing."""
     content, padded = smooth(3, 12, 16), np.full((3, 32, 32), -1e4, np.float32)
     padded[2] = 1e4
     padded[:, 10:22, 8:24] = content
@@ -102,7 +102,7 @@ def test_a_box_comes_back_where_it_was(mode, resolution, height, width, data):
 @given(st.integers(1, 150), st.integers(1, 150), st.integers(0, 2), st.integers(1, 2))
 @settings(max_examples=25, deadline=None)
 def test_one_label_everywhere_fills_the_source_for_every_fit(mode, height, width, label, resolution):
-    """Whatever was padded or resized: the source's size, and nothing but that label."""
+    """With padding or resizing: the source's size, and only that label."""
     _, geometry = fitted_by(mode, np.zeros((height, width, 1), np.uint8))
     logits = np.zeros((3, *(-(-n // resolution) for n in geometry.fitted_hw)), np.float32)
     logits[label] = 5

@@ -167,7 +167,7 @@ BROKEN = [
     (int8_by_itself, "is a model in int8, which proves nothing"),
     (constant_by_a_constant, NOT_JUDGED),
     (a_sigmoid_called_logits, "ends in Sigmoid"),
-    (scores_called_probabilities, "they may be logits"),
+    (scores_called_probabilities, "perhaps they are logits"),
 ]
 Way = Callable[[Project, list[str]], object]
 

@@ -10,7 +10,7 @@ import pytest
 
 from unet_batch.errors import ContractError, HandoverFailed, ImageError, Reason, UnetBatchError
 from unet_batch.job.reconcile import Outcome, score
-from unet_batch.records import Held, Receipt, Source, Unit, unit_id
+from unet_batch.records import DoubtfulSource, Receipt, Source, Unit, unit_id
 
 MARK = "f" * 64
 
@@ -45,7 +45,7 @@ class Doubting:
                 self.isolated += [name] if u.isolate else []
                 reason = self.doubt(name, self.asked[name])
                 if reason is not None and not u.settle:
-                    held.append(Held(position, self.pages, str(reason), f"about {name}"))
+                    held.append(DoubtfulSource(position, self.pages, str(reason), f"about {name}"))
             rows = len(u.sources) - len(held)
             yield Receipt(u.unit_id, u.partition, rows, rows, 0, held=tuple(held))
 

@@ -12,7 +12,7 @@ from unet_batch.contract import Contract
 from unet_batch.errors import JobError
 from unet_batch.model.model import Model
 from unet_batch.planning.plan import halves, place, plan_partition, units, wants
-from unet_batch.records import Source, inventory_digest, uncollected
+from unet_batch.records import Source, gc_paused, inventory_digest
 from unet_batch.spec import InputSpec, JobSpec, LimitsSpec, ModelSpec, OutputSpec, ResourcesSpec
 from unet_batch.table.publish import Commit, Published, generation
 
@@ -213,15 +213,15 @@ def test_without_a_gpu_a_job_that_allows_the_cpu_is_placed_on_cpus():
 
 def test_the_collector_rests_only_while_records_are_made():
     """Also where one survey calls another, where it fails, and where somebody had switched it off before."""
-    with uncollected(), uncollected():
+    with gc_paused(), gc_paused():
         assert not gc.isenabled()
     assert gc.isenabled()
-    with pytest.raises(ValueError, match="a fault"), uncollected():
+    with pytest.raises(ValueError, match="a fault"), gc_paused():
         raise ValueError("a fault")
     assert gc.isenabled()
     gc.disable()
     try:
-        with uncollected():
+        with gc_paused():
             pass
         assert not gc.isenabled()
     finally:

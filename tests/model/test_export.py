@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unet_batch.contract import Contract, MeanStd, Unit
+from unet_batch.contract import Contract, Divide, MeanStd
 from unet_batch.errors import JobError, ModelRefused, UnetBatchError
 from unet_batch.gate.parity import Tolerance
 from unet_batch.model.contract import METADATA_KEY, find_contract, resolve
@@ -46,7 +46,7 @@ def spec(factory: str, out: Path, **fields: Any) -> ExportSpec:
             "out": out,
             "input_chw": (1, 32, 32),
             "classes": CLASSES,
-            "normalize": Unit(),
+            "normalize": Divide(),
             "color": {1: "gray", 3: "rgb"}.get(fields.get("input_chw", (1,))[0]),
             **fields,
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unet_batch.contract import MeanStd, ModelInput, Percentile, Raw, Scale, Unit, ZScore
+from unet_batch.contract import Divide, MeanStd, ModelInput, Percentile, Raw, Scale, ZScore
 from unet_batch.errors import JobError
 from unet_batch.workbench.export.arguments import IMAGENET, parse_normalize
 
@@ -12,7 +12,7 @@ from unet_batch.workbench.export.arguments import IMAGENET, parse_normalize
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("unit", Unit()),
+        ("unit", Divide()),
         ("none", Raw()),
         ("zscore", ZScore()),
         ("percentile", Percentile()),

@@ -534,7 +534,7 @@ def test_probabilities_that_are_none_are_found_while_packing():
     data = net.model(net.add("Relu", net.conv("image", (3, 1)))).SerializeToString()
     contract = changed(models.threshold_model("nchw", 3, 1).contract, target={"activation": "sigmoid"})
     wide = changed(contract, source={"normalize": {"kind": "scale", "scale": 1.0}})
-    with pytest.raises(ContractError, match="they may be logits"):
+    with pytest.raises(ContractError, match="perhaps they are logits"):
         pack(data, resolved(data, wide), PackSpec())
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from unet_batch.archive.parquet import FOREIGN
 from unet_batch.errors import Denied, JobError, Reason, TooLarge
-from unet_batch.records import Source, promised_version
+from unet_batch.records import Source, version_with_digest
 from unet_batch.spec import InputSpec
 from unet_batch.store.local import is_link, real
 from unet_batch.store.objects import SCHEMES, canonical, join, parent, redact, scheme_of
@@ -187,7 +187,7 @@ def _seen(storage: Storage, source: Source, links: Sequence[str], real_folder: C
         return replace(source, version="denied", problem=(Reason.READ_DENIED, str(error)))
     if found is None:
         return replace(source, version="missing", problem=(Reason.READ_NOT_FOUND, "there is no such object"))
-    version = promised_version(found.version, source.sha256)
+    version = version_with_digest(found.version, source.sha256)
     return replace(source, version=version, size_bytes=found.size_bytes)
 
 

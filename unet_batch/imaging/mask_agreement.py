@@ -1,11 +1,11 @@
 """How far two masks of one image agree: label flips, Dice and IoU by class, confusion.
 
-Knows masks as runs and classes as names: two models may give one class different channels. No mask is drawn: all
-figures come from the edges of the runs.
+Masks are runs and classes are names: two models may give one class different channels. All figures come from the
+edges of the runs; no mask is drawn.
 
 Rules for empty masks:
 * A class that neither mask has does not count.
-* A class that one of them has: its Dice and its IoU are 0.
+* If only one mask has a class, its Dice and IoU are 0.
 * Two masks without any class agree in every pixel.
 """
 
@@ -20,44 +20,44 @@ from numpy.typing import NDArray
 from unet_batch.imaging.masks import Edges
 
 Confusion = Mapping[tuple[str | None, str | None], int]
-"""Flipped pixels by the class that only A has there and the class that only B has there; None where there is no such
-class. Where classes overlap, a pixel may have several of either and counts for each pair."""
+"""(class of A, class of B) → pixels with the first class only in A and the second only in B; None: no such class.
+With overlapping classes a pixel counts for each pair."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """One class on two sides, in pixels of one image or of many."""
+    """Pixels of one class in two masks, of one image or summed over many."""
 
     area_a_px: int = 0
     area_b_px: int = 0
     shared_px: int = 0
-    """Pixels that have the class on both sides."""
+    """Pixels that have the class in both masks."""
 
     def __add__(self, more: Overlap) -> Overlap:
         return Overlap(*(getattr(self, f.name) + getattr(more, f.name) for f in fields(self)))
 
     @property
     def dice(self) -> float | None:
-        """2|A∩B| / (|A|+|B|); None where neither side has the class."""
+        """2|A∩B| / (|A|+|B|); None if neither mask has the class."""
         both = self.area_a_px + self.area_b_px
         return 2 * self.shared_px / both if both else None
 
     @property
     def iou(self) -> float | None:
-        """|A∩B| / |A∪B|; None where neither side has the class."""
+        """|A∩B| / |A∪B|; None if neither mask has the class."""
         union = self.area_a_px + self.area_b_px - self.shared_px
         return self.shared_px / union if union else None
 
 
 @dataclass(frozen=True, slots=True)
 class ImageAgreement:
-    """Two masks of one image."""
+    """How far two masks of one image agree."""
 
     pixels: int
     flipped_px: int
     """Pixels whose set of classes differs."""
     classes: Mapping[str, Overlap]
-    """By name: those that either side has."""
+    """By class name: the classes of either mask."""
     confusion: Confusion
 
     @property
@@ -67,13 +67,13 @@ class ImageAgreement:
 
     @property
     def lowest(self) -> tuple[str, float] | None:
-        """The class with the lowest Dice, and that; None without any class."""
+        """The class with the lowest Dice, and the Dice; None without any class."""
         dice = ((name, found.dice) for name, found in self.classes.items())
         return min(((n, d) for n, d in dice if d is not None), key=lambda pair: pair[1], default=None)
 
 
 def agree(a: Mapping[str, Edges], b: Mapping[str, Edges], pixels: int) -> ImageAgreement:
-    """How far two masks of one image agree. a, b: by class name, the edges of its mask. pixels: of the image."""
+    """How far two masks of one image agree. a, b: class name → edges of its mask. pixels: pixels of the image."""
     empty = np.empty(0, np.int64)
     classes, changed = {}, {}
     for name in sorted(a.keys() | b.keys()):
@@ -83,7 +83,7 @@ def agree(a: Mapping[str, Edges], b: Mapping[str, Edges], pixels: int) -> ImageA
         if lost.size or gained.size:
             changed[name] = lost, gained
     cuts = np.unique(np.concatenate([empty, *(side for pair in changed.values() for side in pair)]))
-    lengths = np.diff(cuts)  # between two cuts no class begins to differ, or ends
+    lengths = np.diff(cuts)  # between two cuts the set of differing classes is constant
     losing = _inside([lost for lost, _ in changed.values()], cuts)
     gaining = _inside([gained for _, gained in changed.values()], cuts)
     flips = (losing | gaining).any(axis=0)
@@ -105,8 +105,8 @@ def _px(mask: Edges) -> int:
 def _differences(one: Edges, other: Edges) -> tuple[Edges, Edges]:
     """The edges of the pixels that only the first mask has, and of those that only the second one has."""
     both = np.concatenate([one, other])
-    order = np.argsort(both, kind="stable")  # merges two sorted pieces
-    steps, first = 1 - 2 * (order & 1), order < one.size  # every second edge is a stop
+    order = np.argsort(both, kind="stable")  # merges two sorted arrays
+    steps, first = 1 - 2 * (order & 1), order < one.size  # every second edge ends a run
     in_one, in_other = np.cumsum(steps * first)[:-1] > 0, np.cumsum(steps * ~first)[:-1] > 0
     cuts = both[order]
     longer = cuts[1:] > cuts[:-1]
@@ -118,7 +118,7 @@ def _differences(one: Edges, other: Edges) -> tuple[Edges, Edges]:
 
 
 def _inside(masks: Sequence[Edges], cuts: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(K, S): whether the segment behind each cut but the last lies in each mask; all edges are cuts."""
+    """bool (K, S): whether the segment after each cut but the last lies in each mask. cuts: contain all edges."""
     steps = np.zeros((len(masks), cuts.size), np.int8)
     for row, mask in zip(steps, masks, strict=True):
         row[np.searchsorted(cuts, mask[::2])] += 1
@@ -127,5 +127,5 @@ def _inside(masks: Sequence[Edges], cuts: NDArray[np.int64]) -> NDArray[np.bool_
 
 
 def _or_none(classes: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """One more row, which is true where all others are false."""
+    """The rows, and one more row that is true where all others are false."""
     return np.vstack([classes, ~classes.any(axis=0)])

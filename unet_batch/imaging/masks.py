@@ -1,7 +1,7 @@
 """Masks as runs: COCO run-length text, areas and boxes, all from one pass over a label map.
 
-Knows COCO's text (maskApi.c: column-major runs that start with background; every count from the fourth on is stored as
-the difference to the count two before; five bits per character and a continuation bit, from chr(48) on) and no model.
+COCO's text (maskApi.c): column-major runs that start with background; every count from the fourth on is stored as the
+difference to the count two before; five bits per character and a continuation bit, from chr(48) on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Bbox = tuple[int, int, int, int]
 """x, y, width, height in pixels."""
 
 Edges = NDArray[np.int64]
-"""Where a mask begins and ends, in turn and ascending, counted down the columns: an even number of pixels."""
+"""Start and stop of each run, alternating and ascending, in column-major pixel order; an even number of values."""
 
 STRIP_ROWS = 16
 """Rows copied at once while transposing: keeps the written columns in the first-level cache."""
@@ -48,7 +48,7 @@ class Runs:
         left, top = np.divmod(self.starts, height)
         right, bottom = np.divmod(self.stops - 1, height)
         x, y, end = int(left[0]), int(top.min()), int(bottom.max())
-        if (left != right).any():  # a run that goes on in the next column touches the last row and the first
+        if (left != right).any():  # a run that continues in the next column touches the last and the first row
             y, end = 0, height - 1
         return x, y, int(right[-1]) - x + 1, end - y + 1
 
@@ -64,7 +64,7 @@ class Runs:
 
 
 def runs_by_label(labels_hw: NDArray[Any]) -> dict[int, Runs]:
-    """The runs of every label that occurs, by label. labels_hw: any integer or bool array (H, W)."""
+    """Label → its runs, for every label that occurs. labels_hw: any integer or bool array (H, W)."""
     height, width = labels_hw.shape
     flat = _transposed(labels_hw).ravel()
     cuts = np.flatnonzero(flat[1:] != flat[:-1]) + 1
@@ -85,14 +85,14 @@ def rle(mask_hw: NDArray[np.bool_]) -> str:
 
 
 def unrle(counts: str, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """The bool mask (H, W) of COCO's `counts`, column-major in memory. Raises ShapeMismatch where they are not one."""
+    """The bool mask (H, W) of COCO's `counts`, column-major in memory. Raises ShapeMismatch for invalid counts."""
     height, width = size_hw
     lengths = _lengths(counts, size_hw)
     return np.repeat(np.arange(lengths.size) % 2 == 1, lengths).reshape(width, height).T
 
 
 def edges(counts: str, size_hw: tuple[int, int]) -> Edges:
-    """The edges of the mask of COCO's `counts`. Raises ShapeMismatch where they are no mask of this size."""
+    """The edges of the mask of COCO's `counts`. Raises ShapeMismatch if they do not describe a mask of this size."""
     lengths = _lengths(counts, size_hw)
     return np.cumsum(lengths)[: lengths.size // 2 * 2]
 
@@ -107,7 +107,7 @@ def bbox(mask_hw: NDArray[np.bool_]) -> Bbox:
 
 
 def _transposed(labels_hw: NDArray[Any]) -> NDArray[Any]:
-    """A contiguous (W, H) copy, in strips: twice as fast as one strided copy where H is a power of two."""
+    """A contiguous (W, H) copy, in strips: twice as fast as one strided copy if H is a power of two."""
     height, width = labels_hw.shape
     columns = np.empty((width, height), labels_hw.dtype)
     for first in range(0, height, STRIP_ROWS):
@@ -118,9 +118,9 @@ def _transposed(labels_hw: NDArray[Any]) -> NDArray[Any]:
 def _pack(counts: NDArray[np.int64]) -> str:
     deltas = counts.copy()
     deltas[3:] -= counts[1:-2]
-    magnitudes = deltas ^ (deltas >> 63)  # x, or -x - 1 where negative: what must fit beside the sign bit
+    magnitudes = deltas ^ (deltas >> 63)  # x, or -x - 1 if negative: the bits beside the sign bit
     largest = int(magnitudes.max())
-    # By place, not by count: nearly every count has one character or two, and later places have few counts left.
+    # Loop over character positions, not counts: nearly every count has one or two characters.
     long = [np.flatnonzero(magnitudes >= 1 << bits) for bits in range(4, 5 * LONGEST_COUNT, 5) if largest >= 1 << bits]
     characters = np.ones(counts.size, np.intp)
     for places in long:
@@ -130,7 +130,7 @@ def _pack(counts: NDArray[np.int64]) -> str:
     codes[offsets] = (deltas & 31) + 48
     for place, places in enumerate(long, start=1):
         at = offsets[places] + place
-        codes[at - 1] += 32  # there is another one
+        codes[at - 1] += 32  # continuation bit
         codes[at] = ((deltas[places] >> (5 * place)) & 31) + 48
     return codes.tobytes().decode("ascii")
 
@@ -141,7 +141,7 @@ def _lengths(counts: str, size_hw: tuple[int, int]) -> NDArray[np.int64]:
     height, width = size_hw
     if (lengths < 0).any() or int(lengths.sum()) != height * width:
         pixels = int(lengths.sum())
-        raise ShapeMismatch(f"COCO RLE has {pixels} pixels, not {height} x {width}: take the size it was made with")
+        raise ShapeMismatch(f"COCO RLE has {pixels} pixels, not {height} x {width}: use the size it was made with")
     return lengths
 
 

@@ -1,6 +1,6 @@
-"""Pictures for people: a display of what the model read, small, with the borders of its masks drawn on it.
+"""Pictures for display: a thumbnail of the model's input with the borders of its masks.
 
-Knows arrays and colours, and no file. Nothing here ever reaches a model: contrast is stretched for eyes alone.
+Arrays and colours only. Contrast is stretched for display; no model reads these arrays.
 Legend: H, W pixels; C channels.
 """
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from unet_batch.imaging.resize import resize
 
 DISPLAYED_PERCENTILES = (1, 99.8)
-"""Micrographs use a small part of 16 bits, and a few hot pixels must not decide how much of it is seen."""
+"""Range of the stretch: micrographs use a small part of 16 bits, and a few hot pixels must not set the contrast."""
 COVERED = 64
-"""A thumbnail's pixel belongs to a mask from a quarter on (of 255), so that thin structures keep a border."""
+"""Coverage (of 255) from which a thumbnail's pixel belongs to a mask; low, so that thin structures keep a border."""
 
 Color = tuple[int, int, int]
 
@@ -25,7 +25,7 @@ Color = tuple[int, int, int]
 def displayed(image_hwc: NDArray[Any], color: str) -> NDArray[Any]:
     """The channels as red, green and blue, (H, W, 3) in their dtype. color: of the contract's input.
 
-    Of bands without a meaning the first three are shown, or the first one where there are fewer.
+    Of `bands`, the first three are shown, or the first if there are fewer than three.
     """
     if image_hwc.shape[2] < 3:
         return np.repeat(image_hwc[..., :1], 3, axis=2)
@@ -33,19 +33,19 @@ def displayed(image_hwc: NDArray[Any], color: str) -> NDArray[Any]:
 
 
 def stretch(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """The contrast between the image's own DISPLAYED_PERCENTILES as 8 bits; same shape."""
+    """The range between the image's DISPLAYED_PERCENTILES as uint8; same shape."""
     low, high = np.percentile(image, DISPLAYED_PERCENTILES)
     unit = (image.astype(np.float32) - low) / max(high - low, 1e-6)
     return np.asarray(unit.clip(0, 1) * 255, dtype=np.uint8)
 
 
 def border(mask_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """One pixel on either side of the mask's border; none where the mask leaves the picture."""
+    """bool (H, W): one pixel on either side of the mask's border, but not along the picture's edge."""
     return _spread(mask_hw) & _spread(~mask_hw)
 
 
 def thumbnail_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """Rows and columns of a picture whose longer side is `side`; small pictures grow by a whole factor at most."""
+    """Rows and columns of a thumbnail whose longer side is `side`; small pictures grow by whole factors only."""
     longest = max(height, width)
     if longest <= side:
         factor = max(side // longest, 1)
@@ -58,7 +58,7 @@ def thumbnail(
 ) -> NDArray[np.uint8]:
     """The picture with the borders of its masks, (H, W, 3), its longer side about `side`.
 
-    image_hwc: as `displayed` gives it; anything but 8 bits is stretched. masks: of any size, over the whole picture.
+    image_hwc: as `displayed` returns it; other dtypes than uint8 are stretched. masks: any size, of the whole picture.
     """
     height, width = size_hw = thumbnail_size(image_hwc.shape[0], image_hwc.shape[1], side)
     enlarged = height > image_hwc.shape[0]
@@ -70,7 +70,7 @@ def thumbnail(
         levels = resize(mask_hw.astype(np.uint8)[..., None] * 255, size_hw, "nearest" if grows else "pil_bilinear_u8")
         borders.append((border(levels[..., 0] >= COVERED), color))
     for line_hw, _ in borders:
-        drawn_hwc[_spread(line_hw) & ~line_hw] //= 2  # a dark rim: the line is seen on bright tissue, too
+        drawn_hwc[_spread(line_hw) & ~line_hw] //= 2  # a dark outline keeps the line visible on bright tissue
     for line_hw, color in borders:
         drawn_hwc[line_hw] = color
     return drawn_hwc

@@ -1,6 +1,6 @@
-"""From logits to what a row says: label map, areas, boxes, run-length text, confidence and entropy of one image.
+"""From logits to the prediction of one image: label map, areas, boxes, run-length text, confidence and entropy.
 
-Knows the contract's output and the way back to the source picture; knows no table, no file and no session.
+Uses the contract's output and the geometry of the image; independent of tables, files and sessions.
 Legend: H, W pixels of the source; h, w pixels of the logits; K classes.
 """
 
@@ -21,43 +21,43 @@ from unet_batch.imaging.preprocess import Geometry
 from unet_batch.imaging.resize import Axis, axis, sample
 
 STRIP_BYTES = 1 << 18
-"""Logits reduced at once, at source size: a strip and its temporaries stay in the second-level cache, and are small
-enough for the allocator to use again (at 1 MiB a fresh process spent half of its time on page faults)."""
+"""Bytes of logits reduced at once, at source size: a strip and its temporaries stay in the second-level cache, and the
+allocator reuses them (with 1 MiB a new process spent half of its time on page faults)."""
 PROBABILITY_SLACK = 0.01
-"""How far outside [0, 1] a probability may lie: rounding of float16 models, never a logit."""
+"""How far outside [0, 1] a probability may lie: enough for the rounding of float16 models."""
 SMALLEST = np.float32(1e-30)
-"""Stands for a probability of 0 inside a logarithm: 0 · log 0 counts as 0."""
+"""Replaces a probability of 0 inside a logarithm, so that 0 · log 0 is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassArea:
-    """What one image holds of one class."""
+    """The pixels of one class in one image."""
 
     id: int
-    """Channel of the class; 1 where the model names one class only."""
+    """Channel of the class; 1 if the model has a single class."""
     name: str
     area_px: int
     """Pixels of the source picture, at least 1."""
     fraction: float
     """Share of the source picture's pixels."""
     mean_probability: float | None
-    """Mean probability of the class over its pixels; None where none were computed, or there are none."""
+    """Mean probability of the class over its pixels; None if there are no probabilities."""
     bbox: Bbox
     """x, y, width, height in source pixels."""
     rle: str | None
-    """COCO `counts` in source geometry; None where not wanted."""
+    """COCO `counts` in source geometry; None if not requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the model says about one image."""
+    """The prediction of one image."""
 
     height: int
     """Rows of the oriented source picture."""
     width: int
     """Columns of the oriented source picture."""
     label: str | None
-    """Name of the largest class that is not background (the first of equals); None for an empty mask."""
+    """Name of the largest class that is not background (of equal areas, the first); None for an empty mask."""
     score: float | None
     """Mean probability of that class."""
     classes: tuple[ClassArea, ...]
@@ -67,7 +67,7 @@ class Prediction:
     confidence: float | None
     """Mean over pixels of the top probability; one channel or sigmoid: of max(p, 1 − p), averaged over classes."""
     entropy: float | None
-    """Mean entropy over pixels (and classes, where each has its own), as a share of its maximum: 0 sure, 1 no idea."""
+    """Mean entropy over pixels (multi-label: and over classes), as a share of its maximum: 0 certain, 1 uniform."""
 
 
 def reduce(
@@ -76,25 +76,26 @@ def reduce(
     """One image's prediction at the size of its source picture.
 
     logits_khw: any float (K, h, w) of the whole fitted picture, at its size or another resolution (half-size masks);
-    for `labels` any dtype (1, h, w). The padding is cropped, the content brought to source size by two-tap bilinear
-    with half-pixel centres (labels and masks: the nearest pixel), and only then decided: in strips, exact as the full
-    frame.
+    for `labels` any dtype (1, h, w). The padding is cropped, the content is resized to source size by two-tap bilinear
+    with half-pixel centres (labels and masks: nearest pixel), and then reduced: in strips, with the same result as in
+    one piece.
 
-    Classes that exclude each other: argmax, the first of equals wins; ids and label values are channel numbers.
-    One class name: id 1, label value 1, and 0 is nothing. Sigmoid with several classes: ids are channel numbers, a
-    label value is id + 1 of the most probable class above the threshold, 0 is nothing; finished masks have no
-    probabilities, so there it is the first class that holds the pixel, and no confidence. A pixel belongs to a class
-    *above* its threshold: p > t, or for one channel of logits logit > log(t / (1 − t)).
+    Exclusive classes: argmax, the first of equal values; ids and label values are channel numbers. A single class: id
+    1, label value 1; 0 is background. Sigmoid with several classes: ids are channel numbers; a label value is id + 1
+    of the most probable class above the threshold, 0 is background. Masks have no probabilities: the label value is
+    that of the first class that holds the pixel, and there is no confidence. A pixel belongs to a class *above* its
+    threshold: p > t, or for one channel of logits logit > log(t / (1 − t)).
 
-    Raises ImageError for NaN or infinity anywhere, padding included (MODEL_NON_FINITE_OUTPUT), and for values that are
-    no probabilities, masks or labels (MODEL_OUTPUT_OUT_OF_RANGE); ShapeMismatch where channels do not fit the classes.
+    Raises ImageError for NaN or infinity anywhere, also in the padding (MODEL_NON_FINITE_OUTPUT), and for values that
+    cannot be probabilities, masks or labels (MODEL_OUTPUT_OUT_OF_RANGE). Raises ShapeMismatch if the channels do not
+    match the classes.
     """
     channels = 1 if output.activation == "labels" else len(output.classes)
     if logits_khw.ndim != 3 or len(logits_khw) != channels:
         found = " x ".join(map(str, logits_khw.shape))
         raise ShapeMismatch(f"the model returned {found}, not {channels} channel(s): correct output.classes")
     _check_values(logits_khw, output)
-    rows, columns = (_way_back(geometry, n, along) for along, n in enumerate(logits_khw.shape[1:]))
+    rows, columns = (_source_axis(geometry, n, along) for along, n in enumerate(logits_khw.shape[1:]))
     if output.activation == "labels":
         return _described(_nearest_labels(logits_khw[0], rows, columns, output), None, output, rle=rle)
     if output.activation == "masks":
@@ -114,12 +115,12 @@ def reduce(
 
 @dataclass(slots=True)
 class _Certainty:
-    """Sums over pixels, in float64 from strip to strip."""
+    """Sums over the pixels of all strips, float64."""
 
     probability: NDArray[np.float64]
-    """By channel: sum of its probability over its own pixels."""
+    """By channel: sum of its probability over the pixels of its class."""
     outcomes: int
-    """How many outcomes an entropy is over: its maximum is the logarithm of that."""
+    """Number of outcomes; the largest entropy is its logarithm."""
     top: float = field(default=0.0)
     entropy: float = field(default=0.0)
     count: int = field(default=0)
@@ -137,7 +138,7 @@ class _Certainty:
 
 
 def _check_values(logits_khw: NDArray[Any], output: ModelOutput) -> None:
-    lowest, highest = float(logits_khw.min()), float(logits_khw.max())  # a NaN comes through both
+    lowest, highest = float(logits_khw.min()), float(logits_khw.max())  # NaN propagates through both
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ImageError(Reason.MODEL_NON_FINITE_OUTPUT, "the model returned NaN or infinity: check its precision")
     strange = outside_of_contract(logits_khw, output)
@@ -146,7 +147,7 @@ def _check_values(logits_khw: NDArray[Any], output: ModelOutput) -> None:
 
 
 def outside_of_contract(values_khw: NDArray[Any], output: ModelOutput) -> str | None:
-    """Why finite values are not what the contract calls them; None where they may be. Logits may be anything."""
+    """Why finite values cannot be of the contract's activation; None if they can be. Logits may have any value."""
     lowest, highest = float(values_khw.min()), float(values_khw.max())
     found = f"values are {lowest:.4g} to {highest:.4g}"
     match output.activation:
@@ -159,12 +160,12 @@ def outside_of_contract(values_khw: NDArray[Any], output: ModelOutput) -> str | 
                 return f"output.activation is labels of {len(output.classes)} classes, but {found}, not 0 to {top}"
         case "softmax" | "sigmoid":
             if not -PROBABILITY_SLACK <= lowest <= highest <= 1 + PROBABILITY_SLACK:
-                return f"output.activation is {output.activation}, but {found}: they may be logits"
+                return f"output.activation is {output.activation}, but {found}: perhaps they are logits"
     return None
 
 
-def _way_back(geometry: Geometry, length: int, along: int) -> Axis:
-    """What each source pixel of an axis reads from logits of this length: the content only, never the padding."""
+def _source_axis(geometry: Geometry, length: int, along: int) -> Axis:
+    """What each source pixel of an axis reads from logits of this length: only the content, not the padding."""
     source, resized, fitted = (hw[along] for hw in (geometry.source_hw, geometry.resized_hw, geometry.fitted_hw))
     start = (geometry.top, geometry.left)[along]
     first, last = start * length // fitted, -(-(start + resized) * length // fitted) - 1
@@ -182,12 +183,12 @@ def _strips(logits_khw: NDArray[Any], rows: Axis, columns: Axis) -> Iterator[tup
 
 
 def _argmax(strip_khw: NDArray[np.float32], labels_hw: NDArray[Any]) -> NDArray[np.float32]:
-    """Writes the first channel of the largest value, and returns that value. 20 times as fast as np.argmax(axis=0)."""
+    """Write the first channel with the largest value; return that value. 20 times as fast as np.argmax(axis=0)."""
     best_hw: NDArray[np.float32] = strip_khw[0].copy()
     labels_hw[:] = 0
     for channel in range(1, len(strip_khw)):
         wins_hw = (strip_khw[channel] > best_hw).view(np.uint8)
-        # A later channel that wins has the higher number, so the largest number is the last winner.
+        # Channels come in ascending order, so the largest number is the last channel that had a larger value.
         np.maximum(labels_hw, np.multiply(wins_hw, channel, dtype=labels_hw.dtype), out=labels_hw)
         np.maximum(best_hw, strip_khw[channel], out=best_hw)
     return best_hw
@@ -196,7 +197,7 @@ def _argmax(strip_khw: NDArray[np.float32], labels_hw: NDArray[Any]) -> NDArray[
 def _certainty(
     strip_khw: NDArray[np.float32], best_hw: NDArray[np.float32], output: ModelOutput
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Top probability and entropy in nats of classes that exclude each other, float32 (H, W) each."""
+    """Top probability and entropy in nats of exclusive classes, float32 (H, W) each."""
     if output.activation == "softmax":
         probability_khw = np.clip(strip_khw, SMALLEST, 1)
         return np.minimum(best_hw, 1), -(probability_khw * np.log(probability_khw)).sum(axis=0)
@@ -222,7 +223,7 @@ def _binary_certainty(logit_hw: NDArray[np.float32]) -> tuple[NDArray[np.float32
 def _reduce_multi_label(
     logits_khw: NDArray[Any], rows: Axis, columns: Axis, output: ModelOutput, *, rle: bool, confidence: bool
 ) -> Prediction:
-    """Every class by its own threshold; classes may overlap."""
+    """Each class with its own threshold; classes may overlap."""
     channels, size_hw = len(logits_khw), (len(rows.low), len(columns.low))
     are_logits = output.activation == "logits"
     above = math.log(output.threshold / (1 - output.threshold)) if are_logits else output.threshold
@@ -247,7 +248,7 @@ def _reduce_multi_label(
 def _one_class(
     values_hw: NDArray[np.float32], *, are_logits: bool
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Probability, max(p, 1 − p) and entropy in nats of a class that stands for itself."""
+    """Probability, max(p, 1 − p) and entropy in nats of one independent class."""
     if are_logits:
         top_hw, entropy_hw = _binary_certainty(values_hw)
         return np.where(values_hw >= 0, top_hw, 1 - top_hw), top_hw, entropy_hw
@@ -269,13 +270,13 @@ def _highest_label(output: ModelOutput) -> int:
 
 
 def _nearest(decided: NDArray[Any], rows: Axis, columns: Axis) -> NDArray[Any]:
-    """Its last two axes at source size: a weight of ½ and more takes the higher neighbour."""
+    """The last two axes at source size; a weight of ½ or more takes the higher neighbour."""
     down, across = (np.where(along.weight >= 0.5, along.high, along.low) for along in (rows, columns))
     return decided[..., down[:, None], across]
 
 
 def _reduce_masks(masks_khw: NDArray[np.bool_], output: ModelOutput, *, rle: bool) -> Prediction:
-    """Finished masks at source size, one per class; the label map shows the first class that holds a pixel."""
+    """The prediction of masks at source size, one per class; the label map has the first class of each pixel."""
     labels_hw = np.zeros(masks_khw.shape[1:], _label_dtype(len(masks_khw) + 1))
     for channel in reversed(range(len(masks_khw))):
         labels_hw[masks_khw[channel]] = channel + 1

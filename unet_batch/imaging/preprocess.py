@@ -1,6 +1,6 @@
-"""From a decoded picture to the model's pixels: fitted in its source dtype first, normalised later, beside the session.
+"""From a decoded picture to the model's pixels: `fit` resizes in the source dtype, `normalize` runs beside the session.
 
-Knows the contract's input and arithmetic on arrays; knows no decoder, no tile and no session.
+Uses the contract's input; independent of decoders, tiles and sessions.
 Legend: H, W pixels; C channels.
 """
 
@@ -13,29 +13,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_batch.contract import MeanStd, ModelInput, Percentile, Raw, Scale, Unit, Window, ZScore
+from unet_batch.contract import CtWindow, Divide, MeanStd, ModelInput, Percentile, Raw, Scale, ZScore
 from unet_batch.errors import ContractError, ImageError, Reason
 from unet_batch.imaging.resize import resize
 
 LARGEST = {"uint8": 255.0, "uint16": 65535.0, "float32": 1.0}
-"""Value that `unit` and `mean_std` call 1 for a source of which only the dtype is known. A decoded page knows better:
-it says the largest value of the depth that its file declares."""
+"""Divisor of `unit` and `mean_std` if only the dtype of a source is known. A decoded page has the largest value of the
+bit depth that its file declares."""
 
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How the source picture becomes the fitted picture; all that padding and the way back need."""
+    """Sizes and offsets from the source picture to the fitted picture, for padding and for the way back. In pixels."""
 
     source_hw: tuple[int, int]
-    """Oriented source; larger than the decoded picture where a JPEG was decoded at reduced scale."""
+    """Oriented source; larger than the decoded picture if a JPEG was decoded at reduced scale."""
     resized_hw: tuple[int, int]
-    """The content in the fitted picture."""
+    """Size of the content in the fitted picture."""
     top: int
     """First row of the content in the fitted picture."""
     left: int
     """First column of the content in the fitted picture."""
     fitted_hw: tuple[int, int]
-    """The content and its padding."""
+    """Size of the content with its padding."""
 
     @property
     def content(self) -> tuple[slice, slice]:
@@ -45,7 +45,7 @@ class Geometry:
 
 
 def whole(size_hw: Sequence[int]) -> Geometry:
-    """The geometry of a picture that is one tile as it is: not resized, not padded."""
+    """The geometry of a picture that is neither resized nor padded."""
     height, width = size_hw
     return Geometry((height, width), (height, width), 0, 0, (height, width))
 
@@ -53,13 +53,13 @@ def whole(size_hw: Sequence[int]) -> Geometry:
 def fit(
     image_hwc: NDArray[Any], spec: ModelInput, *, tile_hw: tuple[int, int] | None, source_hw: tuple[int, int]
 ) -> tuple[NDArray[Any], Geometry]:
-    """The picture resized as the contract says, in its own dtype, and where it lies in what `normalize` returns.
+    """The picture resized as the contract says, in its own dtype, and its place in the result of `normalize`.
 
-    image_hwc: uint8, uint16 or float32 (H, W, C); comes back as it is where nothing changes. Nothing is padded here.
-    tile_hw: size of one tile; None where the model takes any size, then the result is a multiple of `spec.multiple`.
-    source_hw: oriented size of the source, which scales are measured on.
+    image_hwc: uint8, uint16 or float32 (H, W, C); returned unchanged if it needs no resize. Nothing is padded here.
+    tile_hw: size of one tile; None if the model takes any size: the result is then a multiple of `spec.multiple`.
+    source_hw: oriented size of the source; scales refer to it.
     letterbox: Ultralytics' rule. tile: padded on all sides, the smaller half first (MONAI). pad: right and bottom.
-    Raises ImageError for this picture, ContractError where no picture could ever fit.
+    Raises ImageError if this picture does not fit, ContractError if no picture can fit.
     """
     if image_hwc.dtype.name not in LARGEST:
         raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, f"pixels are {image_hwc.dtype}, not uint8, uint16 or float32")
@@ -81,14 +81,14 @@ def fit(
 def normalize(
     content_hwc: NDArray[Any], geometry: Geometry, spec: ModelInput, *, largest: float | None
 ) -> NDArray[Any]:
-    """The fitted picture as the model was trained on it: (H, W, C) of `spec.dtype`, padded, C-contiguous.
+    """The fitted picture, normalised and padded: (H, W, C) of `spec.dtype`, C-contiguous.
 
-    content_hwc: uint8, uint16 or float32, as `fit` returns it. largest: largest value of the depth that the source
-    declares, which `unit` and `mean_std` divide by; None where it declares none.
-    Statistics (percentile, zscore) are the content's. Padding is added after normalisation, as MONAI and nnU-Net do,
-    but for constants in source units. Arithmetic is float32, within 1e-6 of float64. May share memory with
-    `content_hwc` where nothing changes.
-    Raises ImageError where the source is not what the model takes, ContractError for impossible contracts.
+    content_hwc: uint8, uint16 or float32, as `fit` returns it. largest: largest value of the bit depth that the source
+    declares, the divisor of `unit` and `mean_std`; None if it declares none.
+    Statistics (percentile, zscore) are those of the content. Padding is added after normalisation, as in MONAI and
+    nnU-Net, except constants in source units. Arithmetic is float32, within 1e-6 of float64. The result may share
+    memory with `content_hwc` if nothing changes.
+    Raises ImageError if the model cannot take the source, ContractError for impossible contracts.
     """
     if spec.source_max is not None and largest != spec.source_max:
         declared = "no largest value" if largest is None else f"a largest value of {largest:g}"
@@ -105,7 +105,7 @@ def normalize(
 def source_value(spec: ModelInput, dtype: str) -> int | None:
     """The source value, the same in every channel, that normalisation turns into `spec.pad_value`, within 1e-6.
 
-    dtype: uint8 or uint16. None where there is none; then padding after normalisation cannot be had before it.
+    dtype: uint8 or uint16. None if there is no such value: padding before normalisation then cannot replace it.
     """
     values = np.arange(int(LARGEST[dtype]) + 1, dtype=dtype)[None, :, None].repeat(spec.channels, axis=2)
     normal = _normalized(values, values, spec, LARGEST[dtype])[0]
@@ -114,15 +114,15 @@ def source_value(spec: ModelInput, dtype: str) -> int | None:
 
 
 def divisor(spec: ModelInput, largest: float | None) -> float | None:
-    """What `unit` and `mean_std` divide a source by; None for other rules, and where nothing defines it."""
+    """The divisor of `unit` and `mean_std` for a source; None for other rules, and if it is not defined."""
     rule = spec.normalize
-    return (rule.max or largest) if isinstance(rule, Unit | MeanStd) else None
+    return (rule.max or largest) if isinstance(rule, Divide | MeanStd) else None
 
 
 def _as_input(
     image_hwc: NDArray[Any], content_hwc: NDArray[Any], spec: ModelInput, largest: float | None
 ) -> NDArray[Any]:
-    """All pixels of an image in the model's type; statistics are those of content_hwc."""
+    """All pixels of an image, normalised, in the model's dtype; statistics are those of content_hwc."""
     if spec.dtype in ("uint8", "uint16"):
         if not isinstance(spec.normalize, Raw):
             kind = spec.normalize.kind
@@ -144,7 +144,7 @@ def _as_input(
 def _geometry(
     image_hw: tuple[int, int], spec: ModelInput, tile_hw: tuple[int, int] | None, source_hw: tuple[int, int]
 ) -> Geometry:
-    """Pure arithmetic: where every pixel goes."""
+    """Sizes and offsets for this size of picture."""
     if spec.fit in ("tile", "pad", "none"):
         multiple = spec.multiple if tile_hw is None or spec.fit == "pad" else 1
         sides = tile_hw or (1, 1)
@@ -162,7 +162,7 @@ def _geometry(
     ratio = min(target_hw[0] / source_hw[0], target_hw[1] / source_hw[1])
     ratio = ratio if spec.scale_up else min(ratio, 1.0)
     height, width = max(round(source_hw[0] * ratio), 1), max(round(source_hw[1] * ratio), 1)
-    # Ultralytics: an odd remainder leaves its smaller half above and to the left.
+    # Ultralytics: the smaller half of an odd padding is above and to the left.
     top, left = round((target_hw[0] - height) / 2 - 0.1), round((target_hw[1] - width) / 2 - 0.1)
     return Geometry(source_hw, (height, width), top, left, target_hw)
 
@@ -180,7 +180,7 @@ def _target(spec: ModelInput, tile_hw: tuple[int, int] | None) -> tuple[int, int
 
 
 def _padded(image_hwc: NDArray[Any], geometry: Geometry, spec: ModelInput) -> NDArray[Any]:
-    """The picture with its padding around it; the same array where it needs none."""
+    """The picture with its padding; the same array if it needs none."""
     (height, width), (full_height, full_width) = geometry.resized_hw, geometry.fitted_hw
     if (height, width) == (full_height, full_width):
         return image_hwc
@@ -209,23 +209,23 @@ def _normalized(
     if isinstance(rule, Raw):
         return image_hwc.astype(np.float32, copy=False)
     top = divisor(spec, largest) or 0.0
-    if isinstance(rule, Unit | MeanStd) and not top:
+    if isinstance(rule, Divide | MeanStd) and not top:
         message = f"signed integers have no largest value that normalize {rule.kind} divides by: write normalize.max"
         raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, message)
-    if isinstance(rule, Unit):
+    if isinstance(rule, Divide):
         return _affine(image_hwc, factor=1 / top)
     if isinstance(rule, Scale):
         return _affine(image_hwc, factor=rule.scale, add=rule.offset)
     if isinstance(rule, MeanStd):
         mean, std = np.array(rule.mean), np.array(rule.std)
         return _affine(image_hwc, factor=1 / (top * std), add=-mean / std)
-    if isinstance(rule, Window):
+    if isinstance(rule, CtWindow):
         gain = (rule.high - rule.low) / rule.width
         return _clip(_affine(image_hwc, shift=rule.center - rule.width / 2, factor=gain, add=rule.low), rule)
     if isinstance(rule, Percentile):
         over = (0, 1) if rule.per_channel else None
         lowest, highest = np.percentile(content_hwc, (rule.lower, rule.upper), axis=over)
-        flat = highest <= lowest  # such a picture is shifted and not scaled, as in MONAI
+        flat = highest <= lowest  # a constant picture is shifted and not scaled, as in MONAI
         factor = np.where(flat, 1.0, (rule.high - rule.low) / np.where(flat, 1.0, highest - lowest))
         return _clip(_affine(image_hwc, shift=lowest, factor=factor, add=rule.low), rule)
     return _zscore(image_hwc, content_hwc, rule)
@@ -249,9 +249,9 @@ def _mean_std(values: NDArray[Any], *, nonzero: bool) -> tuple[float, float]:
 
 
 def _affine(image_hwc: NDArray[Any], *, shift: Any = 0.0, factor: Any = 1.0, add: Any = 0.0) -> NDArray[np.float32]:
-    """(x − shift) · factor + add in float32; each a number, or one per channel. Steps that change nothing cost nothing.
+    """(x − shift) · factor + add in float32; each a number, or one per channel. Steps without effect are skipped.
 
-    The shift stays a step of its own: folded into `add` it would cancel digits where it is large (16-bit windows).
+    The shift is a separate step: merged into `add`, a large shift (16-bit windows) would lose digits by cancellation.
     """
     height, width, channels = image_hwc.shape
     rows = image_hwc.reshape(height, width * channels)
@@ -265,10 +265,10 @@ def _affine(image_hwc: NDArray[Any], *, shift: Any = 0.0, factor: Any = 1.0, add
 
 
 def _along_row(value: Any, width: int, channels: int) -> NDArray[np.float32]:
-    """One number, or one per pixel and channel of a row: NumPy's inner loop is then a whole row, not three channels."""
+    """One number, or a whole row of values, so that NumPy's inner loop covers a row and not three channels."""
     values = np.broadcast_to(np.asarray(value, np.float32), channels)
     return values[:1] if (values == values[0]).all() else np.tile(values, width)
 
 
-def _clip(normal: NDArray[np.float32], rule: Window | Percentile) -> NDArray[np.float32]:
+def _clip(normal: NDArray[np.float32], rule: CtWindow | Percentile) -> NDArray[np.float32]:
     return np.clip(normal, min(rule.low, rule.high), max(rule.low, rule.high), out=normal)

@@ -1,6 +1,6 @@
-"""Resize kernels: pictures by the kernel their contract names, logits by two-tap bilinear, whole or in strips.
+"""Resize kernels: pictures by the contract's kernel, logits by two-tap bilinear, whole or in strips.
 
-Knows arrays and Pillow's filter; knows no contract beyond the kernel's name, no geometry and no files.
+Arrays only; of the contract, only the name of the kernel.
 Legend: H, W pixels; C channels; K classes.
 """
 
@@ -17,7 +17,7 @@ from unet_batch.contract import Kernel
 
 
 def resize(image_hwc: NDArray[Any], size_hw: tuple[int, int], kernel: Kernel) -> NDArray[Any]:
-    """The picture in another size, in its own dtype; the same array where it already has that size.
+    """The picture in another size, in its own dtype; the same array if it already has that size.
 
     image_hwc: uint8, uint16 or float32, any number of channels. Integers are computed in float32 and rounded.
     pil_bilinear_u8: area-scaled triangle; on uint8 Pillow's fixed-point BILINEAR to the bit, else as triangle_f32.
@@ -54,7 +54,7 @@ def resize_rows(logits_khw: NDArray[Any], size_hw: tuple[int, int], first: int, 
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What each output pixel of one axis reads: input pixel `low` with 1 − `weight`, `high` with `weight`."""
+    """The inputs of each output pixel of one axis: pixel `low` with weight 1 − `weight`, `high` with `weight`."""
 
     low: NDArray[np.intp]
     high: NDArray[np.intp]
@@ -62,7 +62,7 @@ class Axis:
 
     @property
     def is_slice(self) -> bool:
-        """Whether the output pixels are neighbouring input pixels, unchanged."""
+        """Whether the output pixels are consecutive input pixels, unchanged."""
         return not self.weight.any() and bool(self.low[-1] - self.low[0] == len(self.low) - 1)
 
     def part(self, first: int, last: int) -> Axis:
@@ -81,9 +81,10 @@ def axis(length: int, step: float, *, origin: float = 0.0, first: int, last: int
 
 
 def sample(logits_khw: NDArray[Any], rows: Axis, columns: Axis) -> NDArray[np.float32]:
-    """Logits at the crossings of two axes, float32 (K, rows, columns); a view where both axes are slices of float32."""
-    # Columns first, always: gathering along a row is slow, and mostly fewer rows come in than go out. One fixed
-    # order also gives each output value the same operations, whatever rows stand beside it.
+    """Logits at the points of two axes, float32 (K, rows, columns); a view if the input is float32 and both axes are
+    slices."""
+    # Columns first: gathering along a row is slow, and the input usually has fewer rows than the output. The fixed
+    # order gives each output value the same operations in every strip.
     first, last = int(rows.low[0]), int(rows.high[-1]) + 1
     wide_khw = _interpolate(logits_khw[:, first:last], columns, 2)
     return _interpolate(wide_khw, Axis(rows.low - first, rows.high - first, rows.weight), 1)
@@ -102,7 +103,7 @@ def _interpolate(logits_khw: NDArray[Any], along: Axis, dimension: int) -> NDArr
 
 
 def _nearest(n_in: int, n_out: int) -> NDArray[np.intp]:
-    scale = np.float32(n_in) / np.float32(n_out)  # float32, as torch does: integer arithmetic differs now and then
+    scale = np.float32(n_in) / np.float32(n_out)  # float32, as in torch: integer arithmetic can differ
     index: NDArray[np.intp] = np.floor(np.arange(n_out, dtype=np.float32) * scale).astype(np.intp)
     return np.minimum(index, n_in - 1)
 

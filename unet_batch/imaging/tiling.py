@@ -1,6 +1,6 @@
-"""Tiles: where they lie in a fitted picture, and how their logits become one map again (MONAI's semantics).
+"""Tiles: their places in a fitted picture, and how their logits are blended into one map (MONAI's semantics).
 
-Knows boxes, weights and sums; knows no model, no batch and no padding: `preprocess.fit` made the picture large enough.
+Boxes, weights and sums only. The picture is already padded to at least one tile (`preprocess`).
 Legend: H, W pixels; K classes.
 """
 
@@ -19,14 +19,14 @@ from unet_batch.imaging.resize import resize_logits
 from unet_batch.spec import TilingSpec
 
 LOWEST_WEIGHT = 1e-3
-"""Floor of a Gaussian weight (MONAI): far corners still count, and no sum of weights is ever 0."""
+"""Smallest Gaussian weight (MONAI): corners still count, and a sum of weights is never 0."""
 CACHED_PIXELS = 1 << 22
-"""Pictures up to this size keep their sums of weights for the next picture of the same geometry (16 MiB each)."""
+"""Largest picture whose sums of weights are cached for the next picture of the same geometry (16 MiB each)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A tile's place in the fitted picture, in pixels."""
+    """The place of a tile in the fitted picture, in pixels."""
 
     top: int
     left: int
@@ -35,15 +35,16 @@ class Box:
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """Rows and columns: `image_hwc[box.slices]` is the tile, `logits_khw[:, *box.slices]` its part of a map."""
+        """Row and column slices: `image_hwc[box.slices]` is the tile, `logits_khw[:, *box.slices]` its logits."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
 def grid(size_hw: tuple[int, int], tile_hw: tuple[int, int], overlap: float) -> list[Box]:
-    """The tiles of a picture, row by row: one size, every pixel covered, the last of an axis pulled back to its edge.
+    """The tiles of a picture, row by row, all of one size; together they cover every pixel.
 
-    overlap: share of a tile that its neighbour covers too; stride max(1, int(side · (1 − overlap))) as MONAI 1.6.
-    Raises ShapeMismatch where the picture is smaller than a tile.
+    The last tile of an axis ends at the picture's edge. overlap: share of a tile that its neighbour also covers; the
+    stride is max(1, int(side · (1 − overlap))), as in MONAI 1.6. Raises ShapeMismatch if the picture is smaller than a
+    tile.
     """
     if size_hw[0] < tile_hw[0] or size_hw[1] < tile_hw[1]:
         raise ShapeMismatch(f"a picture of {size_hw} is smaller than its tile of {tile_hw}: fit pads it first")
@@ -61,10 +62,10 @@ def starts(length: int, side: int, overlap: float) -> list[int]:
 
 
 class Canvas:
-    """The logits of one fitted picture, put together from its tiles; float32 sums of weight · logits.
+    """Blends the logits of the tiles of one fitted picture: float32 sums of weight · logits.
 
-    A picture that is one tile has no sums and no copy: its logits come back as they were added, at their own size.
-    Decided values (labels, masks of 0 and 1) have no mean: each tile fills its own territory and nothing else.
+    The logits of a picture with a single tile are returned as they were added: no sum, no copy, their own size.
+    Labels and masks of 0 and 1 are not averaged: each tile writes only the pixels that it owns (`_owned`).
     """
 
     def __init__(
@@ -79,15 +80,15 @@ class Canvas:
         self._sum_khw: NDArray[np.float32] | None = None
 
     def add(self, box: Box, logits_khw: NDArray[Any]) -> None:
-        """Blends in the logits of one tile, in any order.
+        """Add the logits of one tile, in any order.
 
-        logits_khw: any float (K, h, w); resized to the box where the network returns another resolution.
-        Raises ShapeMismatch where the box is none of the grid, was added before, or K differs from the tiles before.
+        logits_khw: any float (K, h, w); resized to the box if the network returns another resolution.
+        Raises ShapeMismatch if the box is not in the grid, was added before, or K differs from earlier tiles.
         """
         if box not in self._missing:
-            raise ShapeMismatch(f"{box} is no tile of this picture of {self._size_hw}, or was added twice")
+            raise ShapeMismatch(f"{box} is not a tile of this picture of {self._size_hw}, or was added twice")
         if self._sum_khw is not None and len(logits_khw) != len(self._sum_khw):
-            raise ShapeMismatch(f"{box} has {len(logits_khw)} classes, the tiles before it {len(self._sum_khw)}")
+            raise ShapeMismatch(f"{box} has {len(logits_khw)} classes, earlier tiles have {len(self._sum_khw)}")
         self._missing.remove(box)
         if self._one_tile:
             self._sum_khw = logits_khw.astype(np.float32, copy=False)
@@ -103,9 +104,9 @@ class Canvas:
         self._sum_khw[:, rows, columns] += logits_khw * _weights(self._tile_hw, self._tiling.blend, self._tiling.sigma)
 
     def finished(self) -> NDArray[np.float32]:
-        """The map of the whole picture, float32 (K, H, W). The canvas is used up.
+        """The logits of the whole picture, float32 (K, H, W). Call it once, at the end.
 
-        Raises ShapeMismatch if a tile is missing: a pixel would have no logits, or fewer than it should have.
+        Raises ShapeMismatch if a tile is missing, or on a second call.
         """
         if self._sum_khw is None or self._missing:
             state = f"{len(self._missing)} tile(s) were never added" if self._missing else "it was finished before"
@@ -116,9 +117,9 @@ class Canvas:
         return finished
 
     def _fill(self, box: Box, decided_khw: NDArray[Any]) -> None:
-        """Writes the tile's territory; where the network returns another resolution, by the nearest pixel."""
+        """Write the pixels that the tile owns; from the nearest pixel if the network returns another resolution."""
         rows, columns = (
-            _territory(length, side, self._tiling.overlap)[start]
+            _owned(length, side, self._tiling.overlap)[start]
             for length, side, start in zip(self._size_hw, self._tile_hw, (box.top, box.left), strict=True)
         )
         down, across = (
@@ -133,9 +134,12 @@ class Canvas:
 
 
 @lru_cache(maxsize=64)
-def _territory(length: int, side: int, overlap: float) -> dict[int, tuple[int, int]]:
-    """First and end pixel of one axis that each tile owns, by its start: two neighbours share their overlap in halves,
-    so that what a tile sees with the least context is another's, and every pixel has one owner."""
+def _owned(length: int, side: int, overlap: float) -> dict[int, tuple[int, int]]:
+    """Start of a tile → first and end pixel of the axis that it owns.
+
+    Each of two neighbours owns half of their overlap. So every pixel has one owner, and pixels near a tile's edge,
+    where the model has the least context, belong to the neighbour.
+    """
     begins = starts(length, side, overlap)
     borders = [0, *((before + side + after) // 2 for before, after in pairwise(begins)), length]
     return dict(zip(begins, pairwise(borders), strict=True))
@@ -143,9 +147,8 @@ def _territory(length: int, side: int, overlap: float) -> dict[int, tuple[int, i
 
 @lru_cache(maxsize=16)
 def _weights(tile_hw: tuple[int, int], blend: str, sigma: float) -> NDArray[np.float32]:
-    """Weight of each pixel of a tile, float32: 1, or a Gaussian, per axis exp(−(i − (R−1)/2)² / 2(sigma·R)²), floored.
-
-    Source: MONAI 1.6 compute_importance_map.
+    """Weight of each pixel of a tile, float32 (H, W): 1, or a Gaussian, exp(−(i − (R−1)/2)² / 2(sigma·R)²) per axis,
+    at least LOWEST_WEIGHT. Source: MONAI 1.6 compute_importance_map.
     """
     if blend == "constant":
         weights = np.ones(tile_hw, np.float32)

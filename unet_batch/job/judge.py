@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from unet_batch.errors import ContractError, ImageError, NeedsAction, Reason
-from unet_batch.records import Held, Unit, name_within
+from unet_batch.records import DoubtfulSource, Unit, sub_unit_id
 from unet_batch.worker import faults
 
 Readable = Callable[[str, Sequence[Unit]], bool | None]
@@ -71,13 +71,13 @@ class Judge:
         self._reads[unit.partition] += len(unit.sources)
         self._controls.setdefault(unit.partition, deque(maxlen=CONTROLS)).append(unit)
 
-    def hold(self, unit: Unit, held: Sequence[Held]) -> None:
+    def hold(self, unit: Unit, held: Sequence[DoubtfulSource]) -> None:
         """Take the images that were held back from a unit's part."""
         for found in held:
             source = unit.sources[found.position]
             single = unit
             if len(unit.sources) > 1:
-                single = replace(unit, unit_id=name_within(unit.unit_id, self._mark, [source]), sources=(source,))
+                single = replace(unit, unit_id=sub_unit_id(unit.unit_id, self._mark, [source]), sources=(source,))
             self._new.append(_Doubt(single, unit, Reason(found.reason), found.message, found.pages))
             if self._new[-1].reason in faults.NOT_READABLE:
                 self._refused.setdefault(unit.partition, set()).add(source.uri)
@@ -125,7 +125,7 @@ class Judge:
             by_origin.setdefault(doubt.origin.unit_id, []).append(doubt)
         for alike in by_origin.values():
             sources = tuple(source for doubt in alike for source in doubt.unit.sources)
-            name = name_within(alike[0].origin.unit_id, self._mark, sources)
+            name = sub_unit_id(alike[0].origin.unit_id, self._mark, sources)
             yield replace(alike[0].origin, unit_id=name, sources=sources, isolate=True, confirms=True)
 
     def _end(self, verdict: Verdict, doubts: Sequence[_Doubt], not_theirs: str | None) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from unet_batch.errors import JobError
-from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, name_within, unit_id
+from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, sub_unit_id, unit_id
 from unet_batch.session.engines import on_gpu
 from unet_batch.spec import JobSpec, ResourcesSpec
 from unet_batch.table.guard import ALONE, Others
@@ -152,7 +152,7 @@ def halves(unit: Unit, mark: str) -> list[Unit]:
     middle = (len(unit.sources) + 1) // 2
     pieces = [p for p in (unit.sources[:middle], unit.sources[middle:]) if p]
     return [
-        replace(unit, unit_id=name_within(unit.unit_id, mark, piece), sources=piece, isolate=True) for piece in pieces
+        replace(unit, unit_id=sub_unit_id(unit.unit_id, mark, piece), sources=piece, isolate=True) for piece in pieces
     ]
 
 

@@ -17,7 +17,7 @@ from unet_batch.errors import Damaged, StorageError
 from unet_batch.planning.plan import PartitionPlan, Select, plan_partition, rescoring, wants
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import Scope, resolved, window_of, without_bucket
-from unet_batch.records import PassedOver, Source, uncollected
+from unet_batch.records import PassedOver, Source, gc_paused
 from unet_batch.spec import LimitsSpec
 from unet_batch.table.guard import ALONE, Others, refusal, too_many_rejected
 from unet_batch.table.parts import RowKey, read_parts
@@ -66,7 +66,7 @@ class _ReadOnlyIndex(StoredIndex):
         """Keep nothing."""
 
 
-@uncollected()
+@gc_paused()
 def archive_partitions(prepared: Prepared, window: Window, *, keep: bool) -> Holdings:
     """What the archive holds in a window; lists only the window's prefixes.
 
@@ -170,7 +170,7 @@ def selected(prepared: Prepared, window: Window, select: Select) -> list[Partiti
     return planned(prepared, window, select).work
 
 
-@uncollected()
+@gc_paused()
 def survey_partition(
     prepared: Prepared,
     partition: str,
@@ -244,7 +244,7 @@ def _may_be_tried(commit: Commit, select: Select, limits: LimitsSpec) -> bool:
     return select == "due" and commit.may_pass > sum(tries >= limits.retries for tries in commit.tried.values())
 
 
-@uncollected()
+@gc_paused()
 def survey_afresh(prepared: Prepared, plan: PartitionPlan, *, repair: bool) -> PartitionPlan:
     """The plan that scores every image of a partition again, whatever is published or staged.
 

@@ -30,7 +30,7 @@ from unet_batch.errors import (
     Reason,
     StorageError,
 )
-from unet_batch.records import Source, inventory_digest, uncollected
+from unet_batch.records import Source, gc_paused, inventory_digest
 from unet_batch.spec import LimitsSpec
 from unet_batch.table.guard import ALONE, Others, refusal, too_many_rejected
 from unet_batch.table.layout import Layout
@@ -199,7 +199,7 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
         ) from error
 
 
-@uncollected()
+@gc_paused()
 def _choose_rows(
     store: Store, layout: Layout, wanted: Publication, now: Published | None
 ) -> tuple[dict[Name, Winner], list[str]]:

@@ -21,7 +21,7 @@ from unet_batch.imaging.encode import encode_png
 from unet_batch.imaging.postprocess import reduce
 from unet_batch.imaging.preprocess import Geometry
 from unet_batch.imaging.tiling import Canvas
-from unet_batch.records import Held, Receipt, Unit
+from unet_batch.records import DoubtfulSource, Receipt, Unit
 from unet_batch.session.batching import Batcher, BatchStats, Tile
 from unet_batch.session.session import Session
 from unet_batch.spec import JobSpec
@@ -206,15 +206,15 @@ def _without_room(error: ImageError | MemoryError) -> ImageError:
     return ImageError(Reason.MODEL_OUT_OF_MEMORY, "there was no memory for its picture or its mask")
 
 
-def _held(loaded: Loaded, rows: Sequence[dict[str, Any] | None]) -> tuple[Held, ...]:
+def _held(loaded: Loaded, rows: Sequence[dict[str, Any] | None]) -> tuple[DoubtfulSource, ...]:
     """Sources with a verdict that needs a second one."""
     verdicts = [Reason(row["reason"]) if row is not None and row.get("reason") else None for row in rows]
     doubts = doubtful(verdicts, confirms=loaded.unit.confirms)
-    held: dict[int, Held] = {}
+    held: dict[int, DoubtfulSource] = {}
     for entry, verdict, row in zip(loaded.entries, verdicts, rows, strict=True):
         known = loaded.unit.sources[entry.source].problem is not None  # told by the listing, before anything was read
         if verdict in doubts and row is not None and entry.source not in held and not known:
-            held[entry.source] = Held(entry.source, entry.pages, str(verdict), row["message"] or "")
+            held[entry.source] = DoubtfulSource(entry.source, entry.pages, str(verdict), row["message"] or "")
     return tuple(held.values())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from unet_batch.contract import MeanStd, Normalize, Percentile, Raw, Scale, Unit, ZScore
+from unet_batch.contract import Divide, MeanStd, Normalize, Percentile, Raw, Scale, ZScore
 from unet_batch.errors import JobError
 
 IMAGENET = MeanStd(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -54,7 +54,7 @@ def parse_args(texts: Sequence[str]) -> dict[str, Any]:
 def parse_normalize(text: str, channels: int) -> Normalize:
     """The normalisation that a network was trained with, as `NORMALIZE_FORMS` says. Raises JobError."""
     name, _, numbers = text.strip().partition(":")
-    plain: dict[str, Normalize] = {"unit": Unit(), "zscore": ZScore(), "percentile": Percentile(), "none": Raw()}
+    plain: dict[str, Normalize] = {"unit": Divide(), "zscore": ZScore(), "percentile": Percentile(), "none": Raw()}
     try:
         if name in plain and not numbers:
             return plain[name]

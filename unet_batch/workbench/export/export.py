@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from unet_batch import __version__
-from unet_batch.contract import Contract, Normalize, Unit
+from unet_batch.contract import Contract, Divide, Normalize
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.gate.parity import Parity, Tolerance
 from unet_batch.model.contract import METADATA_KEY
@@ -252,7 +252,7 @@ def _contract(spec: ExportSpec) -> Contract:
             "color": spec.color or {1: "gray", 3: "rgb"}.get(channels, "bands"),
             "channels": channels,
             "fit": spec.fit,
-            "normalize": (spec.normalize or Unit()).model_dump(),
+            "normalize": (spec.normalize or Divide()).model_dump(),
         },
         "output": {
             "name": OUTPUT_NAMES[spec.activation or "logits"],

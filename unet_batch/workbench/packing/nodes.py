@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unet_batch.contract import MeanStd, ModelInput, ModelOutput, Normalize, Raw, Scale, Unit, Window
+from unet_batch.contract import CtWindow, Divide, MeanStd, ModelInput, ModelOutput, Normalize, Raw, Scale
 from unet_batch.errors import ModelRefused
 from unet_batch.imaging.preprocess import LARGEST
 from unet_batch.model.packed import FINITE, LABELS, PIXELS, SourceType
@@ -96,7 +96,7 @@ def add_input(nodes: Nodes, spec: ModelInput, source: SourceType, *, to: str) ->
                 name = nodes.combine(operator, name, values[0])
             else:
                 name = nodes.combine(operator, name, values[:, None, None] if spec.layout == "nchw" else values)
-        if isinstance(rule := spec.normalize, Window):
+        if isinstance(rule := spec.normalize, CtWindow):
             name = nodes.clip(name, min(rule.low, rule.high), max(rule.low, rule.high))
         if spec.dtype == "float16":
             name = nodes.cast(name, "float16")
@@ -108,14 +108,14 @@ def _steps(rule: Normalize, largest: float) -> list[tuple[str, Any]]:
     shift: Any = 0.0
     factor: Any = 1.0
     add: Any = 0.0
-    if isinstance(rule, Unit):
+    if isinstance(rule, Divide):
         factor = 1 / (rule.max or largest)
     elif isinstance(rule, Scale):
         factor, add = rule.scale, rule.offset
     elif isinstance(rule, MeanStd):
         mean, std = np.array(rule.mean), np.array(rule.std)
         factor, add = 1 / ((rule.max or largest) * std), -mean / std
-    elif isinstance(rule, Window):
+    elif isinstance(rule, CtWindow):
         shift, factor, add = rule.center - rule.width / 2, (rule.high - rule.low) / rule.width, rule.low
     elif not isinstance(rule, Raw):
         raise ModelRefused(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from unet_batch.contract import Contract, MeanStd, ModelInput, Percentile, Raw, Unit, ZScore
+from unet_batch.contract import Contract, Divide, MeanStd, ModelInput, Percentile, Raw, ZScore
 from unet_batch.errors import ModelRefused
 from unet_batch.gate import pack_reference
 from unet_batch.gate.pack_reference import synthetic
@@ -223,7 +223,7 @@ def _packed_contract(model: Model, spec: PackSpec) -> Contract:
 def _source_changes(taken: ModelInput, source: SourceType) -> dict[str, Any]:
     """What else a contract says once the graph divides and pads can only be source pixels."""
     changes: dict[str, Any] = {}
-    if isinstance(taken.normalize, Unit | MeanStd) and taken.normalize.max is None:
+    if isinstance(taken.normalize, Divide | MeanStd) and taken.normalize.max is None:
         changes["source_max"] = LARGEST[source]
     if taken.padding == "constant" and taken.pad_units != "source" and taken.fit in ("tile", "pad", "letterbox"):
         value = source_value(taken, source)
