@@ -9,20 +9,20 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from models import threshold_model, unet_model
 from PIL import Image
 from project_fixture import SIZE, Project, png
 from pycocotools import mask as coco
-from rich.console import Console
 
-from unet_batch.errors import JobError
+from unet_batch.cli.terminal import print_table
+from unet_batch.errors import Damaged, JobError
 from unet_batch.planning.survey import window_of
-from unet_batch.review.agreement import OK, Found, Obstacle
-from unet_batch.review.compare import Comparison, compare
+from unet_batch.review.agreement import OK, OTHER_SIZE, Found
+from unet_batch.review.compare import ONLY_A, ONLY_B, OTHER_VERSION, Comparison, compare
 from unet_batch.review.compare_tables import tables
+from unet_batch.review.sides import AREAS_ONLY
 
 DAY, NAME = "2026/11/21", "2026-11-21"
 BRIGHT = 8 * SIZE
@@ -49,15 +49,20 @@ def compared(project: Project, a: str, b: str, *overrides: str, window: str = "a
 
 
 def names(images) -> list[str]:
-    return [image.row.uri.rpartition("/")[2] for image in images]
+    return [image.key.rpartition("/")[2] for image in images]
 
 
-def shown(comparison: Comparison, width: int = 80) -> str:
-    out = io.StringIO()
-    console = Console(file=out, width=width)
-    for table in tables(comparison):
-        console.print(table)
-    return out.getvalue()
+@pytest.fixture
+def shown(monkeypatch, capsys):
+    """The comparison as people see it."""
+
+    def show(comparison: Comparison, width: int = 80) -> str:
+        monkeypatch.setenv("COLUMNS", str(width))
+        for table in tables(comparison):
+            print_table(*table)
+        return capsys.readouterr().err
+
+    return show
 
 
 # Figures ----------------------------------------------------------------------------------------------------------
@@ -131,9 +136,11 @@ def test_images_that_one_side_rejects_are_named_with_their_reasons(project):
     a, b = project.run().run, project.run(strict).run
     there, back = compared(project, a, b).total, compared(project, b, a).total
 
-    assert (there.compared, there.rejected_alike) == (3, 1)
-    assert there.changes == {(OK, "decode.too_many_pixels"): Found(1, key)}
-    assert back.changes == {("decode.too_many_pixels", OK): Found(1, key)}
+    bad = f"file://{project.folder}/archive/{DAY}/bad.png"
+    alike = {("decode.unrecognized", "decode.unrecognized"): Found(1, bad)}
+    assert there.compared == 3
+    assert there.not_compared == {(OK, "decode.too_many_pixels"): Found(1, key), **alike}
+    assert back.not_compared == {("decode.too_many_pixels", OK): Found(1, key), **alike}
 
 
 def test_pages_and_members_are_images(project, three):
@@ -150,7 +157,7 @@ def test_pages_and_members_are_images(project, three):
     found = compared(project, project.run().run, project.run(three).run).total
 
     assert found.compared == 3
-    assert [(i.row.member, i.row.page) for i in found.most_flipped] == [(None, 1), ("in/side.png", 0)]
+    assert names(found.most_flipped) == ["stack.tif#page=1", "side.png"]
 
 
 # Sides ------------------------------------------------------------------------------------------------------------
@@ -172,8 +179,8 @@ def test_a_run_a_fingerprint_its_beginning_and_a_word_name_the_same_rows(project
     ]
 
     assert {c.total.flipped_px for c in found} == {2 * BRIGHT}
-    assert {c.a.fingerprints + c.b.fingerprints for c in found} == {(a.fingerprint, b.fingerprint)}
-    assert {(c.a.published, c.a.staged, c.b.published, c.b.staged) for c in found} == {(0, 2, 2, 0)}
+    assert [[*c.a.models, *c.b.models] for c in found] == [[a.fingerprint, b.fingerprint]] * len(found)
+    assert {(c.a.images, c.b.images) for c in found} == {(2, 2)}
 
 
 @pytest.mark.parametrize("word", ["20260101T000000-test-1", "0123456", "01234567", "../job", "", "Published", "0" * 64])
@@ -189,9 +196,11 @@ def test_a_run_nobody_knows_is_an_error_that_names_those_that_are_known(project,
 def test_the_beginning_of_two_fingerprints_is_refused(project):
     """Which one was meant is not guessed."""
     project.fill(DAY, 1)
-    parts = project.folder / "out" / "_work" / "parts"
-    mark = project.run().fingerprint
-    shutil.copytree(parts / mark[:32], parts / (mark[:31] + ("0" if mark[31] != "0" else "1")))
+    run = project.run()
+    mark, runs = run.fingerprint, project.folder / "out" / "_work" / "runs"
+    record = json.loads((runs / f"{run.run}.json").read_text())
+    record["fingerprint"] = mark[:31] + ("0" if mark[31] != "0" else "1") + mark[32:]
+    (runs / "20260101T000000-other.json").write_text(json.dumps(record))
     with pytest.raises(JobError, match="several fingerprints"):
         compared(project, mark[:31], "job")
 
@@ -217,7 +226,7 @@ def test_published_rows_are_found_when_the_parts_were_swept(project, three):
     found = compared(project, a[:12], "published")
 
     assert {name: c.compared for name, c in found.partitions.items()} == {f"date={NAME}": 2, "date=2026-11-22": 0}
-    assert found.partitions["date=2026-11-22"].only_b == 1
+    assert {words: there.images for words, there in found.total.not_compared.items()} == {ONLY_B: 1}
 
 
 def test_the_side_without_rows_is_named_with_its_partitions(project, three):
@@ -228,7 +237,8 @@ def test_the_side_without_rows_is_named_with_its_partitions(project, three):
     found = compared(project, a, b)
 
     assert found.notes == ("B has no rows in 2 partition(s) of the window: date=2026-11-19, date=2026-11-20",)
-    assert (found.total.compared, found.total.only_a, found.total.only_b) == (2, 4, 0)
+    first = f"file://{project.folder}/archive/2026/11/19/000.png"
+    assert (found.total.compared, found.total.not_compared) == (2, {ONLY_A: Found(4, first)})
 
 
 def test_nothing_on_either_side_is_said(project, three):
@@ -283,11 +293,11 @@ def test_an_image_that_changed_between_the_runs_is_not_compared(project):
     project.run()
     after = compared(project, a, b).total
 
-    assert (before.compared, before.not_comparable) == (2, {Obstacle.OTHER_VERSION: Found(1, changed)})
-    assert (after.compared, after.unchanged, after.not_comparable, after.only_a) == (3, 3, {}, 0)
+    assert (before.compared, before.not_compared) == (2, {OTHER_VERSION: Found(1, changed)})
+    assert (after.compared, after.unchanged, after.not_compared) == (3, 3, {})
 
 
-def test_images_whose_masks_one_side_does_not_keep_are_counted_as_not_comparable(project, three):
+def test_images_whose_masks_one_side_does_not_keep_are_not_compared(project, three, shown):
     """output.masks without rle leaves areas; an empty mask is known nevertheless."""
     project.fill(DAY, 2)
     project.put(f"{DAY}/dark.png", png(1, bright_rows=0))
@@ -295,8 +305,8 @@ def test_images_whose_masks_one_side_does_not_keep_are_counted_as_not_comparable
     found = compared(project, a, b)
 
     assert (found.total.compared, found.total.unchanged) == (1, 1)
-    assert [(why, there.images) for why, there in found.total.not_comparable.items()] == [(Obstacle.NO_RUNS, 2)]
-    assert "a side keeps areas only" in shown(found, width=160)
+    assert {words: there.images for words, there in found.total.not_compared.items()} == {(OK, AREAS_ONLY): 2}
+    assert "areas only (output.masks without rle)" in shown(found, width=160)
 
 
 def test_masks_of_another_geometry_are_not_comparable(project):
@@ -315,39 +325,57 @@ def test_masks_of_another_geometry_are_not_comparable(project):
     found = compared(project, a, b).total
 
     assert (found.compared, found.unchanged) == (1, 1)
-    assert found.not_comparable == {Obstacle.OTHER_SIZE: Found(1, key)}
+    assert found.not_compared == {(OK, OTHER_SIZE): Found(1, key)}
 
 
-def test_a_damaged_published_object_is_left_out_and_said(project, three):
-    """The other partitions are compared."""
-    for day in ("2026/11/20", DAY):
-        project.fill(day, 2)
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_published_object_ends_the_comparison(project, three, cut):
+    """Figures without its rows could decide about a model. Cut, or with a bit turned over in a page of masks."""
+    project.fill(DAY, 2)
     a = project.run().run
     project.run(three)
-    project.data(NAME).write_bytes(project.data(NAME).read_bytes()[:-100])
-    found = compared(project, a, "published")
+    data = project.data(NAME)
+    data.write_bytes(data.read_bytes()[:-100]) if cut else turn_a_bit_of_the_masks(data)
+    with pytest.raises(Damaged, match=f"{data} is .*damaged"):
+        compared(project, a, "published")
 
-    assert found.total.compared == 2
-    assert found.partitions[f"date={NAME}"].only_a == 2
-    assert f"1 object(s) are damaged, and rows in them do not count, e.g. file://{project.data(NAME)}" in found.notes[1]
+
+def test_a_damaged_part_does_not_count(project, three):
+    """As in a publication: its images are scored again by the next run."""
+    project.fill(DAY, 2)
+    a = project.run("limits.unit_images=1").run
+    for part in project.parts()[:1]:
+        turn_a_bit_of_the_masks(part)
+    found = compared(project, a, project.run(three).run).total
+
+    assert (found.compared, [there.images for there in found.not_compared.values()]) == (1, [1])
+
+
+def turn_a_bit_of_the_masks(path: Path) -> None:
+    """One bit in the page of COCO counts."""
+    group = pq.read_metadata(path).row_group(0)
+    columns = [group.column(i) for i in range(group.num_columns)]
+    counts = next(c for c in columns if c.path_in_schema.endswith("rle.counts"))
+    data = bytearray(path.read_bytes())
+    data[counts.data_page_offset + counts.total_compressed_size - 2] ^= 1
+    path.write_bytes(data)
 
 
 # For people and programs ------------------------------------------------------------------------------------------
 
 
-def test_the_tables_show_every_figure_and_names_as_they_are(project, three):
+def test_the_tables_show_every_figure_and_names_as_they_are(project, three, shown):
     """On 80 columns no number is broken; a file name that looks like markup is a file name."""
     project.put(f"{DAY}/[bold]a.png", level=90)
     project.put(f"{DAY}/[red", b"no picture")
     text = shown(compared(project, project.run().run, project.run(three).run))
 
-    assert "│ class_2 │        0 │        1 │            │ 0.0000 │ 0.0000 │    0.0000 │" in text
-    assert "│ class_1    │ class_2    │" in text
-    assert "[bold]a.png" in text.replace(" │\n│                │             │          │ ", "")
+    assert "│ class_2 │        0 │        1 │ 0.0000 │ 0.0000 │    0.0000 │" in text
+    assert "[bold]a.png" in "".join(line.split("│")[-2].strip() for line in text.splitlines() if "│" in line)
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_a_dice_just_below_one_is_not_shown_as_perfect(project):
+def test_a_dice_just_below_one_is_not_shown_as_perfect(project, shown):
     """39,999 of 40,000 pixels is 0.99999, which is cut and not rounded: 1.0000 means every pixel."""
     levels = np.full((200, 200), 255, np.uint8)
     levels[0, 0] = 140  # a probability of 0.73
@@ -413,18 +441,3 @@ def test_rows_are_the_same_however_they_are_divided(project, three, monkeypatch)
     assert divided.total.to_json() == whole.to_json()
     assert divided.total.most_flipped == whole.most_flipped
     assert len(list(project.folder.glob("out/predictions/date=*/bucket=*/data.parquet"))) == 3
-
-
-def test_each_row_says_whose_it_is(project, three):
-    """An object that somebody merged from two runs gives each its own rows."""
-    project.fill(DAY, 2)
-    a = project.run().run
-    old = pq.ParquetFile(project.data(NAME)).read()
-    b = project.run(three).run
-    new = pq.ParquetFile(project.data(NAME))
-    merged = pa.concat_tables([new.read().slice(0, 1), old.slice(1, 1)])
-    pq.write_table(merged.replace_schema_metadata(new.metadata.metadata), project.data(NAME))
-    shutil.rmtree(project.folder / "out" / "_work" / "parts")
-    found = compared(project, a, b).total
-
-    assert (found.only_a, found.only_b) == (1, 1)

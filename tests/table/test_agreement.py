@@ -1,49 +1,38 @@
-"""Agreement over many images: every image in one place, figures by hand, and partitions that add up to the whole."""
+"""Agreement over many images: every image in one place, figures by hand, and an order that changes nothing."""
 
 from __future__ import annotations
-
-from dataclasses import fields
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unet_batch.imaging.masks import rle
-from unet_batch.review.agreement import OK, Agreement, ClassMask, Found, Obstacle, Row, agree_rows
+from unet_batch.imaging.masks import edges, rle
+from unet_batch.review.agreement import OK, OTHER_SIZE, Agreement, Found, Masks, Said, agree_on
 
 SIDE = 4
 
 
-def predicted(levels: str, *, runs: bool = True, size: int = SIDE) -> Row:
-    """A prediction whose first pixels have the classes that the letters name; a dot is no class."""
-    pixels = np.array(list(levels.ljust(size * size, "."))).reshape(size, size)
-    classes = {
-        name: ClassMask(
-            int((pixels == name).sum()),
-            (size, size) if runs else None,
-            rle(pixels == name) if runs else None,
-        )
-        for name in set(levels) - {"."}
-    }
-    return Row("memory://a/x.png", None, 0, OK, size * size, classes)
+def masks(labels_hw: np.ndarray) -> Masks:
+    """The masks of a label map: letters are classes, a dot is none."""
+    found = {str(name): labels_hw == name for name in np.unique(labels_hw) if name != "."}
+    return Masks({name: edges(rle(mask), mask.shape) for name, mask in found.items()}, labels_hw.shape)
 
 
-def rejected(reason: str) -> Row:
-    return Row("memory://a/x.png", None, 0, reason, 0, {})
+def predicted(levels: str, size: int = SIDE) -> Masks:
+    """A prediction whose first pixels have the classes that the letters name."""
+    return masks(np.array(list(levels.ljust(size * size, "."))).reshape(size, size))
 
 
-def of(*pairs: tuple[Row | None, Row | None], top: int = 10) -> Agreement:
-    return Agreement.of([(f"k{i}", a, b) for i, (a, b) in enumerate(pairs)], top=top)
+def of(*pairs: tuple[Said, Said], top: int = 10) -> Agreement:
+    found = Agreement(top)
+    for i, (a, b) in enumerate(pairs):
+        found.add(f"k{i}", agree_on(a, b))
+    return found
 
 
 def keys(images) -> list[str]:
     return [image.key for image in images]
-
-
-def row(masks: dict[str, np.ndarray], *, runs: bool = True, source_px: int = 0) -> Row:
-    cells = {n: ClassMask(int(m.sum()), m.shape if runs else None, rle(m) if runs else None) for n, m in masks.items()}
-    return Row("memory://a/1.png", None, 0, OK, source_px, cells)
 
 
 def test_two_images_by_hand():
@@ -69,33 +58,25 @@ def test_an_image_counts_for_a_class_that_either_side_has():
 
 
 def test_every_image_lies_in_one_place():
-    """Compared, changed in its verdict, rejected alike, or not comparable for one reason."""
-    broken = predicted("x")
-    broken.classes["x"] = ClassMask(1, (SIDE, SIDE), "no runs")
+    """Compared, or told with what both sides say and the first such image."""
+    corrupt, timeout = "decode.corrupt", "decode.timeout"
     found = of(
         (predicted("x"), predicted("x")),
-        (predicted("x"), rejected("decode.corrupt")),
-        (predicted("x"), rejected("decode.corrupt")),
-        (rejected("decode.corrupt"), predicted("x")),
-        (rejected("decode.corrupt"), rejected("decode.timeout")),
-        (rejected("decode.corrupt"), rejected("decode.corrupt")),
+        (predicted("x"), corrupt),
+        (predicted("x"), corrupt),
+        (corrupt, predicted("x")),
+        (corrupt, timeout),
+        (corrupt, corrupt),
         (predicted("x"), predicted("x", size=2)),
-        (predicted("x"), broken),
-        (None, predicted("x")),
-        (predicted("x"), predicted("x", runs=False)),
     )
 
-    assert (found.compared, found.rejected_alike) == (1, 1)
-    assert found.changes == {
-        (OK, "decode.corrupt"): Found(2, "k1"),
-        ("decode.corrupt", OK): Found(1, "k3"),
-        ("decode.corrupt", "decode.timeout"): Found(1, "k4"),
-    }
-    assert found.not_comparable == {
-        Obstacle.OTHER_SIZE: Found(1, "k6"),
-        Obstacle.NO_MASK: Found(1, "k7"),
-        Obstacle.DAMAGED: Found(1, "k8"),
-        Obstacle.NO_RUNS: Found(1, "k9"),
+    assert found.compared == 1
+    assert found.not_compared == {
+        (OK, corrupt): Found(2, "k1"),
+        (corrupt, OK): Found(1, "k3"),
+        (corrupt, timeout): Found(1, "k4"),
+        (corrupt, corrupt): Found(1, "k5"),
+        (OK, OTHER_SIZE): Found(1, "k6"),
     }
 
 
@@ -116,62 +97,53 @@ def test_the_images_that_differ_most_come_first_and_equal_ones_are_left_out():
 
 def test_masks_of_another_size_are_not_compared():
     """Also where they have as many pixels; an empty mask fits any."""
-    wide, tall = np.ones((2, 4), bool), np.ones((4, 2), bool)
+    wide, tall = np.full((2, 4), "x"), np.full((4, 2), "x")
+    empty = Masks({}, (9, 11))
 
-    assert agree_rows(row({"x": wide}), row({"x": tall})) is Obstacle.OTHER_SIZE
-    assert agree_rows(row({"x": wide}), row({"y": wide})).flipped_px == 8
-    assert agree_rows(row({"x": wide}), row({}, source_px=99)).pixels == 8
-    assert agree_rows(row({}, source_px=12), row({}, source_px=12)).pixels == 12
-
-
-def test_a_side_that_keeps_areas_only_is_not_compared():
-    """Equal areas say nothing about pixels."""
-    mask = np.ones((2, 4), bool)
-
-    assert agree_rows(row({"x": mask}, runs=False), row({"x": mask})) is Obstacle.NO_RUNS
-    assert agree_rows(row({}, source_px=8), row({"x": mask}, runs=False)) is Obstacle.NO_RUNS
+    assert agree_on(masks(wide), masks(tall)) == (OK, OTHER_SIZE)
+    assert agree_on(masks(wide), masks(np.full((2, 4), "y"))).flipped_px == 8
+    assert agree_on(masks(wide), empty).pixels == agree_on(empty, masks(wide)).pixels == 8
+    assert agree_on(empty, empty).pixels == 99
 
 
-def test_runs_that_contradict_their_area_are_not_compared():
-    """area_px is what other engines sum up: a row that contradicts itself cannot be trusted."""
-    mask = np.ones((2, 2), bool)
-    wrong = row({"x": mask})
-    wrong.classes["x"] = ClassMask(3, (2, 2), rle(mask))
+def test_a_label_image_can_be_a_side():
+    """Truth from files is compared as the masks of a run are: 3 of 16 pixels differ from the prediction."""
+    truth = np.full((SIDE, SIDE), ".")
+    truth[0] = "x"
+    found = of((masks(truth), predicted("xxxxxxy")))
 
-    assert agree_rows(row({"x": mask}), wrong) is Obstacle.NO_MASK
-
-
-def class_figures(found: Agreement) -> dict[tuple[str, str], float]:
-    return {(name, key): value for name, c in found.classes.items() for key, value in c.to_json().items()}
+    assert (found.flipped_px, found.confusion) == (3, {(None, "x"): 2, (None, "y"): 1})
+    assert found.classes["x"].overlap.dice == 2 * 4 / (4 + 6)
 
 
-ROWS = st.one_of(
-    st.none(),
-    st.sampled_from(["decode.corrupt", "decode.timeout"]).map(rejected),
-    st.builds(
-        predicted,
-        st.text("xy.", max_size=SIDE * SIDE),
-        runs=st.booleans(),
-    ),
+SAID = st.one_of(
+    st.sampled_from(["decode.corrupt", "decode.timeout"]), st.builds(predicted, st.text("xy.", max_size=SIDE * SIDE))
 )
 
 
-@given(st.lists(st.tuples(ROWS, ROWS), max_size=12), st.integers(0, 12))
-def test_partitions_add_up_to_the_whole(pairs, cut):
-    """However the images are divided, all figures and the images that differ most are the same."""
-    images = [(f"k{i:02}", a, b) for i, (a, b) in enumerate(pairs)]
-    whole = Agreement.of(images, top=3)
-    sums = Agreement.of(images[:cut], top=3) + Agreement.of(images[cut:], top=3)
+@given(st.lists(st.tuples(SAID, SAID), max_size=12), st.randoms())
+def test_the_order_of_images_changes_nothing(pairs, random):
+    """Partitions may be read in any order; the examples alone are the first ones."""
+    images = [(f"k{i:02}", agree_on(a, b)) for i, (a, b) in enumerate(pairs)]
+    trees = []
+    for _ in range(2):
+        found = Agreement(top=3)
+        for key, compared in images:
+            found.add(key, compared)
+        tree = {**found.to_json(), "worst": keys(found.most_flipped)}
+        tree["not_compared"] = [(entry["a"], entry["b"], entry["images"]) for entry in tree["not_compared"]]
+        tree["confusion"] = {(entry["a"], entry["b"]): entry["pixels"] for entry in tree["confusion"]}
+        tree["classes"] = {(n, k): v for n, figures in tree["classes"].items() for k, v in figures.items()}
+        trees.append(tree)
+        random.shuffle(images)
 
-    exact = [f.name for f in fields(Agreement) if f.name != "classes"]
-    assert {name: getattr(sums, name) for name in exact} == {name: getattr(whole, name) for name in exact}
-    assert class_figures(sums) == pytest.approx(class_figures(whole))
+    assert trees[0].pop("classes") == pytest.approx(trees[1].pop("classes"))
+    assert trees[0] == trees[1]
 
 
-@given(st.lists(st.tuples(ROWS, ROWS), max_size=12))
+@given(st.lists(st.tuples(SAID, SAID), max_size=12))
 def test_no_image_is_lost_or_counted_twice(pairs):
     """The places of images add up to the images."""
     found = of(*pairs)
-    elsewhere = [*found.changes.values(), *found.not_comparable.values()]
 
-    assert found.compared + found.rejected_alike + sum(f.images for f in elsewhere) == len(pairs)
+    assert found.compared + sum(there.images for there in found.not_compared.values()) == len(pairs)

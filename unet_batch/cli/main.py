@@ -168,15 +168,17 @@ def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, top
 
     A and B are runs, the first digits of a fingerprint, `published` (what readers see) or `job` (this job's own).
     """
-    from unet_batch.cli.terminal import console
+    from unet_batch.cli.terminal import print_table
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
     from unet_batch.review.compare import compare as compare_sides
     from unet_batch.review.compare_tables import tables
 
     found = compare_sides(prepare(job), a, b, window_of(window), b_output=b_output, top=top)
-    for piece in tables(found):
-        console().print(piece)
+    for title, headings, rows in tables(found):
+        print_table(title, headings, rows)
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
     finish(found.to_json())
 
 

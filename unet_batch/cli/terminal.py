@@ -20,7 +20,10 @@ from unet_batch.table.rows import partition_values
 CALENDAR_FROM = 11
 """Partitions from which on a calendar says more than a list."""
 LISTED = 20
-TEXTS = ("partition", "state", "holder", "subject", "reason")
+TEXTS = (
+    *("partition", "state", "holder", "subject", "reason", "class", "of class", "image", "for example"),
+    *("side", "A", "B", "in A", "in B"),
+)
 """Columns of words, set to the left; the others are figures."""
 HEADED = (1, 5, 10, 15, 20, 25, 30)
 """Days with their number above the calendar, which is 70 columns wide."""

@@ -13,9 +13,9 @@ from typing import Any
 from unet_batch.archive.window import Window
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import EVERYTHING, Scope
-from unet_batch.review.agreement import TOP, Agreement, Found, Obstacle
-from unet_batch.review.scored import Name, ScoredRows
-from unet_batch.review.sides import EXAMPLES, RowsOfSide, Side
+from unet_batch.review.agreement import TOP, Agreement, Said, Words, agree_on
+from unet_batch.review.run_records import EXAMPLES
+from unet_batch.review.sides import Rows, Side
 from unet_batch.store.storage import canonical
 from unet_batch.table.layout import Layout
 from unet_batch.table.rows import partition_values
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1024
 """Rows of each side that are read together; only their masks are in memory, and all keys."""
+ONLY_A, ONLY_B = ("a row", "no row"), ("no row", "a row")
+OTHER_VERSION = ("a row", "a row of another version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class Comparison:
     """Those in which either side has rows; the buckets of a partition are taken together."""
     total: Agreement
     notes: tuple[str, ...]
-    """Sentences about rows that were missing or left out."""
+    """Sentences about rows that are missing."""
 
     def to_json(self) -> dict[str, Any]:
         """All figures, for `json.dumps`; the images that differ most are those of all partitions together."""
@@ -44,10 +46,7 @@ class Comparison:
             "a": self.a.to_json(),
             "b": self.b.to_json(),
             "partitions": {name: found.to_json() for name, found in self.partitions.items()},
-            "total": {
-                **self.total.to_json(),
-                "most_flipped": [image.to_json() for image in self.total.most_flipped],
-            },
+            "total": {**self.total.to_json(), "most_flipped": [image.to_json() for image in self.total.most_flipped]},
             "notes": list(self.notes),
         }
 
@@ -64,54 +63,55 @@ def compare(
 
     Rows of a fingerprint are those that its next publication would take. Rows are of the same image where image key
     and version are equal; a version that was scored on one side only does not count where another one was on both.
-    Raises JobError where a word names nothing, and StorageError where the store fails.
+    Raises JobError where a word names nothing, Damaged for a published object that cannot be read, and StorageError
+    where the store fails.
     """
     other = prepared if b_output is None else replace(prepared, layout=Layout(canonical(b_output).rstrip("/")))
     # `last` is the newest day that either side has rows of, so it is found among all of them.
     scope = EVERYTHING if window.kind == "last" else Scope(window)
-    sides = RowsOfSide(prepared, a, scope), RowsOfSide(other, b, scope)
+    sides = Side(prepared, a, scope), Side(other, b, scope)
+    total = Agreement(top)
     partitions: dict[str, Agreement] = {}
     without: dict[str, list[str]] = {}
-    damaged: dict[str, None] = {}
     for name in sorted({*sides[0].partitions, *sides[1].partitions}, reverse=window.kind == "last"):
         rows_a, rows_b = (side.read(name) for side in sides)
-        missing = [letter for letter, rows in (("A", rows_a), ("B", rows_b)) if not rows.places]
+        missing = [letter for letter, rows in (("A", rows_a), ("B", rows_b)) if not rows.names]
         if missing:
             without.setdefault(" and ".join(missing), []).append(name)
         if len(missing) < len(sides):
-            partitions[name] = _agreement(rows_a, rows_b, top)
-            log.info("%s: compared %d images", name, partitions[name].compared)
-        damaged |= dict.fromkeys(rows_a.damaged + rows_b.damaged)
+            here = partitions[name] = Agreement(top=0)
+            for key, words, images in _unpaired(rows_a, rows_b):
+                here.add(key, words, images)
+                total.add(key, words, images)
+            for key, said_a, said_b in _paired(rows_a, rows_b):
+                found = agree_on(said_a, said_b)
+                here.add(key, found)
+                total.add(key, found)
+            log.info("%s: compared %d images", name, here.compared)
         if window.kind == "last" and partitions and "date" in partition_values(name):
             break
-    partitions = dict(sorted(partitions.items()))
-    total = sum(partitions.values(), Agreement(top=top))
     same = sides[0].fingerprint == sides[1].fingerprint and b_output is None
-    notes = (*_absences(without), *_damages(list(damaged)), *_sameness(total, same=same))
-    return Comparison(sides[0].side(), sides[1].side(), partitions, total, notes)
+    notes = (*_absences(without), *_sameness(total, same=same))
+    return Comparison(*sides, dict(sorted(partitions.items())), total, notes)
 
 
-def _agreement(a: ScoredRows, b: ScoredRows, top: int) -> Agreement:
-    """The agreement of one partition; its images are read bucket by bucket, in the order of keys."""
-    both = sorted(a.places.keys() & b.places.keys(), key=lambda name: (a.bucket(a.places[name]), name))
-    rest_a = {key for key, _ in a.places.keys() - b.places.keys()}
-    rest_b = {key for key, _ in b.places.keys() - a.places.keys()}
-    replaced = {key for key, _ in both if key in rest_a or key in rest_b}
-    changed = (rest_a & rest_b) - replaced
-    found = Agreement(
-        top=top,
-        only_a=len(rest_a - changed - replaced),
-        only_b=len(rest_b - changed - replaced),
-        not_comparable={Obstacle.OTHER_VERSION: Found(len(changed), min(changed))} if changed else {},
-    )
+def _paired(a: Rows, b: Rows) -> Iterator[tuple[str, Said, Said]]:
+    """What both sides say of the images that both have, in the order in which A is read fastest."""
+    both = sorted(a.names & b.names, key=lambda name: (a.bucket(name), name))
     for begin in range(0, len(both), ROWS_AT_ONCE):
-        found += _of_images(a, b, both[begin : begin + ROWS_AT_ONCE], top)
-    return found
+        some = both[begin : begin + ROWS_AT_ONCE]
+        for (key, _), said_a, said_b in zip(some, a.take(some), b.take(some), strict=True):
+            yield key, said_a, said_b
 
 
-def _of_images(a: ScoredRows, b: ScoredRows, names: Sequence[Name], top: int) -> Agreement:
-    rows_a, rows_b = (side.take([side.places[name] for name in names]) for side in (a, b))
-    return Agreement.of(zip((key for key, _ in names), rows_a, rows_b, strict=True), top=top)
+def _unpaired(a: Rows, b: Rows) -> Iterator[tuple[str, Words, int]]:
+    """The first of the images that only one side has, or of which each side has another version; and how many."""
+    both = {key for key, _ in a.names & b.names}
+    rest_a = {key for key, _ in a.names - b.names} - both
+    rest_b = {key for key, _ in b.names - a.names} - both
+    for words, keys in ((ONLY_A, rest_a - rest_b), (ONLY_B, rest_b - rest_a), (OTHER_VERSION, rest_a & rest_b)):
+        if keys:
+            yield min(keys), words, len(keys)
 
 
 def _absences(without: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -119,14 +119,6 @@ def _absences(without: Mapping[str, Sequence[str]]) -> Iterator[str]:
         shown = ", ".join(names[:EXAMPLES]) + (" …" if len(names) > EXAMPLES else "")
         verb = "have" if "and" in letters else "has"
         yield f"{letters} {verb} no rows in {len(names)} partition(s) of the window: {shown}"
-
-
-def _damages(damaged: Sequence[str]) -> Iterator[str]:
-    if damaged:
-        yield (
-            f"{len(damaged)} object(s) are damaged, and rows in them do not count, e.g. {damaged[0]}: "
-            "verify says more, and the next run of their job scores them again"
-        )
 
 
 def _sameness(total: Agreement, *, same: bool) -> Iterator[str]:

@@ -70,7 +70,7 @@ def read_record(prepared: Prepared, run: str) -> RunRecord:
         near = difflib.get_close_matches(run, runs, n=EXAMPLES, cutoff=0.5) or runs[:EXAMPLES]
         instead = f"the nearest are {', '.join(near)}" if near else "it has no records of runs yet"
         raise JobError(f"no run of {prepared.layout.output} is called {run}: {instead}")
-    return _read(prepared, run)
+    return listed_record(prepared, run)
 
 
 def newest_record(prepared: Prepared, window: Window) -> RunRecord:
@@ -79,7 +79,7 @@ def newest_record(prepared: Prepared, window: Window) -> RunRecord:
     found_now = archive_partitions(prepared, window, keep=False).partitions if window.kind == "last" else ()
     scope = resolved(window, found_now)
     for _, runs in groupby(run_names(prepared), key=lambda run: run[:STAMP_CHARACTERS]):
-        records = [_read(prepared, run) for run in runs]
+        records = [listed_record(prepared, run) for run in runs]
         found = [r for r in records if any(scope.holds(worked.partition) for worked in r.partitions)]
         if found:
             return max(found, key=lambda record: record.started.timestamp() if record.started else 0.0)
@@ -94,7 +94,8 @@ def run_names(prepared: Prepared) -> list[str]:
     return sorted((name.removesuffix(".json") for name in names if name.endswith(".json")), reverse=True)
 
 
-def _read(prepared: Prepared, run: str) -> RunRecord:
+def listed_record(prepared: Prepared, run: str) -> RunRecord:
+    """The record of one of `run_names`. Raises JobError where it is damaged."""
     uri = prepared.layout.run(run)
     try:
         tree = json.loads(prepared.output.read(uri))

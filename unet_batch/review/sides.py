@@ -1,166 +1,193 @@
-"""The two sides of a comparison: which rows a word names, and where an output keeps them.
+"""The rows that a word names: where an output keeps them, and the masks in them.
 
-Knows names below an output and run records; reads keys, and never the archive or a model.
+Keeps the keys of a partition's rows in memory and reads masks on request. Of several rows of one image it takes the one
+that publication takes (`rowset`). Reads run records and the output, and never the archive or a model.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
-from unet_batch.errors import JobError, NotFound, StorageError
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from unet_batch.errors import Damaged, JobError, ShapeMismatch
+from unet_batch.imaging.masks import edges
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import Scope, without_bucket
 from unet_batch.planning.survey import published_inside
-from unet_batch.review.scored import Containers, ScoredRows
-from unet_batch.table.publish import read_commit
+from unet_batch.records import image_key
+from unet_batch.review.agreement import OK, Masks, Said
+from unet_batch.review.run_records import EXAMPLES, RunRecord, listed_record, run_names
+from unet_batch.table.merge import Containers
+from unet_batch.table.parts import RowKey, read_parts
+from unet_batch.table.publish import Store, published_keys, read_commit
+from unet_batch.table.rows import schema
+from unet_batch.table.rowset import Name, choose
 
 PUBLISHED, JOB = "published", "job"
-STAGED_DIGITS = 32
-"""Digits of a fingerprint that name its folder of staged parts."""
-EXAMPLES = 3
+AREAS_ONLY = "ok, areas only (output.masks without rle)"
+NO_MASK = "ok, with runs that are no mask"
 
+_COLUMNS = pa.schema([schema("all").field(name) for name in ("height", "width", "status", "reason", "classes")])
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 
 
-@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of one side in one partition: keys in memory, masks in the store."""
+
+    def __init__(self, store: Store, containers: Sequence[tuple[str, int, Sequence[RowKey]]]) -> None:
+        """containers: URI, number of the bucket and row keys of each object, published ones before staged ones."""
+        self._places: dict[Name, tuple[int, RowKey]] = {}
+        for winner in choose(keys for _, _, keys in containers).values():
+            for page in winner.pages:
+                self._places[image_key(page.source_key, page.page), page.version] = winner.container, page
+        self._buckets = [bucket for _, bucket, _ in containers]
+        self._files = Containers(store, [uri for uri, _, _ in containers], _COLUMNS.names)
+        self.names = self._places.keys()
+        """Image key and version of every row."""
+
+    def bucket(self, name: Name) -> int:
+        """Rows of one bucket are read fastest together, in the order of names."""
+        return self._buckets[self._places[name][0]]
+
+    def take(self, names: Sequence[Name]) -> Iterator[Said]:
+        """What the rows of these names say, in this order. Raises Damaged or StorageError."""
+        return _said(self._files.take([self._places[name] for name in names], _COLUMNS))
+
+
 class Side:
-    """One side of a comparison: its fingerprints, its models and the number of its rows."""
-
-    asked: str
-    """The word that named it."""
-    output: str
-    fingerprints: tuple[str, ...]
-    """Of its rows; several where partitions were published under different ones."""
-    models: tuple[str, ...]
-    """SHA-256 of the ONNX files."""
-    published: int
-    """Rows that readers see."""
-    staged: int
-    """Rows that lie in staged parts only."""
-
-    def to_json(self) -> dict[str, Any]:
-        """For `json.dumps`."""
-        return asdict(self)
-
-
-class RowsOfSide:
-    """The rows that one word names, partition by partition, with a count of what was read."""
+    """One side of a comparison: the rows that one word names, and a count of what was read."""
 
     def __init__(self, prepared: Prepared, asked: str, scope: Scope) -> None:
         """Lists the output. Raises JobError where the word names nothing.
 
         asked: `published`, `job`, a run, or the first 8 or more hex digits of a fingerprint.
         """
-        self.fingerprint = None if asked == PUBLISHED else fingerprint_of(prepared, asked, scope)
-        """The fingerprint of the rows, or its first digits; None for whatever is published."""
-        self.partitions = _containers(prepared, self.fingerprint, scope)
-        """By partition, the objects that may hold the rows; the buckets of a partition together."""
-        self.damaged: list[str] = []
         self._prepared = prepared
-        self._asked = asked
-        self._fingerprints: set[str] = set()
-        self._models: set[str] = set()
-        self._published = self._staged = 0
+        named = None if asked == PUBLISHED else _named(prepared, asked)
+        self.fingerprint = named[0] if named else None
+        """Whose rows count; None: all that are published."""
+        self._model = named[1] if named else ""
+        self._visible = set(published_inside(prepared, scope))
+        self._parts = self._staged(scope)
+        self.asked = asked
+        self.output = prepared.layout.output
+        self.models: dict[str, str] = {}
+        """By the fingerprints of the rows, the SHA-256 of their ONNX files."""
+        self.images = 0
+        """Rows that were read."""
+        self.partitions: dict[str, list[str]] = {}
+        """By partition, its buckets, or itself."""
+        for name in sorted(self._visible | self._parts.keys()):
+            self.partitions.setdefault(without_bucket(name), []).append(name)
 
-    def read(self, partition: str) -> ScoredRows:
-        """The keys of one partition's rows."""
-        rows = ScoredRows(self._prepared.output, self.partitions.get(partition, ()), self.fingerprint)
-        self._fingerprints |= rows.fingerprints
-        self._models |= rows.models
-        self._published += rows.published
-        self._staged += len(rows.places) - rows.published
+    def read(self, partition: str) -> Rows:
+        """The rows of a partition. Raises StorageError; damaged staged parts are left out, as in a publication."""
+        found = [
+            (uri, bucket, keys)
+            for bucket, name in enumerate(self.partitions.get(partition, ()))
+            for uri, keys in self._containers(name)
+        ]
+        rows = Rows(self._prepared.output, found)
+        self.images += len(rows.names)
         return rows
 
-    def side(self) -> Side:
-        """What was read so far."""
-        return Side(
-            asked=self._asked,
-            output=self._prepared.layout.output,
-            fingerprints=tuple(sorted(self._fingerprints)),
-            models=tuple(sorted(self._models)),
-            published=self._published,
-            staged=self._staged,
-        )
+    def to_json(self) -> dict[str, Any]:
+        """What was read so far, for `json.dumps`."""
+        return {
+            "asked": self.asked,
+            "output": self.output,
+            "fingerprints": sorted(self.models),
+            "models": sorted(set(self.models.values())),
+            "images": self.images,
+        }
 
+    def _containers(self, name: str) -> Iterator[tuple[str, Sequence[RowKey]]]:
+        """URI and row keys of the objects that hold rows of a bucket."""
+        store, layout = self._prepared.output, self._prepared.layout
+        published = read_commit(store, layout, name) if name in self._visible else None
+        if published is not None and self.fingerprint in (None, published.commit.fingerprint):
+            try:
+                yield layout.published(name), published_keys(store, layout, name)
+            except (pa.ArrowException, OSError) as error:
+                raise Damaged(f"{layout.published(name)} is damaged ({error}); move it away and run again") from error
+            self.models[published.commit.fingerprint] = published.commit.model_digest
+        if self.fingerprint is not None:
+            for uri, keys in read_parts(store, self._parts.get(name, ()), self.fingerprint, repair=False):
+                yield uri, keys
+                self.models[self.fingerprint] = self._model
 
-def fingerprint_of(prepared: Prepared, asked: str, scope: Scope) -> str:
-    """The fingerprint that a word names, or as many of its digits as are known. Raises JobError where it names none."""
-    if asked == JOB:
-        return prepared.fingerprint
-    record = _record(prepared, asked)
-    if record is not None:
-        return record
-    digits = asked.lower()
-    known = sorted(set(_known_fingerprints(prepared, scope))) if _HEX.fullmatch(digits) else []
-    found = [name for name in known if name.startswith(digits) or digits.startswith(name)]
-    if len({name[:STAGED_DIGITS] for name in found}) > 1:
-        raise JobError(f"{asked} is the beginning of several fingerprints ({_some(found)}): write more of its digits")
-    if not found:
-        raise JobError(f"no run and no fingerprint of {prepared.layout.output} is called {asked}: {_hint(prepared)}")
-    return max(*found, digits, key=len)
-
-
-def _record(prepared: Prepared, run: str) -> str | None:
-    """The fingerprint in a run's record; None where there is no such run."""
-    if "/" in run:
-        return None
-    uri = prepared.layout.run(run)
-    try:
-        fingerprint = json.loads(prepared.output.read(uri))["fingerprint"]
-    except NotFound:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        raise JobError(f"the record {uri} is damaged ({error}): name the run's fingerprint instead") from error
-    return str(fingerprint)
-
-
-def _known_fingerprints(prepared: Prepared, scope: Scope) -> Iterable[str]:
-    """Of this job, of staged parts (their first digits), and of what is published inside the scope."""
-    yield prepared.fingerprint
-    yield from prepared.output.folders(prepared.layout.staged)
-    names = published_inside(prepared, scope)
-    for fingerprint in prepared.output.ahead(partial(_published_fingerprint, prepared, name) for name in names):
-        if fingerprint is not None:
-            yield fingerprint
-
-
-def _published_fingerprint(prepared: Prepared, partition: str) -> str | None:
-    try:
-        published = read_commit(prepared.output, prepared.layout, partition)
-    except StorageError:
-        return None  # the comparison reads it again, and says what is wrong
-    return published.commit.fingerprint if published else None
-
-
-def _containers(prepared: Prepared, fingerprint: str | None, scope: Scope) -> dict[str, list[Containers]]:
-    """What may hold rows of a fingerprint, by partition: one entry for each of its buckets."""
-    published = set(published_inside(prepared, scope))
-    parts: dict[str, list[str]] = {}
-    if fingerprint is not None:
-        root = f"{prepared.layout.staged}/{fingerprint[:STAGED_DIGITS]}"
-        for found in prepared.output.list(root):
-            name = found.uri.removeprefix(root + "/").rpartition("/")[0]
+    def _staged(self, scope: Scope) -> dict[str, list[str]]:
+        """URIs of the staged parts of the fingerprint, by bucket."""
+        if self.fingerprint is None:
+            return {}
+        root = self._prepared.layout.parts(self.fingerprint, "")
+        parts: dict[str, list[str]] = {}
+        for found in self._prepared.output.list(root.rstrip("/")):
+            name = found.uri.removeprefix(root).rpartition("/")[0]
             if found.uri.endswith(".part") and scope.holds(name):
                 parts.setdefault(name, []).append(found.uri)
-    grouped: dict[str, list[Containers]] = {}
-    for name in sorted(published | parts.keys()):
-        uri = prepared.layout.published(name) if name in published else None
-        grouped.setdefault(without_bucket(name), []).append(Containers(uri, sorted(parts.get(name, ()))))
-    return grouped
+        return {name: sorted(uris) for name, uris in parts.items()}
 
 
-def _hint(prepared: Prepared) -> str:
-    """What could be named instead."""
-    uris = (found.uri for found in prepared.output.list(prepared.layout.runs))
-    runs = sorted((uri.rpartition("/")[2].removesuffix(".json") for uri in uris if uri.endswith(".json")), reverse=True)
-    last = f"its last runs are {_some(runs)}; " if runs else "it has no runs yet; "
-    return f"{last}write one of them, 8 or more hex digits of a fingerprint, {PUBLISHED} or {JOB}"
+def _said(table: pa.Table) -> Iterator[Said]:
+    """What each row of a table with _COLUMNS says. Read by column, which is several times as fast as row by row."""
+    classes = table.column("classes").combine_chunks()
+    fields = ("name", ["rle", "size"], ["rle", "counts"])
+    cells = list(zip(*(pc.struct_field(classes.values, field).to_pylist() for field in fields), strict=True))
+    columns = [table.column(name).to_pylist() for name in ("height", "width", "status", "reason")]
+    spans = pairwise(classes.offsets.to_pylist())
+    for height, width, status, reason, (begin, end) in zip(*columns, spans, strict=True):
+        yield _masks(cells[begin:end], (height, width)) if status == OK else reason
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:EXAMPLES]) + (" …" if len(names) > EXAMPLES else "")
+def _masks(cells: Sequence[tuple[str, list[int] | None, str | None]], source_hw: tuple[int, int]) -> Said:
+    """The masks of a row. cells: name, size and COCO counts of each class."""
+    found, sizes = {}, {source_hw} if not cells else set()
+    for name, size, counts in cells:
+        if size is None or counts is None:
+            return AREAS_ONLY
+        sizes.add((size[0], size[1]))
+        try:
+            found[name] = edges(counts, (size[0], size[1]))
+        except ShapeMismatch:
+            return NO_MASK
+    return Masks(found, sizes.pop()) if len(sizes) == 1 else NO_MASK
+
+
+def _named(prepared: Prepared, asked: str) -> tuple[str, str]:
+    """The fingerprint that a word names, and its model. Raises JobError where it names none, or several."""
+    if asked == JOB:
+        return prepared.fingerprint, prepared.model.sha256
+    runs = run_names(prepared)
+    if asked in runs:
+        record = listed_record(prepared, asked)
+        return record.fingerprint, record.model
+    known = {prepared.fingerprint: prepared.model.sha256}
+    digits = asked.lower()
+    if _HEX.fullmatch(digits):
+        records = prepared.output.ahead(partial(_record, prepared, run) for run in runs)
+        known |= {record.fingerprint: record.model for record in records if record is not None}
+    found = sorted(name for name in known if _HEX.fullmatch(digits) and name.startswith(digits))
+    if len(found) > 1:
+        several = ", ".join(found[:EXAMPLES])
+        raise JobError(f"{asked} is the beginning of several fingerprints ({several}): write more of its digits")
+    if not found:
+        last = f"its last runs are {', '.join(runs[:EXAMPLES])}" if runs else "it has no runs yet"
+        raise JobError(
+            f"no run and no fingerprint of {prepared.layout.output} is called {asked}: {last}; write a run, 8 or more "
+            f"hex digits of a fingerprint, {PUBLISHED} or {JOB}"
+        )
+    return found[0], known[found[0]]
+
+
+def _record(prepared: Prepared, run: str) -> RunRecord | None:
+    try:
+        return listed_record(prepared, run)
+    except JobError:
+        return None

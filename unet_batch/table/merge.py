@@ -41,9 +41,11 @@ def batches(rows: Sequence[tuple[int, RowKey]], most: int) -> Iterator[Sequence[
 class Containers:
     """Rows out of many Parquet objects, with few row groups in memory at a time."""
 
-    def __init__(self, store: Opener, uris: Sequence[str]) -> None:
+    def __init__(self, store: Opener, uris: Sequence[str], columns: Sequence[str] | None = None) -> None:
+        """columns: those that are read; None: all."""
         self._store = store
         self._uris = uris
+        self._columns = columns
         self._files: OrderedDict[int, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
         """Open containers, each with the number of the first row behind every row group."""
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
@@ -78,7 +80,7 @@ class Containers:
     def _group(self, place: tuple[int, int]) -> pa.Table:
         if place not in self._groups:
             try:
-                table = self._file(place[0])[0].read_row_group(place[1])
+                table = self._file(place[0])[0].read_row_group(place[1], columns=self._columns)
             except (pa.ArrowException, OSError) as error:
                 raise Damaged(f"{self._uris[place[0]]} is damaged: move it away and run again ({error})") from error
             self._groups_bytes += table.nbytes
