@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -16,6 +15,7 @@ from unet_batch.archive.window import Window, parse_window
 from unet_batch.errors import JobError
 from unet_batch.records import PassedOver
 from unet_batch.spec import InputSpec
+from unet_batch.store.objects import path_of
 from unet_batch.store.storage import Storage
 
 TODAY = date(2026, 11, 21)
@@ -24,8 +24,8 @@ LAST = Window(None, None, "last")
 
 
 @pytest.fixture
-def folder() -> str:
-    return f"memory://{os.urandom(6).hex()}"
+def folder(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/archive"
 
 
 @pytest.fixture
@@ -318,7 +318,7 @@ def test_what_is_near_a_uri_at_which_nothing_is(
 ) -> None:
     """A misspelt folder, another day, another object; nothing where the folder is there."""
     archive(["photos/2026/11/10/a", "photos/2026/10/02/a", "photos/2023/12/31/a", "sets/train.tar"], "photos")
-    assert nearest(Storage(), f"{folder}/{uri}", window) == (None if near is None else f"{folder}/{near}")
+    assert nearest(Storage(), f"{folder}/{uri}", window) == (None if near is None else f"{path_of(folder)}/{near}")
 
 
 @pytest.mark.parametrize(

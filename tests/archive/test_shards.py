@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import tarfile
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from unet_batch.records import Source, Unit
 from unet_batch.spec import InputSpec, LimitsSpec
 from unet_batch.store.storage import Object, Storage, join
 
-SPEC = InputSpec(uri="memory://unused")
+SPEC = InputSpec(uri="/unused")
 
 
 @pytest.fixture
@@ -27,8 +26,8 @@ def storage() -> Storage:
 
 
 @pytest.fixture
-def folder() -> str:
-    return f"memory://{os.urandom(6).hex()}"
+def folder(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/archive"
 
 
 def read(storage: Storage, found: list[Source], **limits: int) -> list[bytes | str]:

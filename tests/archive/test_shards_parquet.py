@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,7 +21,7 @@ from unet_batch.records import Source, Unit
 from unet_batch.spec import InputSpec, JobSpec, LimitsSpec
 from unet_batch.store.storage import Object, Storage, join
 
-SPEC = InputSpec(uri="memory://unused", format="parquet")
+SPEC = InputSpec(uri="/unused", format="parquet")
 
 
 def parquet_of(column: pa.Array, *, name: str = "image", rows: int = 4) -> bytes:
@@ -41,8 +42,8 @@ def storage() -> Storage:
 
 
 @pytest.fixture
-def put(storage: Storage) -> Callable[[bytes], Object]:
-    folder = f"memory://{os.urandom(6).hex()}"
+def put(storage: Storage, tmp_path: Path) -> Callable[[bytes], Object]:
+    folder = f"file://{tmp_path}/archive"
 
     def put(body: bytes) -> Object:
         storage.put(join(folder, "shard.parquet"), body)

@@ -23,7 +23,7 @@ from unet_batch.spec import InputSpec, LimitsSpec
 from unet_batch.store.storage import Object, Storage, join
 
 MEMBERS = [("a.jpg", b"A" * 700), ("b.png", b"B" * 512), ("c.tif", b""), ("d.JPG", b"D" * 1500), ("e.npy", b"E")]
-SPEC = InputSpec(uri="memory://unused", format="webdataset")
+SPEC = InputSpec(uri="/unused", format="webdataset")
 
 
 def tar_of(members: list[tuple[str, bytes]], *, form: int = tarfile.USTAR_FORMAT, compressed: bool = False) -> bytes:
@@ -54,8 +54,8 @@ def storage() -> Storage:
 
 
 @pytest.fixture
-def folder() -> str:
-    return f"memory://{os.urandom(6).hex()}"
+def folder(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/archive"
 
 
 @pytest.fixture

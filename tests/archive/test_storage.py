@@ -1,4 +1,4 @@
-"""Storage: the contract on disks, in memory and on S3, and what only one of them does."""
+"""Storage: the contract on disks and on S3, and what only one of them does."""
 
 from __future__ import annotations
 
@@ -33,18 +33,6 @@ class TestLocalStore(StoreSuite):
     @pytest.fixture
     def root(self, tmp_path: Path) -> str:
         return f"file://{tmp_path}/store"
-
-
-class TestMemoryStore(StoreSuite):
-    """fsspec's memory store."""
-
-    @pytest.fixture
-    def storage(self) -> Storage:
-        return Storage(threads=4)
-
-    @pytest.fixture
-    def root(self) -> str:
-        return f"memory://{os.urandom(6).hex()}"
 
 
 @pytest.mark.s3
@@ -348,8 +336,8 @@ def test_threads_that_begin_together_share_one_client(monkeypatch: pytest.Monkey
 
     def ask(_: int) -> int:
         together.wait(10)
-        return id(storage._store("memory://bucket/a"))
+        return id(storage._store("file:///folder/a"))
 
     with ThreadPoolExecutor(8) as threads:
         assert len(set(threads.map(ask, range(8)))) == 1
-    assert made == ["memory"]
+    assert made == ["file"]

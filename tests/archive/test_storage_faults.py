@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterator
+from pathlib import Path
 from typing import ClassVar
 
 import fsspec
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
-from fsspec.implementations.memory import MemoryFileSystem
 
 from unet_batch.errors import (
     AlreadyExists,
-    Changed,
     Conflict,
     Denied,
     NotFound,
@@ -22,8 +20,9 @@ from unet_batch.errors import (
     StorageError,
     Unavailable,
 )
-from unet_batch.store.faults import StatusError, is_transient, meaning, translated
-from unet_batch.store.storage import Storage
+from unet_batch.store.faults import ShortReadError, StatusError, is_transient, meaning, translated
+from unet_batch.store.local import LocalStore
+from unet_batch.store.storage import Storage, canonical
 
 
 def s3_error(code: str, status: int) -> ClientError:
@@ -147,44 +146,43 @@ def test_an_error_tells_no_secret() -> None:
     assert "s3://bucket/a" in told
 
 
-class FlakyFileSystem(MemoryFileSystem):
-    """Fails by a written schedule: the errors of a path are raised one call after the other, then it works."""
+class FlakyStore(LocalStore):
+    """Fails by a written schedule: the errors of a name are raised one read after the other, then it works."""
 
-    cachable = False
     schedule: ClassVar[dict[str, list[Exception]]] = {}
     calls: ClassVar[Counter[str]] = Counter()
 
-    def cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
-        name = path.rpartition("/")[2]
+    def read(self, uri: str, **wanted: object) -> bytes:
+        name = uri.rpartition("/")[2]
         type(self).calls[name] += 1
         if self.schedule.get(name):
             raise self.schedule[name].pop(0)
-        return super().cat_file(path, start=start, end=end)
+        return super().read(uri, **wanted)
 
 
 @pytest.fixture
-def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[FlakyFileSystem]]:
-    """The scheme memory, played by the flaky store with objects 0 to 4."""
-    FlakyFileSystem.schedule, FlakyFileSystem.calls = {}, Counter()
-    monkeypatch.setattr(fsspec, "filesystem", lambda scheme, **options: FlakyFileSystem())
+def flaky(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FlakyStore]:
+    """The scheme file, played by the flaky store with objects 0 to 4 in the current folder."""
+    FlakyStore.schedule, FlakyStore.calls = {}, Counter()
+    monkeypatch.setattr("unet_batch.store.storage.LocalStore", FlakyStore)
+    monkeypatch.chdir(tmp_path)
     for i in range(5):
-        FlakyFileSystem().pipe_file(f"memory://bucket/flaky/{i}", b"body%d" % i)
-    yield FlakyFileSystem
-    FlakyFileSystem().rm("memory://bucket", recursive=True)
+        (tmp_path / str(i)).write_bytes(b"body%d" % i)
+    return FlakyStore
 
 
 def read_all(storage: Storage) -> list[bytes | StorageError]:
-    return list(storage.read_many([(f"memory://bucket/flaky/{i}", None) for i in range(5)]))
+    return list(storage.read_many([(canonical(str(i)), None) for i in range(5)]))
 
 
-def test_a_transient_fault_is_tried_again(flaky: type[FlakyFileSystem]) -> None:
+def test_a_transient_fault_is_tried_again(flaky: type[FlakyStore]) -> None:
     """Input 3 fails twice, then works: three calls for it, one for each other."""
     flaky.schedule = {"3": [s3_error("SlowDown", 503), ConnectionResetError("reset")]}
     assert read_all(Storage(first_wait_s=0)) == [b"body0", b"body1", b"body2", b"body3", b"body4"]
     assert flaky.calls == {"0": 1, "1": 1, "2": 1, "3": 3, "4": 1}
 
 
-def test_a_lasting_fault_is_unavailable_after_five_tries(flaky: type[FlakyFileSystem]) -> None:
+def test_a_lasting_fault_is_unavailable_after_five_tries(flaky: type[FlakyStore]) -> None:
     """Unavailable is no fact about an object: it is raised, also among many reads."""
     flaky.schedule = {"3": [HttpError(503)] * 9}
     with pytest.raises(Unavailable):
@@ -195,7 +193,7 @@ def test_a_lasting_fault_is_unavailable_after_five_tries(flaky: type[FlakyFileSy
 @pytest.mark.parametrize(
     ("error", "fact"), [(HttpError(404), NotFound), (HttpError(403), Denied), (FileNotFoundError("x"), NotFound)]
 )
-def test_a_fact_is_never_tried_again(flaky: type[FlakyFileSystem], error: Exception, fact: type) -> None:
+def test_a_fact_is_never_tried_again(flaky: type[FlakyStore], error: Exception, fact: type) -> None:
     """403 and 404 are answers."""
     flaky.schedule = {"3": [error]}
     answers = read_all(Storage(first_wait_s=0))
@@ -203,7 +201,7 @@ def test_a_fact_is_never_tried_again(flaky: type[FlakyFileSystem], error: Except
     assert flaky.calls["3"] == 1
 
 
-def test_an_unknown_error_is_raised_at_once(flaky: type[FlakyFileSystem]) -> None:
+def test_an_unknown_error_is_raised_at_once(flaky: type[FlakyStore]) -> None:
     """What nobody classified is neither retried nor mistaken for a fact about the image."""
     flaky.schedule = {"3": [KeyError("surprise")]}
     with pytest.raises(StorageError, match="surprise") as raised:
@@ -212,21 +210,11 @@ def test_an_unknown_error_is_raised_at_once(flaky: type[FlakyFileSystem]) -> Non
     assert isinstance(raised.value.__cause__, KeyError)
 
 
-def test_a_short_answer_is_tried_again(flaky: type[FlakyFileSystem], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_answer_is_tried_again(flaky: type[FlakyStore]) -> None:
     """A success with too few bytes is a fault, never data."""
-    bodies = [b"bo", b"bod", b"body3"]
-    monkeypatch.setattr(flaky, "cat_file", lambda self, path, start=None, end=None: bodies.pop(0))
-    assert Storage(first_wait_s=0).read("memory://bucket/flaky/3") == b"body3"
-    assert bodies == []
-
-
-def test_a_version_that_went_while_it_was_read_is_changed(flaky: type[FlakyFileSystem]) -> None:
-    """The version is looked at after the bytes came."""
-    storage = Storage(first_wait_s=0)
-    found = storage.head("memory://bucket/flaky/1")
-    flaky().pipe_file("memory://bucket/flaky/1", b"BODY1")
-    with pytest.raises(Changed):
-        storage.read("memory://bucket/flaky/1", version=found.version)
+    flaky.schedule = {"3": [ShortReadError("2 of 5 bytes came")] * 2}
+    assert Storage(first_wait_s=0).read(canonical("3")) == b"body3"
+    assert flaky.calls["3"] == 3
 
 
 class FakeS3:

@@ -1,11 +1,11 @@
 """Any order of staging, retries, late and changed images, damage and rival runs: every image is published once.
 
-The model of the machine is a few dictionaries; the store is memory, so that an example costs milliseconds.
+The model of the machine is a few dictionaries; the store is a folder.
 """
 
 from __future__ import annotations
 
-import itertools
+import tempfile
 from collections import Counter
 
 import pyarrow.parquet as pq
@@ -27,7 +27,6 @@ from unet_batch.table.rows import Provenance, prediction_row, rejection_row
 DAY = "date=2026-11-21"
 MODELS = ("a" * 64, "b" * 64)
 LIMITS = LimitsSpec(max_rejected=1.0)
-NUMBERS = itertools.count()
 
 marks = st.sampled_from(MODELS)
 picks = st.sets(st.integers(0, 7), max_size=8)
@@ -45,15 +44,19 @@ class Partition(RuleBasedStateMachine):
     @initialize(count=st.integers(1, 5))
     def begin(self, count: int) -> None:
         self.store = Storage()
-        self.layout = Layout(f"memory://interleavings-{next(NUMBERS)}")
+        self.folder = tempfile.TemporaryDirectory()
+        self.layout = Layout(f"file://{self.folder.name}")
         self.versions = {f"{i}": 1 for i in range(count)}
         self.parts: dict[str, list[str]] = {mark: [] for mark in MODELS}
         self.runs: list[tuple[str, list[Source], str | None]] = []
         self.expected: Counter[tuple[str, str]] | None = None
         self.body: bytes | None = None
 
+    def teardown(self) -> None:
+        self.folder.cleanup()
+
     def inventory(self) -> list[Source]:
-        return [Source(f"memory://archive/{name}", f"v{version}") for name, version in self.versions.items()]
+        return [Source(f"s3://archive/{name}", f"v{version}") for name, version in self.versions.items()]
 
     def base(self) -> str | None:
         now = read_commit(self.store, self.layout, DAY)

@@ -19,8 +19,8 @@ HASHED_BY_CONTENT = ("session.provider_options", "session.custom_ops")
 JOB = JobSpec(
     name="test",
     model=ModelSpec(path="model.onnx", ensemble=EnsembleSpec(members=("other.onnx",))),
-    input=InputSpec(uri="memory://archive"),
-    output=OutputSpec(uri="memory://output"),
+    input=InputSpec(uri="s3://archive"),
+    output=OutputSpec(uri="s3://output"),
 )
 NEEDED: dict[str, dict[str, Any]] = {
     "mean_std": {"mean": (0.5,), "std": (0.2,)},

@@ -16,7 +16,7 @@ MARK = "f" * 64
 
 
 def unit(*names: str, partition: str = "all") -> Unit:
-    found = tuple(Source(f"memory://a/{n}", "v1") for n in names)
+    found = tuple(Source(f"s3://a/{n}", "v1") for n in names)
     return Unit(unit_id(MARK, found), partition, "images", found)
 
 
@@ -40,7 +40,7 @@ class Doubting:
         for u in units:
             held = []
             for position, source in enumerate(u.sources):
-                name = source.uri[len("memory://a/") :]
+                name = source.uri[len("s3://a/") :]
                 self.asked[name] += 1
                 self.isolated += [name] if u.isolate else []
                 reason = self.doubt(name, self.asked[name])

@@ -31,15 +31,15 @@ def job(**limits: object) -> JobSpec:
     return JobSpec(
         name="test",
         model=ModelSpec(path="model.onnx"),
-        input=InputSpec(uri="memory://archive"),
-        output=OutputSpec(uri="memory://output"),
+        input=InputSpec(uri="s3://archive"),
+        output=OutputSpec(uri="s3://output"),
         limits=LimitsSpec(**limits),
     )
 
 
 def sources(count: int, *, shard: str | None = None, size_bytes: int = 1000) -> list[Source]:
     if shard is None:
-        return [Source(f"memory://archive/{i:05}.png", f"etag:{i}", size_bytes=size_bytes) for i in range(count)]
+        return [Source(f"s3://archive/{i:05}.png", f"etag:{i}", size_bytes=size_bytes) for i in range(count)]
     return [Source(shard, "etag:1", f"{i:05}.png", size_bytes=size_bytes) for i in range(count)]
 
 
@@ -63,7 +63,7 @@ def published(found: list[Source], mark: str) -> Published:
 )
 def test_every_open_source_is_in_exactly_one_unit(loose, members, size_bytes, workers, cap):
     """Units partition the open sources, whatever their sizes and the number of workers."""
-    found = sources(loose, size_bytes=size_bytes) + sources(members, shard="memory://a.tar", size_bytes=size_bytes)
+    found = sources(loose, size_bytes=size_bytes) + sources(members, shard="s3://a.tar", size_bytes=size_bytes)
     made = units(planned(found), job(unit_images=cap), "f" * 64, workers=workers)
     assert sorted(s.key for u in made for s in u.sources) == sorted(s.key for s in found)
     assert len({u.unit_id for u in made}) == len(made)
@@ -72,7 +72,7 @@ def test_every_open_source_is_in_exactly_one_unit(loose, members, size_bytes, wo
 @given(count=st.integers(1, 200), workers=st.integers(1, 8))
 def test_a_unit_never_mixes_two_shards(count, workers):
     """A tar member and a loose file are never read by the same unit."""
-    found = sources(count) + sources(count, shard="memory://a.tar") + sources(count, shard="memory://b.tar")
+    found = sources(count) + sources(count, shard="s3://a.tar") + sources(count, shard="s3://b.tar")
     for unit in units(planned(found), job(), "f" * 64, workers=workers):
         assert len({(s.uri if s.member else "") for s in unit.sources}) == 1
 

@@ -52,7 +52,7 @@ def test_a_loaded_unit_crosses_as_one_row_and_its_pixels_come_back_as_a_view():
         Entry(i, 0, 1, p.shape[0], p.shape[1], p.dtype.str, p.shape, pack.add(p), **depth)
         for i, p in enumerate(pictures)
     )
-    unit = Unit("u", "all", "images", (Source("memory://a", "v"), Source("memory://b", "v")))
+    unit = Unit("u", "all", "images", (Source("s3://a", "v"), Source("s3://b", "v")))
     buffer = pack.joined()
     table = to_arrow(Loaded(unit, entries, buffer))
     back = from_arrow(table)

@@ -16,7 +16,7 @@ MARK = "f" * 64
 
 
 def unit(*names: str) -> Unit:
-    found = tuple(Source(f"memory://a/{n}", "v1") for n in names)
+    found = tuple(Source(f"s3://a/{n}", "v1") for n in names)
     return Unit(unit_id(MARK, found), "all", "images", found)
 
 

@@ -17,7 +17,7 @@ from unet_batch.worker.faults import NOT_STARTED
 from unet_batch.worker.starts import BACK_OFF_MOST_S, Starts, back_off_s
 from unet_batch.worker.worker import Settings
 
-UNIT = Unit("u", "all", "images", (Source("memory://a/1.png", "v"),))
+UNIT = Unit("u", "all", "images", (Source("s3://a/1.png", "v"),))
 DONE = Receipt("u", "all", 1, 1, 0, pid=7, node="good")
 GIVEN_BACK = replace(
     DONE, rows=0, ok=0, node="bad", failure=(NOT_STARTED, "session.provider_missing: no CUDA driver here")

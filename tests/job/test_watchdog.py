@@ -18,8 +18,8 @@ from unet_batch.table.layout import Layout
 from unet_batch.worker.notes import StoredNotes
 from unet_batch.worker.watchdog import EXIT_SILENT, GRACE_S, SLOW_S, Note, Watchdog, of_this_process
 
-UNIT = Unit("u", "all", "images", (Source("memory://a/1.png", "v"), Source("memory://a/2.png", "v")))
-OTHER = Unit("o", "all", "images", (Source("memory://a/3.png", "v"),))
+UNIT = Unit("u", "all", "images", (Source("s3://a/1.png", "v"), Source("s3://a/2.png", "v")))
+OTHER = Unit("o", "all", "images", (Source("s3://a/3.png", "v"),))
 
 
 class Kept:
@@ -143,7 +143,7 @@ def test_the_note_names_image_stage_and_limit_before_the_process_leaves(dog, tim
         made.look([watch])
         assert left == [EXIT_SILENT]
     (note,) = kept.notes
-    assert (note.ended, note.stage, note.source, note.image) == (True, "score", 1, "memory://a/2.png")
+    assert (note.ended, note.stage, note.source, note.image) == (True, "score", 1, "s3://a/2.png")
     assert (note.done, note.of, note.limit_s, note.silent_s) == (3, 8, 10, 10.5)
 
 
@@ -160,7 +160,7 @@ def test_a_slow_unit_is_noted_while_it_goes_on_and_forgotten_when_it_is_done(dog
         made.look([watch])
         assert kept.put_one.wait(10)
         made.look([watch])
-    assert [str(note).partition(", for")[0] for note in kept.notes] == ["score of memory://a/1.png, 10 of 90 tiles"]
+    assert [str(note).partition(", for")[0] for note in kept.notes] == ["score of s3://a/1.png, 10 of 90 tiles"]
     assert kept.removed == ["u"]
     assert timer == []
 
@@ -169,7 +169,7 @@ def test_notes_lie_beside_the_markers_and_belong_to_a_run(tmp_path: Path):
     """The driver of another run does not take them for its own; one that is damaged is none."""
     storage, layout = Storage(), Layout(f"file://{tmp_path}")
     mine, others = StoredNotes(storage, layout, "run-1"), StoredNotes(storage, layout, "run-2")
-    note = Note("u", "score", 1, "memory://a/2.png", 3, 8, 100.0, 10.0, 10.0, ended=True)
+    note = Note("u", "score", 1, "s3://a/2.png", 3, 8, 100.0, 10.0, 10.0, ended=True)
     mine.put(note)
     storage.put(layout.note("damaged"), b"{")
     storage.put(layout.attempt("marker"), b"")
@@ -185,7 +185,7 @@ from unet_batch.worker import watchdog
 from unet_batch.worker.watchdog import of_this_process
 from unet_batch.records import Source, Unit
 watchdog.GRACE_S, watchdog.LOOK_EVERY_S = 1.0, 0.1
-unit = Unit("u", "all", "images", (Source("memory://a/1.png", "v"),))
+unit = Unit("u", "all", "images", (Source("s3://a/1.png", "v"),))
 
 class Printed:
     def put(self, note): print(note.ended, note.image, flush=True)
@@ -207,7 +207,7 @@ with of_this_process().watch(unit, "score", limit_s=1.0, notes=Printed()) as wat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("how", "code", "said"), [("without the lock", EXIT_SILENT, "True memory://a/1.png\n"), ("with the lock", 1, "")]
+    ("how", "code", "said"), [("without the lock", EXIT_SILENT, "True s3://a/1.png\n"), ("with the lock", 1, "")]
 )
 def test_a_process_that_stands_still_ends_whatever_other_threads_finished_meanwhile(how, code, said):
     """In C without the interpreter's lock the note comes first; with it no thread runs, and faulthandler ends it."""

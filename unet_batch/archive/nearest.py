@@ -40,7 +40,7 @@ def _descended(storage: Storage, template: str, target: date | None) -> str | No
     folder, levels = f"{scheme}://", [level for level in _split(path) if level]
     if scheme == "file":
         folder = "file:///"
-    elif scheme != "memory":
+    else:
         folder, levels = f"{scheme}://{levels[0]}", levels[1:]
     reached, exact = folder, True
     wanted = {"Y": target.year, "m": target.month, "d": target.day} if target else dict(LATEST)

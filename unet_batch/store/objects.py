@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from unet_batch.errors import JobError
 
-SCHEMES = ("file", "memory", "s3", "gs", "az", "abfs", "abfss")
+SCHEMES = ("file", "s3", "gs", "az", "abfs", "abfss")
 """Stores that may be named at all; http, ftp, shell and chained file systems never."""
 
 Names = list[str]
@@ -63,8 +63,6 @@ def canonical(uri_or_path: str) -> str:
         if host not in ("", "localhost"):
             raise JobError(f"{shown!r} names a host; a local file is file:///absolute/path")
         return "file://" + os.path.abspath("/" + path)
-    if scheme == "memory":
-        rest = rest.lstrip("/")
     bucket = rest.partition("/")[0]
     # Azure writes abfs://container@account.host/key: that "@" is part of the name, a ":" before it never is.
     if "@" in bucket and (":" in bucket or not scheme.startswith("abfs")):
@@ -73,7 +71,7 @@ def canonical(uri_or_path: str) -> str:
         raise JobError(f"{shown!r} carries a query; signed URLs are refused, give credentials in `options`")
     if ".." in rest.split("/"):
         raise JobError(f"{shown!r} holds '..', which means nothing in an object store; write the key itself")
-    if not bucket and scheme != "memory":
+    if not bucket:
         raise JobError(f"{shown!r} names no bucket")
     return f"{scheme}://{rest}"
 

@@ -34,7 +34,6 @@ from unet_batch.options import Options, resolve_options
 from unet_batch.store.azure import AzureStore
 from unet_batch.store.conditional import ANYTHING, check
 from unet_batch.store.faults import meaning, retrying, translated
-from unet_batch.store.fsspec_store import FsspecStore
 from unet_batch.store.gcs import GcsStore
 from unet_batch.store.local import LocalStore
 from unet_batch.store.objects import SCHEMES, Names, Object, canonical, join, path_of, redact, scheme_of
@@ -317,8 +316,6 @@ class Storage:
             raise JobError(f"{redact(uri)!r} is not the URI of a store; allowed are {', '.join(SCHEMES)}")
         if scheme == "file":
             return LocalStore()
-        if scheme == "memory":
-            return FsspecStore(fsspec.filesystem("memory"), self._retry)
         extra = _EXTRAS[scheme]
         kind = _KINDS[extra]
         options = kind.options(resolve_options(self._options), self._threads)
