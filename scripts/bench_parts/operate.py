@@ -220,7 +220,7 @@ def run(prepared: Prepared, window: Any) -> dict[str, Any]:
     summary = run_job(prepared, window, no_executor, quiet=True)
     if summary.exit_code:
         sys.exit(f"operate: {summary.problems}")
-    commits = [read_commit(prepared.output, prepared.layout, name) for name in summary.partitions]
+    commits = [read_commit(prepared.output, name) for name in summary.partitions]
     rows = sum(commit.commit.rows for commit in commits if commit)
     return {"images": rows, "publish_s": summary.publish_s}
 
@@ -238,7 +238,7 @@ def stage(prepared: Prepared, window: Any) -> dict[str, Any]:
     for begin in range(0, len(work.open), ROWS_PER_PART):
         piece = work.open[begin : begin + ROWS_PER_PART]
         unit = Unit(unit_id(mark, piece), work.partition, "images", piece)
-        write_part(prepared.output, prepared.layout, unit, list(rows_of(unit, begin)), where, compression="zstd")
+        write_part(prepared.output, unit, list(rows_of(unit, begin)), where, compression="zstd")
     return {"images": len(work.open)}
 
 

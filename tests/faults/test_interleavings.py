@@ -19,7 +19,7 @@ from unet_batch.imaging.postprocess import Prediction
 from unet_batch.records import Source, Unit, unit_id
 from unet_batch.spec import LimitsSpec
 from unet_batch.store.storage import Storage
-from unet_batch.table.layout import Layout
+from unet_batch.table.output import Output
 from unet_batch.table.parts import open_rows, row_keys, write_part
 from unet_batch.table.publish import Publication, publish, read_commit
 from unet_batch.table.rows import Provenance, prediction_row, rejection_row
@@ -45,7 +45,7 @@ class Partition(RuleBasedStateMachine):
     def begin(self, count: int) -> None:
         self.store = Storage()
         self.folder = tempfile.TemporaryDirectory()
-        self.layout = Layout(f"file://{self.folder.name}")
+        self.output = Output(self.store, f"file://{self.folder.name}")
         self.versions = {f"{i}": 1 for i in range(count)}
         self.parts: dict[str, list[str]] = {mark: [] for mark in MODELS}
         self.runs: list[tuple[str, list[Source], str | None]] = []
@@ -59,7 +59,7 @@ class Partition(RuleBasedStateMachine):
         return [Source(f"s3://archive/{name}", f"v{version}") for name, version in self.versions.items()]
 
     def base(self) -> str | None:
-        now = read_commit(self.store, self.layout, DAY)
+        now = read_commit(self.output, DAY)
         return now.version if now else None
 
     @rule()
@@ -84,7 +84,7 @@ class Partition(RuleBasedStateMachine):
         ]
         unit = Unit(unit_id(mark, found), DAY, "images", tuple(found))
         provenance = Provenance("m" * 64, mark, "run", "cpu", "fp32")
-        self.parts[mark].append(write_part(self.store, self.layout, unit, rows, provenance, compression="zstd"))
+        self.parts[mark].append(write_part(self.output, unit, rows, provenance, compression="zstd"))
 
     @rule(mark=marks, which=st.integers(0, 100))
     def a_part_is_cut(self, mark: str, which: int) -> None:
@@ -108,7 +108,7 @@ class Partition(RuleBasedStateMachine):
         known = [uri for i, uri in enumerate(dict.fromkeys(self.parts[mark])) if i not in drop]
         before = self.base()
         try:
-            publish(self.store, self.layout, Publication(DAY, sources, mark, "m" * 64, "run", base, known), LIMITS)
+            publish(self.output, Publication(DAY, sources, mark, "m" * 64, "run", base, known), LIMITS)
         except Incomplete:
             assert self.base() == before
             return
@@ -119,19 +119,19 @@ class Partition(RuleBasedStateMachine):
         if self.base() != before:
             assert before == base, "a run has overwritten rows that were newer than its beginning"
         self.expected = Counter((s.key, s.version) for s in sources)
-        self.body = self.store.read(self.layout.published(DAY))
+        self.body = self.store.read(self.output.published(DAY))
 
     @invariant()
     def readers_see_every_image_of_one_inventory_once(self) -> None:
         """And nothing but a publication changes what they see."""
         if getattr(self, "expected", None) is None:
             return
-        body = self.store.read(self.layout.published(DAY))
+        body = self.store.read(self.output.published(DAY))
         assert body == self.body
         file = open_rows(body)
         assert Counter((k.source_key, k.version) for k in row_keys(file)) == self.expected
         assert len(set(file.read(columns=["fingerprint"]).column(0).to_pylist())) == 1
-        assert pq.read_metadata(self.store.open(self.layout.published(DAY))).num_rows == self.expected.total()
+        assert pq.read_metadata(self.store.open(self.output.published(DAY))).num_rows == self.expected.total()
 
 
 @pytest.mark.slow

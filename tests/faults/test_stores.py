@@ -586,17 +586,17 @@ def test_published_rows_that_are_damaged_elsewhere_are_not_carried_over(project)
 def test_a_renewal_that_nobody_can_settle_is_tried_again(project, weather):
     """A lost answer and a store that is away: the renewing thread lives on, and finds its lease later."""
     prepared = project.prepared()
-    held = Leases(prepared.output, prepared.layout, "run-1", 300.0)
+    held = Leases(prepared.output, "run-1", 300.0)
     held.take(f"date={NAME}")
     weather.clear()
     weather.next("put", "/_work/leases/", ("after", TimeoutError("no answer")))
     weather.always("read", "/_work/leases/", Answered(503))
     held.renew()
     weather.clear()
-    before = read_lease(prepared.output, prepared.layout, f"date={NAME}")
+    before = read_lease(prepared.output, f"date={NAME}")
     held.renew()
     held.renew()
-    after = read_lease(prepared.output, prepared.layout, f"date={NAME}")
+    after = read_lease(prepared.output, f"date={NAME}")
     assert after.run == "run-1"
     assert after.expires_s > before.expires_s
 
@@ -605,12 +605,12 @@ def test_a_take_over_whose_answer_is_lost_is_a_take_over(project, weather):
     """Reading back finds this run's own name: nobody else is to blame, and the partition is worked on."""
     project.fill(DAY, IMAGES)
     prepared = project.prepared()
-    dead = Leases(prepared.output, prepared.layout, "dead", 0.0)
+    dead = Leases(prepared.output, "dead", 0.0)
     dead.take(f"date={NAME}")
     weather.next("put", "/_work/leases/", None, ("after", TimeoutError("no answer")))
     summary = project.run(*LIMITS)
     assert (summary.exit_code, summary.ok, summary.published, summary.problems) == (0, IMAGES, 1, [])
-    assert read_lease(prepared.output, prepared.layout, f"date={NAME}") is None
+    assert read_lease(prepared.output, f"date={NAME}") is None
 
 
 def test_a_run_record_whose_answer_is_lost_is_there(project, weather):

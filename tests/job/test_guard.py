@@ -31,7 +31,7 @@ def undated(project):
 
 def visible(project, name: str = "all") -> int:
     prepared = project.prepared()
-    found = read_commit(prepared.output, prepared.layout, name)
+    found = read_commit(prepared.output, name)
     return 0 if found is None else found.commit.rows
 
 
@@ -186,7 +186,7 @@ def test_the_guard_is_asked_again_where_publication_is_decided(project, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(run_module, "survey_partition", _once(surveyed, real))
         summary = project.run("output.single_writer=true")
-    found = read_commit(more.output, more.layout, NAME)
+    found = read_commit(more.output, NAME)
     assert (summary.exit_code, found.commit.rows) == (Incomplete.exit_code, 4)
 
 

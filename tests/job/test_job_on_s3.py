@@ -167,7 +167,7 @@ def test_no_secret_leaves_the_environment(remote, s3_options, monkeypatch, caplo
     assert last_json(report)["report"].startswith(f"{remote.bucket}/out/reports/")
     written = {uri: in_the_clear(body) for uri, body in remote.objects("out").items()}
     assert all(any(place in uri for uri in written) for place in ("/_work/runs/", "/reports/"))
-    said = [repr(done), repr(failed), repr(prepared.job), repr(prepared.output), prepared.job.model_dump_json()]
+    said = [repr(done), repr(failed), repr(prepared.job), repr(prepared.output.store), prepared.job.model_dump_json()]
     said += [caplog.text, *capfd.readouterr(), command.stdout, command.stderr, report.stdout, report.stderr]
     assert [uri for uri, body in written.items() if canary in body or canary in uri] == []
     assert [text for text in said if canary in text] == []

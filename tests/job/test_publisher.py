@@ -23,7 +23,7 @@ def test_a_record_says_what_was_to_be_done_and_what_was(project):
     project.put(f"{DAY}/late.png", level=9)
     assert found["started"] < found["ended"]
     assert (found["did"]["workers"], found["did"]["loaders"], "pyarrow" in found["versions"]) == (1, 0, True)
-    version = project.prepared().output.head(f"file://{project.data('2026-11-21')}").version
+    version = project.prepared().output.store.head(f"file://{project.data('2026-11-21')}").version
     again = record(project, project.run().run)
     assert again["partitions"] == {NAME: {"state": "stale", "images": 4, "open": 1, "retry": 0, "base": version}}
 

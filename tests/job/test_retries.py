@@ -53,7 +53,7 @@ def stack(pages: int, *, marked: bool) -> bytes:
 
 def commit(project):
     prepared = project.prepared()
-    return read_commit(prepared.output, prepared.layout, f"date={NAME}").commit
+    return read_commit(prepared.output, f"date={NAME}").commit
 
 
 def verdicts(project) -> dict[str, str]:

@@ -81,7 +81,7 @@ def test_what_a_killed_run_left_goes_and_a_live_run_is_left_alone(project):
     for name in ("attempts/abc", "probe/probe-1"):
         Path(work / name).parent.mkdir(parents=True, exist_ok=True)
         (work / name).write_bytes(b"")
-    with Leases(prepared.output, prepared.layout, "alive", 60) as leases:
+    with Leases(prepared.output, "alive", 60) as leases:
         leases.take(f"date={NAME}")
         assert swept(project) == []
     assert swept(project) == ["attempt", "part", "probe"]

@@ -14,7 +14,7 @@ import pytest
 
 from unet_batch.records import Source, Unit
 from unet_batch.store.storage import Storage
-from unet_batch.table.layout import Layout
+from unet_batch.table.output import Output
 from unet_batch.worker.notes import StoredNotes
 from unet_batch.worker.watchdog import EXIT_SILENT, GRACE_S, SLOW_S, Note, Watchdog, of_this_process
 
@@ -167,12 +167,12 @@ def test_a_slow_unit_is_noted_while_it_goes_on_and_forgotten_when_it_is_done(dog
 
 def test_notes_lie_beside_the_markers_and_belong_to_a_run(tmp_path: Path):
     """The driver of another run does not take them for its own; one that is damaged is none."""
-    storage, layout = Storage(), Layout(f"file://{tmp_path}")
-    mine, others = StoredNotes(storage, layout, "run-1"), StoredNotes(storage, layout, "run-2")
+    output = Output(Storage(), f"file://{tmp_path}")
+    mine, others = StoredNotes(output, "run-1"), StoredNotes(output, "run-2")
     note = Note("u", "score", 1, "s3://a/2.png", 3, 8, 100.0, 10.0, 10.0, ended=True)
     mine.put(note)
-    storage.put(layout.note("damaged"), b"{")
-    storage.put(layout.attempt("marker"), b"")
+    output.store.put(output.note("damaged"), b"{")
+    output.store.put(output.attempt("marker"), b"")
     assert (mine.get("u"), others.get("u"), mine.get("damaged"), mine.get("missing")) == (note, None, None, None)
     assert (list(mine.all()), list(others.all())) == ([note], [])
     mine.remove("u")

@@ -16,7 +16,7 @@ from unet_batch.imaging.postprocess import Prediction
 from unet_batch.records import Source, Unit, unit_id
 from unet_batch.spec import LimitsSpec
 from unet_batch.store.storage import Storage, canonical
-from unet_batch.table.layout import Layout
+from unet_batch.table.output import Output
 from unet_batch.table.parts import read_parts, write_part
 from unet_batch.table.publish import Publication, Published, publish, published_keys, read_commit
 from unet_batch.table.rows import Provenance, prediction_row, rejection_row
@@ -40,12 +40,12 @@ def empty_mask() -> Prediction:
     )
 
 
-class Output:
+class Written:
     """An output folder with the few steps that the tests are about."""
 
     def __init__(self, folder: Path) -> None:
         self.store = Storage()
-        self.layout = Layout(canonical(str(folder)))
+        self.output = Output(self.store, canonical(str(folder)))
 
     def stage(
         self,
@@ -64,7 +64,7 @@ class Output:
             for s in found
             for page in range(pages)
         ]
-        return write_part(self.store, self.layout, unit, rows, provenance(mark), compression="zstd")
+        return write_part(self.output, unit, rows, provenance(mark), compression="zstd")
 
     def publish(
         self,
@@ -77,8 +77,7 @@ class Output:
         run="run-1",
     ) -> Published:
         return publish(
-            self.store,
-            self.layout,
+            self.output,
             Publication(DAY, found, mark, "m" * 64, run, base, parts),
             limits,
         )
@@ -88,12 +87,12 @@ class Output:
         return table.column("image_key").to_pylist()
 
     def path(self) -> Path:
-        return Path(self.layout.published(DAY).removeprefix("file://"))
+        return Path(self.output.published(DAY).removeprefix("file://"))
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> Output:
-    return Output(tmp_path / "out")
+def output(tmp_path: Path) -> Written:
+    return Written(tmp_path / "out")
 
 
 def test_every_image_of_the_inventory_has_one_row_in_key_order(output):
@@ -131,7 +130,7 @@ def test_rows_published_under_the_same_fingerprint_are_kept(output):
     """A late image is added without scoring, or even staging, the others again."""
     a, b = sources("a", "b")
     first = output.publish([a], [output.stage([a])])
-    for part in output.store.list(output.layout.parts(MARK, DAY)):
+    for part in output.store.list(output.output.parts(MARK, DAY)):
         output.store.delete(part.uri)
     output.publish([a, b], [output.stage([b])], base=first.version)
     assert output.keys() == [a.key, b.key]
@@ -182,7 +181,7 @@ def test_an_older_run_cannot_replace_newer_rows(output):
     output.publish(found, newer, mark="0" * 64, run="newer")
     with pytest.raises(Held, match="changed by run newer"):
         output.publish(found, stale_parts, base=None)
-    assert read_commit(output.store, output.layout, DAY).commit.fingerprint == "0" * 64
+    assert read_commit(output.output, DAY).commit.fingerprint == "0" * 64
 
 
 def test_a_truncated_part_is_deleted_and_does_not_count(output):
@@ -222,8 +221,7 @@ def test_a_part_that_misses_an_image_is_never_written(output):
     unit = Unit("u" * 32, DAY, "images", (a, b))
     with pytest.raises(UnetBatchError, match="1 sources without a row"):
         write_part(
-            output.store,
-            output.layout,
+            output.output,
             unit,
             [prediction_row(a, 0, 1, empty_mask(), None)],
             provenance(),
@@ -236,7 +234,7 @@ def test_a_published_object_that_is_not_ours_is_an_error(output):
     output.path().parent.mkdir(parents=True)
     output.path().write_bytes(b"PAR1 not really PAR1")
     with pytest.raises(StorageError, match="move it away"):
-        read_commit(output.store, output.layout, DAY)
+        read_commit(output.output, DAY)
 
 
 @pytest.mark.slow
@@ -245,7 +243,7 @@ def test_a_published_object_that_is_not_ours_is_an_error(output):
 def test_any_overlap_of_parts_and_rounds_publishes_every_image_once(tmp_path_factory, seed, count):
     """Random parts, retries, late images and changed versions over several rounds: rows always equal the inventory."""
     rng = random.Random(seed)
-    output = Output(tmp_path_factory.mktemp("out"))
+    output = Written(tmp_path_factory.mktemp("out"))
     base: str | None = None
     parts: list[str] = []
     inventory = sources(*(f"{i:02}" for i in range(count)))
@@ -257,5 +255,5 @@ def test_any_overlap_of_parts_and_rounds_publishes_every_image_once(tmp_path_fac
         parts.append(output.stage(inventory[len(inventory) // 2 :]))
         rng.shuffle(parts)
         base = output.publish(inventory, parts, base=base).version
-        rows = published_keys(output.store, output.layout, DAY)
+        rows = published_keys(output.output, DAY)
         assert Counter((r.source_key, r.version) for r in rows) == Counter((s.key, s.version) for s in inventory)

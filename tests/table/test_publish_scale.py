@@ -17,7 +17,7 @@ from unet_batch.store.storage import Storage, canonical
 from unet_batch.table import merge as merge_module
 from unet_batch.table import parts as parts_module
 from unet_batch.table import publish as publish_module
-from unet_batch.table.layout import Layout
+from unet_batch.table.output import Output
 from unet_batch.table.parts import write_part
 from unet_batch.table.publish import Publication, publish
 from unet_batch.table.rows import Provenance, prediction_row, rejection_row
@@ -38,31 +38,31 @@ class CountingStorage(Storage):
         return super().open(uri, version=version)
 
 
-class Output:
+class Written:
     """An output folder whose rows are rejections that name their image."""
 
     def __init__(self, folder: Path) -> None:
         self.store = CountingStorage()
-        self.layout = Layout(canonical(str(folder)))
+        self.output = Output(self.store, canonical(str(folder)))
 
     def stage(self, found: list[Source]) -> str:
         unit = Unit(unit_id(MARK, found), DAY, "images", tuple(found))
         rows = [rejection_row(s, 0, 1, ImageError(Reason.DECODE_CORRUPT, f"about {s.uri}")) for s in found]
-        return write_part(self.store, self.layout, unit, rows, WHERE, compression="zstd")
+        return write_part(self.output, unit, rows, WHERE, compression="zstd")
 
     def publish(self, found: list[Source], parts: list[str], *, base: str | None = None) -> str:
         self.store.opened.clear()
         wanted = Publication(DAY, found, MARK, "m" * 64, "run-1", base, parts)
-        return publish(self.store, self.layout, wanted, LimitsSpec(max_rejected=10**9)).version
+        return publish(self.output, wanted, LimitsSpec(max_rejected=10**9)).version
 
     def rows(self) -> list[tuple[str, str]]:
-        table = pq.ParquetFile(self.layout.published(DAY).removeprefix("file://")).read(["uri", "message"])
+        table = pq.ParquetFile(self.output.published(DAY).removeprefix("file://")).read(["uri", "message"])
         return list(zip(*table.to_pydict().values(), strict=True))
 
 
 @pytest.fixture
-def output(tmp_path: Path) -> Output:
-    return Output(tmp_path / "out")
+def output(tmp_path: Path) -> Written:
+    return Written(tmp_path / "out")
 
 
 def sources(count: int, *, ending: str = "", step: int = 1) -> list[Source]:
@@ -100,7 +100,7 @@ def test_a_published_object_is_opened_a_few_times_however_many_groups_it_has(out
     base = output.publish(early, [output.stage(early)])
     output.publish([*early, *late], [output.stage(late)], base=base)
     assert output.rows() == expected([*early, *late])
-    assert output.store.opened[output.layout.published(DAY)] == 3  # its footer, its keys, its rows
+    assert output.store.opened[output.output.published(DAY)] == 3  # its footer, its keys, its rows
 
 
 class CountedFile:
@@ -123,9 +123,9 @@ def test_finding_a_row_does_not_walk_the_row_groups_before_it(output, monkeypatc
     monkeypatch.setattr(publish_module, "ROWS_PER_GROUP", 5)
     early = sources(200)
     output.publish(early, [output.stage(early)])
-    file = CountedFile(merge_module.open_stream(output.store.open(output.layout.published(DAY))))
+    file = CountedFile(merge_module.open_stream(output.store.open(output.output.published(DAY))))
     monkeypatch.setattr(merge_module, "open_stream", lambda _: file)
-    containers = merge_module.Containers(output.store, [output.layout.published(DAY)])
+    containers = merge_module.Containers(output.store, [output.output.published(DAY)])
     places = [containers._place(0, row) for row in range(200)]
     assert places == [divmod(row, 5) for row in range(200)]
     assert file.asked == 40
@@ -160,8 +160,7 @@ def test_few_large_rows_are_written_and_rewritten_a_few_at_a_time(output, monkey
         rows = [prediction_row(source, 0, 1, empty, os.urandom(heavy)) for source in found]
         unit = Unit(unit_id(MARK, found), DAY, "images", tuple(found))
         return write_part(
-            output.store,
-            output.layout,
+            output.output,
             unit,
             rows,
             Provenance("m" * 64, MARK, "run-1", "cpu", "fp32"),
@@ -173,7 +172,7 @@ def test_few_large_rows_are_written_and_rewritten_a_few_at_a_time(output, monkey
     found = sources(40)
     first = output.publish(found[:30], [large(found[:30])])
     second = output.publish(found, [large(found[30:])], base=first)
-    for uri in (output.layout.published(DAY), *(o.uri for o in output.store.list(output.layout.staged))):
+    for uri in (output.output.published(DAY), *(o.uri for o in output.store.list(output.output.staged))):
         with output.store.open(uri) as stream:
             metadata = parts_module.open_stream(stream).metadata
         sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]

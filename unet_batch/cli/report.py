@@ -50,8 +50,8 @@ def report(job: JobSpec, window: str, run: str | None, out: str | None, pictures
     found = gather(prepared, record, pictures=pictures)
     page = render(found)
     if out is None:
-        uri = prepared.layout.report(record.run)
-        prepared.output.put(uri, page)
+        uri = prepared.output.report(record.run)
+        prepared.output.store.put(uri, page)
     else:
         uri = canonical(out)
         if not uri.startswith("file://"):

@@ -33,8 +33,7 @@ from unet_batch.session.model_files import trusted_models
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device, Session
 from unet_batch.spec import JobSpec, SessionSpec
-from unet_batch.store.storage import Storage
-from unet_batch.table.layout import Layout
+from unet_batch.table.output import Output
 
 log = logging.getLogger(__name__)
 
@@ -289,9 +288,10 @@ def _of_any_size(job: JobSpec, data: bytes, model: Model) -> Session:
 
 def _write(job: JobSpec, run_id: str, suffix: str, body: bytes) -> str | None:
     """Where a report of the gate lies; None where the store would not have it, which must not hide the verdict."""
-    uri = f"{Layout(job.output.uri).reports}/check-{run_id}.{suffix}"
+    output = Output.of(job.output)
+    uri = f"{output.reports}/check-{run_id}.{suffix}"
     try:
-        Storage(job.output.options).put(uri, body)
+        output.store.put(uri, body)
     except StorageError as error:
         log.warning("the report %s could not be written: %s", uri, error)
         return None

@@ -10,8 +10,7 @@ from dataclasses import replace
 from unet_batch.errors import AlreadyExists
 from unet_batch.records import Receipt, Unit
 from unet_batch.session.session import Device
-from unet_batch.store.storage import Storage
-from unet_batch.table.layout import Layout
+from unet_batch.table.output import Output
 from unet_batch.worker.notes import LoggedNotes
 from unet_batch.worker.watchdog import of_this_process
 from unet_batch.worker.worker import Settings, build_infer, build_load
@@ -33,24 +32,23 @@ class LocalExecutor:
         self._settings = settings
         self._load = build_load(settings)
         self._infer = build_infer(settings, Device(threads=threads))
-        self._store = Storage(settings.job.output.options)
-        self._layout = Layout(settings.job.output.uri)
+        self._output = Output.of(settings.job.output)
         self._begun: str | None = None
         """Marker of the unit under work."""
 
     def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
         """A receipt for every unit, in order."""
         for unit in units:
-            self._begun = marker = self._layout.attempt(unit.unit_id)
+            self._begun = marker = self._output.attempt(unit.unit_id)
             try:
-                self._store.create(marker, b"")
+                self._output.store.create(marker, b"")
                 tried = False
             except AlreadyExists:
                 tried = True
             receipt = self._scored(replace(unit, isolate=True) if tried else unit)
             yield receipt
             if not receipt.held:  # else it may have killed an earlier process, and has no row that says so
-                self._store.delete(marker)
+                self._output.store.delete(marker)
             self._begun = None
 
     def _scored(self, unit: Unit) -> Receipt:
@@ -66,4 +64,4 @@ class LocalExecutor:
     def close(self) -> None:
         """Remove the marker of a unit that was left in the middle: this process lives, so the unit did not kill it."""
         if self._begun is not None:
-            self._store.delete(self._begun)
+            self._output.store.delete(self._begun)

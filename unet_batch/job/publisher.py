@@ -49,7 +49,7 @@ def demand_conditional_puts(prepared: Prepared) -> None:
     if output.single_writer:
         return
     with before_scoring():
-        refused = prepared.output.probe(prepared.layout.scratch)
+        refused = prepared.output.store.probe(prepared.output.scratch)
     if refused is not None:
         raise JobError(
             f"{output.uri} cannot publish safely: {refused}; use another store, or set output.single_writer: true if "
@@ -86,7 +86,7 @@ class Record:
 
     def __init__(self, prepared: Prepared, run_id: str, select: str, passed: PassedOver = NOTHING_PASSED) -> None:
         self._prepared = prepared
-        self._uri = prepared.layout.run(run_id)
+        self._uri = prepared.output.run(run_id)
         self._begun = False
         self._tree: dict[str, Any] = {
             "run": run_id,
@@ -114,7 +114,7 @@ class Record:
             }
             for p in work
         }
-        put = self._prepared.output.put if self._begun else self._prepared.output.create
+        put = self._prepared.output.store.put if self._begun else self._prepared.output.store.create
         self._begun = True
         try:
             put(self._uri, self._body())
@@ -126,7 +126,7 @@ class Record:
         if self._begun:
             self._tree["ended"] = datetime.now(UTC).isoformat()
             self._tree["did"] = did
-            self._prepared.output.put(self._uri, self._body())
+            self._prepared.output.store.put(self._uri, self._body())
 
     def _body(self) -> bytes:
         # Options may hold URLs: what people sign or log in with stays out of a file that others read.
@@ -179,8 +179,8 @@ class Publisher:
 
     def arrived(self, unit: Unit) -> None:
         """Note a unit's part; publish when it was the last of its partition."""
-        layout = self._prepared.layout
-        self._parts[unit.partition].append(layout.part(self._prepared.fingerprint, unit.partition, unit.unit_id))
+        output = self._prepared.output
+        self._parts[unit.partition].append(output.part(self._prepared.fingerprint, unit.partition, unit.unit_id))
         left = self._open[unit.partition]
         left.difference_update(s.key for s in unit.sources)
         if not left:
@@ -220,7 +220,6 @@ class Publisher:
         try:
             publish(
                 self._prepared.output,
-                self._prepared.layout,
                 Publication(
                     partition=partition,
                     sources=plan.sources,

@@ -169,7 +169,7 @@ class _Run:
         self._leases: Leases | None = None
         if not prepared.job.output.single_writer:
             ttl_s = prepared.job.limits.lease_s
-            self._leases = Leases(prepared.output, prepared.layout, summary.run, ttl_s).__enter__()
+            self._leases = Leases(prepared.output, summary.run, ttl_s).__enter__()
         # What another try finds must not lie under the name of the part that the first one left.
         self._again_mark = f"{prepared.fingerprint}\0{summary.run}"
 

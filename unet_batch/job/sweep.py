@@ -56,7 +56,7 @@ def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_ru
 
 def _is_removed(prepared: Prepared, litter: Litter) -> bool:
     try:
-        prepared.output.delete(litter.uri, version=litter.version)
+        prepared.output.store.delete(litter.uri, version=litter.version)
     except Conflict:
         return False  # a run took the lease meanwhile
     return True
@@ -66,10 +66,10 @@ def _parts(
     prepared: Prepared, inventory: Mapping[str, Sequence[Source]], *, keep_other_models: bool
 ) -> Iterator[Litter]:
     """Parts of partitions that nobody works on, whose rows are all published, or belong to another model's past."""
-    layout, output = prepared.layout, prepared.output
-    root = layout.staged + "/"
+    output = prepared.output
+    root = output.staged + "/"
     by_partition: dict[tuple[str, str], list[tuple[str, int]]] = {}
-    for part in output.list(layout.staged):
+    for part in output.store.list(output.staged):
         mark, _, rest = part.uri.removeprefix(root).partition("/")
         partition, _, name = rest.rpartition("/")
         if part.uri.startswith(root) and name.endswith(".part"):
@@ -79,7 +79,7 @@ def _parts(
         if partition not in seen or not inventory.get(partition) or _is_held(prepared, partition):
             continue
         try:
-            published = read_commit(output, layout, partition)
+            published = read_commit(output, partition)
         except StorageError:
             continue
         if published is None:
@@ -96,15 +96,15 @@ def _covered(
     """Parts without a single row that the next publication could need."""
     commit, sizes = published.commit, dict(parts)
     versions = {source.key: source.version for source in sources}
-    visible = published_keys(prepared.output, prepared.layout, commit.partition)
-    for uri, keys in read_parts(prepared.output, sorted(sizes), commit.fingerprint, repair=False):
+    visible = published_keys(prepared.output, commit.partition)
+    for uri, keys in read_parts(prepared.output.store, sorted(sizes), commit.fingerprint, repair=False):
         if not any(winner.container for winner in choose((visible, keys), versions).values()):
             yield Litter(uri, "part", sizes[uri])
 
 
 def _leases(prepared: Prepared) -> Iterator[Litter]:
-    root = prepared.layout.leases + "/"
-    for found in prepared.output.list(prepared.layout.leases):
+    root = prepared.output.leases + "/"
+    for found in prepared.output.store.list(prepared.output.leases):
         partition = found.uri.removeprefix(root).removesuffix(".json")
         if found.uri.startswith(root) and not _is_held(prepared, partition):
             yield Litter(found.uri, "lease", found.size_bytes, found.version)
@@ -113,15 +113,15 @@ def _leases(prepared: Prepared) -> Iterator[Litter]:
 def _markers(prepared: Prepared) -> Iterator[Litter]:
     """Starts of units that did not finish, where nobody is working; and what a killed probe left."""
     if not any(_is_held(prepared, partition) for partition in _leased(prepared)):
-        for found in prepared.output.list(prepared.layout.attempts):
+        for found in prepared.output.store.list(prepared.output.attempts):
             yield Litter(found.uri, "attempt", found.size_bytes)
-        for found in prepared.output.list(prepared.layout.scratch):
+        for found in prepared.output.store.list(prepared.output.scratch):
             yield Litter(found.uri, "probe", found.size_bytes)
 
 
 def _indexes(prepared: Prepared, inventory: Mapping[str, Sequence[Source]]) -> Iterator[Litter]:
     """Member lists of tars that were replaced or went away. inventory: of the whole archive."""
-    kept = StoredIndex(prepared.output, prepared.layout.index)
+    kept = StoredIndex(prepared.output.store, prepared.output.index)
     shards = {
         (source.uri, source.version)
         for sources in inventory.values()
@@ -129,23 +129,23 @@ def _indexes(prepared: Prepared, inventory: Mapping[str, Sequence[Source]]) -> I
         if source.member or source.problem
     }
     needed = {kept.place(uri, version) for uri, version in shards}
-    for found in prepared.output.list(prepared.layout.index):
+    for found in prepared.output.store.list(prepared.output.index):
         if found.uri not in needed:
             yield Litter(found.uri, "index", found.size_bytes)
 
 
 def _puts(prepared: Prepared, *, dry_run: bool) -> Iterator[Litter]:
     """Hidden files of killed puts, wherever a run puts something; a put that may be under way keeps its own."""
-    for folder in (prepared.layout.predictions, prepared.layout.work):
-        for found in prepared.output.leftovers(folder, remove=not dry_run):
+    for folder in (prepared.output.predictions, prepared.output.work):
+        for found in prepared.output.store.leftovers(folder, remove=not dry_run):
             yield Litter(found.uri, "put", found.size_bytes)
 
 
 def _leased(prepared: Prepared) -> list[str]:
-    root = prepared.layout.leases + "/"
-    return [o.uri.removeprefix(root).removesuffix(".json") for o in prepared.output.list(prepared.layout.leases)]
+    root = prepared.output.leases + "/"
+    return [o.uri.removeprefix(root).removesuffix(".json") for o in prepared.output.store.list(prepared.output.leases)]
 
 
 def _is_held(prepared: Prepared, partition: str) -> bool:
-    lease = read_lease(prepared.output, prepared.layout, partition)
+    lease = read_lease(prepared.output, partition)
     return lease is not None and lease.alive(time.time())

@@ -132,7 +132,7 @@ def verify(prepared: Prepared, window: Window) -> Proof:
 def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None, others: Others) -> PartitionStatus:
     try:
         if sources is None:
-            published = read_commit(prepared.output, prepared.layout, partition)
+            published = read_commit(prepared.output, partition)
             commit = published.commit if published else None
             return PartitionStatus(
                 partition=partition,
@@ -147,7 +147,7 @@ def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None
     except StorageError:
         return PartitionStatus(partition, "damaged", len(sources or ()), 0, 0, 0, None)
     commit = plan.published.commit if plan.published else None
-    lease = read_lease(prepared.output, prepared.layout, partition)
+    lease = read_lease(prepared.output, partition)
     holder = str(lease) if lease is not None and lease.alive(time.time()) else None
     return PartitionStatus(
         partition=partition,
@@ -169,9 +169,9 @@ def _compare(prepared: Prepared, partition: str, sources: Sequence[Source] | Non
     if sources is None:
         yield Finding(partition, "published, but no longer in the archive", 1, "")
         return
-    uri = prepared.layout.published(partition)
+    uri = prepared.output.published(partition)
     try:
-        stream = prepared.output.open(uri)
+        stream = prepared.output.store.open(uri)
     except NotFound:
         yield Finding(partition, f"not published; {len(sources)} images have no row", len(sources), "")
         return
@@ -179,7 +179,7 @@ def _compare(prepared: Prepared, partition: str, sources: Sequence[Source] | Non
         file = open_stream(stream)
         keys = sound_keys(file)
         marks = set(file.read(columns=["fingerprint"]).column("fingerprint").to_pylist())
-        published = read_commit(prepared.output, prepared.layout, partition)
+        published = read_commit(prepared.output, partition)
     except (pa.ArrowException, OSError, ValueError, KeyError, StorageError) as error:
         yield Finding(
             partition, f"the published object is truncated or damaged ({' '.join(str(error).split())[:200]})", 1, ""
@@ -205,7 +205,7 @@ def _compare(prepared: Prepared, partition: str, sources: Sequence[Source] | Non
 
 def _is_published_empty(prepared: Prepared, partition: str) -> bool:
     try:
-        published = read_commit(prepared.output, prepared.layout, partition)
+        published = read_commit(prepared.output, partition)
     except StorageError:
         return False
     return published is not None and published.commit.rows == 0
@@ -237,17 +237,17 @@ def _finding(partition: str, kind: str, keys: Sequence[str]) -> Iterator[Finding
 
 
 def _damaged_parts(prepared: Prepared, partition: str) -> Iterator[Finding]:
-    folder = prepared.layout.parts(prepared.fingerprint, partition)
-    uris = sorted(o.uri for o in prepared.output.list(folder) if o.uri.endswith(".part"))
-    sound = {uri for uri, _ in read_parts(prepared.output, uris, prepared.fingerprint, repair=False)}
+    folder = prepared.output.parts(prepared.fingerprint, partition)
+    uris = sorted(o.uri for o in prepared.output.store.list(folder) if o.uri.endswith(".part"))
+    sound = {uri for uri, _ in read_parts(prepared.output.store, uris, prepared.fingerprint, repair=False)}
     yield from _finding(partition, "staged parts that are truncated or damaged", [u for u in uris if u not in sound])
 
 
 def _strangers(prepared: Prepared, names: set[str]) -> Iterator[Finding]:
     """Parquet files beside ours, which a reader's glob would take for rows."""
-    ours = {prepared.layout.published(name) for name in names}
-    for found in prepared.output.list(prepared.layout.predictions):
-        folder = found.uri.rpartition("/")[0].removeprefix(prepared.layout.predictions + "/")
+    ours = {prepared.output.published(name) for name in names}
+    for found in prepared.output.store.list(prepared.output.predictions):
+        folder = found.uri.rpartition("/")[0].removeprefix(prepared.output.predictions + "/")
         if found.uri.endswith(".parquet") and found.uri not in ours and folder in names:
             yield Finding(
                 folder, "a Parquet file that no run published; readers' globs would count its rows", 1, found.uri

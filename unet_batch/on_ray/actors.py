@@ -20,8 +20,7 @@ import pyarrow as pa
 from unet_batch.errors import SessionBroken, StorageError, UnetBatchError
 from unet_batch.records import Receipt, Unit
 from unet_batch.session.session import Device
-from unet_batch.store.storage import Storage
-from unet_batch.table.layout import Layout
+from unet_batch.table.output import Output
 from unet_batch.worker.faults import NOT_STARTED, UNEXPECTED
 from unet_batch.worker.infer import Infer
 from unet_batch.worker.load import Fetched
@@ -143,6 +142,6 @@ class ScoreActor:
 def _watch(settings: Settings) -> Callable[[Unit, Stage], AbstractContextManager[Watch]]:
     """Watches a stage of a unit with the one watchdog of this process."""
     job = settings.job
-    notes = StoredNotes(Storage(job.output.options), Layout(job.output.uri), settings.run_id)
+    notes = StoredNotes(Output.of(job.output), settings.run_id)
     dog, limit_s = of_this_process(), job.limits.unit_timeout_s
     return lambda unit, stage: dog.watch(unit, stage, limit_s=limit_s, notes=notes)

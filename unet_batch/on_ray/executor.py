@@ -25,8 +25,7 @@ from unet_batch.on_ray.nodes import Pulse, node_id, node_name, resources
 from unet_batch.on_ray.start import start
 from unet_batch.planning.plan import UNITS_AT_ONCE, Placement, place
 from unet_batch.records import Receipt, Unit
-from unet_batch.store.storage import Storage
-from unet_batch.table.layout import Layout
+from unet_batch.table.output import Output
 from unet_batch.worker.faults import SILENT_DECODE, SILENT_READ, SILENT_SCORE
 from unet_batch.worker.notes import StoredNotes
 from unet_batch.worker.starts import Starts
@@ -57,7 +56,7 @@ class RayExecutor:
         self._address = address
         self._losses = Losses()
         output = settings.job.output
-        self._notes = StoredNotes(Storage(output.options), Layout(output.uri), settings.run_id)
+        self._notes = StoredNotes(Output.of(output), settings.run_id)
         self.fault: HandoverFailed | None = None
         started = time.perf_counter()
         self._ray = start(address)

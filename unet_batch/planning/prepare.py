@@ -19,7 +19,7 @@ from unet_batch.session.ensemble import combined_model
 from unet_batch.session.model_files import read_model_file, resolve_models, trusted_models
 from unet_batch.spec import JobSpec
 from unet_batch.store.storage import Storage, canonical
-from unet_batch.table.layout import Layout
+from unet_batch.table.output import Output
 from unet_batch.table.rows import COLUMNS
 
 
@@ -36,8 +36,7 @@ class Prepared:
     """Of the model, or of the ensemble's first member."""
     fingerprint: str
     archive: Storage
-    output: Storage
-    layout: Layout
+    output: Output
     proven: bool
     """Whether it is certain before a run that outputs are what the contracts call them."""
 
@@ -54,7 +53,6 @@ def prepare(job: JobSpec) -> Prepared:
     ensemble = job.model.ensemble
     model = models[0] if ensemble is None else combined_model(models, ensemble.combine)
     _check_references(job, files, models)
-    output = Storage(job.output.options)
     return Prepared(
         job=job,
         model=model,
@@ -62,8 +60,7 @@ def prepare(job: JobSpec) -> Prepared:
         model_bytes=files[0].data,
         fingerprint=fingerprint(job, model),
         archive=Storage(job.input.options, threads=job.resources.fetch_threads),
-        output=output,
-        layout=Layout(job.output.uri),
+        output=Output.of(job.output),
         # A packed file was proven when it was packed, and the gate runs its reference pictures.
         proven=all(PACK_KEY.encode() in f.data or proven(m, f.data) for m, f in zip(models, files, strict=True)),
     )
@@ -119,8 +116,8 @@ def _check_partition_column(job: JobSpec) -> None:
 
 def _check_output_is_apart(job: JobSpec) -> None:
     """Rows inside the archive would be the next run's images."""
-    layout = Layout(job.output.uri)
-    for uri in (layout.published("all"), layout.run("run"), layout.part("0" * 64, "all", "unit")):
+    output = Output.of(job.output)
+    for uri in (output.published("all"), output.run("run"), output.part("0" * 64, "all", "unit")):
         if reaches(job.input, uri):
             raise JobError(
                 f"output.uri {job.output.uri} lies inside the archive {job.input.uri}, so the next run would take what "

@@ -74,7 +74,7 @@ def archive_partitions(prepared: Prepared, window: Window, *, keep: bool) -> Hol
     """
     spec = prepared.job.input
     discovered = discover(prepared.archive, spec, window)
-    cache = (StoredIndex if keep else _ReadOnlyIndex)(prepared.output, prepared.layout.index)
+    cache = (StoredIndex if keep else _ReadOnlyIndex)(prepared.output.store, prepared.output.index)
     partitions: dict[str, list[Source]] = {}
     passed = discovered.passed
     for partition, objects in discovered.partitions.items():
@@ -137,7 +137,7 @@ def surveyed(prepared: Prepared, holdings: Holdings, select: Select, *, repair: 
 def glance(prepared: Prepared, partition: str, sources: Sequence[Source], select: Select) -> bool:
     """Whether a run with this selection may have work in a partition, as far as its footer tells."""
     try:
-        published = read_commit(prepared.output, prepared.layout, partition)
+        published = read_commit(prepared.output, partition)
     except StorageError:
         return True  # the run says what is wrong
     plan = plan_partition(
@@ -186,7 +186,7 @@ def survey_partition(
     Raises Damaged where rejections of rows are asked for that cannot be read.
     """
     mark, limits = prepared.fingerprint, prepared.job.limits
-    published = read_commit(prepared.output, prepared.layout, partition)
+    published = read_commit(prepared.output, partition)
     plan = plan_partition(partition, sources, mark=mark, published=published, done=set(), parts=())
     commit = published.commit if published is not None else None
     if plan.up_to_date and commit is not None and not _may_be_tried(commit, select, limits):
@@ -205,7 +205,7 @@ def survey_partition(
 
     def containers() -> Iterator[Sequence[RowKey]]:
         yield visible or ()
-        for uri, keys in read_parts(prepared.output, _part_uris(prepared, partition), mark, repair=repair):
+        for uri, keys in read_parts(prepared.output.store, _part_uris(prepared, partition), mark, repair=repair):
             names.append(uri)
             yield keys
 
@@ -254,7 +254,7 @@ def survey_afresh(prepared: Prepared, plan: PartitionPlan, *, repair: bool) -> P
         return plan
     label = rescoring(plan)
     ours = [uri for uri in _part_uris(prepared, plan.partition) if uri.rpartition("/")[2].startswith(label)]
-    parts = list(read_parts(prepared.output, ours, prepared.fingerprint, repair=repair))
+    parts = list(read_parts(prepared.output.store, ours, prepared.fingerprint, repair=repair))
     done = {(key.source_key, key.version) for _, keys in parts for key in keys}
     left = tuple(s for s in plan.sources if (s.key, s.version) not in done)
     scored, sound = len(plan.sources) - len(left), tuple(uri for uri, _ in parts)
@@ -263,8 +263,8 @@ def survey_afresh(prepared: Prepared, plan: PartitionPlan, *, repair: bool) -> P
 
 def published_partitions(prepared: Prepared) -> Iterator[str]:
     """Names of all partitions that readers see."""
-    root = prepared.layout.predictions + "/"
-    for found in prepared.output.list(prepared.layout.predictions):
+    root = prepared.output.predictions + "/"
+    for found in prepared.output.store.list(prepared.output.predictions):
         if found.uri.startswith(root) and found.uri.endswith("/data.parquet"):
             yield found.uri.removeprefix(root).removesuffix("/data.parquet")
 
@@ -297,7 +297,7 @@ class Buckets:
 def _published_images(prepared: Prepared, partition: str) -> int:
     """Images of a published partition; none where nothing is published, or where it cannot be read."""
     try:
-        published = read_commit(prepared.output, prepared.layout, partition)
+        published = read_commit(prepared.output, partition)
     except StorageError:
         return 0  # the run says so when it comes to this partition
     return published.commit.sources if published else 0
@@ -310,9 +310,9 @@ def _visible(prepared: Prepared, partition: str, published: Published | None, *,
     """
     if published is None or published.commit.fingerprint != prepared.fingerprint:
         return None
-    uri = prepared.layout.published(partition)
+    uri = prepared.output.published(partition)
     try:
-        return published_keys(prepared.output, prepared.layout, partition)
+        return published_keys(prepared.output, partition)
     except (pa.ArrowException, OSError, ValueError, StorageError) as error:
         if strict:
             raise Damaged(f"{uri} is published but damaged ({error}); move it away and run the job again") from error
@@ -321,8 +321,8 @@ def _visible(prepared: Prepared, partition: str, published: Published | None, *,
 
 
 def _part_uris(prepared: Prepared, partition: str) -> list[str]:
-    folder = prepared.layout.parts(prepared.fingerprint, partition)
-    return sorted(o.uri for o in prepared.output.list(folder) if o.uri.endswith(".part"))
+    folder = prepared.output.parts(prepared.fingerprint, partition)
+    return sorted(o.uri for o in prepared.output.store.list(folder) if o.uri.endswith(".part"))
 
 
 def _buckets(partition: str, sources: Sequence[Source], count: int) -> dict[str, list[Source]]:

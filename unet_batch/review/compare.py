@@ -17,7 +17,6 @@ from unet_batch.review.agreement import TOP, Agreement, Said, Words, agree_on
 from unet_batch.review.run_records import EXAMPLES
 from unet_batch.review.sides import Rows, Side
 from unet_batch.store.storage import canonical
-from unet_batch.table.layout import Layout
 from unet_batch.table.rows import partition_values
 
 log = logging.getLogger(__name__)
@@ -66,7 +65,9 @@ def compare(
     Raises JobError where a word names nothing, Damaged for a published object that cannot be read, and StorageError
     where the store fails.
     """
-    other = prepared if b_output is None else replace(prepared, layout=Layout(canonical(b_output).rstrip("/")))
+    other = prepared
+    if b_output is not None:
+        other = replace(prepared, output=replace(prepared.output, uri=canonical(b_output).rstrip("/")))
     # `last` is the newest day that either side has rows of, so it is found among all of them.
     scope = EVERYTHING if window.kind == "last" else Scope(window)
     sides = Side(prepared, a, scope), Side(other, b, scope)

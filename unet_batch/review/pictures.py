@@ -89,7 +89,7 @@ def _rows(prepared: Prepared, candidates: Sequence[Candidate]) -> Iterator[tuple
     for partition in dict.fromkeys(candidate.partition for candidate in candidates):
         here = [candidate for candidate in candidates if candidate.partition == partition]
         try:
-            file = open_stream(prepared.output.open(prepared.layout.published(partition)))
+            file = open_stream(prepared.output.store.open(prepared.output.published(partition)))
             rows = rows_at(file, [candidate.row for candidate in here], ROW_COLUMNS)
         except (pa.ArrowException, OSError, KeyError, StorageError):
             continue
@@ -146,7 +146,7 @@ def _source(
         return plain
     shard = (row["uri"], row["source_version"])
     if shard not in indexed:
-        cache = StoredIndex(prepared.output, prepared.layout.index)
+        cache = StoredIndex(prepared.output.store, prepared.output.index)
         try:
             found = inventory(prepared.archive, prepared.job.input, [Object(shard[0], 0, shard[1])], cache=cache)
             indexed[shard] = {source.key: source for sources in found.partitions.values() for source in sources}

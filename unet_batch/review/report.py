@@ -147,7 +147,7 @@ def gather(prepared: Prepared, record: RunRecord, *, pictures: int) -> Report:
         run=record.run,
         job=str(record.job.get("name", prepared.job.name)),
         root=_root(prepared.job.input.uri),
-        output=redact(prepared.layout.output),
+        output=redact(prepared.output.uri),
         started=record.started,
         ended=record.ended,
         select=record.select,
@@ -193,9 +193,9 @@ def _line(prepared: Prepared, record: RunRecord, worked: WorkedOn, census: Censu
     counts: Counts | None = None
     now: Now = "not published"
     try:
-        published = read_commit(prepared.output, prepared.layout, name)
+        published = read_commit(prepared.output, name)
         if published is not None and published.commit.fingerprint == record.fingerprint:
-            counts = census.add(name, open_stream(prepared.output.open(prepared.layout.published(name))))
+            counts = census.add(name, open_stream(prepared.output.store.open(prepared.output.published(name))))
             now = "published"
         elif record.did is not None and name in record.did.partitions:
             now = "replaced" if published else "gone"
@@ -254,8 +254,8 @@ def _staged_rejected(
     examples: dict[str, list[tuple[str, str]]] = {}
     unread = 0
     for partition in partitions:
-        folder = prepared.layout.parts(fingerprint, partition)
-        uris = sorted(found.uri for found in prepared.output.list(folder) if found.uri.endswith(".part"))
+        folder = prepared.output.parts(fingerprint, partition)
+        uris = sorted(found.uri for found in prepared.output.store.list(folder) if found.uri.endswith(".part"))
         unread += len(uris[STAGED_PARTS:])
         for key, reason, message in _staged(prepared, uris[:STAGED_PARTS]):
             reasons[reason] += 1
@@ -268,7 +268,7 @@ def _staged(prepared: Prepared, uris: Sequence[str]) -> Iterator[tuple[str, str,
     """Key, reason and message of every image in some parts whose winning row is a rejection."""
     keys: list[list[RowKey]] = []
     messages: list[list[str | None]] = []
-    for text in prepared.output.read_many([(uri, None) for uri in uris]):
+    for text in prepared.output.store.read_many([(uri, None) for uri in uris]):
         if isinstance(text, StorageError):
             continue
         try:

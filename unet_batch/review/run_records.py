@@ -69,7 +69,7 @@ def read_record(prepared: Prepared, run: str) -> RunRecord:
     if run not in runs:
         near = difflib.get_close_matches(run, runs, n=EXAMPLES, cutoff=0.5) or runs[:EXAMPLES]
         instead = f"the nearest are {', '.join(near)}" if near else "it has no records of runs yet"
-        raise JobError(f"no run of {prepared.layout.output} is called {run}: {instead}")
+        raise JobError(f"no run of {prepared.output.uri} is called {run}: {instead}")
     return listed_record(prepared, run)
 
 
@@ -83,22 +83,22 @@ def newest_record(prepared: Prepared, window: Window) -> RunRecord:
         found = [r for r in records if any(scope.holds(worked.partition) for worked in r.partitions)]
         if found:
             return max(found, key=lambda record: record.started.timestamp() if record.started else 0.0)
-    where = prepared.layout.output
+    where = prepared.output.uri
     raise JobError(f"{where} has no record of a run that worked on this window: run the job, or write --window all")
 
 
 def run_names(prepared: Prepared) -> list[str]:
     """Names of all runs that left a record, the newest first: they begin with the time at which they began."""
-    uris = (found.uri for found in prepared.output.list(prepared.layout.runs))
+    uris = (found.uri for found in prepared.output.store.list(prepared.output.runs))
     names = (uri.rpartition("/")[2] for uri in uris)
     return sorted((name.removesuffix(".json") for name in names if name.endswith(".json")), reverse=True)
 
 
 def listed_record(prepared: Prepared, run: str) -> RunRecord:
     """The record of one of `run_names`. Raises JobError where it is damaged."""
-    uri = prepared.layout.run(run)
+    uri = prepared.output.run(run)
     try:
-        tree = json.loads(prepared.output.read(uri))
+        tree = json.loads(prepared.output.store.read(uri))
         return RunRecord(
             run=run,
             started=_moment(tree.get("started")),

@@ -23,9 +23,10 @@ from unet_batch.planning.survey import published_inside
 from unet_batch.records import image_key
 from unet_batch.review.agreement import OK, Masks, Said
 from unet_batch.review.run_records import EXAMPLES, RunRecord, listed_record, run_names
+from unet_batch.store.storage import Storage
 from unet_batch.table.merge import Containers
 from unet_batch.table.parts import RowKey, read_parts
-from unet_batch.table.publish import Store, published_keys, read_commit
+from unet_batch.table.publish import published_keys, read_commit
 from unet_batch.table.rows import schema
 from unet_batch.table.rowset import Name, choose
 
@@ -40,7 +41,7 @@ _HEX = re.compile(r"[0-9a-f]{8,64}")
 class Rows:
     """The rows of one side in one partition: keys in memory, masks in the store."""
 
-    def __init__(self, store: Store, containers: Sequence[tuple[str, int, Sequence[RowKey]]]) -> None:
+    def __init__(self, store: Storage, containers: Sequence[tuple[str, int, Sequence[RowKey]]]) -> None:
         """containers: URI, number of the bucket and row keys of each object, published ones before staged ones."""
         self._places: dict[Name, tuple[int, RowKey]] = {}
         for winner in choose(keys for _, _, keys in containers).values():
@@ -76,7 +77,7 @@ class Side:
         self._visible = set(published_inside(prepared, scope))
         self._parts = self._staged(scope)
         self.asked = asked
-        self.output = prepared.layout.output
+        self.output = prepared.output.uri
         self.models: dict[str, str] = {}
         """By the fingerprints of the rows, the SHA-256 of their ONNX files."""
         self.images = 0
@@ -93,7 +94,7 @@ class Side:
             for bucket, name in enumerate(self.partitions.get(partition, ()))
             for uri, keys in self._containers(name)
         ]
-        rows = Rows(self._prepared.output, found)
+        rows = Rows(self._prepared.output.store, found)
         self.images += len(rows.names)
         return rows
 
@@ -109,16 +110,16 @@ class Side:
 
     def _containers(self, name: str) -> Iterator[tuple[str, Sequence[RowKey]]]:
         """URI and row keys of the objects that hold rows of a bucket."""
-        store, layout = self._prepared.output, self._prepared.layout
-        published = read_commit(store, layout, name) if name in self._visible else None
+        output = self._prepared.output
+        published = read_commit(output, name) if name in self._visible else None
         if published is not None and self.fingerprint in (None, published.commit.fingerprint):
             try:
-                yield layout.published(name), published_keys(store, layout, name)
+                yield output.published(name), published_keys(output, name)
             except (pa.ArrowException, OSError) as error:
-                raise Damaged(f"{layout.published(name)} is damaged ({error}); move it away and run again") from error
+                raise Damaged(f"{output.published(name)} is damaged ({error}); move it away and run again") from error
             self.models[published.commit.fingerprint] = published.commit.model_digest
         if self.fingerprint is not None:
-            for uri, keys in read_parts(store, self._parts.get(name, ()), self.fingerprint, repair=False):
+            for uri, keys in read_parts(output.store, self._parts.get(name, ()), self.fingerprint, repair=False):
                 yield uri, keys
                 self.models[self.fingerprint] = self._model
 
@@ -126,9 +127,9 @@ class Side:
         """URIs of the staged parts of the fingerprint, by bucket."""
         if self.fingerprint is None:
             return {}
-        root = self._prepared.layout.parts(self.fingerprint, "")
+        root = self._prepared.output.parts(self.fingerprint, "")
         parts: dict[str, list[str]] = {}
-        for found in self._prepared.output.list(root.rstrip("/")):
+        for found in self._prepared.output.store.list(root.rstrip("/")):
             name = found.uri.removeprefix(root).rpartition("/")[0]
             if found.uri.endswith(".part") and scope.holds(name):
                 parts.setdefault(name, []).append(found.uri)
@@ -171,7 +172,7 @@ def _named(prepared: Prepared, asked: str) -> tuple[str, str]:
     known = {prepared.fingerprint: prepared.model.sha256}
     digits = asked.lower()
     if _HEX.fullmatch(digits):
-        records = prepared.output.ahead(partial(_record, prepared, run) for run in runs)
+        records = prepared.output.store.ahead(partial(_record, prepared, run) for run in runs)
         known |= {record.fingerprint: record.model for record in records if record is not None}
     found = sorted(name for name in known if _HEX.fullmatch(digits) and name.startswith(digits))
     if len(found) > 1:
@@ -180,7 +181,7 @@ def _named(prepared: Prepared, asked: str) -> tuple[str, str]:
     if not found:
         last = f"its last runs are {', '.join(runs[:EXAMPLES])}" if runs else "it has no runs yet"
         raise JobError(
-            f"no run and no fingerprint of {prepared.layout.output} is called {asked}: {last}; write a run, 8 or more "
+            f"no run and no fingerprint of {prepared.output.uri} is called {asked}: {last}; write a run, 8 or more "
             f"hex digits of a fingerprint, {PUBLISHED} or {JOB}"
         )
     return found[0], known[found[0]]

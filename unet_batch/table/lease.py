@@ -19,7 +19,7 @@ from types import TracebackType
 from unet_batch.errors import AlreadyExists, Changed, Conflict, Held, NotFound, PutUnknown, StorageError
 from unet_batch.store import local
 from unet_batch.store.storage import Storage
-from unet_batch.table.layout import Layout
+from unet_batch.table.output import Output
 
 log = logging.getLogger(__name__)
 
@@ -56,21 +56,18 @@ class Lease:
         return f"run {self.run} (process {self.pid} on {self.host.partition('/')[0]}, until {until:%H:%M:%S} UTC)"
 
 
-def read_lease(store: Storage, layout: Layout, partition: str) -> Lease | None:
+def read_lease(output: Output, partition: str) -> Lease | None:
     """The lease of a partition, alive or not; None without one, and for one that cannot be read."""
-    found = _read(store, layout.lease(partition))
+    found = _read(output.store, output.lease(partition))
     return None if found is None else found[1]
 
 
 class Leases:
     """The leases of one run. A context manager: renews them in a thread of its own, and gives them back at its end."""
 
-    def __init__(
-        self, store: Storage, layout: Layout, run: str, ttl_s: float, *, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, output: Output, run: str, ttl_s: float, *, clock: Callable[[], float] = time.time) -> None:
         """ttl_s: life of a lease that is not renewed. clock: seconds since 1970."""
-        self._store = store
-        self._layout = layout
+        self._output = output
         self._run = run
         self._ttl_s = ttl_s
         self._clock = clock
@@ -95,10 +92,10 @@ class Leases:
 
     def take(self, partition: str) -> None:
         """Become the owner. Raises Held, with the owner's name, where another run that may be alive is."""
-        uri = self._layout.lease(partition)
+        uri = self._output.lease(partition)
         mine = self._mine(partition, 1)
         try:
-            version = self._store.create(uri, _body(mine))
+            version = self._output.store.create(uri, _body(mine))
         except AlreadyExists:
             mine, version = self._take_over(uri, partition)
         with self._lock:
@@ -110,9 +107,9 @@ class Leases:
         until_s: seconds since 1970. Raises Held at that moment, and at once where the lease was renewed or taken over
         since it refused this run: whoever does that is alive.
         """
-        uri, known = self._layout.lease(partition), self._refused_by.get(partition)
+        uri, known = self._output.lease(partition), self._refused_by.get(partition)
         while True:
-            found, now_s = _read(self._store, uri), self._clock()
+            found, now_s = _read(self._output.store, uri), self._clock()
             version, owner = found or ("", None)
             if owner is None or not owner.alive(now_s):
                 return
@@ -130,11 +127,11 @@ class Leases:
         with self._lock:
             if self._held.pop(partition, None) is None:
                 return
-        uri = self._layout.lease(partition)
+        uri = self._output.lease(partition)
         try:
-            found = _read(self._store, uri)
+            found = _read(self._output.store, uri)
             if found is not None and found[1] is not None and found[1].run == self._run:
-                self._store.delete(uri, version=found[0])
+                self._output.store.delete(uri, version=found[0])
         except Conflict:
             log.info("the lease of %s was taken over just now, and stays", partition)
         except StorageError as error:
@@ -160,11 +157,11 @@ class Leases:
 
     def _renewed(self, partition: str, lease: Lease, version: str) -> tuple[Lease, str] | None:
         """The lease with a later expiry; None where another run owns it. Raises StorageError."""
-        uri, mine = self._layout.lease(partition), self._mine(partition, lease.attempt)
+        uri, mine = self._output.lease(partition), self._mine(partition, lease.attempt)
         try:
-            return mine, self._store.replace(uri, _body(mine), version=version)
+            return mine, self._output.store.replace(uri, _body(mine), version=version)
         except (Conflict, PutUnknown):
-            found = _read(self._store, uri)
+            found = _read(self._output.store, uri)
         owner = found[1] if found else None
         if found is not None and owner is not None and owner.run == self._run:
             return owner, found[0]
@@ -172,11 +169,11 @@ class Leases:
         return None
 
     def _take_over(self, uri: str, partition: str) -> tuple[Lease, str]:
-        found = _read(self._store, uri)
+        found = _read(self._output.store, uri)
         if found is None:  # given back a moment ago
             mine = self._mine(partition, 1)
             try:
-                return mine, self._store.create(uri, _body(mine))
+                return mine, self._output.store.create(uri, _body(mine))
             except AlreadyExists as error:
                 raise Held(f"{partition} was taken by another run just now; run the command again") from error
         version, owner = found
@@ -187,9 +184,9 @@ class Leases:
             log.warning("%s: taking over from %s, which is gone", partition, owner)
         mine = self._mine(partition, 1 + (owner.attempt if owner else 0))
         try:
-            return mine, self._store.replace(uri, _body(mine), version=version)
+            return mine, self._output.store.replace(uri, _body(mine), version=version)
         except (Conflict, PutUnknown) as error:
-            now = _read(self._store, uri)
+            now = _read(self._output.store, uri)
             if now is not None and now[1] is not None and now[1].run == self._run:
                 return now[1], now[0]  # only the answer was lost
             raise Held(f"{partition} was taken over by another run just now; run the command again") from error

@@ -6,24 +6,18 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unet_batch.errors import Damaged, StorageError
+from unet_batch.store.storage import Storage
 from unet_batch.table.parts import GROUP_BYTES, RowKey, open_stream
 
 OPEN_CONTAINERS = 64
 """Containers that stay open, and row groups that are kept, because the next rows may need them …"""
 KEPT_BYTES = 64 << 20
 """… as far as those row groups fit: a published one may hold 4096 masks."""
-
-
-class Opener(Protocol):
-    """What this layer needs of a store."""
-
-    def open(self, uri: str) -> BinaryIO: ...
 
 
 def batches(rows: Sequence[tuple[int, RowKey]], most: int) -> Iterator[Sequence[tuple[int, RowKey]]]:
@@ -41,7 +35,7 @@ def batches(rows: Sequence[tuple[int, RowKey]], most: int) -> Iterator[Sequence[
 class Containers:
     """Rows out of many Parquet objects, with few row groups in memory at a time."""
 
-    def __init__(self, store: Opener, uris: Sequence[str], columns: Sequence[str] | None = None) -> None:
+    def __init__(self, store: Storage, uris: Sequence[str], columns: Sequence[str] | None = None) -> None:
         """columns: those that are read; None: all."""
         self._store = store
         self._uris = uris

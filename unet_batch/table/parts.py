@@ -11,14 +11,15 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unet_batch.errors import AlreadyExists, NotFound, StorageError, UnetBatchError
 from unet_batch.records import Unit
-from unet_batch.table.layout import Layout
+from unet_batch.store.storage import Storage
+from unet_batch.table.output import Output
 from unet_batch.table.rows import SCHEMA_VERSION, Provenance, to_table
 
 log = logging.getLogger(__name__)
@@ -29,17 +30,6 @@ GROUP_BYTES = 64 << 20
 MAX_GROUP_ROWS = 4096
 """… and rows of one, however small they are."""
 KEY_COLUMNS = ["image_key", "source_version", "page", "pages", "status", "reason"]
-
-
-class Objects(Protocol):
-    """What this layer needs of a store."""
-
-    def read(self, uri: str, *, version: str | None = None, max_bytes: int | None = None) -> bytes: ...
-    def create(self, uri: str, body: bytes) -> str: ...
-    def delete(self, uri: str) -> None: ...
-    def read_many(
-        self, requests: Sequence[tuple[str, str | None]], *, max_bytes: int | None = None
-    ) -> Iterator[bytes | StorageError]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +52,7 @@ def source_key_of(key: str, page: int) -> str:
 
 
 def write_part(
-    store: Objects,
-    layout: Layout,
+    output: Output,
     unit: Unit,
     rows: Sequence[dict[str, Any]],
     provenance: Provenance,
@@ -87,9 +76,9 @@ def write_part(
     with parquet_writer(sink, table.schema, compression=compression) as writer:
         writer.write_table(table, row_group_size=rows_within(table.nbytes, len(table)))
         writer.add_key_value_metadata({PART_METADATA.decode(): json.dumps(metadata)})
-    uri = layout.part(provenance.fingerprint, unit.partition, unit.unit_id)
+    uri = output.part(provenance.fingerprint, unit.partition, unit.unit_id)
     try:
-        store.create(uri, sink.getvalue().to_pybytes())
+        output.store.create(uri, sink.getvalue().to_pybytes())
     except AlreadyExists:
         log.info("%s was already there", uri)
     return uri
@@ -139,7 +128,7 @@ def _keys(table: pa.Table, file: pq.ParquetFile) -> list[RowKey]:
 
 
 def read_parts(
-    store: Objects, uris: Sequence[str], fingerprint: str, *, repair: bool
+    store: Storage, uris: Sequence[str], fingerprint: str, *, repair: bool
 ) -> Iterator[tuple[str, list[RowKey]]]:
     """Every sound part among the URIs with its rows' keys.
 

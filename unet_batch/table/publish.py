@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,9 +32,9 @@ from unet_batch.errors import (
 from unet_batch.records import Source, gc_paused, inventory_digest
 from unet_batch.spec import LimitsSpec
 from unet_batch.table.guard import ALONE, Others, refusal, too_many_rejected
-from unet_batch.table.layout import Layout
 from unet_batch.table.merge import Containers, batches
-from unet_batch.table.parts import Objects, RowKey, open_stream, parquet_writer, read_parts, row_keys
+from unet_batch.table.output import Output
+from unet_batch.table.parts import RowKey, open_stream, parquet_writer, read_parts, row_keys
 from unet_batch.table.rows import SCHEMA_VERSION, schema
 from unet_batch.table.rowset import Name, Winner, choose
 from unet_batch.table.rowset import may_pass as reason_may_pass
@@ -47,24 +46,6 @@ COMMIT_METADATA = b"unet_batch.commit"
 ROWS_PER_GROUP = 4096
 MAX_OBJECT_BYTES = 2 << 30
 """S3 takes 5 GiB in one conditional put; half of that leaves room for every store."""
-
-
-class ObjectInfo(Protocol):
-    """What a store says of an object without reading it."""
-
-    @property
-    def size_bytes(self) -> int: ...
-    @property
-    def version(self) -> str: ...
-
-
-class Store(Objects, Protocol):
-    """What publication needs of a store beyond reading and writing whole objects."""
-
-    def head(self, uri: str) -> ObjectInfo | None: ...
-    def open(self, uri: str) -> BinaryIO: ...
-    def replace(self, uri: str, body: bytes | Path, *, version: str | None) -> str: ...
-    def put(self, uri: str, body: bytes | Path) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +118,14 @@ def generation(fingerprint: str, inventory: str) -> str:
     return hashlib.sha256(f"{SCHEMA_VERSION}\0{fingerprint}\0{inventory}".encode()).hexdigest()
 
 
-def read_commit(store: Store, layout: Layout, partition: str) -> Published | None:
+def read_commit(output: Output, partition: str) -> Published | None:
     """What is published for a partition, from its footer alone; None for nothing. Raises Damaged."""
-    uri = layout.published(partition)
-    found = store.head(uri)
+    uri = output.published(partition)
+    found = output.store.head(uri)
     if found is None:
         return None
     try:
-        with store.open(uri) as stream:
+        with output.store.open(uri) as stream:
             footer = pq.read_metadata(stream).metadata or {}
         return Published(found.version, Commit(**json.loads(footer[COMMIT_METADATA])))
     except NotFound:
@@ -153,12 +134,12 @@ def read_commit(store: Store, layout: Layout, partition: str) -> Published | Non
         raise Damaged(f"{uri} is no object of ours or damaged ({error}); move it away and run the job again") from error
 
 
-def published_keys(store: Store, layout: Layout, partition: str) -> list[RowKey]:
+def published_keys(output: Output, partition: str) -> list[RowKey]:
     """Every published row's identity and verdict, page checksums verified. Raises ArrowException or OSError."""
-    return row_keys(open_stream(store.open(layout.published(partition))))
+    return row_keys(open_stream(output.store.open(output.published(partition))))
 
 
-def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpec) -> Published:
+def publish(output: Output, wanted: Publication, limits: LimitsSpec) -> Published:
     """Make the partition's rows visible.
 
     Raises Incomplete where rows are missing or far fewer would be visible than now (NeedsAction where a limit forbids
@@ -166,9 +147,9 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
     """
     digest = inventory_digest(wanted.sources)
     target = generation(wanted.fingerprint, digest)
-    now = read_commit(store, layout, wanted.partition)
+    now = read_commit(output, wanted.partition)
     _check_shrink(wanted, now, limits)
-    chosen, containers = _choose_rows(store, layout, wanted, now)
+    chosen, containers = _choose_rows(output, wanted, now)
     rows = [(winner.container, page) for _, winner in sorted(chosen.items()) for page in winner.pages]
     rejected = [reason for _, key in rows if (reason := key.reason) is not None]
     may_pass = [name for name, winner in chosen.items() if winner.may_pass]
@@ -191,8 +172,8 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
     try:
         with scratch_folder() as folder:
             path = folder / "data.parquet"
-            _write(path, wanted, commit, rows, Containers(store, containers))
-            return _swap(store, layout, wanted, commit, path)
+            _write(path, wanted, commit, rows, Containers(output.store, containers))
+            return _swap(output, wanted, commit, path)
     except (pa.ArrowException, OSError) as error:  # the store's own errors are ours by now
         raise StorageError(
             f"the rows of {wanted.partition} cannot be merged on the local disk ({error}): make room there"
@@ -200,15 +181,13 @@ def publish(store: Store, layout: Layout, wanted: Publication, limits: LimitsSpe
 
 
 @gc_paused()
-def _choose_rows(
-    store: Store, layout: Layout, wanted: Publication, now: Published | None
-) -> tuple[dict[Name, Winner], list[str]]:
+def _choose_rows(output: Output, wanted: Publication, now: Published | None) -> tuple[dict[Name, Winner], list[str]]:
     """The rows that win for every image of the inventory, and the objects that may hold them. Raises Incomplete."""
     versions = {source.key: source.version for source in wanted.sources}
     containers: list[str] = []
 
     def keys() -> Iterator[list[RowKey]]:
-        for uri, found in _row_keys(store, layout, wanted, now):
+        for uri, found in _row_keys(output, wanted, now):
             containers.append(uri)
             yield found
 
@@ -222,18 +201,16 @@ def _choose_rows(
     return chosen, containers
 
 
-def _row_keys(
-    store: Store, layout: Layout, wanted: Publication, now: Published | None
-) -> Iterator[tuple[str, list[RowKey]]]:
+def _row_keys(output: Output, wanted: Publication, now: Published | None) -> Iterator[tuple[str, list[RowKey]]]:
     if now is not None and now.commit.fingerprint == wanted.fingerprint and not wanted.afresh:
-        uri = layout.published(wanted.partition)
+        uri = output.published(wanted.partition)
         try:
-            visible = published_keys(store, layout, wanted.partition)
+            visible = published_keys(output, wanted.partition)
         except (pa.ArrowException, OSError) as error:
             log.warning("%s is damaged, so that staged rows alone count (%s)", uri, error)
         else:
             yield uri, visible
-    yield from read_parts(store, sorted(wanted.parts), wanted.fingerprint, repair=True)
+    yield from read_parts(output.store, sorted(wanted.parts), wanted.fingerprint, repair=True)
 
 
 def _tried(wanted: Publication, now: Published | None, may_pass: Sequence[Name]) -> dict[str, int]:
@@ -300,15 +277,15 @@ def _write(
         )
 
 
-def _swap(store: Store, layout: Layout, wanted: Publication, commit: Commit, path: Path) -> Published:
+def _swap(output: Output, wanted: Publication, commit: Commit, path: Path) -> Published:
     """Put the object once, conditionally; settle a refusal or an unknown outcome by reading back."""
-    uri = layout.published(wanted.partition)
+    uri = output.published(wanted.partition)
     if wanted.single_writer:
-        return Published(store.put(uri, path), commit)
+        return Published(output.store.put(uri, path), commit)
     try:
-        return Published(store.replace(uri, path, version=wanted.base), commit)
+        return Published(output.store.replace(uri, path, version=wanted.base), commit)
     except (Conflict, PutUnknown) as error:
-        now = read_commit(store, layout, wanted.partition)
+        now = read_commit(output, wanted.partition)
         if (
             now is not None
             and now.commit.generation == commit.generation

@@ -78,7 +78,7 @@ def _tried(prepared: Prepared) -> Iterator[Finding]:
     def output() -> str | None:
         if prepared.job.output.single_writer:
             return "single_writer: conditional puts are not needed"
-        refused = prepared.output.probe(prepared.layout.scratch)
+        refused = prepared.output.store.probe(prepared.output.scratch)
         if refused is not None:
             raise UnetBatchError(refused)
         return f"{prepared.job.output.uri} honours conditional puts"

@@ -25,8 +25,7 @@ from unet_batch.records import DoubtfulSource, Receipt, Unit
 from unet_batch.session.batching import Batcher, BatchStats, Tile
 from unet_batch.session.session import Session
 from unet_batch.spec import JobSpec
-from unet_batch.store.storage import Storage
-from unet_batch.table.layout import Layout
+from unet_batch.table.output import Output
 from unet_batch.table.parts import write_part
 from unet_batch.table.rows import Provenance, prediction_row, rejection_row
 from unet_batch.worker.faults import doubtful
@@ -50,8 +49,7 @@ class Infer:
         self._model = session.model
         self._provider = session.provider
         self._provenance = provenance
-        self._storage = Storage(job.output.options)
-        self._layout = Layout(job.output.uri)
+        self._output = Output.of(job.output)
 
     def __call__(self, loaded: Loaded, step: Step = unwatched) -> Receipt:
         """The receipt of the unit's part; a fault of the machinery comes back as `failure`.
@@ -93,7 +91,7 @@ class Infer:
         done = [r for r, e in zip(rows, loaded.entries, strict=True) if r is not None and e.source not in positions]
         if unit.sources:
             compression = self._job.output.compression
-            write_part(self._storage, self._layout, unit, done, self._provenance, compression=compression)
+            write_part(self._output, unit, done, self._provenance, compression=compression)
         rejected = Counter(row["reason"] for row in done if row["status"] == "rejected")
         return Receipt(
             unit_id=loaded.unit.unit_id,
@@ -173,9 +171,7 @@ class Infer:
 def reject_unit(job: JobSpec, unit: Unit, error: ImageError, provenance: Provenance) -> Receipt:
     """The part of a unit whose one image no process survived, written without scoring."""
     rows = [rejection_row(source, 0, 1, error) for source in unit.sources]
-    write_part(
-        Storage(job.output.options), Layout(job.output.uri), unit, rows, provenance, compression=job.output.compression
-    )
+    write_part(Output.of(job.output), unit, rows, provenance, compression=job.output.compression)
     reasons = ((str(error.reason), len(rows)),)
     return Receipt(unit.unit_id, unit.partition, len(rows), 0, len(rows), reasons=reasons)
 

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 
 from unet_batch.errors import NotFound, StorageError
-from unet_batch.store.storage import Storage
-from unet_batch.table.layout import Layout
+from unet_batch.table.output import Output
 from unet_batch.worker.watchdog import Note
 
 log = logging.getLogger(__name__)
@@ -23,30 +22,32 @@ log = logging.getLogger(__name__)
 class StoredNotes:
     """The notes of one run. Notes of other runs are not seen."""
 
-    def __init__(self, storage: Storage, layout: Layout, run_id: str) -> None:
-        self._storage, self._layout, self._run_id = storage, layout, run_id
+    def __init__(self, output: Output, run_id: str) -> None:
+        self._output, self._run_id = output, run_id
 
     def put(self, note: Note) -> None:
         """Keep a note; it replaces an older one about the same unit."""
-        self._storage.put(self._layout.note(note.unit_id), json.dumps({"run": self._run_id, **asdict(note)}).encode())
+        self._output.store.put(
+            self._output.note(note.unit_id), json.dumps({"run": self._run_id, **asdict(note)}).encode()
+        )
 
     def remove(self, unit_id: str) -> None:
         """Forget the note about a unit."""
-        self._storage.delete(self._layout.note(unit_id))
+        self._output.store.delete(self._output.note(unit_id))
 
     def get(self, unit_id: str) -> Note | None:
         """The note about a unit; None where there is none of this run."""
-        return self._read(self._layout.note(unit_id))
+        return self._read(self._output.note(unit_id))
 
     def all(self) -> Iterator[Note]:
         """Every note of this run. Raises StorageError."""
-        for found in self._storage.list(self._layout.attempts):
+        for found in self._output.store.list(self._output.attempts):
             if found.uri.endswith(".note") and (note := self._read(found.uri)) is not None:
                 yield note
 
     def _read(self, uri: str) -> Note | None:
         try:
-            tree = json.loads(self._storage.read(uri, max_bytes=1 << 16))
+            tree = json.loads(self._output.store.read(uri, max_bytes=1 << 16))
             known = {name.name: tree[name.name] for name in fields(Note)}
             return Note(**known) if tree["run"] == self._run_id else None
         except NotFound:

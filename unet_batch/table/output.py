@@ -1,19 +1,28 @@
-"""Where everything lies below a job's output. Knows names only."""
+"""A job's output: its store, and where everything lies below its URI."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from unet_batch.spec import OutputSpec
+from unet_batch.store.storage import Storage
+
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """URIs below one output.
+class Output:
+    """The store of an output, and the URIs below it.
 
     Readers glob `predictions/**/data.parquet`. Staged parts carry another extension and lie elsewhere, because DuckDB's
     `**` does enter folders that start with an underscore.
     """
 
-    output: str
+    store: Storage
+    uri: str
+
+    @staticmethod
+    def of(spec: OutputSpec) -> Output:
+        """The output that a job file names, with a store of its own. spec: with a canonical URI."""
+        return Output(Storage(spec.options), spec.uri)
 
     @property
     def predictions(self) -> str:
@@ -77,4 +86,4 @@ class Layout:
 
     @property
     def _root(self) -> str:
-        return self.output.rstrip("/")
+        return self.uri.rstrip("/")
