@@ -47,6 +47,8 @@ OWNERS = {
     "onnxruntime": {"session/onnxruntime_session.py", "session/plain_session.py", "workbench/quantize_graph.py"},
     "openvino": {"session/openvino_session.py"},
     "fsspec": {"store/storage.py"},
+    "obstore": {"store/obstore_reads.py"},
+    "botocore": {"store/s3_client.py"},
     "s3fs": set(),
     "gcsfs": set(),
     "adlfs": set(),

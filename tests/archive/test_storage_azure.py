@@ -11,7 +11,7 @@ from contracts.cloud_suite import CloudSuite
 from faults.unruly_proxy import UnrulyProxy, unruly
 
 from unet_batch.errors import JobError, NotFound
-from unet_batch.store import azure
+from unet_batch.store import azure, obstore_reads
 from unet_batch.store.storage import Storage
 
 pytestmark = pytest.mark.azure
@@ -38,6 +38,14 @@ class TestAzureStore(CloudSuite):
     another_version = "etag:0x1"
     put_method = "PUT"
     nowhere = "az://no-such-container-here/a"
+
+
+class TestAzureStoreWithoutObstore(TestAzureStore):
+    """Where obstore is not installed, or cannot read a container as the SDK would: the same suite without it."""
+
+    @pytest.fixture(autouse=True)
+    def elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(obstore_reads, "is_here", lambda: False)
 
 
 @pytest.fixture

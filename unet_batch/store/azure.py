@@ -15,13 +15,15 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from unet_batch.errors import JobError, NotFound
-from unet_batch.store import pinned
+from unet_batch.store import obstore_reads, pinned
 from unet_batch.store.conditional import ANYTHING, PIECE_BYTES, once, refusals, removals, size_of
 from unet_batch.store.faults import Retry, StatusError
 from unet_batch.store.objects import Names, Object, split
-from unet_batch.store.s3 import version_of
+from unet_batch.store.obstore_reads import ObstoreReads, Wire
+from unet_batch.store.pinned import version_of
 
 T = TypeVar("T")
 
@@ -45,6 +47,7 @@ class AzureStore:
         self.fs = fs
         self._retry = retry
         self._pipeline = _pipeline(fs.service_client.credential, fs._timeout_kwargs)
+        self._reads = ObstoreReads(self._opened)
         weakref.finalize(self, _close, self._pipeline, fs.loop)
 
     @staticmethod
@@ -72,12 +75,16 @@ class AzureStore:
 
     def head(self, uri: str) -> Object:
         """The object as it is now."""
-        found = self.call("HEAD", uri)
-        return Object(uri, int(found["Content-Length"]), version_of(found["ETag"]))
+        _, container, key = self._split(uri)
+        return self._reads.head(uri, container, key, lambda: self._head(uri))
 
     def read(self, uri: str, *, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
         """All bytes of an object, or those of a span [start, stop), of one version; one request."""
-        return self._wait(self._read(uri, span, version, max_bytes))
+        _, container, key = self._split(uri)
+        return self._reads.read(
+            uri, container, key, span=span, version=version, max_bytes=max_bytes,
+            otherwise=lambda: self._wait(self._read(uri, span, version, max_bytes)),
+        )  # fmt: skip
 
     def put(self, uri: str, body: bytes | Path, expect: str | None) -> str:
         """One Put Blob with `If-None-Match: *` or `If-Match`; returns the new version."""
@@ -115,6 +122,38 @@ class AzureStore:
             return found
 
         return self._wait(answered())
+
+    def _head(self, uri: str) -> Object:
+        found = self.call("HEAD", uri)
+        return Object(uri, int(found["Content-Length"]), version_of(found["ETag"]))
+
+    def _opened(self, container: str) -> Any:
+        """obstore's store of a container; None where reads need what only the file system's client does."""
+        timeouts, service = self.fs._timeout_kwargs, self.fs.service_client
+        parts = urlsplit(service.url)
+        held = service.credential
+        # A token is sent with TLS only.
+        is_known = hasattr(held, "account_key") or hasattr(held, "signature") or parts.scheme == "https"
+        if not obstore_reads.is_here() or timeouts.keys() - {"connection_timeout", "read_timeout"}:
+            return None
+        if held is not None and not is_known:
+            return None
+        wire = Wire(timeouts.get("connection_timeout", 10), timeouts.get("read_timeout", 60))
+        credential = self._credential if held is not None or parts.query else None
+        url = f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}"
+        return obstore_reads.azure_store(url, service.account_name, container, wire, credential)
+
+    def _credential(self) -> dict[str, Any]:
+        """What obstore signs with now, and until when."""
+        held = self.fs.service_client.credential
+        if hasattr(held, "account_key"):
+            return {"access_key": held.account_key, "expires_at": None}
+        if hasattr(held, "signature"):
+            return {"sas_token": held.signature, "expires_at": None}
+        if held is None:
+            return {"sas_token": urlsplit(self.fs.service_client.url).query, "expires_at": None}
+        token = self._wait(held.get_token(_SCOPE))
+        return {"token": token.token, "expires_at": datetime.fromtimestamp(token.expires_on, UTC)}
 
     def _wait(self, call: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(call, self.fs.loop).result()

@@ -36,3 +36,8 @@ def whole(uri: str, body: bytes, size_bytes: int, span: tuple[int, int] | None) 
 def range_of(span: tuple[int, int] | None, header: str = "Range") -> dict[str, str]:
     """The header that asks for the bytes [start, stop) only; none for the whole object."""
     return {} if span is None else {header: f"bytes={span[0]}-{span[1] - 1}"}
+
+
+def version_of(etag: str) -> str:
+    """The version text of an ETag, with or without quotes; weak tags (`W/`) keep their mark."""
+    return "etag:" + etag.replace('"', "")

@@ -1,22 +1,27 @@
 """Objects in a store that speaks S3: listing, reading and putting, each in the fewest requests.
 
-Knows the S3 API through an `s3fs.S3FileSystem` that it is given (its client, its event loop), and neither its caches
-nor its own retries. Every answer to a GET carries the ETag of its bytes: a pinned read costs no request more.
+Listings and puts go through an `s3fs.S3FileSystem` that it is given (its client, its event loop), without its caches or
+retries. Reads, which are many, go through obstore where that reads as the file system would. Every answer to a GET
+carries the ETag of its bytes: a pinned read costs no request more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from unet_batch.errors import Conflict
-from unet_batch.store import pinned
+from unet_batch.errors import Conflict, NotFound
+from unet_batch.store import obstore_reads, pinned
 from unet_batch.store.conditional import ANYTHING, refusals, removals, size_of
 from unet_batch.store.faults import Retry
 from unet_batch.store.objects import Names, Object, split
+from unet_batch.store.obstore_reads import ObstoreReads
+from unet_batch.store.pinned import version_of
+from unet_batch.store.s3_client import Place, S3Client
 
 SINGLE_PUT_BYTES = 5 << 30
 """Largest body of one PutObject (S3 user guide, "Uploading objects")."""
@@ -30,6 +35,9 @@ class S3Store:
         fs.retries = 1
         self.fs = fs
         self._retry = retry
+        self._lock = threading.Lock()
+        self._made: S3Client | None = None
+        self._reads = ObstoreReads(self._opened, self._moved)
 
     @staticmethod
     def options(given: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -57,14 +65,18 @@ class S3Store:
 
     def head(self, uri: str) -> Object:
         """The object as it is now."""
-        bucket, key = split(uri)
-        found = self.fs.call_s3("head_object", Bucket=bucket, Key=key)
-        return Object(uri, int(found["ContentLength"]), version_of(found["ETag"]))
+        bucket, key = _object(uri)
+        return self._reads.head(uri, bucket, key, lambda: self._head(uri))
 
     def read(self, uri: str, *, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
         """All bytes of an object, or those of a span [start, stop), of one version; one request."""
-        reading = self._read(uri, span, version, max_bytes)
-        return asyncio.run_coroutine_threadsafe(reading, self.fs.loop).result()
+        bucket, key = _object(uri)
+
+        def otherwise() -> bytes:
+            reading = self._read(uri, span, version, max_bytes)
+            return asyncio.run_coroutine_threadsafe(reading, self.fs.loop).result()
+
+        return self._reads.read(uri, bucket, key, span=span, version=version, max_bytes=max_bytes, otherwise=otherwise)
 
     def put(self, uri: str, body: bytes | Path, expect: str | None) -> str:
         """One PutObject with `If-None-Match: *` or `If-Match`; returns the new version.
@@ -108,6 +120,11 @@ class S3Store:
             stream.close()
         return pinned.whole(uri, body, size_bytes, span)
 
+    def _head(self, uri: str) -> Object:
+        bucket, key = split(uri)
+        found = self.fs.call_s3("head_object", Bucket=bucket, Key=key)
+        return Object(uri, int(found["ContentLength"]), version_of(found["ETag"]))
+
     def _pages(self, **query: str) -> Iterator[dict[str, Any]]:
         while True:
             page: dict[str, Any] = self._retry(self.fs.call_s3, "list_objects_v2", **query)
@@ -116,7 +133,42 @@ class S3Store:
                 return
             query["ContinuationToken"] = page["NextContinuationToken"]
 
+    def _client(self) -> S3Client:
+        """Made on first use: finding credentials may take requests."""
+        with self._lock:
+            if self._made is None:
+                self._made = S3Client(self.fs.storage_options)
+            return self._made
 
-def version_of(etag: str) -> str:
-    """The version text of an ETag, with or without quotes; weak tags (`W/`) keep their mark."""
-    return "etag:" + etag.replace('"', "")
+    def _opened(self, bucket: str) -> Any:
+        """obstore's store of a bucket; None where reads need what only the file system's client does."""
+        # A directory bucket (S3 Express) has sessions of its own, and a name with colons is an access point.
+        if not obstore_reads.is_here() or bucket.endswith("--x-s3") or ":" in bucket:
+            return None
+        client = self._client()
+        place = None if client.additional("get_object").keys() - {"RequestPayer"} else client.place(bucket)
+        return None if place is None else self._at(place)
+
+    def _moved(self, bucket: str, key: str) -> Any:
+        """The same, where the bucket turned out to be in another region; None where it is not."""
+        try:
+            place = self._client().found_elsewhere(bucket, key)
+        except Exception:  # noqa: BLE001 - the key has been read: whatever botocore raises costs time only
+            return None
+        return None if place is None else self._at(place)
+
+    def _at(self, place: Place) -> Any:
+        client = self._client()
+        wire = client.wire()
+        if wire is None:
+            return None
+        credentials = client.credentials if place.signed else None
+        payer = "RequestPayer" in client.additional("get_object")
+        return obstore_reads.s3_store(place.url, place.region, wire, credentials, requester_pays=payer)
+
+
+def _object(uri: str) -> tuple[str, str]:
+    bucket, key = split(uri)
+    if not key:
+        raise NotFound(f"there is no {uri}: it names a bucket")
+    return bucket, key
