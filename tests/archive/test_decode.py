@@ -1,4 +1,4 @@
-"""What good bytes become: depth, channels, alpha, orientation and pages. Oracles: Pillow, tifffile and NumPy."""
+"""Decoding of valid files: depth, channels, alpha, orientation and pages. Oracles: Pillow, tifffile and NumPy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GRAY = ModelInput(color="gray", channels=1)
 LIMITS = LimitsSpec()
 
 DEEP = np.array([[0, 255, 256], [1000, 32768, 65535]], np.uint16)
-"""Values of which an 8-bit detour keeps none but the first two."""
+"""A conversion to 8 bits would lose all values except the first two."""
 DEEP_RGB = np.stack([DEEP, DEEP[::-1], DEEP[:, ::-1]], axis=2)
 COLORS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]]], np.uint8)
 
@@ -90,7 +90,7 @@ def test_a_lossless_picture_keeps_every_value(format_: str) -> None:
 
 @pytest.mark.parametrize("format_", ["JPEG", "WEBP", "GIF"])
 def test_a_lossy_picture_equals_pillow(format_: str) -> None:
-    """Where pixels depend on the decoder, Pillow's are ours."""
+    """Pixels that depend on the decoder are those of Pillow."""
     data = saved(Image.fromarray(COLORS).resize((32, 32)), format_)
     assert np.array_equal(pixels(data, RGB), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
@@ -114,7 +114,7 @@ def test_every_page_of_a_tiff_is_an_image() -> None:
     ]
 
 
-def test_tiff_pages_of_different_kinds_each_find_their_reader() -> None:
+def test_tiff_pages_of_different_kinds_are_read() -> None:
     """An 8-bit page and a 16-bit RGB page of one file are both exact."""
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
@@ -171,7 +171,7 @@ def test_a_white_is_zero_tiff_is_turned_to_black_is_zero() -> None:
 
 
 def test_a_float_tiff_stays_float() -> None:
-    """Values beyond [0, 1] and below 0 are measurements, not mistakes."""
+    """Values outside [0, 1] are kept."""
     values = np.array([[-1000.5, 0.0], [0.25, 3e30]], np.float32)
     content = pixels(tiff(values, photometric="minisblack"), GRAY)
     assert content.dtype == np.float32
@@ -209,7 +209,7 @@ def test_small_depths_are_spread_over_8_bits(bits: int) -> None:
 
 
 def test_bgr_is_rgb_reversed() -> None:
-    """The contract says which way round."""
+    """The contract decides the order."""
     assert np.array_equal(pixels(saved(Image.fromarray(COLORS), "PNG"), BGR), COLORS[..., ::-1])
 
 
@@ -235,7 +235,7 @@ def test_16_bit_rgb_to_gray_uses_the_same_weights_in_16_bits() -> None:
 
 
 def test_float_rgb_to_gray_stays_float() -> None:
-    """Floats are weighted, never rounded."""
+    """Floats are weighted, not rounded."""
     gray = pixels(npy(np.array([[[1.0, 2.0, 4.0]], [[0.0, 0.0, 0.0]]], np.float32)), GRAY)
     assert gray[0, 0, 0] == pytest.approx(0.299 + 2 * 0.587 + 4 * 0.114, abs=1e-6)
 
@@ -248,14 +248,14 @@ def test_other_colour_spaces_become_rgb(mode: str) -> None:
     assert np.abs(content.astype(int) - 119).max() <= 2
 
 
-def test_six_bands_are_taken_as_they_come() -> None:
+def test_six_bands_keep_their_order() -> None:
     """A multispectral TIFF keeps its bands and their order."""
     cube = np.arange(2 * 3 * 6, dtype=np.uint16).reshape(2, 3, 6) * 1000
     data = tiff(cube, photometric="minisblack", planarconfig="contig")
     assert np.array_equal(pixels(data, bands(6)), cube)
 
 
-def test_a_near_infrared_band_is_a_band_and_no_colour() -> None:
+def test_a_near_infrared_band_is_not_a_colour() -> None:
     """RGB + an unspecified fourth sample: four bands for bands, three for rgb."""
     cube = np.arange(2 * 2 * 4, dtype=np.uint8).reshape(2, 2, 4)
     data = tiff(cube, photometric="rgb", extrasamples=["unspecified"])
@@ -263,7 +263,7 @@ def test_a_near_infrared_band_is_a_band_and_no_colour() -> None:
     assert np.array_equal(pixels(data, RGB), cube[..., :3])
 
 
-def test_bands_lose_an_alpha_only_where_the_count_says_so() -> None:
+def test_bands_drop_an_alpha_only_if_the_number_of_channels_requires_it() -> None:
     """RGBA is four bands, or three colours."""
     rgba = np.dstack([COLORS, np.full((2, 2), 128, np.uint8)])
     data = saved(Image.fromarray(rgba), "PNG")
@@ -291,7 +291,7 @@ def test_a_dropped_alpha_leaves_the_colours() -> None:
 
 
 def test_16_bit_alpha_is_composed_in_16_bits() -> None:
-    """Half-clear 1000 over white is (1000 · 32768 + 65535 · 32767) / 65535."""
+    """Half-transparent 1000 over white is (1000 · 32768 + 65535 · 32767) / 65535."""
     gray_alpha = np.array([[[1000, 32768], [1000, 0], [1000, 65535]]], np.uint16)
     content = pixels(deep_png(gray_alpha, 4), ModelInput(color="gray", channels=1, alpha="white"))
     assert content.ravel().tolist() == [33267, 65535, 1000]
@@ -316,7 +316,7 @@ def test_a_transparent_palette_entry_is_an_alpha() -> None:
 
 
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_colour_declared_clear_is_an_alpha(deep: bool) -> None:
+def test_a_colour_declared_transparent_is_an_alpha(deep: bool) -> None:
     """PNG's tRNS of a gray picture, in 8 and 16 bits."""
     data = deep_png(DEEP, 0, (b"tRNS", struct.pack(">H", 1000)))
     shallow = saved(Image.fromarray(np.array([[5, 6]], np.uint8)), "PNG", transparency=5)
@@ -336,7 +336,7 @@ def exif(orientation: int) -> Image.Exif:
 
 @pytest.mark.parametrize("format_", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_exif_orientation_turns_as_pillow_turns(format_: str, orientation: int) -> None:
+def test_an_exif_orientation_is_applied_as_in_pillow(format_: str, orientation: int) -> None:
     """All eight orientations equal ImageOps.exif_transpose, and size is that of the displayed picture."""
     picture = Image.fromarray(np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 14)
     options = {"lossless": True} if format_ == "WEBP" else {}
@@ -349,7 +349,7 @@ def test_an_exif_orientation_turns_as_pillow_turns(format_: str, orientation: in
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format_", ["PNG", "TIFF"])
-def test_an_ignored_orientation_turns_nothing(format_: str, orientation: int) -> None:
+def test_an_ignored_orientation_changes_nothing(format_: str, orientation: int) -> None:
     """`exif: ignore` gives the stored rows and columns, also where Pillow turns by itself."""
     stored = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     page = only(saved(Image.fromarray(stored), format_, exif=exif(orientation)), ModelInput(exif="ignore"))
@@ -359,7 +359,7 @@ def test_an_ignored_orientation_turns_nothing(format_: str, orientation: int) ->
 
 @pytest.mark.parametrize("after", [False, True])
 def test_a_16_bit_rgb_png_is_turned_too(after: bool) -> None:
-    """Orientation 6 turns clockwise, whether the eXIf chunk lies before or behind the pixels."""
+    """Orientation 6 turns clockwise; the eXIf chunk may be before or after the pixels."""
     data = deep_png(DEEP_RGB, 2, (b"eXIf", exif(6).tobytes().removeprefix(b"Exif\0\0")), after=after)
     assert np.array_equal(pixels(data, RGB), np.rot90(DEEP_RGB, -1))
 
@@ -390,8 +390,8 @@ def test_a_turned_gray_picture_is_contiguous(orientation: int) -> None:
     assert np.array_equal(pixels(data, GRAY)[..., 0], expected)
 
 
-def test_damaged_exif_does_not_cost_the_picture() -> None:
-    """Metadata that cannot be read counts as none."""
+def test_a_picture_with_damaged_exif_is_decoded() -> None:
+    """Unreadable metadata is ignored."""
     page = only(saved(Image.new("RGB", (4, 2)), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), RGB)
     assert (page.height, page.width) == (2, 4)
     assert page.content.shape == (2, 4, 3)
@@ -418,8 +418,8 @@ def test_a_jpeg_is_reduced_no_further_than_its_fit(fit: str, orientation: int, d
     assert (page.height, page.width) == ((800, 400) if orientation == 6 else (400, 800))
 
 
-def test_a_jpeg_is_decoded_whole_unless_the_contract_says_otherwise() -> None:
-    """Reduced decoding changes pixels, so it is asked for."""
+def test_a_jpeg_is_decoded_at_full_scale_by_default() -> None:
+    """Reduced decoding changes pixels, so the contract must ask for it."""
     data = saved(Image.new("RGB", (800, 400)), "JPEG")
     spec = ModelInput(fit="stretch", height=100, width=100, kernel="triangle_f32")
     assert pixels(data, spec).shape == (400, 800, 3)
@@ -444,7 +444,7 @@ def test_npy_values_survive(dtype: str, becomes: str) -> None:
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_the_channel_axis_of_npy_is_the_one_of_the_contracts_size(order: str) -> None:
+def test_the_channel_axis_of_npy_is_the_one_with_the_contracts_channels(order: str) -> None:
     """(H, W, C) and (C, H, W) give the same picture, in either memory order."""
     last = np.arange(2 * 4 * 3, dtype=np.uint8).reshape(2, 4, 3)
     assert np.array_equal(pixels(npy(np.asarray(last, order=order)), RGB), last)
@@ -470,8 +470,8 @@ def test_a_label_map_survives_its_png(dtype: str, mode: str) -> None:
 
 
 @pytest.mark.parametrize("labels", [np.zeros((2, 2), np.int64), np.zeros((2, 2, 3), np.uint8)])
-def test_other_arrays_are_no_label_maps(labels: np.ndarray) -> None:
-    """A wrong dtype or rank is a bug of ours, said clearly."""
+def test_arrays_that_are_not_label_maps_are_refused(labels: np.ndarray) -> None:
+    """A wrong dtype or rank is a bug, with a clear message."""
     with pytest.raises(ShapeMismatch, match="label map"):
         encode_png(labels)
 
@@ -479,7 +479,7 @@ def test_other_arrays_are_no_label_maps(labels: np.ndarray) -> None:
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P"])
 @pytest.mark.parametrize("color", ["gray", "rgb", "bgr"])
 def test_a_picture_stretched_while_it_is_decoded_equals_one_stretched_afterwards(mode, color):
-    """The short cut for the most common contract changes no bit."""
+    """The fast path for the most common contract changes no bit."""
     levels = np.random.default_rng(7).integers(0, 256, (37, 53, 3), np.uint8)
     image = Image.fromarray(levels).convert(mode)
     data = io.BytesIO()

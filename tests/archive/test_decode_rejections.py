@@ -1,4 +1,4 @@
-"""What bad bytes become: one page with a reason, and never an exception, a print or a decoded bomb."""
+"""Decoding of bad bytes: one page with a reason; no exception, no output, and no decompression bomb is decoded."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def npy(array: np.ndarray, *, allow_pickle: bool = False) -> bytes:
 
 
 def noise(mode: str = "RGB", side: int = 64) -> Image.Image:
-    """A picture that compresses badly, so that half of its file is half of its pixels; seed 3."""
+    """A picture of noise: half of its file holds half of its pixels; seed 3."""
     values = np.random.default_rng(3).integers(0, 256, (side, side, 3), dtype=np.uint8)
     return Image.fromarray(values).convert(mode)
 
@@ -66,14 +66,14 @@ def reason(data: bytes, spec: ModelInput = RGB, limits: LimitsSpec = LIMITS) -> 
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 100, b"\0" * 400, b"hello", b"\xff", b"RIFF"[:3]])
-def test_bytes_that_are_no_image_are_unrecognized(data: bytes) -> None:
-    """Empty files and bytes that nobody knows."""
+def test_bytes_that_are_not_an_image_are_unrecognized(data: bytes) -> None:
+    """Empty files and unknown bytes."""
     assert reason(data) == Reason.DECODE_UNRECOGNIZED
 
 
 @pytest.mark.parametrize("format_", ["EPS", "PDF", "PPM", "ICO", "PCX", "SGI", "JPEG2000", "AVIF"])
 def test_formats_outside_the_allow_list_are_named_and_refused(format_: str) -> None:
-    """Whatever else Pillow could read."""
+    """All other formats that Pillow could read."""
     page = only(saved(Image.new("RGB", (16, 16)), format_))
     assert isinstance(page.content, ImageError)
     assert page.content.reason == Reason.DECODE_FORMAT_NOT_ALLOWED
@@ -81,13 +81,13 @@ def test_formats_outside_the_allow_list_are_named_and_refused(format_: str) -> N
 
 
 def test_a_refused_format_is_never_opened(monkeypatch: pytest.MonkeyPatch) -> None:
-    """EPS would start an interpreter: the first bytes alone decide."""
+    """EPS would start an interpreter. Only the first bytes decide."""
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("opened"))
     assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n") == Reason.DECODE_FORMAT_NOT_ALLOWED
 
 
 def test_a_magic_without_an_image_is_unrecognized() -> None:
-    """The right first letters make no picture."""
+    """The magic bytes alone are not a picture."""
     assert reason(b"GIF89a") == Reason.DECODE_UNRECOGNIZED
     assert reason(b"\xff\xd8\xff") == Reason.DECODE_UNRECOGNIZED
 
@@ -98,7 +98,7 @@ def test_a_magic_without_an_image_is_unrecognized() -> None:
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "BMP", "GIF"])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
 def test_a_cut_picture_is_truncated(format_: str, share: float) -> None:
-    """No half pictures with a gray lower half."""
+    """A picture with missing rows is not scored."""
     data = saved(noise(), format_)
     assert reason(data[: int(len(data) * share)]) == Reason.DECODE_TRUNCATED
 
@@ -106,7 +106,7 @@ def test_a_cut_picture_is_truncated(format_: str, share: float) -> None:
 @pytest.mark.parametrize("format_", ["WEBP", "TIFF"])
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
 def test_a_cut_webp_or_tiff_is_rejected(format_: str, share: float) -> None:
-    """Their headers lie behind the cut or their libraries do not say why, so corrupt is an honest answer too."""
+    """Their headers may be missing, or their libraries give no reason, so corrupt is a valid answer too."""
     data = saved(noise(), format_)
     rejected = reason(data[: int(len(data) * share)])
     assert rejected in (Reason.DECODE_TRUNCATED, Reason.DECODE_CORRUPT, Reason.DECODE_UNRECOGNIZED)
@@ -114,14 +114,14 @@ def test_a_cut_webp_or_tiff_is_rejected(format_: str, share: float) -> None:
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
 def test_a_cut_16_bit_tiff_is_truncated(compression: str | None) -> None:
-    """The strips must end inside the file: tifffile would fill what is missing."""
+    """The strips must end inside the file: tifffile would fill the missing samples."""
     cube = np.random.default_rng(4).integers(0, 65536, (32, 32, 3), dtype=np.uint16)
     data = tiff(cube, photometric="rgb", compression=compression)
     assert reason(data[:-20]) == Reason.DECODE_TRUNCATED
 
 
 def test_a_cut_16_bit_png_is_truncated() -> None:
-    """Also where another decoder than Pillow reads it."""
+    """Also if another decoder than Pillow reads it."""
     data = _deep_rgb_png(32, 32)
     assert reason(data[: len(data) // 2]) == Reason.DECODE_TRUNCATED
 
@@ -134,7 +134,7 @@ def test_a_wrong_checksum_is_corrupt(deep: bool) -> None:
     assert reason(bytes(data)) == Reason.DECODE_CORRUPT
 
 
-def test_text_that_inflates_without_end_is_corrupt() -> None:
+def test_text_that_inflates_to_too_much_is_corrupt() -> None:
     """A PNG whose compressed text holds 70 MB."""
     bomb = b"comment\0\0" + zlib.compress(b"\0" * 70_000_000)
     data = saved(Image.new("RGB", (2, 2)), "PNG")
@@ -142,7 +142,7 @@ def test_text_that_inflates_without_end_is_corrupt() -> None:
     assert reason(data[:33] + chunk + data[33:]) == Reason.DECODE_CORRUPT
 
 
-def test_a_broken_page_costs_that_page() -> None:
+def test_only_the_broken_page_of_a_tiff_is_rejected() -> None:
     """The other pages of a TIFF keep their pixels."""
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
@@ -156,8 +156,8 @@ def test_a_broken_page_costs_that_page() -> None:
     assert {p.pages for p in (first, second, third)} == {3}
 
 
-def test_a_broken_chain_of_pages_is_a_page_of_its_own() -> None:
-    """Pages that cannot be reached are not passed over in silence."""
+def test_a_broken_chain_of_pages_counts_as_one_more_page() -> None:
+    """Pages that cannot be reached are not ignored silently."""
     data = bytearray(saved(Image.new("L", (4, 4), 7), "TIFF", save_all=True, append_images=[Image.new("L", (4, 4))]))
     ifd = struct.unpack_from("<I", data, 4)[0]
     link = ifd + 2 + 12 * struct.unpack_from("<H", data, ifd)[0]
@@ -169,7 +169,7 @@ def test_a_broken_chain_of_pages_is_a_page_of_its_own() -> None:
 
 
 def test_running_out_of_memory_is_its_own_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A MemoryError belongs to one image, and may end better elsewhere."""
+    """A MemoryError rejects one image, and the reason is retryable."""
 
     def no_memory(_: ImageFile.ImageFile) -> None:
         raise MemoryError
@@ -210,7 +210,7 @@ def test_the_pixel_limit_holds_in_every_reader_and_says_the_size(data: bytes) ->
 
 
 def test_a_bomb_is_refused_by_its_header() -> None:
-    """A 13,300² 1-bit PNG is some kilobytes, and never decoded: its pixels here are missing altogether."""
+    """A 13,300² 1-bit PNG has a few kilobytes and is not decoded: this file has no pixels at all."""
     header = struct.pack(">IIBBBBB", 13_300, 13_300, 1, 0, 0, 0, 0)
     data = saved(Image.new("1", (1, 1)), "PNG")
     data = data[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + data[33:]
@@ -218,7 +218,7 @@ def test_a_bomb_is_refused_by_its_header() -> None:
 
 
 def test_pillows_own_limit_stays_in_place() -> None:
-    """A picture beyond twice Pillow's limit has the same reason, and the limit is never lifted or lowered."""
+    """A picture beyond twice Pillow's limit has the same reason; the limit is not removed or lowered."""
     header = struct.pack(">IIBBBBB", 40_000, 40_000, 1, 0, 0, 0, 0)
     data = saved(Image.new("1", (1, 1)), "PNG")
     data = data[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + data[33:]
@@ -236,7 +236,7 @@ def test_a_limit_above_pillows_raises_pillows(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_nothing_is_warned_or_printed(capfd: pytest.CaptureFixture[str]) -> None:
-    """A picture that Pillow warns about is a row, not a line on stderr."""
+    """A picture that Pillow warns about gives a row and no line on stderr."""
     from PIL import PngImagePlugin
 
     file = io.BytesIO()
@@ -276,15 +276,15 @@ def test_samples_that_do_not_fit_the_contract_are_rejected(data: bytes, spec: Mo
 
 
 def test_a_mode_that_is_not_in_the_table_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mode that a newer Pillow invents is not guessed at."""
+    """E.g. a new mode of a later Pillow."""
     from unet_batch.decode import decode as module
 
     monkeypatch.delitem(module._MODES, "L")
     assert reason(saved(Image.new("L", (2, 2)), "PNG")) == Reason.IMAGE_MODE_NOT_SUPPORTED
 
 
-def test_a_npy_that_lies_about_its_shape_costs_no_memory() -> None:
-    """The header's shape is compared with the bytes that are there before anything is allocated."""
+def test_a_npy_with_a_wrong_shape_takes_no_memory() -> None:
+    """The header's shape is compared with the number of bytes before anything is allocated."""
     data = npy(np.zeros((4, 5), np.uint8)).replace(b"(4, 5)", b"(4000000, 5)")
     assert reason(data, GRAY) in (Reason.DECODE_TRUNCATED, Reason.DECODE_CORRUPT)
 

@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> str:
 
 @pytest.fixture
 def archive(folder: str) -> Callable[..., dict[str, list[str]]]:
-    """Fills the folder with empty objects and returns what is discovered, as names."""
+    """Fill the folder with empty objects; returns the discovered names."""
 
     def found(names: list[str], uri: str, window: Window = ALL, **fields: object) -> dict[str, list[str]]:
         storage = Storage(threads=2)
@@ -62,7 +62,7 @@ def span(first: str, last: str) -> Window:
         ("last", LAST),
     ],
 )
-def test_a_window_is_read_as_people_write_it(text: str, window: Window) -> None:
+def test_a_window_is_parsed(text: str, window: Window) -> None:
     """Both ends are included."""
     assert parse_window(text, TODAY) == window
 
@@ -71,13 +71,13 @@ def test_a_window_is_read_as_people_write_it(text: str, window: Window) -> None:
     "text", ["2026-11-21..2026-11-01", "2026-13-01", "20261121", "2026-11-21..", "..", "", "lastt", "2026-11-1", "a..b"]
 )
 def test_a_malformed_window_is_an_error_of_the_job(text: str) -> None:
-    """A reversed or misspelt window must not run on something else."""
+    """A reversed or misspelt window must not select other days."""
     with pytest.raises(JobError):
         parse_window(text, TODAY)
 
 
 def test_a_date_in_folders_makes_one_partition_per_day(archive: Callable) -> None:
-    """Year, month and day may be levels of their own, with folders behind them."""
+    """Year, month and day may be separate levels, with folders below them."""
     names = ["2026/11/20/raw/b.png", "2026/11/21/raw/a.png", "2026/11/21/raw/sub/c.png", "2026/11/21/other/x.png"]
     assert archive(names, "{date:%Y/%m/%d}/raw") == {
         "date=2026-11-20": ["2026/11/20/raw/b.png"],
@@ -96,7 +96,7 @@ def test_a_range_takes_its_days_and_no_other(archive: Callable) -> None:
 
 @pytest.mark.parametrize("form", ["%Y/%m/%d", "%Y-%m-%d", "%d-%m-%Y", "%m/%d/%Y", "y=%Y/m=%m/d=%d", "cam_%Y%m%d_raw"])
 def test_last_is_the_newest_day_that_holds_anything(archive: Callable, form: str) -> None:
-    """Whatever the order of the parts; days with nothing that counts are passed over."""
+    """For every order of year, month and day; days without objects that count are skipped."""
     days = [date(2025, 12, 31), date(2026, 2, 28), date(2026, 11, 3), date(2026, 11, 21)]
     names = [f"{day.strftime(form)}/a.png" for day in days[:3]] + [f"{days[3].strftime(form)}/a.txt"]
     newest = f"{days[2].strftime(form)}/a.png"
@@ -124,8 +124,8 @@ def test_a_day_can_be_one_object(archive: Callable) -> None:
     assert archive([], "{date:%Y%m%d}.tar", span("2026-11-20", "2026-11-21"), format="webdataset") == expected
 
 
-def test_what_only_looks_like_a_date_is_no_partition(archive: Callable) -> None:
-    """The 31st of February is a folder, not a day."""
+def test_a_folder_that_is_not_a_valid_date_is_not_a_partition(archive: Callable) -> None:
+    """E.g. the 31st of February."""
     assert list(archive(["2026-02-31/a", "2026-02-28/a", "latest/a", "2026-2-1/a"], "{date:%Y-%m-%d}")) == [
         "date=2026-02-28"
     ]
@@ -148,7 +148,7 @@ def test_an_archive_without_dates_is_one_partition(archive: Callable) -> None:
 
 
 def test_a_range_needs_dates(archive: Callable) -> None:
-    """Days of an archive that has none would silently be everything or nothing."""
+    """Without dates, a range would silently select everything or nothing."""
     with pytest.raises(JobError, match="date"):
         archive(["x/a.png"], "x", span("2026-11-21", "2026-11-21"))
 
@@ -158,18 +158,18 @@ def test_one_object_can_be_the_archive(archive: Callable) -> None:
     assert archive(["x/train.tar", "x/train.tar.bak"], "x/train.tar", format="webdataset") == {"all": ["x/train.tar"]}
 
 
-def test_a_folder_that_is_missing_holds_nothing(archive: Callable, folder: str) -> None:
-    """A mount may be lost: the survey says that nothing was found, with what is near."""
+def test_a_missing_folder_counts_as_empty(archive: Callable, folder: str) -> None:
+    """A mount may be lost: the survey says that nothing was found, and names the nearest folder."""
     assert archive(["x/a.png"], "misspelt") == {"all": []}
 
 
 def test_an_empty_folder_is_an_empty_archive(tmp_path: Path) -> None:
-    """The folder is there: nothing was misspelt."""
+    """The folder exists, so it is not an error."""
     assert discover(Storage(), InputSpec(uri=str(tmp_path)), ALL).partitions == {"all": []}
 
 
 def test_loose_images_leave_nothing_out(archive: Callable) -> None:
-    """A text file among images becomes a rejection later, so it counts; hidden names never do."""
+    """A text file among images counts and becomes a rejection later; hidden names do not count."""
     names = ["x/a.png", "x/readme.txt", "x/.hidden.png", "x/.git/b.png", "x/_SUCCESS", "x/sub/c"]
     assert archive(names, "x") == {"all": ["x/_SUCCESS", "x/a.png", "x/readme.txt", "x/sub/c"]}
 
@@ -182,8 +182,8 @@ def test_loose_images_leave_nothing_out(archive: Callable) -> None:
         ("manifest", ["d.parquet", "e.csv", "f.jsonl"]),
     ],
 )
-def test_shards_are_told_by_their_suffix(archive: Callable, form: str, expected: list[str]) -> None:
-    """Where no pattern is given."""
+def test_shards_are_recognised_by_their_suffix(archive: Callable, form: str, expected: list[str]) -> None:
+    """With the default pattern."""
     names = ["a.tar", "s/b.TAR.GZ", "s/c.tgz", "d.parquet", "e.csv", "f.jsonl", "_SUCCESS", "g.json"]
     assert archive(names, "", format=form) == {"all": expected}
 
@@ -214,19 +214,19 @@ def test_shards_are_told_by_their_suffix(archive: Callable, form: str, expected:
     ],
 )
 def test_a_pattern_is_a_glob(pattern: str, name: str, fits: bool) -> None:
-    """`*` stays in its folder, `**` crosses folders, everything else is itself."""
+    """`*` stays in its folder, `**` crosses folders, other characters are literal."""
     assert matches(pattern, name) is fits
 
 
 def test_a_broken_pattern_is_an_error_of_the_job() -> None:
-    """A reversed character range fits nothing, and must say so."""
+    """A reversed character range matches nothing, so it is an error."""
     with pytest.raises(JobError, match="z-a"):
         matches("[z-a]*", "x")
 
 
 @pytest.mark.parametrize("pattern", ["[", "*.{png,jpg", "*.png}", "", "a[b", "{a,{b}"])
 def test_a_malformed_pattern_is_refused(archive: Callable, pattern: str) -> None:
-    """A glob that is cut off fits nothing, and nobody would see why."""
+    """An incomplete glob would match nothing, without a visible cause."""
     for field in ({"pattern": pattern}, {"exclude": (pattern,)}, {"members": (pattern,)}):
         with pytest.raises(JobError, match=r"glob|empty pattern"):
             archive(["x/a.png"], "x", **field)
@@ -250,7 +250,7 @@ def test_dates_in_local_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("window", ["all", "last", "2026-11-21", "2026-11"])
 def test_a_day_that_is_a_link_is_the_same_day_in_every_window(tmp_path: Path, window: str) -> None:
-    """On another disk, at the level of months too; links in a circle end nothing."""
+    """On another disk, also at the level of months; circular links do not end the search."""
     for place in ("disk/11/21", "archive/2026/10/01"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "a.png").write_bytes(b"x")
@@ -263,8 +263,8 @@ def test_a_day_that_is_a_link_is_the_same_day_in_every_window(tmp_path: Path, wi
     assert not any(o.problem for o in found["date=2026-11-21"])
 
 
-def test_what_is_passed_over_is_counted_by_what_it_is(archive: Callable, folder: str) -> None:
-    """Hidden names, what the pattern leaves, what `exclude` names, and folders that are no day."""
+def test_names_that_are_passed_over_are_counted_by_kind(archive: Callable, folder: str) -> None:
+    """Hidden names, names outside the pattern, names in `exclude`, and folders that are not days."""
     names = [
         *("2026-11-20/a.PNG", "2026-11-20/a_mask.png", "2026-11-20/.a.png", "2026-11-20/notes.txt"),
         *("2026-11-20/__MACOSX/a.png", "2026-11-20/t/b.csv.gz", "2026-11-20/README", "calibration/a.png"),
@@ -286,7 +286,7 @@ def test_what_is_passed_over_is_counted_by_what_it_is(archive: Callable, folder:
 
 
 def test_objects_beside_a_day_that_is_one_object_are_counted(archive: Callable, folder: str) -> None:
-    """`20261122.tar.zst` is no day of `{date}.tar`, and that is said."""
+    """`20261122.tar.zst` is not a day of `{date}.tar`, and is reported."""
     archive(["20261121.tar", "20261122.tar.zst", "x/y.tar"], "{date:%Y%m%d}.tar", format="webdataset")
     found = discover(Storage(), InputSpec(uri=folder + "/{date:%Y%m%d}.tar", format="webdataset"), ALL)
     assert list(found.partitions) == ["date=2026-11-21"]
@@ -294,7 +294,7 @@ def test_objects_beside_a_day_that_is_one_object_are_counted(archive: Callable, 
 
 
 def test_images_beside_a_manifest_are_not_passed_over(archive: Callable, folder: str) -> None:
-    """Its rows name them; another list that is none is counted."""
+    """Its rows refer to them; another list that is not a manifest is counted."""
     archive(["x/a.png", "x/list.ndjson", "x/notes.md"], "x", format="manifest")
     found = discover(Storage(), InputSpec(uri=folder + "/x", format="manifest"), ALL)
     assert [o.uri.rpartition("/")[2] for o in found.partitions["all"]] == ["list.ndjson"]
@@ -316,7 +316,7 @@ def test_images_beside_a_manifest_are_not_passed_over(archive: Callable, folder:
 def test_what_is_near_a_uri_at_which_nothing_is(
     archive: Callable, folder: str, uri: str, window: Window, near: str | None
 ) -> None:
-    """A misspelt folder, another day, another object; nothing where the folder is there."""
+    """A misspelt folder, another day, another object; None if the folder exists."""
     archive(["photos/2026/11/10/a", "photos/2026/10/02/a", "photos/2023/12/31/a", "sets/train.tar"], "photos")
     assert nearest(Storage(), f"{folder}/{uri}", window) == (None if near is None else f"{path_of(folder)}/{near}")
 
@@ -335,13 +335,13 @@ def test_what_is_near_a_uri_at_which_nothing_is(
         ("s3://a/{date:%Y%m%d}/raw", "**", "s3://a/20261121/raw/data.parquet", True),
     ],
 )
-def test_the_archive_reaches_what_some_window_would_list(uri: str, pattern: str, name: str, inside: bool) -> None:
-    """Folders of days count as soon as they look like one; the pattern and hidden names hold as for listings."""
+def test_the_archive_reaches_the_objects_of_every_window(uri: str, pattern: str, name: str, inside: bool) -> None:
+    """Every folder with a date counts; pattern and hidden names are applied as in listings."""
     assert reaches(InputSpec(uri=uri, pattern=pattern), name) is inside
 
 
-def test_a_link_to_a_folder_that_a_pattern_leaves_out_is_said_to_be_one(tmp_path: Path) -> None:
-    """Its own name has no suffix; what lies behind it may be images."""
+def test_a_link_to_a_folder_outside_the_pattern_is_reported_as_a_link(tmp_path: Path) -> None:
+    """Its name has no suffix, but it may lead to images."""
     (tmp_path / "archive").mkdir()
     (tmp_path / "disk2").mkdir()
     (tmp_path / "archive" / "a.png").write_bytes(b"x")

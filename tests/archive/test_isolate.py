@@ -1,4 +1,4 @@
-"""A decoder in a child process: the same pages as in this one, and a reason for every way to die."""
+"""A decoder in a child process: the same pages as in this process, and a reason for every crash."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def jpeg(mode: str = "RGB") -> bytes:
 
 
 def obey(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
-    """A decoder that does what its bytes say; the child imports it by name."""
+    """A decoder that executes the command in its bytes; the child imports it by name."""
     if data == b"second page crashes":
         yield Page(0, 3, np.full((1, 1, 3), 7, np.uint8), 1, 1)
         os.abort()
@@ -49,7 +49,7 @@ def obey(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
         os._exit(3)
     elif data == b"hang":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        ctypes.CDLL(None).pause()  # C code that never comes back to the interpreter
+        ctypes.CDLL(None).pause()  # C code that never returns to the interpreter
     elif data.endswith(b"spin"):
         ends = time.process_time() + (1.5 if data.startswith(b"\x89PNG") else 3600)
         while time.process_time() < ends:
@@ -92,7 +92,7 @@ def reasons(pages: list[Page]) -> list[Reason | None]:
 
 
 @pytest.mark.parametrize("data", [jpeg(), jpeg("L"), multipage(), b"", b"no image", jpeg()[:300]])
-def test_the_child_sees_what_this_process_sees(plain: IsolatedDecoder, data: bytes) -> None:
+def test_the_child_decodes_as_this_process_does(plain: IsolatedDecoder, data: bytes) -> None:
     """Pages, pixels, sizes, reasons and messages are equal."""
     isolated, here = plain.decode(data), list(decode(data, SPEC, LIMITS))
     assert [(p.page, p.pages, p.height, p.width, p.largest) for p in isolated] == [
@@ -108,7 +108,7 @@ def test_the_child_sees_what_this_process_sees(plain: IsolatedDecoder, data: byt
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_every_depth_survives_the_pipe(plain: IsolatedDecoder, dtype: str) -> None:
-    """Samples come back in their own type."""
+    """Samples keep their dtype."""
     values = (np.arange(24).reshape(2, 4, 3) * 2700).astype(dtype)
     file = io.BytesIO()
     np.save(file, values)
@@ -128,10 +128,10 @@ def test_every_depth_survives_the_pipe(plain: IsolatedDecoder, dtype: str) -> No
         (b"spin", Reason.DECODE_TIMEOUT, "more than 0.5 s of processor time (limits.image_timeout_s: 0.5"),
     ],
 )
-def test_a_death_is_a_reason_and_the_next_image_is_decoded(
+def test_a_crash_rejects_one_image_and_the_next_is_decoded(
     obedient: IsolatedDecoder, command: bytes, expected: Reason, words: str
 ) -> None:
-    """A segmentation fault, an exit, garbage and a hang inside C cost one image each."""
+    """A segmentation fault, an exit, an invalid answer and a hang in C code reject one image each."""
     (page,) = obedient.decode(command)
     assert reasons([page]) == [expected]
     assert words in page.content.message
@@ -141,7 +141,7 @@ def test_a_death_is_a_reason_and_the_next_image_is_decoded(
 
 @pytest.mark.slow
 def test_time_that_a_child_did_not_get_is_not_counted(obedient: IsolatedDecoder) -> None:
-    """A machine that is busy with others stops a child for four times its limit: the picture is decoded."""
+    """A busy machine stops a child for four times its limit: the picture is decoded."""
     found: list[Page] = []
     work = threading.Thread(target=lambda: found.extend(obedient.decode(HEADER_5000 + b"spin")))
     obedient.decode(jpeg())
@@ -158,7 +158,7 @@ def test_time_that_a_child_did_not_get_is_not_counted(obedient: IsolatedDecoder)
 
 @pytest.mark.slow
 def test_a_large_picture_has_more_time(obedient: IsolatedDecoder) -> None:
-    """1.5 s of processor time, three times the limit of a small one: its header promises 25 megapixels."""
+    """1.5 s of processor time, three times the limit of a small picture: its header declares 25 megapixels."""
     assert reasons(obedient.decode(HEADER_5000 + b"spin")) == [None]
 
 
@@ -168,8 +168,8 @@ def test_a_large_picture_has_more_time(obedient: IsolatedDecoder) -> None:
      (b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", 1 << 31, 1 << 31), LIMITS.max_image_pixels),
      (b"no image", 0), (b"", 0)],
 )  # fmt: skip
-def test_limits_grow_with_what_a_header_promises_and_no_further_than_the_job_allows(data: bytes, pixels: int) -> None:
-    """A header may lie; what it can ask for is bounded by limits.max_image_pixels."""
+def test_limits_grow_with_the_size_in_the_header_up_to_the_jobs_limit(data: bytes, pixels: int) -> None:
+    """A header may be wrong; limits.max_image_pixels is the upper bound."""
     assert header_pixels(data, LIMITS) == pixels
 
 
@@ -180,7 +180,7 @@ def test_default_limits_allow_every_picture_that_the_job_allows() -> None:
     assert address_space_bytes(jpeg(), SPEC, LIMITS) >= needed
 
 
-def test_eating_memory_is_a_reason() -> None:
+def test_too_much_memory_is_a_reason() -> None:
     """512 MiB do not fit into 256 MiB: out of memory, not a dead node."""
     with IsolatedDecoder(SPEC, LEAN, decoder="test_isolate:obey") as decoder:
         assert reasons(decoder.decode(b"eat")) == [Reason.DECODE_OUT_OF_MEMORY]
@@ -188,8 +188,8 @@ def test_eating_memory_is_a_reason() -> None:
 
 
 @pytest.mark.slow
-def test_a_healthy_picture_may_take_the_memory_that_its_size_needs() -> None:
-    """12,000² RGB need 432 MB, which the pixel limit allows: decoded beside others it would have a mask."""
+def test_a_valid_picture_gets_the_memory_that_its_size_needs() -> None:
+    """12,000² RGB need 432 MB, which the pixel limit allows: without isolation it would be scored."""
     file = io.BytesIO()
     Image.new("1", (12_000, 12_000)).save(file, "PNG")
     limits = LimitsSpec(decode_memory_bytes=1 << 28, max_image_pixels=200_000_000)
@@ -199,8 +199,8 @@ def test_a_healthy_picture_may_take_the_memory_that_its_size_needs() -> None:
 
 
 @pytest.mark.slow
-def test_eating_memory_after_a_large_picture_is_a_reason_still() -> None:
-    """What one image needs is not given to the next."""
+def test_too_much_memory_after_a_large_picture_is_a_reason() -> None:
+    """The memory limit is set for each image."""
     file = io.BytesIO()
     Image.new("1", (9_000, 9_000)).save(file, "PNG")
     limits = LimitsSpec(decode_memory_bytes=1 << 28, max_image_pixels=100_000_000)
@@ -210,20 +210,20 @@ def test_eating_memory_after_a_large_picture_is_a_reason_still() -> None:
 
 
 def test_pages_before_a_crash_are_kept_and_the_rest_are_rejected(obedient: IsolatedDecoder) -> None:
-    """Of three pages one came: the other two get the reason, so that no image is missing."""
+    """Of three pages one arrived: the other two are rejected, so that no image is missing."""
     pages = obedient.decode(b"second page crashes")
     assert reasons(pages) == [None, Reason.DECODE_CRASHED, Reason.DECODE_CRASHED]
     assert [(p.page, p.pages) for p in pages] == [(0, 3), (1, 3), (2, 3)]
 
 
-def test_what_a_library_prints_is_no_answer(obedient: IsolatedDecoder) -> None:
+def test_output_of_a_library_is_not_an_answer(obedient: IsolatedDecoder) -> None:
     """Standard output of the child does not reach the frames."""
     (page,) = obedient.decode(b"print")
     assert page.content.tolist() == [[[0, 0, 0]]]
 
 
 def test_a_child_that_was_killed_between_images_is_replaced(plain: IsolatedDecoder) -> None:
-    """Its death is nobody's fault, so the next image is not blamed."""
+    """The next image is not rejected for it."""
     plain.decode(jpeg())
     child = plain._child
     os.kill(child.pid, signal.SIGKILL)
@@ -252,7 +252,7 @@ def test_close_ends_the_child() -> None:
 
 
 def test_a_child_ends_when_its_parent_is_gone(plain: IsolatedDecoder) -> None:
-    """A killed worker leaves no orphan: the closed pipe is the end."""
+    """A killed worker leaves no orphan: the child ends when its pipe is closed."""
     plain.decode(jpeg())
     child = plain._child
     child.stdin.close()
@@ -270,8 +270,8 @@ def test_threads_take_turns(plain: IsolatedDecoder) -> None:
     assert outcomes == [[None]] * 4
 
 
-def test_a_decoder_that_cannot_start_is_an_error_and_no_rejection() -> None:
-    """A broken installation says nothing about an image."""
+def test_a_decoder_that_cannot_start_is_an_error_and_not_a_rejection() -> None:
+    """A broken installation is not a fault of an image."""
     decoder = IsolatedDecoder(SPEC, LIMITS, decoder="test_isolate:missing")
     with pytest.raises(UnetBatchError, match="did not start"):
         decoder.decode(jpeg())

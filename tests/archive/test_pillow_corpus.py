@@ -1,4 +1,4 @@
-"""Pillow's own test pictures, among them its fuzzer finds: every file gets pages, every page pixels or a reason."""
+"""Pillow's test pictures, with those found by fuzzing: every file gets pages, every page pixels or a reason."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def pages(files: list[Path]) -> dict[Path, list[Page]]:
 
 
 def test_every_file_has_pages_with_pixels_or_a_reason(pages: dict[Path, list[Page]]) -> None:
-    """No exception, no file without a page, no page that is neither; the counts are printed."""
+    """No exception, no file without a page, no page without content; the counts are printed."""
     counts: Counter[str] = Counter()
     wrong = []
     for path, found in pages.items():
@@ -83,7 +83,7 @@ def test_what_pillow_loads_is_decoded_to_pillows_pixels(files: list[Path]) -> No
 
 
 def _pillows(data: bytes) -> tuple[str, np.ndarray] | None:
-    """Mode and samples of the displayed first frame by Pillow alone; None where it fails or squashes 16 bits."""
+    """Mode and samples of the oriented first frame by Pillow alone; None if it fails or reduces 16 bits."""
     from PIL import ImageOps
 
     with warnings.catch_warnings():

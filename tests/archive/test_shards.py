@@ -1,4 +1,4 @@
-"""Loose images: the listing is the inventory, and every object comes back or says why not."""
+"""Loose images: the listing is the inventory, and every object gets its bytes or a reason."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_every_object_is_one_source(storage: Storage, folder: str, monkeypatch: 
 
 
 def test_each_image_gets_its_bytes_or_its_reason(storage: Storage, folder: str) -> None:
-    """Gone, replaced, too large, and known to be a problem: one reason each, the others are read."""
+    """Deleted, replaced, too large, or with a known problem: one reason each; the others are read."""
     for name, body in [("a", b"A"), ("gone", b"G"), ("changed", b"C"), ("large", b"L" * 11), ("z", b"Z")]:
         storage.put(join(folder, name), body)
     found = inventory(storage, SPEC, list(storage.list(folder))).partitions["all"]
@@ -67,8 +67,8 @@ def test_each_image_gets_its_bytes_or_its_reason(storage: Storage, folder: str) 
     ]
 
 
-def test_an_object_that_grew_is_not_taken_in(storage: Storage, folder: str) -> None:
-    """A listing's size may be unknown or wrong: the limit holds when the bytes come."""
+def test_an_object_that_grew_is_rejected(storage: Storage, folder: str) -> None:
+    """A listing's size may be unknown or wrong: the limit is checked while reading."""
     version = storage.put(join(folder, "a"), b"L" * 11)
     assert read(storage, [Source(join(folder, "a"), version)], max_image_bytes=10) == ["read.too_large"]
 
@@ -85,8 +85,8 @@ def test_an_unavailable_store_stops_the_unit(storage: Storage, folder: str, monk
         read(storage, [Source(join(folder, "a"), version)])
 
 
-def test_a_link_out_of_a_local_archive_costs_that_image(storage: Storage, tmp_path: Path) -> None:
-    """From the listing to the unit: a rejection, and the file behind the link stays unread."""
+def test_a_link_out_of_a_local_archive_is_a_rejection(storage: Storage, tmp_path: Path) -> None:
+    """From the listing to the unit; the target of the link is not read."""
     (tmp_path / "secret.png").write_bytes(b"S")
     top = tmp_path / "archive"
     top.mkdir()
@@ -98,7 +98,7 @@ def test_a_link_out_of_a_local_archive_costs_that_image(storage: Storage, tmp_pa
 
 @pytest.mark.parametrize("form", ["webdataset", "images"])
 def test_a_shard_behind_a_link_out_of_the_archive_stops_the_job(storage: Storage, tmp_path: Path, form: str) -> None:
-    """How many images it holds nobody may look up."""
+    """The number of its images cannot be read."""
     (tmp_path / "secret.tar").write_bytes(b"S")
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive/a.tar").symlink_to("../secret.tar")

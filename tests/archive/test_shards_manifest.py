@@ -1,4 +1,4 @@
-"""Manifests: untrusted lists of URIs, and what they may and may not name."""
+"""Manifests: untrusted lists of URIs, and which URIs are allowed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def parquet_of(**columns: object) -> bytes:
 def test_rows_name_objects_relative_to_the_manifest(
     storage: Storage, folder: str, put: Callable, name: str, text: str | bytes
 ) -> None:
-    """In CSV, JSON lines and Parquet; versions and sizes are those of now."""
+    """In CSV, JSON lines and Parquet; with current versions and sizes."""
     found = sources(storage, put(text, name))
     assert [s.uri for s in found] == [join(folder, "a.png"), join(folder, "sub/b.png")]
     assert [s.size_bytes for s in found] == [1, 1]
@@ -91,7 +91,7 @@ def test_rows_name_objects_relative_to_the_manifest(
 
 
 def test_absolute_uris_below_the_roots_are_read(storage: Storage, folder: str, put: Callable, tmp_path: Path) -> None:
-    """`input.roots` opens other places."""
+    """`input.roots` allows other folders."""
     other = f"file://{tmp_path}/other"
     storage.put(f"{other}/in/c.png", b"C")
     storage.put(f"{other}/out/d.png", b"D")
@@ -133,7 +133,7 @@ def test_a_query_in_a_relative_name_is_denied_in_an_object_store(storage: Storag
         "a\0b.png",
     ],
 )
-def test_what_a_manifest_must_not_name_is_denied(storage: Storage, put: Callable, uri: str) -> None:
+def test_uris_that_a_manifest_must_not_hold_are_denied(storage: Storage, put: Callable, uri: str) -> None:
     """One rejection each; nothing is opened, and no secret is repeated."""
     manifest = put(parquet_of(uri=[uri, "a.png"]), "list.parquet")
     found = sources(storage, manifest)
@@ -164,7 +164,7 @@ def test_a_local_link_that_leads_out_is_denied(storage: Storage, tmp_path: Path)
     assert read(storage, found) == [b"A", b"A", "read.denied"]
 
 
-def test_a_way_up_is_denied_even_where_it_comes_back(storage: Storage, tmp_path: Path) -> None:
+def test_a_path_with_dots_is_denied_even_if_it_stays_inside(storage: Storage, tmp_path: Path) -> None:
     """`sub/../a.png` is `a.png` in text, but not on a disk where `sub` is a link."""
     (tmp_path / "a.png").write_bytes(b"A")
     (tmp_path / "list.csv").write_text("uri\nsub/../a.png\n")
@@ -186,14 +186,14 @@ def test_the_same_object_twice_is_one_source(storage: Storage, folder: str, put:
     assert [s.uri for s in found] == [join(folder, "a.png"), join(folder, "sub/b.png")]
 
 
-def test_a_promised_digest_is_checked(storage: Storage, put: Callable) -> None:
+def test_a_digest_is_checked(storage: Storage, put: Callable) -> None:
     """Bytes with another SHA-256 are not scored."""
     good, bad = hashlib.sha256(b"A").hexdigest().upper(), hashlib.sha256(b"X").hexdigest()
     found = sources(storage, put(f"uri,sha256\na.png,{good}\nsub/b.png,{bad}\n"))
     assert read(storage, found) == [b"A", "read.checksum_mismatch"]
 
 
-def test_an_empty_digest_promises_nothing(storage: Storage, put: Callable) -> None:
+def test_an_empty_digest_is_not_checked(storage: Storage, put: Callable) -> None:
     """The column may be filled for some rows only."""
     assert read(storage, sources(storage, put("uri,sha256\na.png,\n"))) == [b"A"]
 
@@ -206,7 +206,7 @@ def test_an_object_replaced_after_the_inventory_is_changed(storage: Storage, fol
 
 
 def test_rows_without_a_uri_keep_their_row(storage: Storage, put: Callable) -> None:
-    """Null, empty and foreign values are rejections, told apart by the row's number."""
+    """Null, empty and foreign values are rejections, named by the row's number."""
     manifest = put('{"uri": null}\n{"uri": ""}\n{"uri": 5}\n{"uri": "a.png"}\n{}\n', "list.jsonl")
     found = {s.member: s.problem and s.problem[0] for s in sources(storage, manifest)}
     assert found == {
@@ -227,14 +227,14 @@ def test_rows_without_a_uri_keep_their_row(storage: Storage, put: Callable) -> N
     ],
 )
 def test_a_cut_manifest_is_a_problem_beside_its_rows(storage: Storage, put: Callable, name: str, text: str) -> None:
-    """How many rows are missing nobody knows."""
+    """The number of missing rows is unknown."""
     found = sources(storage, put(text, name))
     assert [s.problem and s.problem[0] for s in found] == [None, "shard.corrupt"]
 
 
 @pytest.mark.parametrize(("name", "body"), [("list.csv", b'uri\n"a\n'), ("list.parquet", b"PAR1junkPAR1")])
 def test_a_manifest_that_cannot_be_read_is_one_problem(storage: Storage, put: Callable, name: str, body: bytes) -> None:
-    """Junk costs a row with a reason."""
+    """The partition gets one row with a reason."""
     (found,) = sources(storage, put(body, name))
     assert found.problem[0] == "shard.corrupt"
 
@@ -254,25 +254,25 @@ def test_a_manifest_that_cannot_be_read_is_one_problem(storage: Storage, put: Ca
 def test_another_encoding_than_utf8_is_named(
     storage: Storage, put: Callable, name: str, body: bytes, named: str
 ) -> None:
-    """Spreadsheets write them; nothing is scored, and the sentence says what the file is."""
+    """Spreadsheets write them; nothing is scored, and the sentence names the encoding."""
     with pytest.raises(JobError, match=named):
         sources(storage, put(body, name))
 
 
 @pytest.mark.parametrize("head", ["uri,uri", "uri,sha256,sha256"])
 def test_two_columns_of_one_name_are_refused(storage: Storage, put: Callable, head: str) -> None:
-    """A reader of CSV takes the last one, and nobody would see that the first was dropped."""
+    """A CSV reader would use the last one and drop the first silently."""
     with pytest.raises(JobError, match="several columns"):
         sources(storage, put(f"{head}\na.png,sub/b.png,\n"))
 
 
 def test_a_compressed_manifest_is_named(storage: Storage, put: Callable) -> None:
-    """It is no text in an odd encoding."""
+    """Not as text in an unknown encoding."""
     with pytest.raises(JobError, match="compressed with gzip"):
         sources(storage, put(gzip.compress(b"uri\na.png\n"), "l.csv.gz"))
 
 
-def test_a_mark_before_utf8_is_no_part_of_a_name(storage: Storage, put: Callable) -> None:
+def test_a_byte_order_mark_is_not_part_of_a_name(storage: Storage, put: Callable) -> None:
     """In JSON lines too, and under the suffix .ndjson."""
     for name, text in (
         ("l.csv", "uri\na.png\n"),
@@ -296,8 +296,8 @@ def test_a_mark_before_utf8_is_no_part_of_a_name(storage: Storage, put: Callable
         "blob:3.png",
     ],
 )
-def test_a_colon_in_a_name_is_no_scheme(storage: Storage, folder: str, put: Callable, name: str) -> None:
-    """Times and plate positions hold colons; what stands before one is a scheme only where it is one."""
+def test_a_colon_in_a_name_is_not_a_scheme(storage: Storage, folder: str, put: Callable, name: str) -> None:
+    """Times and plate positions contain colons; only known words before a colon are schemes."""
     storage.put(join(folder, name), b"C")
     assert read(storage, sources(storage, put(f"uri\n{name}\n"))) == [b"C"]
 
@@ -305,8 +305,8 @@ def test_a_colon_in_a_name_is_no_scheme(storage: Storage, folder: str, put: Call
 @pytest.mark.parametrize(
     "row", ['{"uri": "\\ud800.png"}', '{"uri": "../\\udfff"}', '"a.png"', "[1]", "no json", '{"uri": {"a": 1}}', "7"]
 )
-def test_a_hostile_line_costs_its_row(storage: Storage, put: Callable, row: str) -> None:
-    """Half a character, another type, or no JSON at all, between two good rows: they are scored."""
+def test_only_the_row_of_a_bad_line_is_rejected(storage: Storage, put: Callable, row: str) -> None:
+    """A lone surrogate, another type, or invalid JSON, between two good rows: the good rows are scored."""
     found = sources(storage, put(f'{{"uri": "a.png"}}\n{row}\n{{"uri": "sub/b.png"}}\n', "l.jsonl"))
     assert [s.problem is None for s in found].count(True) == 2
     (bad,) = (s for s in found if s.problem is not None)
@@ -315,8 +315,8 @@ def test_a_hostile_line_costs_its_row(storage: Storage, put: Callable, row: str)
 
 
 @pytest.mark.parametrize("value", ["abc", 7, ["x"], "g" * 64, {"a": 1}])
-def test_a_digest_that_is_none_is_refused_and_not_ignored(storage: Storage, put: Callable, value: object) -> None:
-    """Whoever promises a digest wants it checked."""
+def test_an_invalid_digest_is_refused_and_not_ignored(storage: Storage, put: Callable, value: object) -> None:
+    """A digest in a manifest must be checked."""
     good = hashlib.sha256(b"B").hexdigest()
     rows = [{"uri": "a.png", "sha256": value}, {"uri": "sub/b.png", "sha256": f" {good.upper()} "}]
     found = sources(storage, put("\n".join(map(json.dumps, rows)), "l.jsonl"))
@@ -333,11 +333,11 @@ def test_binary_digests_are_refused_with_a_sentence(storage: Storage, put: Calla
     assert read(storage, sources(storage, put(parquet_of(uri=["a.png"], sha256=text), "l.parquet"))) == [b"A"]
 
 
-def test_another_promise_is_another_version_of_the_same_object(storage: Storage, put: Callable) -> None:
-    """A corrected digest makes the image due again; without a promise the version is the store's."""
+def test_another_digest_is_another_version_of_the_same_object(storage: Storage, put: Callable) -> None:
+    """An image with a corrected digest is scored again; without a digest the version is the store's."""
     wrong, right = (hashlib.sha256(body).hexdigest() for body in (b"X", b"A"))
     texts = ["uri\na.png\n", *(f"uri,sha256\na.png,{digest}\n" for digest in (wrong, right, right.upper()))]
-    lists = [put(text, f"{number}.csv") for number, text in enumerate(texts)]  # every put writes the images anew
+    lists = [put(text, f"{number}.csv") for number, text in enumerate(texts)]  # every put writes the images again
     plain, first, second, again = (sources(storage, listed)[0] for listed in lists)
     assert len({plain.version, first.version, second.version}) == 3
     assert second.version == again.version
@@ -348,7 +348,7 @@ def test_another_promise_is_another_version_of_the_same_object(storage: Storage,
 
 @pytest.mark.parametrize(("name", "text"), [("l.csv", "path\na.png\n"), ("l.parquet", parquet_of(path=["a.png"]))])
 def test_a_missing_column_is_an_error_of_the_job(storage: Storage, put: Callable, name: str, text: str) -> None:
-    """The columns there are named."""
+    """The message names the existing columns."""
     with pytest.raises(JobError, match="it has path"):
         sources(storage, put(text, name))
     assert len(sources(storage, put(text, name), column="path")) == 1
@@ -370,7 +370,7 @@ def test_a_column_can_be_the_partition(storage: Storage, put: Callable) -> None:
 
 
 def test_a_window_picks_days_of_the_column(storage: Storage, put: Callable) -> None:
-    """Ranges, and the newest day; values that are no days only count in `all`."""
+    """Ranges, and the newest day; values that are not days count only in `all`."""
     manifest = put(ROWS + "d.png,night\n")
     day = Window(date(2026, 11, 19), date(2026, 11, 20), "range")
     assert partitions(storage, manifest, day) == {"day=2026-11-20": ["a.png", "c.png"]}
@@ -385,13 +385,13 @@ def test_days_of_a_parquet_manifest_are_days(storage: Storage, put: Callable) ->
 
 
 @pytest.mark.parametrize("value", ["", "../up", "a/b", ".hidden", "ü"])
-def test_a_value_that_is_no_folder_name_is_an_error_of_the_job(storage: Storage, put: Callable, value: str) -> None:
+def test_a_value_that_is_not_a_folder_name_is_an_error_of_the_job(storage: Storage, put: Callable, value: str) -> None:
     """Partitions become folders of the output."""
     with pytest.raises(JobError, match="row 0"):
         partitions(storage, put(f"uri,day\na.png,{value}\n"), None)
 
 
 def test_a_broken_manifest_of_many_partitions_stops_the_job(storage: Storage, put: Callable) -> None:
-    """Nobody can say which partition misses rows."""
+    """Each partition may miss rows."""
     with pytest.raises(JobError, match="repair"):
         partitions(storage, put('{"uri": "a.png", "day": "2026-11-20"}\n{"uri', "list.jsonl"), None)

@@ -1,4 +1,4 @@
-"""Parquet shards: one source per row from the footer alone, cells read from the row groups that hold them."""
+"""Parquet shards: one source per row, from the footer only; cells are read by row group."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SPEC = InputSpec(uri="/unused", format="parquet")
 
 
 def parquet_of(column: pa.Array, *, name: str = "image", rows: int = 4) -> bytes:
-    """A file with an image column beside another, `rows` to a row group."""
+    """A file with an image column and another column, with `rows` rows in each row group."""
     out = io.BytesIO()
     table = pa.table({"id": range(len(column)), name: column})
     pq.write_table(table, out, row_group_size=rows, write_page_checksum=True, compression="none")
@@ -115,7 +115,7 @@ def test_null_structs_and_paths_without_bytes_are_null(storage: Storage, put: Ca
 
 
 def test_a_cell_above_the_limit_is_too_large(storage: Storage, put: Callable) -> None:
-    """The footer does not know cell sizes, so the limit is checked when the cell is there."""
+    """The footer holds no cell sizes, so the limit is checked when the cell is read."""
     found = sources(storage, put(parquet_of(binary(b"a" * 11, b"b" * 10))))
     assert read(storage, found, max_image_bytes=10) == ["read.too_large", b"b" * 10]
 
@@ -143,15 +143,15 @@ def test_another_column_can_be_named(storage: Storage, put: Callable) -> None:
     assert read(storage, found, spec) == [b"a"]
 
 
-def test_a_missing_column_is_an_error_of_the_job_that_names_those_there(storage: Storage, put: Callable) -> None:
-    """The whole run would be rejections otherwise."""
+def test_a_missing_column_is_an_error_of_the_job_that_names_the_existing_ones(storage: Storage, put: Callable) -> None:
+    """Otherwise every image would be a rejection."""
     with pytest.raises(JobError, match="it has id, jpg"):
         sources(storage, put(parquet_of(binary(b"a"), name="jpg")))
 
 
 @pytest.mark.parametrize("column", [pa.array(["a.png"]), pa.array([1]), pa.array([{"path": "a"}]), pa.array([[b"a"]])])
 def test_a_column_without_bytes_is_an_error_of_the_job(storage: Storage, put: Callable, column: pa.Array) -> None:
-    """Paths, numbers and lists are no encoded images."""
+    """Paths, numbers and lists are not encoded images."""
     with pytest.raises(JobError, match="id: int64"):
         sources(storage, put(parquet_of(column)))
 
@@ -167,8 +167,8 @@ def test_a_cut_file_is_one_problem(storage: Storage, put: Callable, cut: int) ->
 
 
 @pytest.mark.parametrize("place", [-5, -8, -20, -60, -200, -500])
-def test_a_damaged_footer_is_never_rows_out_of_nothing(storage: Storage, put: Callable, place: int) -> None:
-    """A problem, an error of the job about columns, or the same twelve rows; never another number of them."""
+def test_a_damaged_footer_never_gives_another_number_of_rows(storage: Storage, put: Callable, place: int) -> None:
+    """The result is a problem, an error of the job about columns, or the same twelve rows."""
     body = bytearray(WHOLE)
     body[place] ^= 0xFF
     try:
@@ -178,7 +178,7 @@ def test_a_damaged_footer_is_never_rows_out_of_nothing(storage: Storage, put: Ca
     assert found[0].problem is not None or len(found) == 12
 
 
-def test_a_flipped_bit_in_a_page_is_noticed_where_checksums_are(storage: Storage, put: Callable) -> None:
+def test_a_flipped_bit_in_a_page_with_a_checksum_is_noticed(storage: Storage, put: Callable) -> None:
     """Rows of the damaged group get a reason; the other groups are read."""
     body = bytearray(parquet_of(binary(*(b"%d" % i * 100 for i in range(8)))))
     found = sources(storage, put(bytes(body)))
@@ -190,14 +190,14 @@ def test_a_flipped_bit_in_a_page_is_noticed_where_checksums_are(storage: Storage
 
 
 def test_a_replaced_file_is_changed_not_read(storage: Storage, put: Callable) -> None:
-    """Row numbers of one version say nothing about another."""
+    """Row numbers are valid for one version only."""
     found = sources(storage, put(parquet_of(binary(b"a", b"b"))))
     put(parquet_of(binary(b"x", b"y")))
     assert read(storage, found) == ["read.changed", "read.changed"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_changed(storage: Storage, put: Callable, monkeypatch) -> None:
-    """A fact that comes up inside Arrow's reader comes out as ours, for the rows not read yet."""
+    """An object error inside Arrow's reader becomes our error, for the rows not read yet."""
     found = sources(storage, put(parquet_of(binary(*(os.urandom(100_000) for _ in range(8))))))
     unit = Unit("0", "all", "parquet", tuple(found))
     answers = read_unit(storage, SPEC, unit, LimitsSpec())
@@ -209,13 +209,13 @@ def test_a_file_that_changes_while_it_is_read_is_changed(storage: Storage, put: 
     assert rest[-1].reason == "read.changed"
 
 
-def test_an_empty_file_of_rows_is_no_image(storage: Storage, put: Callable) -> None:
+def test_a_file_without_rows_holds_no_images(storage: Storage, put: Callable) -> None:
     """Zero rows are zero images, without a problem."""
     assert sources(storage, put(parquet_of(binary()))) == []
 
 
 def test_a_bomb_is_refused_from_its_footer(storage: Storage, put: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the column inflates to is limited by the size of the file."""
+    """The size of the file limits the inflated size of the column."""
     monkeypatch.setattr("unet_batch.archive.inflate.RATIO_FROM_BYTES", 1000)
     monkeypatch.setattr("unet_batch.archive.inflate.MAX_INFLATED_RATIO", 10)
     out = io.BytesIO()
@@ -242,7 +242,7 @@ COLUMNS = {
 
 
 @pytest.mark.parametrize("kind", COLUMNS)
-def test_bytes_are_bytes_in_every_spelling(storage: Storage, put: Callable, kind: str) -> None:
+def test_bytes_are_read_from_every_binary_type(storage: Storage, put: Callable, kind: str) -> None:
     """As Arrow, Polars, DuckDB and Hugging Face's datasets write images."""
     out = io.BytesIO()
     pq.write_table(pa.table({"image": COLUMNS[kind]()}), out)
@@ -254,8 +254,10 @@ def test_bytes_are_bytes_in_every_spelling(storage: Storage, put: Callable, kind
     [pa.array([[b"A"], [b"B"]]), pa.array(["a", "b"], pa.string_view()), pa.array([[{"bytes": b"A"}], []]), [1, 2]],
     ids=["list", "string_view", "list of structs", "numbers"],
 )
-def test_what_holds_no_single_image_is_refused_in_one_sentence(storage: Storage, put: Callable, column: object) -> None:
-    """Never dropped: nobody knows which of several images a row means."""
+def test_a_column_of_several_images_per_row_is_refused_in_one_sentence(
+    storage: Storage, put: Callable, column: object
+) -> None:
+    """It is not dropped silently."""
     out = io.BytesIO()
     pq.write_table(pa.table({"image": column}), out)
     with pytest.raises(JobError, match=r"not bytes; there are .*set input\.column"):
@@ -263,7 +265,7 @@ def test_what_holds_no_single_image_is_refused_in_one_sentence(storage: Storage,
 
 
 def test_rows_have_the_average_size_of_their_row_group(storage: Storage, put: Callable) -> None:
-    """So that units are bounded by bytes; an average refuses no image."""
+    """Units can then be limited in bytes; an average rejects no image."""
     out = io.BytesIO()
     cells = [os.urandom(1000) for _ in range(4)] + [os.urandom(50_000) for _ in range(4)]
     table = pa.table({"image": cells, "other": [bytes(100_000)] * 8})
@@ -282,7 +284,7 @@ def test_rows_have_the_average_size_of_their_row_group(storage: Storage, put: Ca
 
 
 def test_large_cells_are_decoded_one_at_a_time(storage: Storage, put: Callable, monkeypatch) -> None:
-    """Sixteen rows together are few bytes, or many."""
+    """The bytes of sixteen rows may be few or many."""
     asked = []
     real = pq.ParquetFile.iter_batches
 

@@ -1,4 +1,4 @@
-"""Tars: no member is lost in silence, whatever happens to the file, and members come back byte for byte."""
+"""Tars: no member of a damaged file is lost silently, and members are read byte for byte."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def folder(tmp_path: Path) -> str:
 
 @pytest.fixture
 def put(storage: Storage, folder: str) -> Callable[..., Object]:
-    """Puts a shard and returns it as a listing would."""
+    """Put a shard; returns its object as a listing would."""
 
     def put(body: bytes, name: str = "shard.tar") -> Object:
         storage.put(join(folder, name), body)
@@ -100,8 +100,8 @@ def test_members_come_back_byte_for_byte(storage: Storage, put: Callable, form: 
 
 
 @pytest.mark.parametrize("cut", range(0, len(tar_of(MEMBERS)) + 1, 512))
-def test_a_cut_tar_loses_nothing_in_silence(cut: int) -> None:
-    """At every block: the members before the cut are whole, and the cut is a problem unless only padding is gone."""
+def test_a_cut_tar_loses_nothing_silently(cut: int) -> None:
+    """At every block: the members before the cut are complete, and the cut is a problem unless it is in the padding."""
     whole = tar_of(MEMBERS)
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         ends = [header.offset_data + header.size for header in tar]
@@ -116,15 +116,15 @@ def test_a_cut_tar_loses_nothing_in_silence(cut: int) -> None:
 
 @pytest.mark.parametrize("cut", [1, 100, 511, 513, 700, 1025, 3000])
 def test_a_cut_inside_a_block_is_noticed_too(cut: int) -> None:
-    """Downloads break off anywhere."""
+    """Downloads end at any byte."""
     index = index_of(tar_of(MEMBERS)[:cut])
     assert index.problem is not None
     assert len(index.members) < len(MEMBERS)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.75, 0.9, 0.999])
-def test_a_cut_gzip_loses_nothing_in_silence(share: float) -> None:
-    """Whole members stay, the rest is a problem; the last byte of the trailer counts."""
+def test_a_cut_gzip_loses_nothing_silently(share: float) -> None:
+    """Complete members stay, the rest is a problem; even the last byte of the trailer is needed."""
     members = [(f"{i:03}.png", os.urandom(2000)) for i in range(20)]
     whole = tar_of(members, compressed=True)
     index = index_of(whole[: int(len(whole) * share)])
@@ -136,7 +136,7 @@ def test_a_cut_gzip_loses_nothing_in_silence(share: float) -> None:
 
 
 def test_the_trailer_of_a_gzip_is_reached() -> None:
-    """All members are there, but nobody checked them: cut by one byte, and with a wrong checksum."""
+    """All members are present, but not verified: cut by one byte, and with a wrong checksum."""
     whole = tar_of(MEMBERS, compressed=True)
     wrong = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
     assert index_of(whole).problem is None
@@ -158,7 +158,7 @@ def test_a_flipped_bit_in_a_header_is_noticed() -> None:
 
 
 def test_a_hole_of_zeros_is_not_an_end() -> None:
-    """A lost extent of a disk reads as zeros; members behind it would be gone."""
+    """A lost disk extent reads as zeros; the members after it would be lost."""
     body = bytearray(tar_of(MEMBERS))
     with tarfile.open(fileobj=io.BytesIO(bytes(body))) as tar:
         third = tar.getmembers()[2].offset
@@ -168,13 +168,13 @@ def test_a_hole_of_zeros_is_not_an_end() -> None:
 
 
 def test_concatenated_tars_are_noticed() -> None:
-    """`cat a.tar b.tar` hides the second one from every reader that stops at the first end."""
+    """`cat a.tar b.tar` hides the second tar from readers that stop at the first end."""
     index = index_of(tar_of(MEMBERS[:2]) + tar_of(MEMBERS[2:]))
     assert [m.name for m in index.members] == ["a.jpg", "b.png"]
     assert index.problem is not None
 
 
-def test_an_empty_tar_is_fine_and_an_empty_file_is_not() -> None:
+def test_an_empty_tar_is_valid_and_an_empty_file_is_not() -> None:
     """Zero members with a proper end are zero images; zero bytes are a failed upload."""
     assert index_of(tar_of([])) == TarIndex((), NOTHING_PASSED, None)
     assert index_of(tar_of([], compressed=True)) == TarIndex((), NOTHING_PASSED, None)
@@ -192,8 +192,8 @@ def test_an_empty_tar_is_fine_and_an_empty_file_is_not() -> None:
     ],
     ids=["text", "ones", "gzip's first bytes", "gzip", "zip"],
 )
-def test_junk_is_one_problem(storage: Storage, put: Callable, junk: bytes) -> None:
-    """A shard that is no tar costs one row with a reason, not the job."""
+def test_a_shard_that_is_not_a_tar_is_one_problem(storage: Storage, put: Callable, junk: bytes) -> None:
+    """It gives one row with a reason; the job goes on."""
     (found,) = sources(storage, put(junk))
     assert (found.member, found.problem[0]) == (None, "shard.corrupt")
     assert read(storage, [found]) == ["shard.corrupt"]
@@ -253,8 +253,8 @@ PACKED = {
 
 
 @pytest.mark.parametrize("packing", PACKED)
-def test_a_compressed_tar_is_read_whatever_packed_it(storage: Storage, put: Callable, packing: str) -> None:
-    """gzip, bzip2, xz and Zstandard, in one stream or in two behind each other, as parallel packers write them."""
+def test_a_compressed_tar_is_read(storage: Storage, put: Callable, packing: str) -> None:
+    """gzip, bzip2, xz and Zstandard, in one stream or in two, as parallel compressors write them."""
     members = [(f"{n:03}.png", os.urandom(5000)) for n in range(30)]
     plain, pack = tar_of(members), PACKED[packing]
     for number, body in enumerate((pack(plain), pack(plain[:70_000]) + pack(plain[70_000:]))):
@@ -265,8 +265,8 @@ def test_a_compressed_tar_is_read_whatever_packed_it(storage: Storage, put: Call
 
 @pytest.mark.parametrize("packing", PACKED)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_a_cut_compressed_tar_loses_nothing_in_silence(packing: str, share: float) -> None:
-    """Whole members stay, the rest is a problem."""
+def test_a_cut_compressed_tar_loses_nothing_silently(packing: str, share: float) -> None:
+    """Complete members stay, the rest is a problem."""
     members = [(f"{i:03}.png", os.urandom(2000)) for i in range(20)]
     whole = PACKED[packing](tar_of(members))
     index = index_of(whole[: int(len(whole) * share)])
@@ -277,7 +277,7 @@ def test_a_cut_compressed_tar_loses_nothing_in_silence(packing: str, share: floa
 
 @pytest.mark.parametrize("packing", PACKED)
 def test_a_damaged_compressed_tar_is_noticed(packing: str) -> None:
-    """Bytes in the middle are others: no member behind them is believed."""
+    """Bytes in the middle are changed: members after them are not used."""
     members = [(f"{i:03}.png", os.urandom(200_000)) for i in range(20)]
     whole = bytearray(PACKED[packing](tar_of(members)))
     for at in range(len(whole) // 2, len(whole) // 2 + 64):
@@ -289,7 +289,7 @@ def test_a_damaged_compressed_tar_is_noticed(packing: str) -> None:
 
 @pytest.mark.parametrize("packing", ["bz2", "xz", "zst"])
 def test_every_bomb_is_stopped(packing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inflated bytes are counted, not believed, whatever packed them."""
+    """The inflated bytes are counted, for every compression."""
     monkeypatch.setattr("unet_batch.archive.inflate.RATIO_FROM_BYTES", 1 << 20)
     index = index_of(PACKED[packing](tar_of([("a.png", bytes(8 << 20)), ("b.png", b"1")])))
     assert (index.members, index.problem[0]) == ((), "shard.corrupt")
@@ -297,14 +297,14 @@ def test_every_bomb_is_stopped(packing: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_tar_whose_first_name_looks_packed_is_a_tar(storage: Storage, put: Callable) -> None:
-    """Magic bytes of bzip2 are letters, and letters make names."""
+    """The magic bytes of bzip2 are letters that may begin a name."""
     found = sources(storage, put(tar_of([("BZh1.png", b"1"), ("BZh9.png", b"2")])))
     assert read(storage, found) == [b"1", b"2"]
 
 
 @pytest.mark.parametrize("packing", ["", *PACKED])
 def test_a_hard_link_is_an_image_of_its_own(storage: Storage, put: Callable, packing: str) -> None:
-    """GNU tar stores the second name of a file without bytes: it has the first one's, through other links too."""
+    """GNU tar stores the second name of a file without bytes: it has the bytes of the first, also through links."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as tar:
         for name, body in (("./a.png", b"A" * 600), ("b.png", b"B")):
@@ -323,10 +323,10 @@ def test_a_hard_link_is_an_image_of_its_own(storage: Storage, put: Callable, pac
 
 
 @pytest.mark.parametrize("packing", ["", "zst"])
-def test_a_member_without_a_suffix_is_an_image_where_it_begins_as_one(
+def test_a_member_without_a_suffix_is_recognised_by_its_first_bytes(
     storage: Storage, put: Callable, packing: str
 ) -> None:
-    """DICOM exports and camera dumps name files without one; text is counted."""
+    """DICOM exports and camera dumps have no suffixes; text members are counted as passed over."""
     members = [
         ("scan/IM0001", bytes(128) + b"DICM" + bytes(50)),
         ("scan/0001", b"\x89PNG\r\n\x1a\n" + bytes(50)),
@@ -353,8 +353,8 @@ def test_hidden_and_excluded_members_are_counted(storage: Storage, put: Callable
     assert [(what, count) for what, count, _ in found.passed.kinds] == [("excluded member", 1), ("hidden member", 3)]
 
 
-def test_members_that_are_no_images_are_left_out(storage: Storage, put: Callable) -> None:
-    """WebDataset tars carry labels and metadata; globs tell the images, letters in either case."""
+def test_members_that_are_not_images_are_left_out(storage: Storage, put: Callable) -> None:
+    """WebDataset tars contain labels and metadata; globs select the images, in upper or lower case."""
     shard = put(tar_of([("1.jpg", b"1"), ("1.json", b"{}"), ("1.cls", b"3"), ("2.JPEG", b"2")]))
     assert [s.member for s in sources(storage, shard)] == ["1.jpg", "2.JPEG"]
     spec = SPEC.model_copy(update={"members": ("*.cls",)})
@@ -369,7 +369,7 @@ def test_the_intact_members_of_a_cut_tar_are_scored_beside_its_problem(storage: 
 
 
 def test_a_replaced_tar_is_changed_not_read(storage: Storage, put: Callable) -> None:
-    """Offsets of one version say nothing about another."""
+    """Offsets are valid for one version only."""
     found = sources(storage, put(tar_of([("a.png", b"1"), ("b.png", b"2")])))
     put(tar_of([("a.png", b"x"), ("b.png", b"y")]))
     assert read(storage, found) == ["read.changed", "read.changed"]
@@ -382,8 +382,8 @@ def test_a_replaced_gzip_is_changed_not_read(storage: Storage, put: Callable) ->
     assert read(storage, found) == ["read.changed", "read.changed"]
 
 
-def test_a_tar_that_went_away_is_not_found(storage: Storage, put: Callable) -> None:
-    """Each of its images says so."""
+def test_a_deleted_tar_is_not_found(storage: Storage, put: Callable) -> None:
+    """Each of its images has this reason."""
     shard = put(tar_of([("a.png", b"1"), ("b.png", b"2")]))
     found = sources(storage, shard)
     storage.delete(shard.uri)
@@ -391,7 +391,7 @@ def test_a_tar_that_went_away_is_not_found(storage: Storage, put: Callable) -> N
 
 
 def test_a_member_above_the_limit_is_not_read(storage: Storage, put: Callable, ranges_asked: list[int]) -> None:
-    """The size is in the index, so no byte of it is asked for."""
+    """The size is in the index, so no byte of it is read."""
     found = sources(storage, put(tar_of([("a.png", b"1" * 100_000), ("b.png", b"2")])))
     ranges_asked.clear()
     assert read(storage, found, max_image_bytes=1000) == ["read.too_large", b"2"]
@@ -399,7 +399,7 @@ def test_a_member_above_the_limit_is_not_read(storage: Storage, put: Callable, r
 
 
 def test_neighbours_are_one_request(storage: Storage, put: Callable, ranges_asked: list[int]) -> None:
-    """Close members are read together, far ones apart, whatever order the unit has."""
+    """Close members are read together, distant ones separately, in any order of the unit."""
     bodies = {name: os.urandom(size) for name, size in [("a", 9), ("b", 9), ("x", 200_000), ("c", 9), ("d", 9)]}
     shard = put(tar_of([(f"{name}.png", body) for name, body in bodies.items()]))
     found = [s for s in sources(storage, shard) if s.member != "x.png"]
@@ -421,7 +421,7 @@ def test_a_tar_is_walked_once_per_version(storage: Storage, folder: str, put: Ca
     cache = StoredIndex(storage, join(folder, "_work/index"))
     shard = put(tar_of(MEMBERS))
     first = inventory(storage, SPEC, [shard], cache=cache)
-    storage.delete(shard.uri)  # nothing is left to walk
+    storage.delete(shard.uri)  # only the index is left
     assert inventory(storage, SPEC, [shard], cache=cache) == first
     changed = put(tar_of(MEMBERS[:1]))
     assert [s.member for s in inventory(storage, SPEC, [changed], cache=cache).partitions["all"]] == ["a.jpg"]
@@ -444,7 +444,7 @@ def test_an_index_survives_json() -> None:
 
 
 def test_a_gzip_bomb_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inflated bytes are counted, not believed."""
+    """The inflated bytes are counted."""
     monkeypatch.setattr("unet_batch.archive.inflate.RATIO_FROM_BYTES", 1 << 20)
     bomb = tar_of([("a.png", bytes(4 << 20)), ("b.png", b"1")], compressed=True)
     monkeypatch.setattr("unet_batch.archive.inflate.MAX_INFLATED_RATIO", 10)
@@ -454,7 +454,7 @@ def test_a_gzip_bomb_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Watched(io.BytesIO):
-    """Remembers the largest read that was asked for."""
+    """Records the largest read."""
 
     largest = 0
 
@@ -464,7 +464,7 @@ class Watched(io.BytesIO):
 
 
 def test_a_header_that_claims_gigabytes_is_refused() -> None:
-    """An extended header is taken into memory by tarfile; its size is untrusted, so it is never asked for."""
+    """tarfile would read an extended header into memory; its size is untrusted."""
     header = tarfile.TarInfo("././@LongLink")
     header.type, header.size = tarfile.GNUTYPE_LONGNAME, 60 << 30
     stream = Watched(header.tobuf(tarfile.GNU_FORMAT) + bytes(4096))
@@ -473,7 +473,7 @@ def test_a_header_that_claims_gigabytes_is_refused() -> None:
 
 
 def test_a_negative_size_does_not_loop() -> None:
-    """A header that points back to itself would be read for ever."""
+    """A header that points back to itself would be read forever."""
     good = tar_of([("a.png", b"1")])[:1024]
     header = bytearray(tarfile.TarInfo("b.png").tobuf(tarfile.GNU_FORMAT))
     header[124:136] = b"\xff" * 10 + b"\xfe\x00"  # base 256: -512
@@ -514,8 +514,8 @@ def test_tars_of_the_webdataset_package_are_read(storage: Storage, put: Callable
         assert read(storage, found) == [b"p%d" % i for i in range(5)]
 
 
-def test_an_unavailable_store_is_no_fact_about_an_image(storage: Storage, put: Callable, monkeypatch) -> None:
-    """The unit is simply not done: nothing is yielded in its place."""
+def test_an_unavailable_store_does_not_reject_an_image(storage: Storage, put: Callable, monkeypatch) -> None:
+    """The unit stays open: no image is yielded."""
     from unet_batch.errors import Unavailable
 
     found = sources(storage, put(tar_of(MEMBERS)))

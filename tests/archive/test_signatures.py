@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: read, named, or unknown. Oracles: the specifications and other writers."""
+"""Formats by first bytes: read, named, or unknown. Oracles: the specifications and other writers."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ FOREIGN = {
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_format_that_is_not_read_is_named_with_what_to_do(name: str) -> None:
-    """The reason is not damage, and the sentence ends with a remedy."""
+    """The reason is not damage, and the sentence ends with what to do."""
     content = only(FOREIGN[name]).content
     assert isinstance(content, ImageError)
     assert content.reason == Reason.DECODE_FORMAT_NOT_ALLOWED, content
@@ -101,16 +101,16 @@ def test_a_format_that_is_not_read_is_named_with_what_to_do(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["NIfTI", "JPEG XL", "PNG", "DICOM"])
-def test_a_first_byte_is_no_format(name: str) -> None:
-    """Empty and cut files stay what they are."""
+def test_a_single_byte_is_not_a_format(name: str) -> None:
+    """Empty and truncated files are not named as a format."""
     whole = {**FOREIGN, "PNG": b"\x89PNG\r\n\x1a\n"}[name]
     content = only(whole[:1]).content
     assert isinstance(content, ImageError)
     assert content.reason == Reason.DECODE_UNRECOGNIZED
 
 
-def test_a_tar_is_told_from_an_image() -> None:
-    """With the setting that reads it."""
+def test_a_tar_is_not_an_image() -> None:
+    """The message names the setting that reads it."""
     import tarfile
 
     file = io.BytesIO()
@@ -135,7 +135,7 @@ def raw(tags: list[Any], **how: Any) -> bytes:
     ("tags", "name"),
     [([(50706, "B", 4, (1, 4, 0, 0), True)], "DNG"), ([(271, "s", 0, "NIKON CORPORATION", True)], "NIKON CORPORATION")],
 )
-def test_a_camera_raw_in_a_tiff_is_named_and_its_preview_is_no_image(tags: list[Any], name: str) -> None:
+def test_a_camera_raw_in_a_tiff_is_named_and_its_preview_is_not_an_image(tags: list[Any], name: str) -> None:
     """By the tags of its first page."""
     content = only(raw(tags)).content
     assert isinstance(content, ImageError)
@@ -158,7 +158,7 @@ def png_header(height: int, width: int) -> bytes:
 
 @pytest.mark.parametrize(("height", "width", "said"), [(9000, 9001, "9000 × 9001"), (40_000, 30_000, "40000 × 30000")])
 def test_the_pixel_limit_says_what_was_found_its_name_and_the_remedy(height: int, width: int, said: str) -> None:
-    """Also where Pillow's own check of bombs fires first, which would say the product alone."""
+    """Also if Pillow's own check fires first, which knows only the product of the sides."""
     content = only(png_header(height, width)).content
     assert isinstance(content, ImageError)
     assert content.reason == Reason.DECODE_TOO_MANY_PIXELS
@@ -171,7 +171,7 @@ def test_the_pixel_limit_says_what_was_found_its_name_and_the_remedy(height: int
     {"volumetric": True, "tile": (3, 16, 16), "photometric": "minisblack"},
     {"truncate": True, "metadata": {"axes": "ZYX"}, "photometric": "minisblack"},
 ])  # fmt: skip
-def test_the_pixel_limit_counts_a_plane_and_no_stack(how: dict[str, Any]) -> None:
+def test_the_pixel_limit_counts_a_plane_and_not_a_stack(how: dict[str, Any]) -> None:
     """Three planes of 256 pixels under a limit of 800 are three images, under 200 three rejections."""
     file = io.BytesIO()
     tifffile.imwrite(file, np.zeros((3, 16, 16), np.uint16), **how)

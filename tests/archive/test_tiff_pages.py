@@ -56,7 +56,7 @@ def only(data: bytes, spec: ModelInput = GRAY) -> Page:
 # Roles -------------------------------------------------------------------------------------------------------------
 
 
-def test_overviews_and_masks_are_no_images() -> None:
+def test_overviews_and_masks_are_not_images() -> None:
     """NewSubfileType: bit 0 is a copy at reduced resolution, bit 2 a mask; a COG holds one picture."""
     data = written(
         (flat(7), {"tile": (16, 16)}),
@@ -69,19 +69,19 @@ def test_overviews_and_masks_are_no_images() -> None:
 
 
 def test_pages_of_a_document_with_thumbnails_keep_their_numbers() -> None:
-    """Page numbers count images, so a thumbnail between two pages moves none."""
+    """Page numbers count images, so a thumbnail between two pages changes none."""
     pages = (flat(1), {"subfiletype": 2}), (flat(2, 4), {"subfiletype": 1}), (flat(3), {"subfiletype": 2})
     assert values(written(*pages)) == [1, 3]
 
 
-def test_a_preview_stands_for_the_picture_in_its_sub_directories() -> None:
+def test_a_preview_is_replaced_by_the_picture_in_its_sub_directories() -> None:
     """DNG and TIFF/EP: the first page is a small copy, its SubIFD holds the picture."""
     data = written((flat(9, 4), {"subfiletype": 1, "subifds": 1}), (flat(5), {"subfiletype": 0}))
     page = only(data)
     assert (page.height, page.content[0, 0, 0]) == (16, 5)
 
 
-def test_levels_in_sub_directories_are_no_images() -> None:
+def test_levels_in_sub_directories_are_not_images() -> None:
     """OME-TIFF pyramids."""
     file = io.BytesIO()
     with tifffile.TiffWriter(file, ome=True) as writer:
@@ -91,7 +91,7 @@ def test_levels_in_sub_directories_are_no_images() -> None:
     assert values(file.getvalue()) == [5]
 
 
-def test_of_an_aperio_slide_only_the_slide_is_an_image() -> None:
+def test_only_the_slide_of_an_aperio_file_is_an_image() -> None:
     """Thumbnail, levels, label and photograph have other sizes than the first page."""
     told = "Aperio Image Library v11.2.1 \r\n64x64 [0,0 64x64] (16x16) JPEG/RGB Q=30|AppMag = 20"
     data = written(
@@ -104,18 +104,18 @@ def test_of_an_aperio_slide_only_the_slide_is_an_image() -> None:
     assert values(data) == [1]
 
 
-def test_a_copy_alone_is_the_picture_there_is() -> None:
+def test_a_file_with_only_copies_gives_one_picture() -> None:
     """Files of overviews, and writers that set the bit by mistake: one image, the largest."""
     assert values(written((flat(1, 8), {"subfiletype": 1}), (flat(2, 16), {"subfiletype": 1}))) == [2]
 
 
 def test_a_mask_alone_is_rejected() -> None:
-    """Photometric interpretation 4 says what is visible of another picture."""
+    """Photometric interpretation 4 is the transparency mask of another picture."""
     assert values(written((flat(1), {"photometric": 4}))) == ["image.mode_not_supported"]
 
 
 def test_plain_pages_of_any_size_are_images() -> None:
-    """Nothing calls the second page a copy, so it is none, whatever its size."""
+    """The second page is not marked as a copy, so it is an image of any size."""
     assert values(written((flat(1, 16), {}), (flat(2, 8), {}), (flat(3, 4), {}))) == [1, 2, 3]
 
 
@@ -134,8 +134,8 @@ def test_every_plane_of_an_imagej_stack_is_an_image(truncate: bool, axes: str) -
     assert values(data) == [300, 301, 302]
 
 
-def test_a_cut_imagej_stack_gives_what_is_there_and_one_reason() -> None:
-    """Planes behind the end of the file are not passed over."""
+def test_a_cut_imagej_stack_gives_its_planes_and_one_reason() -> None:
+    """Planes beyond the end of the file are not ignored."""
     data = saved(stack(300, 301, 302), imagej=True, truncate=True, metadata={"axes": "ZYX"})
     assert values(data[:-500]) == [300, 301, "decode.truncated"]
 
@@ -164,7 +164,7 @@ def test_every_plane_of_a_volume_is_an_image(how: dict[str, Any]) -> None:
 
 
 def test_the_pages_of_two_series_are_not_mixed() -> None:
-    """Each write of tifffile tells about its own pages."""
+    """Each write of tifffile describes its own pages."""
     file = io.BytesIO()
     with tifffile.TiffWriter(file) as writer:
         writer.write(stack(1, 2), photometric="minisblack", metadata={"axes": "ZYX"})
@@ -173,7 +173,7 @@ def test_the_pages_of_two_series_are_not_mixed() -> None:
 
 
 def test_one_plane_is_read_without_its_stack(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page of a stack costs a page: nothing larger is ever made of the file's samples."""
+    """Reading a page of a stack takes the memory of one page."""
     data = saved(stack(*range(50)), imagej=True, truncate=True, metadata={"axes": "ZYX"})
     monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda *_, **__: pytest.fail("the whole directory was read"))
     assert values(data) == list(range(50))
@@ -212,7 +212,7 @@ KINDS = ["imagej", "imagej, one directory", "ome", "ome, channels outside", "tif
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("spec", [GRAY, RGB], ids=["gray", "rgb"])
 def test_channels_in_pages_are_rejected_until_the_contract_says_what_they_are(kind: str, spec: ModelInput) -> None:
-    """A channel is never taken for a gray picture by accident, and the sentence names the key."""
+    """A channel is not taken for a gray picture by accident, and the sentence names the key."""
     page = only(series(kind), spec)
     assert isinstance(page.content, ImageError)
     assert page.content.reason == Reason.IMAGE_CHANNELS_MISMATCH
@@ -230,21 +230,21 @@ def test_channels_in_pages_are_the_bands_of_an_image(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_channels_in_pages_are_images_where_the_contract_says_so(kind: str) -> None:
+def test_channels_in_pages_are_images_if_the_contract_says_so(kind: str) -> None:
     """`series_channels: pages` gives one image per channel."""
     spec = ModelInput(color="gray", channels=1, series_channels="pages")
     assert sorted(values(series(kind), spec)) == sorted(hyperstack()[..., 0, 0].ravel().tolist())
 
 
-def test_a_lost_channel_costs_its_image() -> None:
-    """Bands are never filled up."""
+def test_an_image_with_a_lost_channel_is_rejected() -> None:
+    """Missing bands are not filled."""
     data = series("imagej, one directory")
     spec = ModelInput(color="bands", channels=3, series_channels="bands")
     found = values(data[:-600], spec)
     assert found == [0, 10, 100, "decode.truncated", "decode.truncated"]
 
 
-def test_bio_formats_comment_is_no_hindrance() -> None:
+def test_ome_xml_with_bio_formats_comment_is_read() -> None:
     """Its OME-XML begins with a warning."""
     text = (
         '<?xml version="1.0" encoding="UTF-8"?><!-- Warning: this comment is an OME-XML metadata block. --><OME>'
@@ -258,7 +258,7 @@ def test_bio_formats_comment_is_no_hindrance() -> None:
 
 
 def test_an_ome_tiff_opens_no_other_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file name in its text is a path on our machine, chosen by whoever wrote the file."""
+    """A file name in its text is an untrusted path on this machine."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.tif").write_bytes(saved(flat(99)))
     text = (
@@ -275,8 +275,8 @@ def test_an_ome_tiff_opens_no_other_file(tmp_path: Any, monkeypatch: pytest.Monk
     '<OME><Image><Pixels SizeC="99999999" SizeZ="9"><TiffData PlaneCount="999999999"/></Pixels></Image></OME>',
     '<OME><Image><Pixels SizeC="x"><TiffData/></Pixels></Image></OME>',
 ])  # fmt: skip
-def test_a_text_that_makes_no_sense_costs_no_memory_and_no_picture(text: str) -> None:
-    """Whoever wrote it, the page is there; where channels are claimed, it may be asked for."""
+def test_an_invalid_text_takes_no_memory_and_rejects_no_picture(text: str) -> None:
+    """The page is read; if the text declares channels, the contract may be asked."""
     found = values(written((flat(5), {"description": text, "compression": "zlib"})))
     assert found in ([5], ["image.channels_mismatch"])
 
@@ -290,7 +290,7 @@ def test_a_text_that_makes_no_sense_costs_no_memory_and_no_picture(text: str) ->
     b"II*\0\x08\0\0\0\xff\xff", b"II*\0\x08\0\0\0\0\0\0\0\0\0", b"II*\0\x04\0\0\0" + bytes(90),
 ])  # fmt: skip
 def test_a_tiff_without_a_page_is_one_rejected_page(data: bytes) -> None:
-    """At least one page, always: a header whose first directory is missing, beyond the end or nonsense."""
+    """A header whose first directory is missing, invalid or beyond the end still gives one page."""
     page = only(data)
     assert isinstance(page.content, ImageError)
     assert page.content.reason in (Reason.DECODE_TRUNCATED, Reason.DECODE_CORRUPT)
@@ -299,7 +299,7 @@ def test_a_tiff_without_a_page_is_one_rejected_page(data: bytes) -> None:
 @pytest.mark.parametrize("bigtiff", [False, True])
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 def test_every_cut_of_a_tiff_has_a_page(bigtiff: bool, byteorder: str) -> None:
-    """Cut after every byte, a file of two pages never yields none, and never wrong samples."""
+    """Cut after every byte, a file of two pages always gives pages, and never wrong samples."""
     data = written((flat(7, 4), {}), (flat(8, 4), {}), bigtiff=bigtiff, byteorder=byteorder)
     for length in range(len(data)):
         found = values(data[:length])
@@ -308,7 +308,7 @@ def test_every_cut_of_a_tiff_has_a_page(bigtiff: bool, byteorder: str) -> None:
 
 
 def links(data: bytes) -> list[int]:
-    """Where the links to the next directory lie, of a little-endian classic TIFF."""
+    """Positions of the links to the next directory in a little-endian classic TIFF."""
     places, place = [4], 4
     while offset := struct.unpack_from("<I", data, place)[0]:
         place = offset + 2 + 12 * struct.unpack_from("<H", data, offset)[0]
@@ -325,15 +325,15 @@ def test_a_loop_of_pages_ends_where_it_began(back_to: int) -> None:
     assert values(bytes(data)) == [1, 2, 3]
 
 
-def test_a_link_to_nowhere_is_a_page_of_its_own() -> None:
-    """Pages that cannot be reached are said."""
+def test_an_invalid_link_counts_as_one_more_page() -> None:
+    """Pages that cannot be reached are reported."""
     data = bytearray(written((flat(1), {}), (flat(2), {}), (flat(3), {})))
     struct.pack_into("<I", data, links(data)[1], len(data) + 5)
     assert values(bytes(data)) == [1, "decode.truncated"]
 
 
-def test_a_page_that_nobody_can_read_costs_itself() -> None:
-    """Page 1 is of a kind that is not read; the pages around it keep their own pixels."""
+def test_only_an_unreadable_page_is_rejected() -> None:
+    """Page 1 is of a kind that is not read; the other pages keep their pixels."""
     pages = (flat(1), {}), (flat(2), {"photometric": "cfa"}), (np.full((16, 16), 3j, np.complex64), {}), (flat(4), {})
     assert values(written(*pages)) == [1, "image.mode_not_supported", "image.mode_not_supported", 4]
 

@@ -1,4 +1,4 @@
-"""TIFF samples: what was put in comes out, whatever the layout. Oracles: the values, tifffile's reader, Pillow."""
+"""TIFF samples: every layout gives the written values. Oracles: the values, tifffile's reader, Pillow."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def layouts() -> list[tuple[Any, ...]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_samples_are_those_that_were_put_in(dtype: str) -> None:
+def test_samples_are_those_that_were_written(dtype: str) -> None:
     """Types × samples × planes × byte order × compression × predictor × strips and tiles × WhiteIsZero × odd sizes."""
     compared = 0
     for layout in layouts():
@@ -116,7 +116,7 @@ def test_samples_are_those_that_were_put_in(dtype: str) -> None:
 
 
 def as_read(values: np.ndarray, *, white: bool) -> np.ndarray:
-    """uint8, uint16 or float32; unsigned WhiteIsZero turned around, by the largest value of its depth."""
+    """uint8, uint16 or float32; unsigned WhiteIsZero inverted by the largest value of its depth."""
     if values.dtype.kind == "b":
         return ((values ^ white) * 255).astype(np.uint8)
     if values.dtype.kind == "u" and white:
@@ -127,8 +127,8 @@ def as_read(values: np.ndarray, *, white: bool) -> np.ndarray:
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16])
 @pytest.mark.parametrize("white", [False, True])
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_packed_samples_keep_their_values_and_say_their_depth(bits: int, white: bool, order: str) -> None:
-    """Rows of an odd width end at a byte; below 8 bits values are spread over 255, from 8 bits on they stay."""
+def test_packed_samples_keep_their_values_and_their_depth(bits: int, white: bool, order: str) -> None:
+    """Rows of an odd width end at a byte; below 8 bits values are scaled to 255, from 8 bits on they stay."""
     top = (1 << bits) - 1
     values = np.random.default_rng(bits).integers(0, top, (5, 7), endpoint=True)
     values[0, :2] = 0, top
@@ -195,7 +195,7 @@ def test_jpeg_in_tiff_equals_pillow(subsampling: tuple[int, int], tile: Any, siz
 @pytest.mark.parametrize("width", range(1, 40))
 @pytest.mark.parametrize("tile", [None, (16, 32)])
 def test_12_bit_jpeg_in_tiff_keeps_its_last_column(width: int, tile: Any) -> None:
-    """Gray, every width: within 3 of 4,095 levels of what was put in."""
+    """Gray, every width: within 3 of 4,095 levels of the written values."""
     values = waves(21, width, "uint16", 1) >> 4
     how = {"compression": "jpeg", "compressionargs": {"level": 100, "bitspersample": 12}, "tile": tile}
     page = only(saved(values, photometric="minisblack", **how), GRAY)
@@ -210,7 +210,7 @@ def test_12_bit_jpeg_in_tiff_keeps_its_last_column(width: int, tile: Any) -> Non
 )  # fmt: skip
 @pytest.mark.parametrize("tile", [None, (32, 32)])
 def test_picture_codecs_in_tiff_are_read(compression: str, dtype: str, samples: int, tile: Any) -> None:
-    """WebP in TIFF and its like: lossless ones to the value."""
+    """WebP in TIFF and similar codecs; lossless ones exactly."""
     values = waves(37, 53, "uint16" if dtype == "float32" else dtype, samples).astype(dtype)
     options = {"webp": {"lossless": True}, "jpeg2000": {"level": 0}}.get(compression, {})
     how = {"photometric": "rgb" if samples == 3 else "minisblack", "compression": compression, "tile": tile}
@@ -219,7 +219,7 @@ def test_picture_codecs_in_tiff_are_read(compression: str, dtype: str, samples: 
 
 
 def test_a_compression_that_is_not_read_is_named() -> None:
-    """It is no damage: the sentence says the compression and what to do."""
+    """It is not damage: the sentence names the compression and what to do."""
     page = only(saved(waves(16, 16), photometric="rgb", compression="jpegxr"), RGB)
     assert isinstance(page.content, ImageError)
     assert page.content.reason == Reason.IMAGE_MODE_NOT_SUPPORTED
@@ -227,8 +227,8 @@ def test_a_compression_that_is_not_read_is_named() -> None:
 
 
 @pytest.mark.parametrize("compression", ["jpeg", "png", "jpeg2000", "webp"])
-def test_a_tile_that_claims_more_than_its_room_is_never_decoded(compression: str) -> None:
-    """A tile of 16 × 16 whose own header says thousands of pixels on each side is a bomb."""
+def test_a_tile_that_declares_too_many_pixels_is_not_decoded(compression: str) -> None:
+    """A tile of 16 × 16 whose header declares thousands of pixels on each side is a bomb."""
     big = saved(np.zeros((4096, 4096, 3), np.uint8), photometric="rgb", compression=compression, rowsperstrip=4096)
     with tifffile.TiffFile(io.BytesIO(big)) as tiff:
         ifd = tiff.pages[0]
@@ -242,7 +242,7 @@ def test_a_tile_that_claims_more_than_its_room_is_never_decoded(compression: str
     page = only(bytes(small) + bomb, RGB)
     assert isinstance(page.content, ImageError)
     assert page.content.reason == Reason.DECODE_CORRUPT
-    assert "claims" in page.content.message
+    assert "declares" in page.content.message
 
 
 def test_tiles_larger_than_the_limit_are_never_decoded() -> None:
@@ -264,7 +264,7 @@ def test_tiles_larger_than_the_limit_are_never_decoded() -> None:
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 @pytest.mark.parametrize("shift", [257, 256, 1])
 def test_palettes_become_their_colours(bits: int, shift: int) -> None:
-    """Entries have 16 bits, whose upper 8 count; where none is above 255, a writer meant 8 (libtiff)."""
+    """Entries have 16 bits, and the upper 8 count; if none is above 255, they have 8 bits (libtiff)."""
     entries = 1 << bits
     palette = np.random.default_rng(bits).integers(0, 256, (3, entries)).astype(np.uint16)
     palette[:, 0] = 255
@@ -324,7 +324,7 @@ def test_deep_cmyk_keeps_its_depth() -> None:
 @pytest.mark.parametrize("extra", ["unassalpha", "assocalpha", "unspecified"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_the_fourth_sample_is_what_the_file_says(extra: str, dtype: str) -> None:
-    """An alpha is composed once or divided out; a sample that nobody explains is no alpha."""
+    """An alpha is composed once or divided out; a sample without a meaning is not an alpha."""
     top = 1.0 if dtype == "float32" else float(np.iinfo(dtype).max)
     values = (np.array([[[0.5, 0.25, 0.125, 0.5], [0.2, 0.1, 0.0, 1.0]]]) * top).astype(dtype)
     data = saved(values, photometric="rgb", extrasamples=[extra])
@@ -344,7 +344,7 @@ def test_the_fourth_sample_is_what_the_file_says(extra: str, dtype: str) -> None
 @pytest.mark.parametrize("planar", ["contig", "separate"])
 @pytest.mark.parametrize("samples", [2, 5])
 def test_gray_bands_are_neither_gray_nor_colour(spec: ModelInput, planar: str, samples: int) -> None:
-    """Multi-band files are for contracts of bands: under gray and rgb the first band alone would be silent loss."""
+    """Multi-band files need a contract of bands: with gray or rgb, other bands would be lost silently."""
     shape = (samples, 9, 13) if planar == "separate" else (9, 13, samples)
     data = saved(noise("uint8", shape), photometric="minisblack", planarconfig=planar)
     page = only(data, spec)
@@ -352,7 +352,7 @@ def test_gray_bands_are_neither_gray_nor_colour(spec: ModelInput, planar: str, s
     assert page.content.reason == Reason.IMAGE_CHANNELS_MISMATCH
 
 
-def test_a_page_without_a_photometric_interpretation_is_what_libtiff_takes_it_for() -> None:
+def test_a_page_without_a_photometric_interpretation_has_libtiffs_default() -> None:
     """Gray from black, or RGB."""
     data = saved(np.full((4, 4), 9, np.uint8), photometric="minisblack")
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
@@ -362,7 +362,7 @@ def test_a_page_without_a_photometric_interpretation_is_what_libtiff_takes_it_fo
 
 
 def test_tiles_that_gdal_left_out_hold_what_it_says() -> None:
-    """SPARSE_OK: no bytes, and the declared value of missing samples; from other writers it is a loss."""
+    """SPARSE_OK: no bytes, and the declared value for missing samples; from other writers the tile is lost."""
     values = np.full((32, 32), 5, np.uint8)
     told = [(42113, "s", 0, "7", True)]
     for tags, expected in ((told, 7), ([], "decode.truncated")):

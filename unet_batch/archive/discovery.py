@@ -1,6 +1,6 @@
-"""Which objects belong to which partition: dates in paths, windows of them, and patterns; and what was passed over.
+"""Which objects belong to which partition: dates in paths, windows and patterns; and what was passed over.
 
-Knows names only: nothing is opened here. What is inside an object is the `inventory`'s matter.
+Uses names only and opens nothing; `inventory` reads what is inside an object.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ UNDATED = "all"
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """What a window's folders hold."""
+    """The objects in a window's folders."""
 
     partitions: dict[str, list[Object]]
-    """The objects of each partition that has any, sorted by partition and URI; an archive without dates always has its
-    one partition."""
+    """The objects of each partition that has any, sorted by partition and URI; an archive without dates always has one
+    partition."""
     passed: PassedOver
-    """What lies there too and does not count."""
+    """Names in these folders that do not count."""
 
 
 class Selection:
-    """Which names of an archive count. Raises JobError where one of its globs is malformed."""
+    """Which names of an archive count. Raises JobError if a glob is malformed."""
 
     def __init__(self, spec: InputSpec) -> None:
         self._suffixes = SUFFIXES[spec.format] if spec.pattern == "**" else None
@@ -45,7 +45,7 @@ class Selection:
         matches(spec.pattern, "")
 
     def refusal(self, name: str) -> str | None:
-        """What a relative name is, where it does not count; None where it does."""
+        """The kind of a relative name that does not count, e.g. `.txt file`; None if it counts."""
         if is_hidden(name):
             return "hidden name"
         if self._exclude.match(name):
@@ -56,21 +56,21 @@ class Selection:
         return f"{suffix} file" if suffix else "unsuffixed file"
 
     def is_worth_saying(self, name: str) -> bool:
-        """Whether a name that does not count is said: images beside a manifest are what its rows name."""
+        """Whether a name that does not count is reported. Images beside a manifest are not: its rows refer to them."""
         return not (self._named_elsewhere and suffix_of(name)[1:] in PICTURE_SUFFIXES)
 
 
 def discover(storage: Storage, spec: InputSpec, window: Window) -> Discovered:
     """The objects of each partition of the window.
 
-    A `{date:…}` in the URI (each of %Y, %m and %d once) makes one partition `date=2026-11-21` of each day; without it
-    there is one, `all`. What the URI names may be a folder or one single object; a day's folder may be a link. Of a
-    folder, the objects that match `spec.pattern` count (relative to the dated folder; `**` crosses folders). Left at
-    `**`: for `images` every object, whatever it is called (what is no image becomes a rejection), for the others those
-    of SUFFIXES. A name that starts with a dot, or lies in such a folder, never counts, nor one that `spec.exclude`
-    names. A day without objects gives no partition. A folder that is missing holds nothing: a mount may be lost.
+    With a `{date:…}` in the URI (%Y, %m and %d once each), each day is one partition, `date=2026-11-21`; without it
+    there is one partition, `all`. The URI may be that of a folder or of a single object; a day's folder may be a link.
+    In a folder, objects count whose name matches `spec.pattern` (relative to the dated folder; `**` crosses folders).
+    With the default `**`, every object counts for `images` (other files become rejections), and those with SUFFIXES for
+    the other formats. Names that start with a dot, names in such folders, and names that match `spec.exclude` never
+    count. A day without objects gives no partition. A missing folder counts as empty, because a mount may be lost.
 
-    Raises JobError where the URI or a glob is malformed, or a range asks for days of an archive without dates.
+    Raises JobError if the URI or a glob is malformed, or if the window asks for days and the archive has no dates.
     """
     template, selection, tally = canonical(spec.uri), Selection(spec), Tally()
     if "{" not in template and "}" not in template:
@@ -79,7 +79,7 @@ def discover(storage: Storage, spec: InputSpec, window: Window) -> Discovered:
     before, form, after = date_field(template)
 
     def objects_of(day: date) -> tuple[date, list[Object], Tally]:
-        mine = Tally()  # days are listed on several threads
+        mine = Tally()  # one for each day: days are listed on several threads
         return day, _objects(storage, selection, before + day.strftime(form) + after, mine), mine
 
     found: dict[str, list[Object]] = {}
@@ -101,7 +101,7 @@ def discover(storage: Storage, spec: InputSpec, window: Window) -> Discovered:
 
 
 def reaches(spec: InputSpec, uri: str) -> bool:
-    """Whether the archive, in some window, would hold an object of this URI. Raises JobError as `discover` does."""
+    """Whether an object of this URI would count in some window. Raises JobError as `discover` does."""
     template = canonical(spec.uri)
     folder = re.escape(template)
     if "{" in template or "}" in template:
@@ -121,7 +121,7 @@ def _undated(
 
 
 def _objects(storage: Storage, selection: Selection, uri: str, tally: Tally) -> list[Object]:
-    """The objects of one partition: those in the folder, else the object of that very name."""
+    """The objects of one partition: those in the folder, else the object with exactly this name."""
     below: list[Object] = []
     top = len(uri.removesuffix("/")) + 1
     for found in storage.list(uri):
@@ -130,7 +130,7 @@ def _objects(storage: Storage, selection: Selection, uri: str, tally: Tally) -> 
         if what is None:
             below.append(found)
         elif selection.is_worth_saying(name):
-            # A link that is not followed may lead to a folder of images, whatever its own name is.
+            # A link that is not followed may lead to a folder of images, so it is always reported.
             tally.note(what if found.problem is None else "unread link", name)
     if below:
         return sorted(below, key=lambda found: found.uri)
@@ -139,10 +139,10 @@ def _objects(storage: Storage, selection: Selection, uri: str, tally: Tally) -> 
 
 
 def _walk(storage: Storage, before: str, rest: str, *, newest_first: bool, tally: Tally) -> Iterator[date]:
-    """The days that have a folder or an object, found level by level."""
+    """The days that have a folder or an object, searched level by level."""
     folder, _, begun = before.rpartition("/")
     levels = [level for level in (begun + rest).split("/") if level]
-    # Level by level is newest first only where years stand above months and months above days.
+    # This order is newest first only if years are above months and months above days.
     depth = {d: next(i for i, level in enumerate(levels) if d in level) for d in DIGITS}
     in_order = depth["%Y"] <= depth["%m"] <= depth["%d"]
     descent = _Descent(storage, len(folder.removesuffix("/")) + 1, tally, as_object=not rest.endswith("/"))
@@ -151,18 +151,18 @@ def _walk(storage: Storage, before: str, rest: str, *, newest_first: bool, tally
 
 
 class _Descent:
-    """A search for days through the levels of a URI, which notes the folders that are none."""
+    """A search for days through the levels of a URI; it counts the folders that are not days."""
 
     def __init__(self, storage: Storage, top: int, tally: Tally, *, as_object: bool) -> None:
-        """top: characters of a URI above the first level. as_object: whether a day may be one object."""
+        """top: length of the URI above the first level. as_object: whether a day may be a single object."""
         self._storage = storage
         self._top = top
         self._tally = tally
         self._as_object = as_object
 
     def days(self, folder: str, levels: Sequence[str], known: dict[str, str]) -> Iterator[date]:
-        """Those below a folder, the newest first; `known` is what the levels above said."""
-        if len(known) == len(DIGITS):  # what is left of the path is fixed; whether it is there, the listing will show
+        """The days below a folder, newest first. known: year, month or day from the levels above."""
+        if len(known) == len(DIGITS):  # the rest of the path is fixed; the listing will show whether it exists
             day = parse_day(f"{known['Y']}-{known['m']}-{known['d']}")
             if day is not None:
                 yield day
@@ -178,18 +178,18 @@ class _Descent:
                 yield from self.days(join(folder, name), deeper, known | values)
 
     def _fitting(self, folder: str, level: str, *, last: bool) -> list[tuple[str, dict[str, str]]]:
-        """Names that fit a level, and what they say of the date, the newest first."""
+        """Names that match a level, with their parts of the date, newest first."""
         pattern = re.compile(level_pattern(level))
         names = self._storage.folders(folder)
         fits = [(name, fit.groupdict()) for name in names if (fit := pattern.fullmatch(name))]
-        strangers = [(name, "undated folder") for name in names if not pattern.fullmatch(name)]
+        undated = [(name, "undated folder") for name in names if not pattern.fullmatch(name)]
         if not fits and last and self._as_object:
             top = len(folder.removesuffix("/")) + 1
             objects = [found.uri[top:] for found in self._storage.list(folder)]
             fits = [(name, fit.groupdict()) for name in objects if (fit := pattern.fullmatch(name))]
             others = (name for name in objects if not pattern.fullmatch(name) and "/" not in name)
-            strangers += [(name, f"{suffix_of(name) or 'unsuffixed'} file") for name in others]
-        for name, what in strangers:
+            undated += [(name, f"{suffix_of(name) or 'unsuffixed'} file") for name in others]
+        for name, what in undated:
             self._note(join(folder, name), what)
         return sorted(fits, key=lambda f: [f[1].get(k, "") for k in ("Y", "m", "d")], reverse=True)
 

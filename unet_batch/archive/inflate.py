@@ -1,6 +1,6 @@
-"""Compressed containers read once, forwards: gzip, bzip2, xz and Zstandard, told by their first bytes.
+"""Compressed containers, read once from start to end: gzip, bzip2, xz and Zstandard, recognised by their first bytes.
 
-Whoever reads learns whether the stream came to its proper end. How much a stream may inflate to is bounded.
+A truncated stream is an error. The size of the inflated stream is limited.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MAX_XZ_BYTES = 1 << 30
 CHUNK = 1 << 20
 _MAGIC = (
     ("gzip", re.compile(rb"\x1f\x8b")),
-    # A block, or the end of an empty stream: a tar may begin with a name such as BZh1.png.
+    # The magic is followed by a block or the end of an empty stream: a tar may begin with a name such as BZh1.png.
     ("bzip2", re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)")),
     ("xz", re.compile(rb"\xfd7zXZ\0")),
     ("Zstandard", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2aM\x18")),
@@ -37,12 +37,12 @@ class DamagedStreamError(Exception):
 
 
 def inflated_limit(size_bytes: int) -> int:
-    """Bytes a container may inflate to: 64 GiB, and beyond 64 MiB a thousand times its size (deflate ends at 1032)."""
+    """Most bytes of an inflated container: 64 GiB, and above 64 MiB 1000 times its size (deflate reaches 1032)."""
     return min(MAX_INFLATED_BYTES, max(RATIO_FROM_BYTES, MAX_INFLATED_RATIO * size_bytes))
 
 
 def inflating(stream: BinaryIO) -> Inflated | None:
-    """The inflated bytes of a stream, from its beginning; None where it is not compressed."""
+    """The inflated stream, from its beginning; None if the stream is not compressed."""
     size_bytes = stream.seek(0, io.SEEK_END)
     stream.seek(0)
     first = stream.read(16)
@@ -52,9 +52,9 @@ def inflating(stream: BinaryIO) -> Inflated | None:
 
 
 class Inflated:
-    """A compressed stream as a file that goes forward, and back within its last read; its end is checked.
+    """A compressed stream as a file. It seeks forward, and back within the last read; the end is checked.
 
-    Raises EOFError where the stream is cut, DamagedStreamError where it is damaged or too long.
+    Raises EOFError if the stream is truncated, DamagedStreamError if it is damaged or too long.
     """
 
     def __init__(self, kind: str, read: Callable[[int], bytes], size_bytes: int) -> None:
@@ -65,7 +65,7 @@ class Inflated:
         self._last = b""
         self._again = b""
         self.inflated = 0
-        """Bytes that came out whole so far."""
+        """Number of bytes inflated so far."""
 
     def tell(self) -> int:
         return self._at
@@ -74,7 +74,7 @@ class Inflated:
         if position < self._at:
             back = self._at - position
             if back > len(self._last):
-                raise OSError("a compressed stream goes forward only")
+                raise OSError("a compressed stream cannot seek back")
             self._again, self._last, self._at = self._last[-back:] + self._again, self._last[:-back], position
         while self._at < position:
             if not self.read(min(position - self._at, CHUNK)):
@@ -98,7 +98,7 @@ class Inflated:
         try:
             return self._read(size)
         except (OSError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
-            if "Truncated" in str(error):  # Arrow has one error for both
+            if "Truncated" in str(error):  # Arrow has one error for truncation and damage
                 raise EOFError from error
             text = f"its {self._kind} stream cannot be read to its end: {error}"
             raise DamagedStreamError(text) from error
@@ -116,18 +116,18 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int = -1) -> bytes: ...
 
 
-class _Members:
-    """bzip2 or xz streams behind each other, as their tools write them for large files."""
+class _ConcatenatedStreams:
+    """Several bzip2 or xz streams in a row, as their tools write them for large files."""
 
     def __init__(self, stream: BinaryIO, make: Callable[[], _Decompressor], *, padded: bool) -> None:
-        """padded: whether zeros may lie between and behind the streams."""
+        """padded: whether zeros may follow a stream."""
         self._stream = stream
         self._make = make
         self._padded = padded
         self._now: _Decompressor | None = make()
 
     def read(self, size: int) -> bytes:
-        """At most so many bytes, none at the end. Raises EOFError where a stream is cut."""
+        """At most `size` bytes; empty at the end. Raises EOFError if a stream is truncated."""
         while self._now is not None:
             piece = b""
             if self._now.needs_input:
@@ -142,7 +142,7 @@ class _Members:
         return b""
 
     def _next(self, rest: bytes) -> _Decompressor | None:
-        """The next stream, fed with what is left of the last read; None where there is no more."""
+        """The decompressor of the next stream, with the rest of the last read; None at the end."""
         while True:
             if self._padded:
                 rest = rest.lstrip(b"\0")
@@ -155,8 +155,8 @@ class _Members:
                 return None
 
 
-class _Lent:
-    """A file that Arrow reads and may not close: it belongs to the caller."""
+class _NotClosed:
+    """The caller's file, which Arrow reads and must not close."""
 
     closed = False
 
@@ -164,12 +164,14 @@ class _Lent:
         self.read = stream.read
 
     def close(self) -> None:
-        """Leave the file open."""
+        """Do nothing: the file stays open."""
 
 
 _READERS: dict[str, Callable[[BinaryIO], Callable[[int], bytes]]] = {
     "gzip": lambda stream: gzip.GzipFile(fileobj=stream, mode="rb").read1,
-    "bzip2": lambda stream: _Members(stream, bz2.BZ2Decompressor, padded=False).read,
-    "xz": lambda stream: _Members(stream, lambda: lzma.LZMADecompressor(memlimit=MAX_XZ_BYTES), padded=True).read,
-    "Zstandard": lambda stream: pa.CompressedInputStream(pa.PythonFile(_Lent(stream), mode="r"), "zstd").read,
+    "bzip2": lambda stream: _ConcatenatedStreams(stream, bz2.BZ2Decompressor, padded=False).read,
+    "xz": lambda stream: (
+        _ConcatenatedStreams(stream, lambda: lzma.LZMADecompressor(memlimit=MAX_XZ_BYTES), padded=True).read
+    ),
+    "Zstandard": lambda stream: pa.CompressedInputStream(pa.PythonFile(_NotClosed(stream), mode="r"), "zstd").read,
 }

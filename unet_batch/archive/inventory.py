@@ -1,7 +1,6 @@
-"""Which images an archive's objects hold, whatever the shards are: files, tars, Parquet, manifests; and what else.
+"""Which images an archive's objects hold, for all shards: files, tars, Parquet, manifests; and what was passed over.
 
-Knows the way from objects to sources. Reads no image; what is wrong with one image or shard becomes a problem in its
-place, what is wrong with the store is raised.
+No image is read. A fault of one image or shard becomes a `problem` of its source; a fault of the store is raised.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from itertools import chain, repeat
 from typing import Protocol
 
 from unet_batch.archive.discovery import UNDATED
-from unet_batch.archive.manifest import BrokenManifestError, Entry, read_entries, sources_of
+from unet_batch.archive.manifest import BrokenManifestError, ManifestRow, read_entries, sources_of
 from unet_batch.archive.names import TAR_SUFFIXES, Globs, Tally, is_hidden, suffix_of
 from unet_batch.archive.parquet import IMAGE_COLUMN, row_groups
 from unet_batch.archive.tar import INDEX_FORMAT, Member, TarIndex, index_tar
@@ -28,14 +27,14 @@ from unet_batch.store.storage import Object, Storage, join
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """The images of some objects, and what else lies among them."""
+    """The images of some objects by partition, and what was passed over."""
 
     partitions: dict[str, list[Source]]
     passed: PassedOver = NOTHING_PASSED
 
 
 class IndexCache(Protocol):
-    """Keeps the indexes of shards, by URI and version, so that a tar is walked once."""
+    """Keeps the indexes of shards by URI and version, so that a tar is read only once."""
 
     def get(self, uri: str, version: str) -> bytes | None: ...
     def put(self, uri: str, version: str, index: bytes) -> None: ...
@@ -61,7 +60,7 @@ class StoredIndex:
             return  # another run indexed the same shard
 
     def place(self, uri: str, version: str) -> str:
-        """Where the index of a version of a shard lies."""
+        """The URI of the index of one version of a shard."""
         return join(
             self._folder, hashlib.sha256(f"{INDEX_FORMAT}\0{uri}\0{version}".encode()).hexdigest()[:32] + ".json"
         )
@@ -78,11 +77,11 @@ def inventory(
 ) -> Inventory:
     """The sources of a partition's objects, sorted by URI, place in the shard (rows by number), name and ordinal.
 
-    A tar among loose images is a shard too. One partition, except for manifests with `spec.partition_column`: then
-    `column=value` for each of its values that lies in the window (days as ISO text; other values only in the window
-    `all`). A cut or corrupt shard gives one more source, with a problem and no member, beside the images that are
-    intact. Raises JobError where a column is missing or of the wrong type, and every StorageError about a shard itself:
-    it was listed a moment ago.
+    A tar among loose images is a shard too. The result has one partition, except for manifests with
+    `spec.partition_column`: then one partition `column=value` for each value in the window (days as ISO text; other
+    values only in the window `all`). A truncated or corrupt shard gives its intact images and one more source with a
+    problem and no member. Raises JobError if a column is missing or has the wrong type, and every StorageError about a
+    shard itself, which was just listed.
     """
     shards = [found for found in objects if spec.format != "images" or _is_tar(found.uri)]
     for found in shards:
@@ -134,14 +133,14 @@ class _Members:
         self._exclude = Globs(spec.exclude, members=False)
 
     def sources(self, shard: Object, index: TarIndex, tally: Tally) -> Iterator[Source]:
-        """The images of one tar, and its problem where it has one; what is passed over is noted."""
+        """The images of one tar, and its problem, if any; members that are passed over are counted in tally."""
         for member in index.members:
             what = self._refusal(member)
             if what is not None:
                 tally.note(what, member.name)
                 continue
             problem = (
-                (Reason.DECODE_CORRUPT, "a hard link to a member that is not in its tar") if member.is_lost else None
+                (Reason.DECODE_CORRUPT, "a hard link to a member that is not in the tar") if member.is_lost else None
             )
             yield Source(
                 shard.uri,
@@ -157,7 +156,7 @@ class _Members:
             yield Source(shard.uri, shard.version, problem=index.problem)
 
     def _refusal(self, member: Member) -> str | None:
-        """What a member is, where it is no image that counts; None where it is one."""
+        """The kind of a member that does not count, e.g. `.txt member`; None if it counts."""
         name = member.name
         if is_hidden(name):
             return "hidden member"
@@ -181,7 +180,7 @@ def _parquet_sources(storage: Storage, spec: InputSpec, shard: Object) -> list[S
 def _listed(
     storage: Storage, spec: InputSpec, manifests: Sequence[Object], *, partition: str, window: Window | None
 ) -> dict[str, list[Source]]:
-    wanted: dict[str, dict[Object, list[Entry]]] = {} if spec.partition_column else {partition: {}}
+    wanted: dict[str, dict[Object, list[ManifestRow]]] = {} if spec.partition_column else {partition: {}}
     broken: list[Source] = []
     for manifest in manifests:
         try:
@@ -190,7 +189,7 @@ def _listed(
                 wanted.setdefault(name, {}).setdefault(manifest, []).append(entry)
         except BrokenManifestError as error:
             if spec.partition_column is not None:
-                text = f"{manifest.uri} is broken ({error}); nobody can say which partitions miss rows: repair it"
+                text = f"{manifest.uri} is broken ({error}), so partitions may miss rows: repair it"
                 raise JobError(text) from error
             broken.append(Source(manifest.uri, manifest.version, problem=(Reason.SHARD_CORRUPT, str(error))))
     if spec.partition_column is not None and window is not None:
@@ -204,10 +203,10 @@ def _listed(
     return found
 
 
-def _partition_of(spec: InputSpec, manifest: Object, entry: Entry) -> str:
+def _partition_of(spec: InputSpec, manifest: Object, entry: ManifestRow) -> str:
     value = entry.partition.isoformat() if isinstance(entry.partition, date) else entry.partition
     text = str(value) if isinstance(value, str | int) else ""
-    # The value becomes a folder's name, so it must be one.
+    # The value becomes the name of a folder.
     if not text or not set(text) <= _FOLDER_LETTERS or text.startswith("."):
         raise JobError(
             f"{manifest.uri}, row {entry.row}: {value!r} cannot be the partition {spec.partition_column}; "

@@ -1,6 +1,6 @@
-"""Manifests: lists of URIs that somebody else wrote, read as untrusted text.
+"""Manifests: lists of URIs, read as untrusted text.
 
-Knows the rules a listed URI must keep, and asks the store for versions; reads no image.
+Checks the URIs against the rules of manifests and reads the versions of their objects; reads no image.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from unet_batch.store.storage import Object, Storage
 
 MAX_MANIFEST_BYTES = 2 << 30
 TOGETHER, BUNCHES = 64, 256
-"""Rows that one thread looks at in a row, of a long manifest: on a disk handing over a row costs more than looking. A
-short one is cut into as many bunches, so that every thread has some."""
+"""Rows that one thread checks per call in a long manifest: on a local disk a call costs more than checking a row. A
+short manifest is cut into BUNCHES calls, so that every thread has work."""
 
 log = logging.getLogger(__name__)
 _BROKEN = (*FOREIGN, csv.Error, RecursionError)
@@ -39,9 +39,9 @@ _SCHEMES = frozenset(
      "tar", "jar", "libarchive", "local", "dir", "cached", "simplecache", "filecache", "blockcache", "reference",
      "root", "dask", "pipe", "data", "urn", "mailto", "javascript", "blob", "about", "doi")
 )  # fmt: skip
-"""Words before a colon that are schemes. Any other one is part of a name, such as cam-2026-11-21T10:15:00.png."""
+"""Words before a colon that are schemes. Other words are part of a name, such as cam-2026-11-21T10:15:00.png."""
 _BARE = frozenset(("pipe", "data", "urn", "mailto", "javascript", "about", "doi"))
-"""Schemes that no slash follows (RFC 2397 and others): text without a slash behind another one is a name."""
+"""Schemes without a slash after the colon (RFC 2397 and others). With any other scheme, such a text is a name."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ENCODINGS = (
     (b"\xff\xfe\0\0", "UTF-32"), (b"\0\0\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"),
@@ -50,7 +50,7 @@ _ENCODINGS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ManifestRow:
     """One row of a manifest, as written."""
 
     row: int
@@ -62,23 +62,23 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """A line that is no object, where an object with columns was due."""
+    """A line that is not an object with columns."""
 
     what: str
 
 
 class BrokenManifestError(Exception):
-    """The manifest ends in, or holds, something that is no row: rows may be missing."""
+    """The manifest holds or ends with data that is not a row: rows may be missing."""
 
 
-def read_entries(storage: Storage, spec: InputSpec, manifest: Object) -> Iterator[Entry]:
-    """The rows of a CSV (with header), JSONL or Parquet manifest. A line that is no JSON object is a row of its own.
+def read_entries(storage: Storage, spec: InputSpec, manifest: Object) -> Iterator[ManifestRow]:
+    """The rows of a CSV (with header), JSONL or Parquet manifest. A line that is not a JSON object becomes a BadRow.
 
-    Raises BrokenManifestError behind the last row that can be read, JobError where a column is missing or there twice,
-    digests are binary, or the text is not UTF-8.
+    Raises BrokenManifestError after the last readable row, JobError if a column is missing or duplicate, digests are
+    binary, or the text is not UTF-8.
     """
     if manifest.size_bytes > MAX_MANIFEST_BYTES:
-        raise TooLarge(f"{manifest.uri} has {manifest.size_bytes} bytes; split the manifest")
+        raise TooLarge(f"{manifest.uri} has {manifest.size_bytes} bytes, which is too large: split the manifest")
     body = storage.read(manifest.uri, version=manifest.version)
     name = manifest.uri.lower()
     try:
@@ -93,7 +93,7 @@ def read_entries(storage: Storage, spec: InputSpec, manifest: Object) -> Iterato
     column = spec.column or "uri"
     for used in (column, spec.partition_column, "sha256"):
         if names is not None and list(names).count(str(used)) > 1:
-            raise JobError(f"the manifest {manifest.uri} has several columns {used!r}: leave one")
+            raise JobError(f"the manifest {manifest.uri} has several columns {used!r}: keep one of them")
     for needed in (column, spec.partition_column):
         if needed is not None and names is not None and needed not in names:
             raise JobError(f"the manifest {manifest.uri} has no column {needed!r}; it has {', '.join(names)}")
@@ -106,17 +106,18 @@ def read_entries(storage: Storage, spec: InputSpec, manifest: Object) -> Iterato
                 else {column: row if isinstance(row, BadRow) else BadRow(f"a {type(row).__name__}")}
             )
             partition = spec.partition_column and found.get(spec.partition_column)
-            yield Entry(number, found.get(column), found.get("sha256"), partition)
+            yield ManifestRow(number, found.get(column), found.get("sha256"), partition)
             number += 1
     except _BROKEN as error:
         raise BrokenManifestError(f"after {number} rows: {' '.join(str(error).split())[:200]}") from error
 
 
-def sources_of(storage: Storage, spec: InputSpec, manifest: Object, entries: Sequence[Entry]) -> list[Source]:
-    """What the rows name, each with the version it has now; a row that may not be read becomes a problem.
+def sources_of(storage: Storage, spec: InputSpec, manifest: Object, entries: Sequence[ManifestRow]) -> list[Source]:
+    """The sources of the rows, each with its current version. A row that is not allowed gives a source with a problem.
 
-    Allowed are objects below the manifest's folder and below `spec.roots`, by absolute or relative URIs; never chains,
-    `..`, user info, queries, other schemes or links that lead out. The same object twice is one source.
+    Allowed: objects below the manifest's folder and below `spec.roots`, by absolute or relative URIs. Not allowed:
+    chains, `..`, user info, queries, other schemes, and links that lead out of these folders. Two rows for the same
+    object are one source.
     """
     folder = parent(manifest.uri)
     roots = [folder, *(canonical(root) for root in spec.roots)]
@@ -124,7 +125,7 @@ def sources_of(storage: Storage, spec: InputSpec, manifest: Object, entries: Seq
     for entry in entries:
         source = _named(entry, manifest, folder, roots)
         if named.setdefault(source.key, source).sha256 != source.sha256:
-            log.warning("%s names %s twice, with different digests; the first counts", manifest.uri, source.uri)
+            log.warning("%s has two rows for %s with different digests; the first counts", manifest.uri, source.uri)
     links = [real(root) for root in roots if scheme_of(root) == "file"]
     real_folder, listed = cache(real), list(named.values())
     size = min(TOGETHER, len(listed) // BUNCHES + 1)
@@ -133,18 +134,18 @@ def sources_of(storage: Storage, spec: InputSpec, manifest: Object, entries: Seq
     return [source for bunch in storage.ahead(calls) for source in bunch]
 
 
-def _named(entry: Entry, manifest: Object, folder: str, roots: Sequence[str]) -> Source:
+def _named(entry: ManifestRow, manifest: Object, folder: str, roots: Sequence[str]) -> Source:
     def refused(reason: Reason, message: str, uri: str | None = None) -> Source:
         member = None if uri else f"row {entry.row}"
         return Source(uri or manifest.uri, manifest.version, member, problem=(reason, message))
 
     text = entry.uri
     if text is None or text == "":
-        return refused(Reason.CELL_NULL if text is None else Reason.CELL_EMPTY, "the row names nothing")
+        return refused(Reason.CELL_NULL if text is None else Reason.CELL_EMPTY, "the row has no URI")
     if isinstance(text, BadRow):
-        return refused(Reason.CELL_TYPE, f"the line is no JSON object but {text.what}")
+        return refused(Reason.CELL_TYPE, f"the line is not a JSON object but {text.what}")
     if not isinstance(text, str):
-        return refused(Reason.CELL_TYPE, f"the row names a {type(text).__name__}, not a URI")
+        return refused(Reason.CELL_TYPE, f"the row holds a {type(text).__name__}, not a URI")
     if not _is_unicode(text):
         shown = redact(join(folder, text)).encode("utf-8", "backslashreplace").decode()
         return refused(Reason.READ_DENIED, "the name holds half a character (a lone surrogate)", shown)
@@ -155,7 +156,7 @@ def _named(entry: Entry, manifest: Object, folder: str, roots: Sequence[str]) ->
     try:
         uri = canonical(join(folder, text.removeprefix("./")) if relative else text)
     except JobError:
-        return refused(Reason.READ_DENIED, "the manifest names what jobs do not read", shown.replace("\0", "\\0"))
+        return refused(Reason.READ_DENIED, "a manifest cannot refer to such a URI", shown.replace("\0", "\\0"))
     if not _below(uri, roots):
         return refused(Reason.READ_DENIED, "outside the manifest's folder and input.roots", uri)
     if entry.sha256 is None or entry.sha256 == "":
@@ -169,9 +170,9 @@ def _named(entry: Entry, manifest: Object, folder: str, roots: Sequence[str]) ->
 def _all_seen(
     storage: Storage, sources: Sequence[Source], links: Sequence[str], real_folder: Callable[[str], str]
 ) -> list[Source]:
-    """The sources with the versions and sizes that their objects have now.
+    """The sources with the current versions and sizes of their objects.
 
-    links: what the roots that are local folders lead to when all their links are followed; real_folder: what any does.
+    links: the real paths of local roots, with all links resolved. real_folder: resolves the links of any folder.
     """
     return [_seen(storage, source, links, real_folder) for source in sources]
 
@@ -186,13 +187,13 @@ def _seen(storage: Storage, source: Source, links: Sequence[str], real_folder: C
     except Denied as error:
         return replace(source, version="denied", problem=(Reason.READ_DENIED, str(error)))
     if found is None:
-        return replace(source, version="missing", problem=(Reason.READ_NOT_FOUND, "there is no such object"))
+        return replace(source, version="missing", problem=(Reason.READ_NOT_FOUND, "the object does not exist"))
     version = version_with_digest(found.version, source.sha256)
     return replace(source, version=version, size_bytes=found.size_bytes)
 
 
 def _real_file(uri: str, real_folder: Callable[[str], str]) -> str:
-    """What a path leads to; only the first of a folder's files pays for the links above it."""
+    """The real path of a file; the links above it are resolved once per folder."""
     return real(uri) if is_link(uri) else join(real_folder(parent(uri)), uri.rpartition("/")[2])
 
 
@@ -201,7 +202,7 @@ def _below(uri: str, roots: Sequence[str]) -> bool:
 
 
 def _has_scheme(text: str) -> bool:
-    """Whether a text begins as a URI does, rather than as a name that holds a colon."""
+    """Whether a text begins with a scheme; a name may contain a colon too."""
     found = _BEFORE_COLON.match(text)
     if found is None or text.startswith(("//", ":"), found.end()):
         return found is not None  # `a://b`, and a chain `a::b`
@@ -217,14 +218,14 @@ def _is_unicode(text: str) -> bool:
 
 
 def _shown(value: object) -> str:
-    """A value of a cell for a message: its beginning, or what it is."""
+    """A cell for a message: the beginning of a text, or the type of another value."""
     if not isinstance(value, str):
         return f"a {type(value).__name__}"
     return repr(value[:80].encode("utf-8", "backslashreplace").decode())
 
 
 def _text(body: bytes, uri: str) -> bytes:
-    """The text of a manifest, UTF-8 without its mark. Raises JobError, which names what else it is."""
+    """The UTF-8 text of a manifest without its byte order mark. Raises JobError, which names another encoding."""
     for mark, name in _ENCODINGS:
         if body.startswith(mark):
             raise JobError(f"the manifest {uri} is {name} text; write it as UTF-8")
@@ -251,7 +252,7 @@ def _csv(body: bytes) -> tuple[Iterator[object], Sequence[str]]:
 
 
 def _jsonl(body: bytes) -> Iterator[object]:
-    """Each line's value. A line that is no JSON costs that row; the last one tells of a file that was cut."""
+    """Each line's value. A line that is not JSON is a BadRow; if it is the last line, the file was truncated."""
     lines = [line for line in body.splitlines() if line.strip()]
     for number, line in enumerate(lines):
         try:
@@ -259,7 +260,7 @@ def _jsonl(body: bytes) -> Iterator[object]:
         except (ValueError, RecursionError):
             if number == len(lines) - 1:
                 raise
-            yield BadRow("text that is no JSON")
+            yield BadRow("text that is not JSON")
 
 
 def _parquet(body: bytes, uri: str) -> tuple[Iterator[object], Sequence[str]]:

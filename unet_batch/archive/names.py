@@ -1,6 +1,6 @@
-"""What a name says: globs, suffixes, and names that never count. Opens nothing.
+"""Rules for names: globs, suffixes, and names that never count.
 
-One set of rules for objects of a store and for members of tars, so that both are taken and passed over alike.
+The same rules hold for objects of a store and for members of tars.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from unet_batch.errors import JobError
 from unet_batch.records import PASSED_EXAMPLES, PassedOver, ShardFormat
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
-"""Tars as they are written, and as gzip, bzip2, xz and Zstandard pack them."""
+"""Suffixes of tars, uncompressed and compressed with gzip, bzip2, xz and Zstandard."""
 
 SUFFIXES: dict[ShardFormat, tuple[str, ...]] = {
     "images": ("",),
@@ -22,17 +22,17 @@ SUFFIXES: dict[ShardFormat, tuple[str, ...]] = {
     "parquet": (".parquet",),
     "manifest": (".csv", ".jsonl", ".ndjson", ".parquet"),
 }
-"""Which names count where `input.pattern` is left at `**`; letters in either case."""
+"""Suffixes that count with the default `input.pattern`, in upper or lower case."""
 
 ALTERNATIVES = 1000
-"""Most patterns that the braces of one pattern may make."""
+"""Most patterns that the braces of one pattern may expand to."""
 
 _MAC = "__MACOSX"
 _DOUBLE = (".gz", ".bz2", ".xz", ".zst")
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a relative name never counts: it or a folder in it begins with a dot, or macOS added it to an archive."""
+    """Whether a relative name never counts: it or one of its folders begins with a dot, or macOS added it."""
     if "." not in name and _MAC not in name:
         return False
     return any((step.startswith(".") and step not in (".", "..")) or step == _MAC for step in name.split("/"))
@@ -52,27 +52,27 @@ def suffix_of(name: str) -> str:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a relative name fits a glob: `*` and `?` stay within a folder, `**` crosses folders, `{a,b}` is a choice.
+    """Whether a relative name matches a glob. `*` and `?` do not cross folders, `**` does; `{a,b}` matches a or b.
 
-    A suffix fits in letters of either case. Raises JobError where the pattern is no glob.
+    A suffix matches in upper or lower case. Raises JobError if the glob is malformed.
     """
     return _compiled(pattern, crosses=False).fullmatch(name) is not None
 
 
 class Globs:
-    """Several globs that are asked together. Raises JobError where one of them is malformed."""
+    """Several globs. Raises JobError if one of them is malformed."""
 
     def __init__(self, patterns: Iterable[str], *, members: bool) -> None:
-        """members: patterns of tar members, in which `*` crosses folders and letters fit in either case.
+        """members: patterns of tar members: `*` crosses folders, and upper and lower case match.
 
-        Otherwise a pattern without a slash is held against the last name alone, as in .gitignore.
+        Otherwise a pattern without a slash is compared with the last name of a path, as in .gitignore.
         """
         self._members = members
         self._whole = [_compiled(p, crosses=members) for p in patterns if members or "/" in p]
         self._last = [_compiled(p, crosses=False) for p in patterns if not members and "/" not in p]
 
     def match(self, name: str) -> bool:
-        """Whether any of them fits a relative name."""
+        """Whether any glob matches a relative name."""
         if self._members:
             name = name.lower().removeprefix("./")
         last = name.rpartition("/")[2]
@@ -80,33 +80,33 @@ class Globs:
 
 
 class Tally:
-    """Counts what is passed over, by what it is, and keeps the first names of each."""
+    """Counts the names that are passed over, by kind, and keeps the first names of each kind."""
 
     def __init__(self) -> None:
         self._kinds: dict[str, tuple[int, tuple[str, ...]]] = {}
 
     def note(self, what: str, name: str) -> None:
-        """Count one more. what: a noun such as `hidden name`, or `.txt file`, whose plural ends in s."""
+        """Count one name. what: its kind, a noun such as `hidden name` or `.txt file`, with a plural in s."""
         count, names = self._kinds.get(what, (0, ()))
         self._kinds[what] = count + 1, (*names, name) if len(names) < PASSED_EXAMPLES else names
 
     def add(self, passed: PassedOver) -> None:
-        """Count what was counted elsewhere."""
+        """Add other counts."""
         for what, number, examples in passed.kinds:
             count, names = self._kinds.get(what, (0, ()))
             self._kinds[what] = count + number, (*names, *examples)[:PASSED_EXAMPLES]
 
     def found(self) -> PassedOver:
-        """What was counted so far."""
+        """The counts so far."""
         return PassedOver(tuple((what, count, names) for what, (count, names) in sorted(self._kinds.items())))
 
 
 @cache
 def _compiled(pattern: str, *, crosses: bool) -> re.Pattern[str]:
-    """crosses: of tar members: `*` crosses folders, and all letters are compared in lower case."""
+    """The compiled glob. crosses: for tar members: `*` crosses folders, and the case of letters is ignored."""
     text = pattern.lower() if crosses else pattern
     if not text:
-        raise JobError("an empty pattern fits no name; write ** for every name")
+        raise JobError("an empty pattern matches no name; write ** for every name")
     choices = _choices(text, pattern)
     try:
         return re.compile(
@@ -117,7 +117,7 @@ def _compiled(pattern: str, *, crosses: bool) -> re.Pattern[str]:
 
 
 def _choices(text: str, pattern: str) -> list[str]:
-    """The patterns that the braces of one stand for, as shells expand them; `{` in brackets is itself."""
+    """The patterns that the braces expand to, as in shells; a `{` inside brackets is literal."""
     opened, depth, pieces, at = -1, 0, [], 0
     while at < len(text):
         letter = text[at]
@@ -143,12 +143,12 @@ def _choices(text: str, pattern: str) -> list[str]:
                 return found
         at += 1
     if depth:
-        raise JobError(f"the pattern {pattern!r} is not a glob: a brace is not closed, or was never opened")
+        raise JobError(f"the pattern {pattern!r} is not a glob: its braces are not balanced")
     return [text]
 
 
 def _translated(pattern: str, whole: str, *, crosses: bool) -> str:
-    """A regular expression for a glob without braces, whose `**` stands for any number of folders, none included."""
+    """A regular expression for a glob without braces; `**` matches any number of folders, including none."""
     dot = pattern.rfind(".", pattern.rfind("/") + 1)
     before = pattern[: max(dot, 0)]
     if dot < 0 or crosses or before.count("[") != before.count("]"):

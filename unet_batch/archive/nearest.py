@@ -1,6 +1,6 @@
-"""What lies near a URI at which nothing was found, so that a misspelt folder or another day is seen at once.
+"""The nearest existing name to a URI where nothing was found: shows a misspelt folder or another day.
 
-Looks at one listing of names for each level of the URI, and never below a folder that it does not go into.
+Reads one listing of names for each level of the URI.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from unet_batch.store.objects import join, path_of, scheme_of
 from unet_batch.store.storage import Storage, canonical
 
 LISTED = 1000
-"""Objects of a folder that are looked at for a name like the one that is missing."""
+"""Most objects of a folder that are compared with the missing name."""
 SIMILAR = 0.5
-"""Least likeness of two names (difflib's ratio)."""
+"""Smallest similarity of two names (difflib's ratio)."""
 LATEST, EARLIEST = {"Y": 9999, "m": 12, "d": 31}, {"Y": 1, "m": 1, "d": 1}
 
 
 def nearest(storage: Storage, template: str, window: Window) -> str | None:
-    """The folder or object nearest to what a URI names, as people write it; None where there is none, or it is there.
+    """The URI of the nearest folder or object; None if there is none, or if the URI exists.
 
-    template: an archive's URI, with or without a date. Of days, the one nearest to the end of the window.
+    template: an archive's URI, with or without a date. Of several days, the nearest to the end of the window.
     """
     try:
         found = _descended(storage, canonical(template), window.last)
     except StorageError:
-        return None  # a hint is not worth a second error
+        return None  # this is only a hint: do not add a second error
     return path_of(found) if found is not None and scheme_of(found) == "file" else found
 
 
@@ -47,7 +47,7 @@ def _descended(storage: Storage, template: str, target: date | None) -> str | No
     for number, level in enumerate(levels):
         name, same = _step(storage, reached, level, last=number == len(levels) - 1, wanted=wanted)
         if name is None:
-            # Nothing like it: what is above says where to look, unless that is where every URI begins.
+            # No similar name: the folder above is the hint, unless it is the root of the store.
             return reached if not exact or number > 1 else None
         exact = exact and same
         reached = join(reached, name)
@@ -55,14 +55,15 @@ def _descended(storage: Storage, template: str, target: date | None) -> str | No
 
 
 def _split(path: str) -> list[str]:
-    """The levels of a path; a slash inside braces separates the levels of a date."""
+    """The levels of a path, also inside the braces of a date."""
     return path.replace("{date:", "").replace("}", "").split("/")
 
 
 def _step(storage: Storage, folder: str, level: str, *, last: bool, wanted: dict[str, int]) -> tuple[str | None, bool]:
-    """The name in a folder that is nearest to a level, and whether it is the level's own.
+    """The name in a folder that is nearest to a level, and whether it is exactly the level's name.
 
-    wanted: the day that is looked for, by Y, m and d; where another year is found, its first or last day from then on.
+    wanted: year, month and day to search for, by Y, m and d. It is changed to the first or last day of a year if only
+    another year is found.
     """
     if "%" not in level:
         if storage.is_folder(join(folder, level)) or (last and storage.head(join(folder, level)) is not None):

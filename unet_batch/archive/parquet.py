@@ -1,7 +1,4 @@
-"""Parquet files with a column of encoded images: how many rows there are, and the cells of some of them.
-
-Knows Arrow's types and files; knows no stores and no images.
-"""
+"""Parquet files with a column of encoded images: the number of rows, and the cells of given rows."""
 
 from __future__ import annotations
 
@@ -16,23 +13,23 @@ from unet_batch.archive.inflate import inflated_limit
 from unet_batch.errors import ImageError, JobError, Reason
 
 FOREIGN = (pa.ArrowException, OSError, ValueError)
-"""What Arrow raises on damaged files."""
+"""Arrow's errors on damaged files."""
 
 IMAGE_COLUMN = "image"
-"""The column with the images where a job names none."""
+"""Default of `input.column`."""
 
 MAX_ROWS = 10_000_000
-"""More rows than any file of images has: a footer may claim any number."""
+"""Most rows in a footer; a damaged footer may hold any number."""
 
 _BATCH_ROWS = 16
 _BATCH_BYTES = 32 << 20
-"""Cells that are decoded together: so many, as far as their average says that they fit."""
+"""Cells that are decoded together, if their average size allows it."""
 _BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class RowGroup:
-    """Rows that lie together, and what their images have."""
+    """One row group."""
 
     rows: int
     bytes_per_row: int
@@ -40,20 +37,20 @@ class RowGroup:
 
 
 def row_groups(stream: BinaryIO, column: str, *, uri: str) -> tuple[list[RowGroup], tuple[str, str] | None]:
-    """The row groups of the file, from its footer alone; or none and the problem where the file is damaged.
+    """The row groups of the file, from its footer; an empty list and the problem if the file is damaged.
 
-    Raises JobError where the column is missing or holds neither bytes nor a struct with bytes.
+    Raises JobError if the column is missing or holds neither bytes nor a struct with bytes.
     """
     try:
         file = _opened(stream)
         size_bytes = stream.seek(0, 2)
     except FOREIGN as error:
-        return [], (Reason.SHARD_CORRUPT, f"this is no Parquet file that can be read: {_line(error)}")
+        return [], (Reason.SHARD_CORRUPT, f"this is not a readable Parquet file: {_line(error)}")
     _path(file, column, uri=uri)
     metadata = file.metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     if sum(group.num_rows for group in groups) != metadata.num_rows or metadata.num_rows > MAX_ROWS:
-        return [], (Reason.SHARD_CORRUPT, f"its footer claims {metadata.num_rows} rows, which cannot be")
+        return [], (Reason.SHARD_CORRUPT, f"its footer declares {metadata.num_rows} rows, which is impossible")
     sizes = [_column_bytes(group, column) for group in groups]
     if sum(sizes) > (limit := inflated_limit(size_bytes)):
         return [], (Reason.SHARD_CORRUPT, f"its column {column} inflates to {sum(sizes)} bytes, above {limit}")
@@ -61,7 +58,7 @@ def row_groups(stream: BinaryIO, column: str, *, uri: str) -> tuple[list[RowGrou
 
 
 def _column_bytes(group: Any, column: str) -> int:
-    """Bytes of a column's cells in a row group, and of those inside a struct."""
+    """Bytes of a column's cells in a row group, including cells inside a struct."""
     chunks = (group.column(i) for i in range(group.num_columns))
     return sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] == column)
 
@@ -69,9 +66,9 @@ def _column_bytes(group: Any, column: str) -> int:
 def read_cells(
     stream: BinaryIO, column: str, rows: Sequence[int], *, uri: str
 ) -> Iterator[tuple[int, bytes | ImageError]]:
-    """The cells of the given rows, in ascending order; reads only the row groups they are in.
+    """The cells of the given rows, in ascending order; reads only their row groups.
 
-    Null and empty cells, and those of a damaged row group, are errors of their image. Raises JobError as `row_groups`.
+    Null cells, empty cells and cells of a damaged row group are an ImageError. Raises JobError as `row_groups`.
     """
     wanted = sorted(set(rows))
     try:
@@ -119,12 +116,12 @@ def _content(cell: bytes | dict[str, bytes | None] | None) -> bytes | ImageError
 
 
 def _opened(stream: BinaryIO) -> Any:
-    # Without pre-buffering a row group is not taken into memory whole; without checksums a flipped bit would be silent.
+    # No pre-buffering, so that a row group is not held in memory whole. Checksums detect flipped bits.
     return pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True)
 
 
 def _path(file: Any, column: str, *, uri: str) -> str:
-    """What Arrow is asked for: the column, or the bytes in its struct (as Hugging Face writes images)."""
+    """The path of the cells for Arrow: the column, or the bytes in its struct (as Hugging Face writes images)."""
     schema = file.schema_arrow
     if column not in schema.names:
         raise JobError(f"{uri} has no column {column!r}; it has {', '.join(schema.names)}: set input.column")

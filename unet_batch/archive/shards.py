@@ -1,7 +1,7 @@
-"""The bytes of a unit's sources, whatever the shards are: files, tars, Parquet, manifests.
+"""The bytes of a unit's sources, for all shards: files, tars, Parquet, manifests.
 
-Knows the way from a unit's sources to bytes. Decodes nothing; what is wrong with one image or shard becomes an
-ImageError in its place, what is wrong with the store is raised.
+Nothing is decoded. A fault of one image or shard becomes an ImageError in place of its bytes; a fault of the store is
+raised.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from unet_batch.spec import InputSpec, LimitsSpec
 from unet_batch.store.storage import FACTS, Storage
 
 GAP_BYTES = 64 << 10
-"""Members of a tar closer than this are one request: reading the gap is cheaper than asking twice."""
+"""Members of a tar with a smaller gap between them are read in one request: the gap costs less than a request."""
 SPAN_BYTES = 32 << 20
 """Most bytes of one such request, unless a single member is larger."""
 AHEAD_BYTES = 64 << 20
-"""Requests under way or unread hold about this much together, and two at least."""
+"""Approximate bytes of all requests that are active or unread; at least two requests are allowed."""
 
 _REASONS = {
     NotFound: Reason.READ_NOT_FOUND,
@@ -36,16 +36,16 @@ Content = bytes | ImageError
 
 
 def read_unit(storage: Storage, spec: InputSpec, unit: Unit, limits: LimitsSpec) -> Iterator[tuple[Source, Content]]:
-    """Every source of a unit with its bytes, or with the reason why it has none, in the unit's order.
+    """Every source of a unit with its bytes or its ImageError, in the unit's order.
 
-    Versions are pinned, sizes and promised digests checked. In memory are the requests under way, and images whose
-    place in their shard comes before their place in the unit. Unavailable is raised: the unit is simply not done yet.
+    Versions are pinned; sizes and digests from manifests are checked. Memory holds the active requests, and images that
+    come earlier in their shard than in the unit. Unavailable is raised: the unit stays open.
     """
     readers: dict[str, Callable[[str, list[Source]], Iterator[tuple[Source, Content]]]] = {
         "webdataset": partial(_from_tar, storage),
         "parquet": partial(_from_parquet, storage, spec),
     }
-    known = unit.format != "parquet"  # sizes of rows are averages there
+    known = unit.format != "parquet"  # sizes of Parquet rows are averages
     refused = {source: error for source in unit.sources if (error := _refusal(source, limits, known=known)) is not None}
     open_sources = [source for source in unit.sources if source not in refused]
     arriving: Iterator[tuple[Source, Content]]
@@ -78,15 +78,15 @@ def _checked(source: Source, content: Content, limits: LimitsSpec) -> Content:
     if isinstance(content, ImageError):
         return content
     if source.sha256 is not None and hashlib.sha256(content).hexdigest() != source.sha256:
-        return ImageError(Reason.READ_CHECKSUM_MISMATCH, "the bytes are not those whose SHA-256 the manifest gives")
+        return ImageError(Reason.READ_CHECKSUM_MISMATCH, "the bytes do not have the SHA-256 of the manifest")
     return _too_large(len(content), limits) or content
 
 
 def _gone() -> ImageError:
-    return ImageError(Reason.READ_CHANGED, "the shard does not hold this image any more; plan the run again")
+    return ImageError(Reason.READ_CHANGED, "the shard no longer holds this image: run the job again")
 
 
-def _fact(error: StorageError) -> ImageError:
+def _image_error(error: StorageError) -> ImageError:
     return ImageError(_REASONS[type(error)], str(error))
 
 
@@ -94,11 +94,11 @@ def _from_objects(storage: Storage, sources: Sequence[Source], limits: LimitsSpe
     requests = [(source.uri, source.stored_version) for source in sources]
     answers = storage.read_many(requests, max_bytes=limits.max_image_bytes)
     for source, answer in zip(sources, answers, strict=True):
-        yield source, _fact(answer) if isinstance(answer, StorageError) else answer
+        yield source, _image_error(answer) if isinstance(answer, StorageError) else answer
 
 
 def _from_tar(storage: Storage, uri: str, sources: Sequence[Source]) -> Iterator[tuple[Source, Content]]:
-    """Members with an offset by ranges, neighbours together; the others by reading the tar from its beginning."""
+    """Members with an offset, read by ranges with neighbours together; the others by reading the tar from its start."""
     spans = _spans(sources)
     largest = max((stop - start for start, stop, _ in spans), default=1)
     calls = (partial(_read_span, storage, uri, span) for span in spans)
@@ -113,12 +113,12 @@ def _from_tar(storage: Storage, uri: str, sources: Sequence[Source]) -> Iterator
             for name, body in read_members(stream, set(streamed)):
                 yield streamed.pop(name), body
     except FACTS as error:
-        fact = _fact(error)
+        fact = _image_error(error)
         yield from ((source, fact) for source in streamed.values())
 
 
 def _spans(sources: Sequence[Source]) -> list[tuple[int, int, list[Source]]]:
-    """Byte ranges [start, stop) with the members inside, in the tar's order."""
+    """Byte ranges [start, stop) with their members, in the tar's order."""
     spans: list[tuple[int, int, list[Source]]] = []
     for source in sorted((s for s in sources if s.offset is not None), key=lambda s: s.offset or 0):
         start = source.offset or 0
@@ -135,7 +135,7 @@ def _read_span(storage: Storage, uri: str, span: tuple[int, int, list[Source]]) 
     try:
         body = storage.read_range(uri, start, stop, version=sources[0].version)
     except FACTS as error:
-        fact = _fact(error)
+        fact = _image_error(error)
         return [(source, fact) for source in sources]
     places = [(source, (source.offset or 0) - start) for source in sources]
     return [(source, body[at : at + source.size_bytes]) for source, at in places]
@@ -150,5 +150,5 @@ def _from_parquet(
             for row, cell in read_cells(stream, spec.column or IMAGE_COLUMN, list(by_row), uri=uri):
                 yield by_row.pop(row), cell
     except FACTS as error:
-        fact = _fact(error)
+        fact = _image_error(error)
         yield from ((source, fact) for source in by_row.values())

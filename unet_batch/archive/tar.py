@@ -1,7 +1,7 @@
-"""What is inside a tar: its index, and proof that the index is complete.
+"""The index of a tar, and whether the index is complete.
 
-Knows headers, links and ends; extracts nothing to any path, and member names are text only. `tarfile` alone
-ends early, without an error, at a cut or damaged header: here every walk says whether it came to a proper end.
+Nothing is extracted to a path; member names are text only. `tarfile` stops without an error at a truncated or damaged
+header, so every read here also checks the end of the tar.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ END_BYTES = 1024
 """An archive ends with two zero blocks of 512 bytes (POSIX.1-2001, pax, "ustar Interchange Format")."""
 
 MAX_HEADER_BYTES = 16 << 20
-"""Longest extended header that is taken in; real ones have kilobytes."""
+"""Longest extended header that is read; normal ones have kilobytes."""
 
 FIRST_BYTES = 352
-"""Of a member without a suffix, read to see whether it is a picture: a DICOM file says so at byte 128."""
+"""Bytes of a member without a suffix that are read to recognise a picture: DICOM's magic is at byte 128."""
 
 INDEX_FORMAT = 2
-"""Raised when an index says more: one of another format is made again."""
+"""Version of the stored index: an index of another version is made again."""
 
 Named = tuple[str, int]
-"""A member's name, and how many of the same name precede it."""
+"""A member's name, and its ordinal among members of the same name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,29 +42,29 @@ class Member:
     """A regular file in a tar, or another name of one (a hard link)."""
 
     name: str
-    """As in the header; bytes that are not UTF-8 as `\\xff`."""
+    """The name in the header; bytes that are not UTF-8 are written as `\\xff`."""
     ordinal: int
     """How many members of the same name precede it."""
     size_bytes: int
     offset: int | None
-    """Where its bytes begin in the object; None in a compressed tar, and for sparse members."""
+    """First byte in the object; None in a compressed tar, and for sparse members."""
     target: Named | None = None
     """The member that holds the bytes of a hard link."""
     is_lost: bool = False
-    """Whether it is a hard link to a member that does not precede it, so that nobody has its bytes."""
+    """Whether it is a hard link without a target before it: its bytes are missing."""
     is_picture: bool = False
-    """Whether it has no suffix and begins as a picture does."""
+    """Whether it has no suffix and its first bytes are those of a picture."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarIndex:
-    """All regular members of a tar, in its order."""
+    """All regular members of a tar, in order."""
 
     members: tuple[Member, ...]
     others: PassedOver
-    """Members that hold no bytes: symbolic links, devices and the like. Folders are not counted."""
+    """Members without bytes: symbolic links, devices and others. Folders are not counted."""
     problem: tuple[str, str] | None
-    """Reason and message where members may be missing."""
+    """Reason and message if members may be missing."""
 
     def to_json(self) -> bytes:
         fields = {**asdict(self), "others": self.others.to_json()}
@@ -72,7 +72,7 @@ class TarIndex:
 
     @staticmethod
     def from_json(text: bytes) -> TarIndex | None:
-        """The index, or None where the text is none of this format."""
+        """The index; None if the text is not of this version."""
         try:
             fields = json.loads(text)
             if fields.pop("format") != INDEX_FORMAT:
@@ -87,7 +87,7 @@ class TarIndex:
 
 
 def index_tar(stream: BinaryIO) -> TarIndex:
-    """The index of a tar, compressed or not. Damage becomes `problem`; errors of the store pass through."""
+    """The index of a tar, compressed or not. Damage becomes `problem`; errors of the store are raised."""
     source, inflated, size_bytes = _opened(stream)
     members: list[Member] = []
     others = Tally()
@@ -114,19 +114,16 @@ def index_tar(stream: BinaryIO) -> TarIndex:
     except DamagedStreamError as error:
         problem = (Reason.SHARD_CORRUPT, str(error))
     except Exception as error:  # noqa: BLE001 - tarfile raises much more than TarError on damaged headers
-        if seen:
-            problem = _cut(at, len(members))
-        else:
-            problem = (Reason.SHARD_CORRUPT, f"this is no tar that can be read: {error}")
+        problem = _cut(at, len(members)) if seen else (Reason.SHARD_CORRUPT, f"this is not a readable tar: {error}")
     if problem is not None and members and stop > (size_bytes if inflated is None else inflated.inflated):
-        members.pop()  # its bytes are cut
+        members.pop()  # its bytes are incomplete
     return TarIndex(tuple(members), others.found(), problem)
 
 
 def read_members(stream: BinaryIO, wanted: Collection[Named]) -> Iterator[tuple[Named, bytes]]:
-    """Members of a tar and their bytes, read from its beginning to the last wanted one; hard links come last.
+    """Members of a tar and their bytes, read from the start to the last wanted one; hard links come last.
 
-    For tars that cannot be read in places. Members that damage hides do not come; nothing is raised for them.
+    For tars without byte offsets. Members after damage are not yielded; no error is raised for them.
     """
     left = set(wanted)
     links: dict[Named, list[Named]] = {}
@@ -135,14 +132,14 @@ def read_members(stream: BinaryIO, wanted: Collection[Named]) -> Iterator[tuple[
             yield (member.name, member.ordinal), body
         elif member.target is not None:
             links.setdefault(member.target, []).append((member.name, member.ordinal))
-    if links:  # what they name lies before them: it has gone by
+    if links:  # their targets precede them and were read already
         for member, body in _read_in_order(stream, set(links)):
             for link in links[member.name, member.ordinal]:
                 yield link, body or b""
 
 
 def _read_in_order(stream: BinaryIO, left: set[Named]) -> Iterator[tuple[Member, bytes | None]]:
-    """The members of `left`, which is emptied, with their bytes; None for a hard link."""
+    """The members in `left` with their bytes; None for a hard link. Members are removed from `left`."""
     source, inflated, _ = _opened(stream)
     try:
         with tarfile.open(fileobj=source, mode="r:") as tar:
@@ -161,12 +158,12 @@ def _read_in_order(stream: BinaryIO, left: set[Named]) -> Iterator[tuple[Member,
                     return
     except UnetBatchError:
         raise
-    except Exception:  # noqa: BLE001 - see index_tar; what is missing is the caller's to tell
+    except Exception:  # noqa: BLE001 - see index_tar; the caller reports missing members
         return
 
 
 def _opened(stream: BinaryIO) -> tuple[IO[bytes], Inflated | None, int]:
-    """The tar's bytes, the inflater they come through, if any, and the size of the object."""
+    """The tar's stream, its decompressor, if any, and the size of the object."""
     size_bytes = stream.seek(0, io.SEEK_END)
     inflated = inflating(stream)
     stream.seek(0)
@@ -174,11 +171,11 @@ def _opened(stream: BinaryIO) -> tuple[IO[bytes], Inflated | None, int]:
 
 
 def _members(tar: tarfile.TarFile, *, in_place: bool) -> Iterator[tuple[tarfile.TarInfo, Member | str]]:
-    """Each header, with the member it describes; with what it is where it holds no bytes, empty for a folder."""
+    """Each header with its member; for a member without bytes, its kind (empty for a folder)."""
     seen: Counter[str] = Counter()
     holders: dict[str, Member] = {}
     while (header := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+        tar.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps every header
         if header.size < 0 or tar.offset <= header.offset:
             raise tarfile.ReadError("a member with a negative size")
         name = _text(header.name)
@@ -196,7 +193,7 @@ def _members(tar: tarfile.TarFile, *, in_place: bool) -> Iterator[tuple[tarfile.
 
 
 def _link(name: str, ordinal: int, held: Member | None) -> Member:
-    """Another name of a member that precedes it."""
+    """A hard link to a member before it."""
     if held is None or held.is_lost:
         return Member(name, ordinal, 0, None, is_lost=True)
     target = held.target or (held.name, held.ordinal)
@@ -204,13 +201,13 @@ def _link(name: str, ordinal: int, held: Member | None) -> Member:
 
 
 def _looked_at(member: Member, source: IO[bytes], header: tarfile.TarInfo) -> Member:
-    """The member, marked where its first bytes alone say that it is a picture."""
+    """The member, with `is_picture` set by its first bytes if it has no suffix."""
     if suffix_of(member.name) or not member.size_bytes or header.issparse():
         return member
     source.seek(header.offset_data)
     head = source.read(min(FIRST_BYTES, member.size_bytes))
     try:
-        is_picture = format_of(head) != "BMP" or head[6:10] == bytes(4)  # text may begin with BM
+        is_picture = format_of(head) != "BMP" or head[6:10] == bytes(4)  # a text may begin with BM
     except ImageError:
         is_picture = head[128:132] == b"DICM"
     return Member(member.name, member.ordinal, member.size_bytes, member.offset, is_picture=is_picture)
@@ -221,7 +218,7 @@ def _text(name: str) -> str:
 
 
 def _place(name: str) -> str:
-    """A name as the file system would take it: `./a` and `a` are one file."""
+    """A normalised name: `./a` and `a` are the same file."""
     return posixpath.normpath(name)
 
 
@@ -231,12 +228,12 @@ def _body(tar: tarfile.TarFile, header: tarfile.TarInfo) -> bytes:
 
 
 def _problem_at_end(source: IO[bytes], at: int, members: int) -> tuple[str, str] | None:
-    """Behind the last member only zeros may follow, two blocks at least, and the end of what the tar is packed in."""
+    """The problem at the end of a tar. Valid: at least two blocks of zeros, and the end of the compressed stream."""
     source.seek(at)
     zeros = 0
     while piece := source.read(CHUNK):
         if piece.count(0) != len(piece):
-            return (Reason.SHARD_TRUNCATED, f"behind {members} files, at byte {at}, come bytes that are no members")
+            return (Reason.SHARD_TRUNCATED, f"after {members} files, at byte {at}, follow bytes that are not members")
         zeros += len(piece)
     return _cut(at, members) if zeros < END_BYTES else None
 
@@ -244,12 +241,12 @@ def _problem_at_end(source: IO[bytes], at: int, members: int) -> tuple[str, str]
 def _cut(at: int, members: int) -> tuple[str, str]:
     return (
         Reason.SHARD_TRUNCATED,
-        f"the tar has no end mark: it breaks off near byte {at}, in or after its file {members}",
+        f"the tar has no end mark: it ends near byte {at}, in or after its file {members}",
     )
 
 
 class _Guarded:
-    """A file whose single reads are small: a header may claim an extension of any size, and tarfile would take it."""
+    """A file with a limit per read: a header may declare an extension of any size, which tarfile would read."""
 
     def __init__(self, stream: BinaryIO | Inflated) -> None:
         self._stream = stream
@@ -257,5 +254,5 @@ class _Guarded:
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= MAX_HEADER_BYTES:
-            raise tarfile.ReadError(f"a header that claims {size} bytes")
+            raise tarfile.ReadError(f"a header declares {size} bytes")
         return self._stream.read(size)

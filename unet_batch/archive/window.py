@@ -1,6 +1,6 @@
-"""Windows: the ranges of partitions that people write, the days in them, and how a day is written in a URI.
+"""Windows: ranges of partitions, the days in them, and the date field of a URI.
 
-Knows the calendar and no archive: `last` becomes a partition only where an archive is listed.
+`last` stays unresolved here: the listing of an archive resolves it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ class Window:
     """A range of partitions."""
 
     first: date | None
-    """First day, where kind is `range`."""
+    """First day of a `range`."""
     last: date | None
     """Last day, included."""
     kind: Literal["range", "all", "last"]
-    """`last`: only the newest partition that holds anything."""
+    """`last`: only the newest partition that holds objects."""
 
     def holds(self, day: date) -> bool:
         """Whether a day is inside; every day is in `all` and `last`."""
         return self.first is None or self.last is None or self.first <= day <= self.last
 
     def days(self) -> Iterator[date]:
-        """Every day of a range, in order; none of `all` and `last`."""
+        """Every day of a range, in order; empty for `all` and `last`."""
         if self.first is None or self.last is None:
             return
         for number in range((self.last - self.first).days + 1):
@@ -45,10 +45,10 @@ class Window:
 
 
 def parse_window(text: str, today: date) -> Window:
-    """The window that people write: `2026-11-01..2026-11-21`, `2026-11-21`, `2026-11`, `all`, `last`, `today`.
+    """The window of a text: `2026-11-01..2026-11-21`, `2026-11-21`, `2026-11`, `all`, `last`, `today`, `yesterday`.
 
-    A month stands for all its days, at either end of a range too. Raises JobError for anything else, and for a range
-    that ends before it begins.
+    A month means all its days, also at either end of a range. Raises JobError for other texts, and for a range that
+    ends before it begins.
     """
     text = text.strip()
     if text in ("all", "last"):
@@ -66,7 +66,7 @@ def parse_window(text: str, today: date) -> Window:
 
 
 def parse_day(text: str) -> date | None:
-    """The day that an ISO text such as `2026-11-21` names; None where it names none."""
+    """The day of an ISO text such as `2026-11-21`; None for other texts."""
     try:
         return date.fromisoformat(text) if _DAY.fullmatch(text) else None
     except ValueError:
@@ -74,7 +74,7 @@ def parse_day(text: str) -> date | None:
 
 
 def _span(text: str, today: date) -> tuple[date, date] | None:
-    """First and last day of what one end of a range names; None where it names nothing."""
+    """First and last day of one end of a range; None if the text is not valid."""
     named = {"today": today, "yesterday": today - timedelta(days=1)}
     day = named.get(text) or parse_day(text)
     if day is not None:
@@ -87,14 +87,14 @@ def _span(text: str, today: date) -> tuple[date, date] | None:
 
 
 def date_field(template: str) -> tuple[str, str, str]:
-    """What stands before the date, its format, and what stands behind it."""
+    """The text before the date field, its format, and the text after it."""
     field = re.fullmatch(r"([^{}]*)\{date:([^{}]+)\}([^{}]*)", template)
     if field is None:
-        raise JobError(f"input.uri {template} may hold one {{date:%Y-%m-%d}} and no other braces")
+        raise JobError(f"input.uri {template} may contain one {{date:%Y-%m-%d}} and no other braces")
     before, form, after = field.groups()
     directives = DIRECTIVE.findall(form)
     if sorted(directives) != ["%Y", "%d", "%m"] or form.endswith("%"):
-        raise JobError(f"the date in input.uri {template} must hold %Y, %m and %d once each, and no other directive")
+        raise JobError(f"the date in input.uri {template} must contain %Y, %m and %d once each, and nothing else")
     return before, form, after
 
 

@@ -1,1 +1,1 @@
-"""Bytes become pages: one module per family of formats, and isolation for files that may kill their decoder."""
+"""Bytes become pages: one module per family of formats, and isolation for files that may crash their decoder."""

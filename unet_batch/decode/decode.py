@@ -1,7 +1,6 @@
 """Decode: the bytes of one source become pages in the contract's channels, and bad bytes become rejections.
 
-Knows Pillow, which formats are allowed, and what every Pillow mode becomes. Does not know where bytes come from, how
-large the model's input is (but for reduced JPEGs), or how to survive a decoder that crashes: that is `isolate`.
+Contains the formats that are allowed and the conversion of every Pillow mode. `isolate` handles decoders that crash.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ _MODES: dict[str, tuple[str, int, bool]] = {
     "I;16": ("I;16", 1, False), "I;16L": ("I;16L", 1, False), "I;16B": ("I;16B", 1, False),
     "I;16N": ("I;16N", 1, False), "I": ("I", 1, False), "F": ("F", 1, False),
 }  # fmt: skip
-"""Pillow's mode → (mode it is read in, how many colours, whether an alpha follows). An unlisted mode is a rejection."""
+"""Pillow's mode → (mode it is read in, number of colours, whether an alpha follows). Other modes are rejected."""
 
 _SHORT = re.compile(
     r"truncat|not enough|unexpected end|premature|too small|requires a buffer|failed to read|\bEOF\b"
     r"|end of (file|data)",
     re.IGNORECASE,
 )
-"""What Pillow, struct, imagecodecs and tifffile say when bytes are missing."""
+"""Error texts of Pillow, struct, imagecodecs and tifffile for missing bytes."""
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-fA-F]+>|0x[0-9a-fA-F]{6,}")
 _MESSAGE_CHARACTERS = 200
 
@@ -52,15 +51,15 @@ _MESSAGE_CHARACTERS = 200
 def decode(data: bytes, spec: ModelInput, limits: LimitsSpec, *, page: int | None = None) -> Iterator[Page]:
     """Every page of one source, in order; one page for all formats but TIFF (GIF, WebP, APNG and MPO: the first frame).
 
-    The format is decided by the first bytes, never by a name. The pixel limit is checked against the header before a
-    pixel is decoded. 16-bit and float samples keep their depth; a float image with NaN or infinity is rejected.
-    Bad bytes never raise: their page's content is an ImageError. page: that one alone, where the source has it.
+    The first bytes decide the format, not the name. The pixel limit is checked against the header before a pixel is
+    decoded. 16-bit and float samples keep their depth; a float image with NaN or infinity is rejected. Bad bytes do
+    not raise: the content of their page is an ImageError. page: decode only this page, if the source has it.
     """
     _prepare_pillow(limits)
     try:
         reader = _open(data, spec, limits)
         pages = reader.pages
-    except Exception as error:  # noqa: BLE001 - foreign decoders meet foreign bytes: Pillow alone raises eight types
+    except Exception as error:  # noqa: BLE001 - untrusted bytes: Pillow alone raises eight types
         yield Page(0, 1, _rejection(error, limits))
         return
     for number in range(pages) if page is None else range(page, min(page + 1, pages)):
@@ -68,10 +67,10 @@ def decode(data: bytes, spec: ModelInput, limits: LimitsSpec, *, page: int | Non
 
 
 def _prepare_pillow(limits: LimitsSpec) -> None:
-    """Raise Pillow's process-wide bomb limit to ours where ours is larger; never lower it, never lift it.
+    """Raise Pillow's process-wide bomb limit to ours if ours is larger; never lower or remove it.
 
-    Setting it twice from two threads sets the same or a larger value, and our own check holds for every image anyway.
-    Pillow's warnings and log lines are about images that get a row of their own, so they are not printed.
+    Two threads may set it at once: the value only grows, and our own check holds for every image. Pillow's warnings
+    and log lines are suppressed, because each bad image gets a row.
     """
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, limits.max_image_pixels)
     if ("ignore", None, Warning, re.compile(r"PIL\."), 0) not in warnings.filters:
@@ -86,7 +85,7 @@ def _read(reader: Reader, page: int, spec: ModelInput, *, limits: LimitsSpec) ->
     try:
         height, width = reader.size(page)
         if height * width > limits.max_image_pixels:
-            raise _too_large((height, width), limits)  # noqa: TRY301 - one way out for every rejection
+            raise _too_large((height, width), limits)  # noqa: TRY301 - one exit for every rejection
         pixels = reader.pixels(page)
         content, largest = to_channels(pixels, spec), pixels.largest
         if content.dtype == np.float32 and not np.isfinite(content).all():
@@ -103,7 +102,7 @@ def _too_large(size_hw: tuple[int, int] | None, limits: LimitsSpec) -> ImageErro
 
 
 def _rejection(error: Exception, limits: LimitsSpec) -> ImageError:
-    """The reason of a foreign error. The message is one line without addresses, so that two runs say the same."""
+    """The rejection for an error of a decoder. The message is one line without addresses, the same in every run."""
     if isinstance(error, ImageError):
         return error
     if isinstance(error, MemoryError):
@@ -112,7 +111,7 @@ def _rejection(error: Exception, limits: LimitsSpec) -> ImageError:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return _too_large(None, limits)
     if isinstance(error, UnidentifiedImageError):
-        return ImageError(Reason.DECODE_UNRECOGNIZED, "the header is not one of an image that can be read")
+        return ImageError(Reason.DECODE_UNRECOGNIZED, "the header is not that of a readable image")
     if isinstance(error, NotImplementedError):
         return ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, text)
     short = isinstance(error, EOFError) or _SHORT.search(text) is not None
@@ -132,7 +131,7 @@ def _open(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Reader:
 
 
 def _format(data: bytes) -> str:
-    """What the file is. Raises ImageError, with the name of a format that is not read where anybody knows it."""
+    """The name of the file's format. Raises ImageError, which names a known format that is not read."""
     try:
         return format_of(data)
     except ImageError as error:
@@ -142,13 +141,13 @@ def _format(data: bytes) -> str:
 
 
 def _known_to_pillow(prefix: bytes) -> str:
-    """The format whose first bytes these are, asked of Pillow's plugins without opening anything; else empty."""
+    """The format of these first bytes according to Pillow's plugins, without opening the file; empty if unknown."""
     Image.init()
     for name, (_, accept) in Image.OPEN.items():
         try:
             if accept is not None and accept(prefix):
                 return str(name)
-        except Exception:  # noqa: BLE001, S112 - a plugin that cannot read the prefix does not know it
+        except Exception:  # noqa: BLE001, S112 - this plugin cannot read the prefix
             continue
     return ""
 
@@ -162,10 +161,10 @@ class _PillowReader:
         self._spec, self._data = spec, data
         try:
             self._image = Image.open(io.BytesIO(data), formats=(name,))
-        except Image.DecompressionBombError:  # which knows the product alone
+        except Image.DecompressionBombError:  # it holds only the product of the sides
             raise _too_large(size_of(name, data), limits) from None
         self._orientation = orientation_of(self._image, data) if spec.exif == "apply" else 1
-        # Pillow keeps the high byte alone of 16-bit PNGs that have more than one channel
+        # Pillow keeps only the high byte of 16-bit PNGs with more than one channel
         self._deep = name == "PNG" and data[24:25] == b"\x10"
 
     def size(self, page: int) -> tuple[int, int]:  # noqa: ARG002 - one page
@@ -174,7 +173,7 @@ class _PillowReader:
 
     def pixels(self, page: int) -> Pixels:
         if self._deep:
-            import imagecodecs  # few archives hold such a file
+            import imagecodecs  # imported late: few archives hold such files
 
             image_hwc = np.atleast_3d(imagecodecs.png_decode(self._data))
             samples = image_hwc.shape[2]
@@ -189,7 +188,7 @@ class _PillowReader:
 
 
 def _pixels(image: Image.Image, spec: ModelInput, orientation: int) -> Pixels:
-    """All samples of Pillow's current frame, turned by an orientation.
+    """All samples of Pillow's current frame, oriented.
 
     Conversions of 8-bit modes are Pillow's own; 16-bit, 32-bit and float modes are never converted.
     """
@@ -200,7 +199,7 @@ def _pixels(image: Image.Image, spec: ModelInput, orientation: int) -> Pixels:
     if mode == "RGB" and image.mode == "P" and image.has_transparency_data:
         mode, alpha = "RGBA", True
     elif spec.alpha != "drop" and "transparency" in image.info and image.mode in ("1", "L", "RGB"):
-        # One colour is declared clear
+        # One colour is declared transparent
         mode, alpha = ("RGBA" if colors == 3 else "LA"), True
     if spec.color == "bands":
         if image.mode == "CMYK":
@@ -230,14 +229,14 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _stretched(image: Image.Image, spec: ModelInput) -> Image.Image:
-    """What `fit` would make of these 8-bit samples, bit for bit, before they are copied twice at their full size."""
+    """The 8-bit samples resized as in `fit`, bit for bit; saves two copies at full size."""
     if spec.fit != "stretch" or spec.kernel != "pil_bilinear_u8" or spec.height is None or spec.width is None:
         return image
     return image.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
 
 
 def _draft_size(size: tuple[int, int], spec: ModelInput, *, turned: bool) -> tuple[int, int] | None:
-    """(columns, rows) that a reduced JPEG must still have, as stored; None where nothing may be reduced."""
+    """Smallest (columns, rows) of a reduced JPEG, as stored; None if it may not be reduced."""
     if spec.height is None or spec.width is None or spec.fit not in ("stretch", "letterbox"):
         return None
     rows, columns = spec.height, spec.width

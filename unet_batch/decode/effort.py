@@ -1,7 +1,7 @@
-"""What decoding one image may cost, by its encoded bytes and the pixels its header promises: seconds and address space.
+"""Limits for decoding one image, from its encoded bytes and the pixels in its header: seconds and address space.
 
-Pure functions of bytes and limits; opens nothing. The bounds are far above what any allowed format needs, because they
-judge suspects only: an image that decodes well beside others must decode well in isolation, on a loaded machine too.
+Pure functions; nothing is opened. The limits are far above the needs of any allowed format: an image that decodes
+without isolation must also decode in isolation, even on a busy machine.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from unet_batch.contract import ModelInput
 from unet_batch.spec import LimitsSpec
 
 SECONDS_PER_PIXEL = 2e-6
-"""Of processor time. JPEG and PNG take 10 to 30 ns per pixel here, JPEG 2000 and LZMA a few hundred."""
+"""Processor time. JPEG and PNG take 10 to 30 ns per pixel, JPEG 2000 and LZMA a few hundred (measured)."""
 SECONDS_PER_BYTE = 1e-6
-"""Of processor time per encoded byte: a hundredth of zlib's speed."""
+"""Processor time per encoded byte: a hundredth of zlib's speed."""
 COPIES = 4
-"""Of all samples in float32 that a decode holds at once at most: decoded, converted, turned, answered."""
+"""Copies of all samples in float32 that one decode may hold: decoded, converted, oriented, sent."""
 
 _SIZED_LATER = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"RIFF", b"\x93NUMPY", b"\xff\xd8\xff", b"BM")
-"""First bytes of images whose size is not at a fixed place: as large as the job allows, for all that is known here."""
+"""First bytes of formats without a size at a fixed place. Their size counts as the largest that the job allows."""
 
 
 def header_pixels(data: bytes, limits: LimitsSpec) -> int:
-    """Pixels that the header promises, at most limits.max_image_pixels; 0 for bytes that begin like no image."""
+    """Pixels according to the header, at most limits.max_image_pixels; 0 for bytes that are not an image."""
     if data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) >= 24:
         columns, rows = struct.unpack(">II", data[16:24])
         return int(min(rows * columns, limits.max_image_pixels))
@@ -42,11 +42,11 @@ def processor_s(data: bytes, limits: LimitsSpec) -> float:
 
 
 def pixels_s(pixels: int) -> float:
-    """Seconds that one pass over so many pixels may take, on a busy machine."""
+    """Seconds that one pass over this number of pixels may take on a busy machine."""
     return pixels * SECONDS_PER_PIXEL
 
 
 def address_space_bytes(data: bytes, spec: ModelInput, limits: LimitsSpec) -> int:
-    """Bytes that a decode may take: limits.decode_memory_bytes, or what an image of its size needs."""
+    """Address space that a decode may take: limits.decode_memory_bytes, or more if its size needs more."""
     samples = max(4, spec.channels)
     return max(limits.decode_memory_bytes, header_pixels(data, limits) * samples * 4 * COPIES + 4 * len(data))

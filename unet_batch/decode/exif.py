@@ -1,4 +1,4 @@
-"""Exif: how a picture wants to be turned. Knows Pillow's metadata, never a pixel."""
+"""EXIF orientation, from Pillow's metadata, without decoding pixels."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ _EXIF_ORIENTATION = 274
 
 
 def orientation_of(image: Image.Image, data: bytes) -> int:
-    """EXIF orientation, 1..8, without decoding a pixel; 1 where there is none or it cannot be read, as in browsers.
+    """EXIF orientation, 1..8; 1 if it is missing or unreadable, as in browsers.
 
-    Of a PNG, an eXIf chunk counts wherever it lies, EXIF or XMP in text chunks only before the pixels.
+    In a PNG, an eXIf chunk counts at any place, EXIF or XMP in text chunks only before the pixels.
     """
     try:
         if image.format == "PNG":
             if "exif" not in image.info and (chunk := _png_exif(data)):
                 image.info["exif"] = b"Exif\0\0" + chunk
-            exif = Image.Image.getexif(image)  # PngImageFile's own would decode the picture to look behind it
+            exif = Image.Image.getexif(image)  # PngImageFile.getexif would decode the pixels first
         else:
             exif = image.getexif()
         value = exif.get(_EXIF_ORIENTATION, 1)
-    except Exception:  # noqa: BLE001 - damaged metadata is no damage to the picture
+    except Exception:  # noqa: BLE001 - the pixels may be intact although the metadata is damaged
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 

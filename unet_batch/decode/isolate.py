@@ -1,12 +1,11 @@
-"""Isolate: decode suspects in a child process that may crash, hang or eat memory without harm.
+"""Isolate: decode in a child process, which may crash, hang or run out of memory without harm to the worker.
 
-Knows processes, limits and the frames on the pipes between parent and child. Does not know formats: the child calls
-`decode`. The child is a plain interpreter (no fork, nothing of the parent's `__main__`), and what it answers is JSON
-and raw samples, never a pickle, because a decoder that was taken over must not reach the parent.
+The child is a new interpreter (no fork, nothing of the parent's `__main__`) that calls `decode`. It sends JSON and raw
+samples, never pickles: an exploited decoder must not run code in the parent.
 
-A frame is its length (8 bytes, little-endian) and that many bytes. Parent to child: once the spec and the limits, then
-the bytes of one source after the other. Child to parent: once READY, then per source a header and its samples for each
-page, and DONE.
+Protocol: a frame is its length (8 bytes, little-endian) and its bytes. Parent to child: once the spec and the limits,
+then the bytes of one source at a time. Child to parent: once READY; then, for each source, a header and the samples of
+each page, and DONE.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ EXIT_OUT_OF_MEMORY = 77
 
 _HEADER_MAX_BYTES = 1 << 16
 _LOOKS = 10
-"""How often a child is looked at within limits.image_timeout_s: asleep each time, it hangs."""
-_DYING_S = 5.0  # between a process's closed pipes and its exit status lie milliseconds
+"""Checks of a child within limits.image_timeout_s: it hangs if it sleeps at each of them."""
+_DYING_S = 5.0  # most seconds from a closed pipe to the exit status; milliseconds are normal
 _DTYPES = ("uint8", "uint16", "float32")
 Decoder = Callable[[bytes, ModelInput, LimitsSpec], Iterator[Page]]
 
@@ -49,11 +48,10 @@ Decoder = Callable[[bytes, ModelInput, LimitsSpec], Iterator[Page]]
 class IsolatedDecoder:
     """`decode` in one child process, which is replaced when it dies. One image at a time; threads wait for each other.
 
-    A limit here must not break an image that decodes well beside others, on however loaded a machine. So time is
-    processor time: limits.image_timeout_s for a page, and more for large ones (`effort`); the kernel's timer then kills
-    the child, also one stuck in C code. A child that sleeps for limits.image_timeout_s, and computes nothing, is killed
-    too. Memory is address space beyond what the child has after its imports: limits.decode_memory_bytes, or what the
-    image's size needs.
+    An image that decodes without isolation must not fail here on a busy machine. So the time limit is processor time:
+    limits.image_timeout_s for a page, and more for large ones (`effort`). The kernel's timer kills the child, even in C
+    code. A child that sleeps for limits.image_timeout_s is killed too. The memory limit is address space beyond that of
+    the child after its imports: limits.decode_memory_bytes, or more if the image's size needs more.
     """
 
     def __init__(self, spec: ModelInput, limits: LimitsSpec, *, decoder: str = DECODER) -> None:
@@ -61,7 +59,7 @@ class IsolatedDecoder:
         self._spec, self._limits, self._decoder = spec, limits, decoder
         self._child: subprocess.Popen[bytes] | None = None
         self._slept = False
-        """Whether the child was killed because it slept."""
+        """Whether the child was killed because it hung."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> IsolatedDecoder:
@@ -73,10 +71,10 @@ class IsolatedDecoder:
         self.close()
 
     def decode(self, data: bytes) -> list[Page]:
-        """The pages that decode yields; those that a death took with it are rejected: crashed, timeout, out_of_memory.
+        """The pages that `decode` yields. Pages lost with the child are rejected: crashed, timeout, out_of_memory.
 
-        Pages that came before the death are kept; where none came, how many there were is unknown and one page is
-        returned. Raises UnetBatchError where no child can be started.
+        Pages received before the child died are kept. If there are none, the number of pages is unknown, and one page
+        is returned. Raises UnetBatchError if no child can be started.
         """
         with self._lock:
             child = self._running()
@@ -88,10 +86,10 @@ class IsolatedDecoder:
                 pages.extend(self._answers(_pipe(child.stdout)))
                 whole = True
             except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-                rejection = self._obituary(child, error, processor_s(data, self._limits))
+                rejection = self._exit_reason(child, error, processor_s(data, self._limits))
             finally:
                 answered.set()
-                if not whole:  # also when a KeyboardInterrupt leaves an answer half read
+                if not whole:  # also after a KeyboardInterrupt in the middle of an answer
                     self._discard()
             if whole:
                 return pages
@@ -99,7 +97,7 @@ class IsolatedDecoder:
             return pages + [Page(page, count, rejection) for page in range(len(pages), count)]
 
     def close(self) -> None:
-        """End the child. The next decode starts another."""
+        """End the child. The next `decode` starts a new one."""
         with self._lock:
             self._discard()
 
@@ -112,7 +110,7 @@ class IsolatedDecoder:
             [sys.executable, "-P", "-m", "unet_batch.decode.isolate"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # C decoders print there about every bad image
+            stderr=subprocess.DEVNULL,  # C decoders print messages about bad images there
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1"},
         )
         settings = {
@@ -148,10 +146,10 @@ class IsolatedDecoder:
             yield Page(header["page"], header["pages"], content, header["height"], header["width"], header["largest"])
 
     def _wake(self, child: subprocess.Popen[bytes], answered: threading.Event) -> None:
-        """Kill a child that sleeps. One that waits for a processor or a disk is awake, and so is one that computes."""
+        """Kill a child that sleeps. A child that computes or waits for a processor or a disk does not sleep."""
         look_s = self._limits.image_timeout_s / _LOOKS
         before, asleep = _life(child.pid), 0
-        if before is None:  # no /proc: only a long wait tells
+        if before is None:  # no /proc: wait for the whole timeout
             if not answered.wait(self._limits.image_timeout_s * _LOOKS):
                 self._slept = True
                 child.kill()
@@ -165,10 +163,10 @@ class IsolatedDecoder:
                 child.kill()
                 return
 
-    def _obituary(self, child: subprocess.Popen[bytes], error: Exception, limit_s: float) -> ImageError:
-        """Why the child went silent. The message is the same in every run."""
+    def _exit_reason(self, child: subprocess.Popen[bytes], error: Exception, limit_s: float) -> ImageError:
+        """The rejection of a page whose child died or stopped answering. The message is the same in every run."""
         if not isinstance(error, EOFError | OSError):
-            return ImageError(Reason.DECODE_CRASHED, "the decoder answered nonsense")
+            return ImageError(Reason.DECODE_CRASHED, "the decoder sent an invalid answer")
         try:
             status = child.wait(timeout=_DYING_S)
         except subprocess.TimeoutExpired:
@@ -189,7 +187,7 @@ class IsolatedDecoder:
         if self._child is None:
             return
         self._child.kill()
-        with contextlib.suppress(OSError):  # bytes that were never read by a dead child
+        with contextlib.suppress(OSError):  # the pipe of a dead child may hold unsent bytes
             _pipe(self._child.stdin).close()
         _pipe(self._child.stdout).close()
         self._child.wait()
@@ -197,9 +195,9 @@ class IsolatedDecoder:
 
 
 def main() -> None:
-    """The child: decode what comes on stdin until the parent closes it."""
+    """Main function of the child: decode the sources from stdin until the parent closes it."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not look like a frame
+    os.dup2(2, 1)  # text that a library prints must not mix with the frames
     settings = json.loads(_receive(requests))
     spec = ModelInput.model_validate_json(json.dumps(settings["spec"]))
     limits = LimitsSpec.model_validate_json(json.dumps(settings["limits"]))
@@ -219,7 +217,7 @@ def _serve(data: bytes, decoder: Decoder, spec: ModelInput, *, limits: LimitsSpe
     limit_s = processor_s(data, limits)
     signal.setitimer(signal.ITIMER_PROF, limit_s)
     for page in decoder(data, spec, limits):
-        signal.setitimer(signal.ITIMER_PROF, 0)  # what it takes to answer is no decoding
+        signal.setitimer(signal.ITIMER_PROF, 0)  # sending the answer does not count
         header: dict[str, object] = {"page": page.page, "pages": page.pages, "height": page.height, "width": page.width}
         header["largest"] = page.largest
         if isinstance(page.content, ImageError):
@@ -242,15 +240,15 @@ def _limit() -> None:
 
 
 def _allow(ceiling: int) -> None:
-    """Set the ceiling on address space for the next image."""
+    """Set the limit of address space for the next image."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     soft = ceiling if hard == resource.RLIM_INFINITY else min(ceiling, hard)
-    with contextlib.suppress(ValueError, OSError):  # macOS knows the limit, and refuses to set it
+    with contextlib.suppress(ValueError, OSError):  # macOS refuses to set this limit
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _life(pid: int) -> tuple[str, int] | None:
-    """State and ticks of processor time of a process, by proc(5); None where the kernel does not say."""
+    """State and processor time (ticks) of a process, by proc(5); None without /proc."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
@@ -260,7 +258,7 @@ def _life(pid: int) -> tuple[str, int] | None:
 
 
 def _address_space_bytes() -> int:
-    """Address space this process has now; 0 where the kernel does not say."""
+    """Address space of this process in bytes; 0 without /proc."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[0]) * resource.getpagesize()
@@ -276,17 +274,17 @@ def _send(stream: IO[bytes], frame: bytes | memoryview) -> None:
 
 
 def _receive(stream: IO[bytes], *, at_most: int = sys.maxsize) -> bytes:
-    """One frame. Raises EOFError where the other side is gone, ValueError for a length beyond at_most."""
+    """One frame. Raises EOFError if the pipe is closed, ValueError for a length above at_most."""
     length = struct.unpack("<Q", _exactly(stream, 8))[0]
     if length > at_most:
-        raise ValueError(f"a frame of {length} bytes; at most {at_most} are expected")
+        raise ValueError(f"a frame of {length} bytes; expected at most {at_most}")
     return _exactly(stream, length)
 
 
 def _exactly(stream: IO[bytes], count: int) -> bytes:
     frame = stream.read(count)
     if len(frame) < count:
-        raise EOFError("the other side of the pipe is gone")
+        raise EOFError("the pipe is closed")
     return frame
 
 

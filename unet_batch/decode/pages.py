@@ -1,7 +1,6 @@
-"""Pages: what decoding yields, how samples become the contract's channels, and the reader of `.npy`.
+"""Pages: the result of decoding, the conversion of samples to the contract's channels, and the reader of `.npy`.
 
-Knows how samples become the contract's channels and how an orientation turns an array. Does not know which reader a
-source needs, nor Pillow: `decode` decides, and holds the one place where the pixel limit is checked.
+Independent of Pillow. `decode` selects the reader of a source and checks the pixel limit.
 """
 
 from __future__ import annotations
@@ -27,33 +26,32 @@ _NPY_DTYPES: dict[str, tuple[type[np.generic], float | None]] = {
     "i1": (np.float32, None), "i2": (np.float32, None), "i4": (np.float32, None),
     "f2": (np.float32, 1.0), "f4": (np.float32, 1.0), "f8": (np.float32, 1.0),
 }  # fmt: skip
-"""NumPy's type → the type it is read in, and the largest value that its depth declares (`Page.largest`)."""
+"""NumPy's dtype → the dtype it is read in, and the largest value of its depth (`Page.largest`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a source: its pixels in the contract's channels, or why there are none."""
+    """One page of a source: its pixels in the contract's channels, or its rejection."""
 
     page: int
     """Number of this page in its source, from 0."""
     pages: int
-    """How many pages the source holds; 1 where it could not be opened."""
+    """Number of pages of the source; 1 if it could not be opened."""
     content: np.ndarray | ImageError
-    """uint8, uint16 or float32, C-contiguous (H, W, spec.channels), perhaps read-only; or the rejection."""
+    """uint8, uint16 or float32, C-contiguous (H, W, spec.channels), possibly read-only; or the rejection."""
     height: int = 0
-    """Rows of the whole picture after orientation, before any reduced-scale decode; 0 where unknown."""
+    """Rows of the source after orientation, at full scale; 0 if unknown."""
     width: int = 0
-    """Columns of the whole picture after orientation, before any reduced-scale decode; 0 where unknown."""
+    """Columns of the source after orientation, at full scale; 0 if unknown."""
     largest: float | None = None
-    """Largest value that the source's declared depth can hold, which `unit` divides by: 255, 4095 for 12 bits, 65535;
-    1 for floats and booleans. None where a type declares none (signed integers), or there are no pixels."""
+    """Largest value of the source's declared bit depth, the divisor of `unit`: 255, 4095 for 12 bits, 65535; 1 for
+    floats and booleans. None for signed integers, and if there are no pixels."""
 
 
 def complete(pages: Iterable[Page]) -> Iterator[Page]:
-    """The pages of one source, each once, from 0 to the number that the source is said to hold: at least one.
+    """The pages of one source, each exactly once, from 0 to `Page.pages` − 1; at least one page.
 
-    Whatever a decoder leaves out, or tells twice, becomes a rejection: it costs that image, never the others of its
-    unit.
+    A page that the decoder leaves out or yields twice becomes a rejection. Other images of the unit are not affected.
     """
     expected, count = 0, 1
     for page in pages:
@@ -67,22 +65,22 @@ def complete(pages: Iterable[Page]) -> Iterator[Page]:
 
 @dataclass(frozen=True, slots=True)
 class Pixels:
-    """Samples as their file holds them, turned as displayed, before they become the contract's channels."""
+    """Oriented samples of a file, before the conversion to the contract's channels."""
 
     image_hwc: np.ndarray
     """uint8, uint16 or float32 (H, W, samples)."""
     colors: int
-    """Leading samples that are one gray (1) or red, green, blue (3); 0 where all are bands without a meaning."""
+    """Number of leading samples that are gray (1) or red, green, blue (3); 0 if all samples are bands."""
     alpha: bool = False
     """Whether the sample after the colours is an alpha."""
     premultiplied: bool = False
     """Whether the colours were multiplied by that alpha."""
     largest: float | None = None
-    """As in `Page`; an alpha of this value covers."""
+    """As in `Page`; an alpha of this value is opaque."""
 
 
 class Reader(Protocol):
-    """One opened source. Any method may raise anything: the bytes are not ours."""
+    """One opened source. Methods may raise any exception, because the bytes are untrusted."""
 
     pages: int
 
@@ -99,8 +97,9 @@ class Reader(Protocol):
 def to_channels(pixels: Pixels, spec: ModelInput) -> np.ndarray:
     """The contract's channels, C-contiguous (H, W, spec.channels) in the source's dtype.
 
-    Gray becomes three equal channels; colour becomes gray by ITU-R 601-2, rounded half up for integers. `bands` are
-    taken as they come, and lose an alpha only where the count says so. Raises ImageError where the samples do not fit.
+    Gray becomes three equal channels; colour becomes gray by ITU-R 601-2, rounded half up for integers. `bands` keep
+    their order; an alpha is dropped only if the number of channels requires it. Raises ImageError if the samples do not
+    match the contract.
     """
     image_hwc, colors = pixels.image_hwc, pixels.colors
     samples = image_hwc.shape[2]
@@ -136,7 +135,7 @@ def _without_alpha(pixels: Pixels, spec: ModelInput) -> np.ndarray:
     if spec.alpha == "drop" and not pixels.premultiplied:
         return np.ascontiguousarray(color)
     if pixels.largest is None:
-        what = "an alpha of signed integers has no largest value that would cover: save the image without it"
+        what = "an alpha of signed integers has no value for opaque: save the image without alpha"
         raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, what)
     if color.dtype == np.float32:
         cover = alpha / np.float32(pixels.largest)
@@ -163,13 +162,13 @@ def _gray(rgb_hwc: np.ndarray) -> np.ndarray:
 
 def _reversed(rgb_hwc: np.ndarray) -> np.ndarray:
     bgr_hwc = np.empty(rgb_hwc.shape, rgb_hwc.dtype)
-    for channel in range(3):  # a copy of the reversed view takes six times as long
+    for channel in range(3):  # copying the reversed view takes six times as long
         bgr_hwc[..., channel] = rgb_hwc[..., 2 - channel]
     return bgr_hwc
 
 
 def oriented(image_hwc: np.ndarray, orientation: int) -> np.ndarray:
-    """The array as displayed, a view. orientation: EXIF tag 274, 1..8 (CIPA DC-008); anything else turns nothing."""
+    """The oriented array, a view. orientation: EXIF tag 274, 1..8 (CIPA DC-008); other values change nothing."""
     if orientation in (5, 6, 7, 8):
         image_hwc = image_hwc.swapaxes(0, 1)
     rows = -1 if orientation in (3, 4, 7, 8) else 1
@@ -181,10 +180,10 @@ def oriented(image_hwc: np.ndarray, orientation: int) -> np.ndarray:
 
 
 class NpyReader:
-    """A `.npy` array: (H, W), (H, W, C) or (C, H, W). Objects are never unpickled.
+    """A `.npy` array: (H, W), (H, W, C) or (C, H, W). Pickled objects are never loaded.
 
-    The channel axis of three is the last where it has spec.channels entries, else the first where that has; else, for
-    gray, rgb and bgr, an axis of 1 or 3 in the same order. Three channels are red, green, blue.
+    The channel axis is the last axis if it has spec.channels entries, else the first if it has; else, for gray, rgb and
+    bgr, an axis of 1 or 3 entries, tried in the same order. Three channels are red, green, blue.
     """
 
     pages = 1
@@ -207,7 +206,7 @@ class NpyReader:
             raise ImageError(Reason.DECODE_CORRUPT, f"a .npy array of shape {self._shape} has no pixels")
         if needed > len(data) - self._offset:
             raise ImageError(
-                Reason.DECODE_TRUNCATED, f"the .npy array needs {needed} bytes, {len(data) - self._offset} are there"
+                Reason.DECODE_TRUNCATED, f"the .npy array needs {needed} bytes, but has {len(data) - self._offset}"
             )
 
     def size(self, page: int) -> tuple[int, int]:  # noqa: ARG002 - one page
@@ -219,7 +218,7 @@ class NpyReader:
         array = flat.reshape(self._shape, order="F" if self._fortran else "C")
         image_hwc = array[..., None] if self._channel_axis is None else np.moveaxis(array, self._channel_axis, 2)
         dtype, largest = _NPY_DTYPES[self._dtype.str[1:]]
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is then refused as such
+        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is rejected later
             return Pixels(image_hwc.astype(dtype, copy=False), colors=0, largest=largest)
 
 

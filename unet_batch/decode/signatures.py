@@ -1,6 +1,6 @@
-"""What a file is by its first bytes: the formats that are read, and the names of those that are not.
+"""The format of a file by its first bytes: formats that are read, and the names of known formats that are not.
 
-One table of magic bytes, and nothing that opens a file. A name never decides: an error page saved as .jpg is a page.
+A table of magic bytes; nothing is opened. File names do not count: an HTML error page saved as .jpg is not a JPEG.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".tif", ".tiff", ".btf", ".tf8", ".webp", ".bmp", ".dib",
     ".gif", ".npy",
 )  # fmt: skip
-"""Suffixes, lower case, that files of these formats usually have; a test holds discovery's list against them."""
+"""Usual suffixes of files of these formats, lower case; a test compares discovery's list with them."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),
@@ -90,7 +90,7 @@ _FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"version https://git-lfs.github.com/spec/", "a Git LFS pointer", "fetch the file itself with git lfs pull"),
     (0, b"\0\x05\x16\x07", "AppleDouble (metadata of macOS)", "leave it out with input.pattern"),
 )
-"""Where the bytes lie, the bytes, the format's name, and what to do."""
+"""Offset of the bytes, the bytes, the name of the format, and what to do."""
 
 _BRANDS = (
     (("heic", "heix", "heim", "heis", "hevc", "hevx"), "HEIC", _TO_PNG),
@@ -100,7 +100,7 @@ _BRANDS = (
     (("crx ",), "CR3 (a camera raw)", _TO_PNG),
     (("qt  ",), "MOV (a video)", "extract its frames as PNG or JPEG"),
 )
-"""Brands of an ISO base media file (ISO/IEC 14496-12, `ftyp`); any other one is a video's."""
+"""Brands of an ISO base media file (ISO/IEC 14496-12, `ftyp`); other brands are videos."""
 
 _TEXTS = (
     ("<!doctype html", "an HTML page"), ("<html", "an HTML page"), ("<svg", "SVG"), ("<?xml", "an XML file"),
@@ -109,7 +109,7 @@ _TEXTS = (
 
 
 def format_of(data: bytes) -> str:
-    """One of READ. Raises ImageError for everything else: with the format's name and what to do, where it is known."""
+    """One of READ. Raises ImageError for other formats, with the format's name and what to do if it is known."""
     # Before TIFF: the 128 free bytes of a DICOM file may hold a TIFF's header (DICOM PS3.10, 7.1)
     if data[128:132] == b"DICM":
         raise refused("DICOM", _TO_TIFF)
@@ -138,18 +138,18 @@ def format_of(data: bytes) -> str:
     if _is_tga(data):
         raise refused("TGA", _TO_PNG)
     if name := _text(data):
-        raise refused(name, "look at what wrote it" if name != "SVG" else _TO_PNG)
-    raise ImageError(Reason.DECODE_UNRECOGNIZED, "the bytes begin like no image" if data else "there are no bytes")
+        raise refused(name, "check the program that wrote it" if name != "SVG" else _TO_PNG)
+    raise ImageError(Reason.DECODE_UNRECOGNIZED, "the bytes are not an image" if data else "there are no bytes")
 
 
 def refused(name: str, remedy: str = _TO_PNG) -> ImageError:
-    """The rejection of a file whose format is known and not read."""
+    """The rejection of a file in a known format that is not read."""
     what = f"{name} is not among JPEG, PNG, TIFF, WebP, BMP, GIF and .npy: {remedy}"
     return ImageError(Reason.DECODE_FORMAT_NOT_ALLOWED, what)
 
 
 def _of_brand(data: bytes) -> ImageError:
-    """The first format of the table that any of its brands names: HEIC files call themselves HEIF too."""
+    """The rejection for the first format of the table among the file's brands: HEIC files also carry brands of HEIF."""
     size = min(int.from_bytes(data[:4], "big"), 256)
     brands = [data[8:12], *(data[place : place + 4] for place in range(16, size, 4))]
     for known, name, remedy in _BRANDS:
@@ -159,13 +159,13 @@ def _of_brand(data: bytes) -> ImageError:
 
 
 def _is_nifti(data: bytes) -> bool:
-    """NIfTI-1 and -2, and their pairs of files: the header's length, and a magic word."""
+    """Whether it is NIfTI-1 or -2, or a header of a file pair: the header's length and the magic word."""
     first = data[:4] in (b"\x5c\x01\0\0", b"\0\0\x01\x5c") and data[344:348] in (b"n+1\0", b"ni1\0")
     return first or (data[:4] in (b"\x1c\x02\0\0", b"\0\0\x02\x1c") and data[4:7] in (b"n+2", b"ni2"))
 
 
 def _is_tga(data: bytes) -> bool:
-    """Truevision TGA 2.0: its footer, or a header without a colour map, which begins as a cursor's does."""
+    """Whether it is Truevision TGA 2.0: its footer, or a header without a colour map (which begins like a cursor)."""
     if data[-18:] == b"TRUEVISION-XFILE.\0":
         return True
     kind, sizes = data[2:3], (data[12:14], data[14:16])
@@ -174,7 +174,7 @@ def _is_tga(data: bytes) -> bool:
 
 
 def _unpacked(data: bytes) -> bytes:
-    """The first bytes of a gzip's content; empty where it is damaged."""
+    """The first bytes of a gzip's content; empty if it is damaged."""
     try:
         return zlib.decompressobj(wbits=31).decompress(data[:4096], 540)
     except zlib.error:
@@ -182,7 +182,7 @@ def _unpacked(data: bytes) -> bytes:
 
 
 def _text(data: bytes) -> str:
-    """What a text is; empty where the bytes are none."""
+    """The format of a text; empty if the bytes are not a text."""
     head = data[:1024].removeprefix(b"\xef\xbb\xbf").decode("latin-1").lstrip().lower()
     if head.startswith("<?xml") and "<svg" in head:
         return "SVG"

@@ -1,7 +1,4 @@
-"""How large a compressed picture claims to be, by its header alone.
-
-Knows the headers of the formats that are read, whole files or strips of a TIFF alike. Decodes nothing.
-"""
+"""The size of a compressed picture by its header, for files and for the strips of a TIFF. Nothing is decoded."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ _NO_FRAME = (0xC4, 0xC8, 0xCC)  # DHT, JPG and DAC, between the markers of frame
 
 
 def size_of(name: str, data: bytes) -> tuple[int, int] | None:
-    """Rows and columns that a picture of this format claims; None where its header is none of that format.
+    """Rows and columns by the header of a picture; None if the header is not of this format.
 
     name: JPEG, JPEG2000, PNG, WEBP, LERC, GIF or BMP.
     """
@@ -44,7 +41,7 @@ def _gif(data: bytes) -> tuple[int, int]:
 
 
 def _bmp(data: bytes) -> tuple[int, int]:
-    """BITMAPINFOHEADER, whose height is negative where rows run down; the older header has 16 bits each."""
+    """BITMAPINFOHEADER; a negative height means top-down rows. The older header has 16 bits each."""
     if data[14:18] == b"\x0c\0\0\0":
         width, height = struct.unpack_from("<HH", data, 18)
     else:

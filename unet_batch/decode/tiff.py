@@ -1,7 +1,7 @@
-"""TIFF: the pictures of a file, each with its size and its samples, read by tifffile and imagecodecs alone.
+"""TIFF: the pictures of a file with their sizes and samples, read by tifffile and imagecodecs.
 
-Knows what photometric interpretations mean and turns them into gray, red-green-blue or bands. Pillow has no part in it:
-for many layouts its samples differ from what the file holds, and a page it cannot read leaves it at another one.
+Converts photometric interpretations to gray, red-green-blue or bands. Pillow is not used: for many layouts its samples
+differ from those of the file, and after an unreadable page it stays at another page.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ LabToRgb = Callable[[np.ndarray], np.ndarray]
 
 
 class TiffReader:
-    """The pictures of a TIFF; a break in its chain of pages counts as one more, with the reason."""
+    """The pictures of a TIFF. A broken chain of pages counts as one more picture, with the reason."""
 
     def __init__(self, data: bytes, spec: ModelInput, *, most_pixels: int, lab_to_rgb: LabToRgb) -> None:
         """most_pixels: limits.max_image_pixels. lab_to_rgb: (H, W, 3) CIELAB as stored → sRGB, both uint8.
 
-        Raises ImageError where there is not one page, and what tifffile raises.
+        Raises ImageError if there is no page, and the errors of tifffile.
         """
-        import tifffile  # most archives hold no such file, and tifffile costs 0.1 s
+        import tifffile  # imported late: it takes 0.1 s, and most archives hold no TIFF
 
-        logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # what it logs, we raise
+        logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)  # its log lines repeat our errors
         self._data, self._spec, self._most, self._lab_to_rgb = data, spec, most_pixels, lab_to_rgb
         chain = chain_of(data)
         if not chain.offsets and chain.broken is not None:
             raise chain.broken
-        # _multifile: an OME-TIFF may name other files, which must never be opened
+        # _multifile: an OME-TIFF may refer to other files, which must not be opened
         tiff: Any = tifffile.TiffFile(io.BytesIO(data), _multifile=False)
         self._directories = Directories(tiff)
         offsets = [page.offset for page in tiff.pages] if tiff.is_ndpi else chain.offsets
@@ -113,7 +113,7 @@ class TiffReader:
         return Pixels(turned_hwc, colors, alpha is not None, premultiplied=alpha == ALPHA[0], largest=largest)
 
     def _colors(self, ifd: Any) -> tuple[int, int | None]:
-        """How many leading samples are colours, and the sort of alpha behind them, before anything is decoded."""
+        """Number of leading colour samples, and the type of the alpha after them (ExtraSamples); decodes nothing."""
         meaning, samples = _photometric(ifd), int(ifd.samplesperpixel)
         if self._spec.color != "bands" and (meaning in MOSAIC or (self._maker and ifd.compression in RAW)):
             if not self._maker:
@@ -146,14 +146,14 @@ class TiffReader:
 
 
 def _maker(ifd: Any) -> str:
-    """Who made the camera, as its raw files tell in their first page; empty where no camera is told."""
+    """The camera's maker, from the first page of a raw file; empty if there is none."""
     make = ifd.tags.valueof(MAKE)
     name = " ".join(make.split()) if isinstance(make, str) else ""
     return "DNG" if DNG_VERSION in ifd.tags else name[:40]
 
 
 def _photometric(ifd: Any) -> int:
-    """The photometric interpretation; where the tag is missing, what libtiff takes it for."""
+    """The photometric interpretation; libtiff's default if the tag is missing."""
     if PHOTOMETRIC in ifd.tags or ifd.compression in JPEG:
         return int(ifd.photometric)
     if ifd.samplesperpixel >= 3:
@@ -162,28 +162,28 @@ def _photometric(ifd: Any) -> int:
 
 
 def _declared(samples_hwc: np.ndarray, ifd: Any) -> tuple[np.ndarray, float | None]:
-    """Samples as uint8, uint16 or float32, and the largest value that their declared depth can hold.
+    """Samples as uint8, uint16 or float32, and the largest value of their declared depth.
 
-    Fewer than 8 bits are spread over 0 to 255, as in PNG; 9 to 15 keep their values. Signed integers have no largest
-    value that would mean white, floats have 1.
+    Fewer than 8 bits are scaled to 0..255, as in PNG; 9 to 15 bits keep their values. The largest value is None for
+    signed integers and 1 for floats.
     """
     kind, bits = samples_hwc.dtype.kind, ifd.bitspersample
     if kind == "b":
         return samples_hwc.astype(np.uint8) * np.uint8(255), 255.0
     if kind == "u":
-        if not isinstance(bits, int):  # unequal depths, which tifffile spreads over the type
+        if not isinstance(bits, int):  # unequal depths, which tifffile scales to the dtype
             return samples_hwc, float(np.iinfo(samples_hwc.dtype).max)
         if bits < 8:
             top = (1 << bits) - 1
             return np.asarray((samples_hwc.astype(np.uint16) * 255 + top // 2) // top, np.uint8), 255.0
         largest = float((1 << bits) - 1)
         return (samples_hwc, largest) if bits <= 16 else (samples_hwc.astype(np.float32), largest)
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is then refused as such
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is rejected later
         return samples_hwc.astype(np.float32, copy=False), 1.0 if kind == "f" else None
 
 
 def _inverted(samples_hwc: np.ndarray, ifd: Any) -> np.ndarray:
-    """Black at 0, by the declared bits. Of signed integers and floats nothing says which value is white: they stay."""
+    """Inverted samples, by the declared bits: black becomes 0. Signed integers and floats stay, as white is unknown."""
     if samples_hwc.dtype.kind == "b":
         return ~samples_hwc
     if samples_hwc.dtype.kind != "u":
@@ -192,7 +192,7 @@ def _inverted(samples_hwc: np.ndarray, ifd: Any) -> np.ndarray:
 
 
 def _of_palette(samples_hwc: np.ndarray, ifd: Any) -> np.ndarray:
-    """Indices become the palette's colours, 8 bits each: entries have 16, or 8 where no entry is larger (libtiff)."""
+    """Indices become the palette's colours, 8 bits each. Entries have 16 bits, or 8 if no entry is larger (libtiff)."""
     colors = ifd.tags.valueof(COLOR_MAP)
     entries = 1 << ifd.bitspersample
     if colors is None or np.size(colors) != 3 * entries:
@@ -213,7 +213,7 @@ def _of_cmyk(image_hwc: np.ndarray, largest: float | None) -> np.ndarray:
 
 
 def _is_plain_ycbcr(ifd: Any) -> bool:
-    """Whether it is the YCbCr of JFIF, one sample of each for every pixel."""
+    """Whether it is JFIF's YCbCr without subsampling."""
     luma = ifd.tags.valueof(COEFFICIENTS)
     reference = ifd.tags.valueof(REFERENCE)
     usual = luma is None or np.allclose(_rationals(luma), LUMA, atol=2e-3)

@@ -1,7 +1,6 @@
 """The chain of directories in a TIFF: where each lies, and where the chain ends or breaks.
 
-Knows the bytes of a header and of a link, nothing of tags. `tifffile` ends a broken chain without a word, so the chain
-is walked here.
+Reads headers and links, no tags. `tifffile` ends a broken chain silently, so the chain is followed here.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from unet_batch.errors import ImageError, Reason
 
 MOST_TAGS = 4096
-"""More in one directory are damage: tifffile's limit."""
+"""A directory with more tags is damaged (tifffile's limit)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +19,16 @@ class Chain:
     """The main directories of a TIFF."""
 
     offsets: tuple[int, ...]
-    """Where each begins, in bytes, in the order of their links."""
+    """First byte of each, in the order of the links."""
     broken: ImageError | None
-    """Why there may be more that cannot be reached; None where the chain ends as it should."""
+    """Why more directories may exist that cannot be reached; None if the chain is complete."""
 
 
 def chain_of(data: bytes) -> Chain:
     """The main directories of a classic TIFF or BigTIFF, the pages of the file.
 
-    A link back to an earlier directory ends the chain, as in libtiff and Pillow: writers that reuse a link leave such.
-    Never raises: where not even the first directory is there, `offsets` is empty and `broken` says why.
+    A link back to an earlier directory ends the chain, as in libtiff and Pillow; some writers leave such links. Never
+    raises: if even the first directory is missing, `offsets` is empty and `broken` says why.
     """
     order = "<" if data[:2] == b"II" else ">"
     big = data[2:4] in (b"+\0", b"\0+")
@@ -51,7 +50,7 @@ def chain_of(data: bytes) -> Chain:
         try:
             (count,) = struct.unpack_from(count_format, data, offset)
         except struct.error:
-            return _broken(offsets, Reason.DECODE_TRUNCATED, f"the next page begins at byte {offset}, behind the end")
+            return _broken(offsets, Reason.DECODE_TRUNCATED, f"the next page begins at byte {offset}, after the end")
         if not 0 < count <= MOST_TAGS:
             return _broken(offsets, Reason.DECODE_CORRUPT, f"the directory at byte {offset} claims {count} tags")
         place = offset + struct.calcsize(count_format) + tag_bytes * count

@@ -1,7 +1,7 @@
-"""Which pictures a TIFF holds: one per full-resolution plane, never a copy, a thumbnail, a mask or a label.
+"""Which pictures a TIFF holds: one per full-resolution plane; no copies, thumbnails, masks or labels.
 
-Knows the role of a directory (NewSubfileType, SubIFDs, photometric interpretation, slide scanners) and of a plane in
-its series. Reads no sample; `tiff` does.
+Decides by the role of a directory (NewSubfileType, SubIFDs, photometric interpretation, slide scanners) and of a plane
+in its series. `tiff` reads the samples.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ REDUCED, MASK = 1, 4
 """Bits of NewSubfileType: a copy at reduced resolution, a transparency mask of another picture (TIFF 6.0)."""
 PHOTOMETRIC_MASK = 4
 UIC2 = 33629
-"""MetaMorph's tag whose count is the number of planes in its one directory."""
+"""MetaMorph's tag: its count is the number of planes in the directory."""
 SLIDES = ("scn", "qpi", "ndpi", "bif", "philips")
-"""Slide scanners whose pages tifffile tells apart; Aperio's `svs` is told apart here."""
+"""Slide scanners whose pages tifffile distinguishes; Aperio's `svs` is handled here."""
 NOT_THE_SLIDE = ("thumbnail", "label", "macro", "map", "overview", "probability")
-"""Words in tifffile's names of a scanner's other pictures."""
+"""tifffile's names of a scanner's other pictures contain these words."""
 
 
 class Directories:
-    """The directories of a TIFF by their place; the last one is kept, because everybody asks for the same."""
+    """The directories of a TIFF by offset. The last one is cached, because several callers need it."""
 
     def __init__(self, tiff: Any) -> None:
         """tiff: tifffile.TiffFile."""
@@ -35,8 +35,8 @@ class Directories:
         self._last: tuple[int, Any] | None = None
 
     def at(self, offset: int) -> Any:
-        """The tifffile.TiffPage that begins at this byte. Raises what tifffile raises."""
-        import tifffile  # most archives hold no such file, and tifffile costs 0.1 s
+        """The tifffile.TiffPage that begins at this byte. Raises the errors of tifffile."""
+        import tifffile  # imported late: it takes 0.1 s, and most archives hold no TIFF
 
         if self._last is None or self._last[0] != offset:
             self.tiff.filehandle.seek(offset)
@@ -46,26 +46,26 @@ class Directories:
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """Samples of one picture, or of one channel of it."""
+    """The place of the samples of one picture, or of one channel of it."""
 
     ifd: int
-    """Where its directory begins, in bytes."""
+    """First byte of its directory."""
     stacked: int = 0
-    """How many planes of the same size lie between the directory's own samples and these: stacks of one directory."""
+    """Number of planes before this one in a stack with a single directory."""
     depth: int = 0
-    """Which plane of the directory's own volume (ImageDepth)."""
+    """Number of this plane in the directory's volume (ImageDepth)."""
 
 
 Picture = tuple[Plane, ...] | ImageError
-"""One plane, or the planes that are its channels, in order; or why there is none."""
+"""One plane, or the planes of its channels in order, or its rejection."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Page:
-    """What the role of a directory depends on."""
+    """The properties that decide the role of a directory."""
 
     position: int
-    """In the main chain."""
+    """Position in the main chain."""
     offset: int
     subfiletype: int
     size: int
@@ -75,11 +75,11 @@ class _Page:
 
 
 def pictures_of(directories: Directories, offsets: Sequence[int], spec: ModelInput, *, length: int) -> list[Picture]:
-    """The pictures of a TIFF in the order of its pages; never empty where `offsets` is not.
+    """The pictures of a TIFF in the order of its pages; at least one if `offsets` is not empty.
 
-    offsets: of the main directories. length: bytes of the file. What is no picture itself
-    (overviews, pyramid levels, thumbnails, labels, photographs of a slide, masks) is left out as long as a picture
-    remains. Channels that lie in pages of their own become what `spec.series_channels` says.
+    offsets: of the main directories. length: bytes of the file. Other directories (overviews, pyramid levels,
+    thumbnails, labels, photographs of a slide, masks) are left out as long as a picture remains. If each channel lies
+    in its own page, `spec.series_channels` decides.
     """
     pages = [_page(directories, offset, position) for position, offset in enumerate(offsets)]
     found = _of_slide(directories, pages)
@@ -90,7 +90,7 @@ def pictures_of(directories: Directories, offsets: Sequence[int], spec: ModelInp
         largest = max((page for page in pages if not page.is_mask), key=lambda page: page.size, default=None)
         if largest is None:
             return [ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, "the TIFF holds a transparency mask and no picture")]
-        taken = [largest]  # called a copy, but of no picture of this file
+        taken = [largest]  # marked as a copy, but the file holds no original
     return _joined(list(_planes(directories, taken, len(pages), length=length)), spec)
 
 
@@ -103,7 +103,7 @@ def _page(directories: Directories, offset: int, position: int) -> _Page:
 
 
 def _full(directories: Directories, pages: Sequence[_Page]) -> Iterator[_Page]:
-    """Pages of full resolution; a reduced one (the preview of a DNG) stands for the full ones in its SubIFDs."""
+    """Pages of full resolution. A reduced page (the preview of a DNG) is replaced by the full ones in its SubIFDs."""
     for page in pages:
         if page.is_mask:
             continue
@@ -113,18 +113,18 @@ def _full(directories: Directories, pages: Sequence[_Page]) -> Iterator[_Page]:
         for offset in page.subifds:
             try:
                 below = _page(directories, offset, page.position)
-            except Exception:  # noqa: BLE001, S112 - a SubIFD that cannot be read is no picture
+            except Exception:  # noqa: BLE001, S112 - an unreadable SubIFD is left out
                 continue
             if not (below.is_mask or below.subfiletype & REDUCED):
                 yield below
 
 
 def _of_slide(directories: Directories, pages: Sequence[_Page]) -> list[Picture] | None:
-    """The slide itself, where a scanner wrote the file; else None."""
+    """The slide itself if a scanner wrote the file; else None."""
     if not pages:
         return None
     first = directories.at(pages[0].offset)
-    if first.is_svs:  # of a slide's pages, only focal planes have its size
+    if first.is_svs:  # only the focal planes have the slide's size
         same = [page for page in pages if page.size == pages[0].size and not page.subfiletype & REDUCED]
         return [(Plane(page.offset),) for page in same or pages[:1]]
     if not any(getattr(directories.tiff, f"is_{kind}") for kind in SLIDES):
@@ -144,7 +144,7 @@ ALONE = Role()
 
 
 def _planes(directories: Directories, taken: Sequence[_Page], pages: int, *, length: int) -> Iterator[Found]:
-    """Every plane of the pages, with its role in its series. pages: how many the whole file has."""
+    """Every plane of the pages, with its role in its series. pages: number of pages of the whole file."""
     number = 0
     told = tiff_series.ome(directories.at(taken[0].offset).description, pages) if taken else None
     while number < len(taken):
@@ -165,7 +165,7 @@ def _planes(directories: Directories, taken: Sequence[_Page], pages: int, *, len
 
 
 def _series(page: Any, *, first: bool) -> tiff_series.Series | None:
-    """The series that begins with this page, by what its texts say."""
+    """The series that begins with this page, from its texts."""
     texts = (page.description, page.description1)
     if first and UIC2 in page.tags:
         return tiff_series.Series(int(page.tags[UIC2].count))
@@ -178,7 +178,7 @@ def _series(page: Any, *, first: bool) -> tiff_series.Series | None:
 
 
 def _covered(directories: Directories, taken: Sequence[_Page], series: tiff_series.Series) -> int:
-    """How many of the pages belong to the series that begins with the first: up to the next page with such a text."""
+    """Number of pages in the series that begins with the first: up to the next page with such a text."""
     for number, here in enumerate(taken[1 : series.planes], start=1):
         if directories.at(here.offset).description.startswith('{"shape":'):
             return number
@@ -186,7 +186,7 @@ def _covered(directories: Directories, taken: Sequence[_Page], series: tiff_seri
 
 
 def _stack(page: Any, here: _Page, series: tiff_series.Series, *, length: int) -> Iterator[Found]:
-    """Planes that follow each other without directories of their own, as ImageJ and MetaMorph write them."""
+    """Consecutive planes without directories, as ImageJ and MetaMorph write them."""
     there = (length - page.dataoffsets[0]) // max(page.nbytes, 1)
     for place in range(max(min(series.planes, there), 1)):
         yield Plane(here.offset, stacked=place), series.role(place)
@@ -212,14 +212,14 @@ def _volume(page: Any, here: _Page, *, length: int) -> Iterator[Found]:
 
 
 def _joined(found: Sequence[Found], spec: ModelInput) -> list[Picture]:
-    """The pictures that planes are: one each, or one for all channels of a group."""
+    """The pictures of the planes: one per plane, or one per group of channels."""
     most = max((role.channels for _, role in found), default=1)
     if most == 1 or spec.series_channels == "pages":
         return [plane if isinstance(plane, ImageError) else (plane,) for plane, _ in found]
     if spec.series_channels is None:
         what = (
-            f"the file holds {most} channels as pages of their own: write input.series_channels in the contract, "
-            "bands where they are one image and pages where each is an image"
+            f"the file stores {most} channels in separate pages: write input.series_channels in the contract, "
+            "bands if they form one image, or pages if each is an image"
         )
         return [ImageError(Reason.IMAGE_CHANNELS_MISMATCH, what)]
     groups: dict[object, dict[int, Plane] | ImageError] = {}
@@ -238,6 +238,6 @@ def _joined(found: Sequence[Found], spec: ModelInput) -> list[Picture]:
 
 def _whole(group: dict[int, Plane], channels: int) -> Picture:
     if len(group) < channels:
-        what = f"the file holds {len(group)} of the {channels} channels of this image"
+        what = f"the file holds only {len(group)} of the {channels} channels of this image"
         return ImageError(Reason.DECODE_TRUNCATED, what)
     return tuple(group[channel] for channel in sorted(group))

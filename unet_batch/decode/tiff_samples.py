@@ -1,7 +1,6 @@
-"""The samples of one plane of a TIFF, decoded strip by strip and tile by tile within bounds known beforehand.
+"""The samples of one plane of a TIFF, decoded by strip or tile (segment), within limits that are checked first.
 
-Knows tifffile's decoders of a segment and what a segment's own header claims. Knows no colour and no contract; `tiff`
-gives the samples their meaning.
+Uses tifffile's segment decoders and checks the sizes in the segments' headers. `tiff` interprets the samples.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ JPEG = (6, 7, 33007, 34892)
 JPEG_2000 = (33003, 33004, 33005, 34712)
 PNG, WEBP, LERC = (34933,), (34927, 50001), (34887,)
 PLAIN = (1, 2, 3, 4, 5, 8, 32773, 32946, 34925, 34926, 50000)
-"""None, CCITT, LZW, Deflate, PackBits, LZMA and Zstandard: their output is bounded by the segment's size."""
+"""None, CCITT, LZW, Deflate, PackBits, LZMA and Zstandard: the segment's size limits their output."""
 HEADERS = {"JPEG": JPEG, "JPEG2000": JPEG_2000, "PNG": PNG, "WEBP": WEBP, "LERC": LERC}
 READ = (*PLAIN, *(code for codes in HEADERS.values() for code in codes))
-"""Compressions that are read. Those with a header of their own are asked for their size before they are decoded."""
+"""Compressions that are read. For those with headers, the size in the header is checked before decoding."""
 GDAL_NODATA = 42113
 
 
 def samples_of(page: Any, plane: Plane, data: bytes, *, most_pixels: int) -> np.ndarray:
-    """All samples of a plane as its file declares them: (H, W, samples), native byte order, not yet turned.
+    """All samples of a plane in the file's dtype: (H, W, samples), native byte order, not oriented.
 
-    page: tifffile.TiffPage. most_pixels: no strip or tile may be larger, whatever it claims itself.
-    Raises ImageError where the file ends too early, or a segment is not what the directory says.
+    page: tifffile.TiffPage. most_pixels: limit for every strip or tile.
+    Raises ImageError if the file ends too early, or a segment does not match its directory.
     """
     check_readable(page, most_pixels)
     if plane.stacked or (page.imagedepth > 1 and page.is_contiguous and page.compression == 1 and page.shaped[0] == 1):
@@ -61,9 +60,9 @@ def samples_of(page: Any, plane: Plane, data: bytes, *, most_pixels: int) -> np.
 
 
 def check_readable(page: Any, most_pixels: int) -> None:
-    """Raises ImageError, from the directory alone, for a page that is not read: its type, compression or segments."""
+    """Raise ImageError for a page whose type, compression or segments are not supported; reads only the directory."""
     if 0 in page.shaped:
-        raise ImageError(Reason.DECODE_CORRUPT, "the TIFF page says no size")
+        raise ImageError(Reason.DECODE_CORRUPT, "the TIFF page has no size")
     if page.compression not in READ:
         name = getattr(page.compression, "name", page.compression)
         what = f"the TIFF compression {name} is not read: save it with LZW, Deflate or none"
@@ -72,7 +71,7 @@ def check_readable(page: Any, most_pixels: int) -> None:
         what = f"a TIFF page of {page.bitspersample} bits and sample format {int(page.sampleformat)}"
         raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, f"{what} is not read: save it with 8 to 32 bits")
     if page.compression in JPEG and page.bitspersample != 8 and page.samplesperpixel > 1 and page.planarconfig == 1:
-        # libjpeg's conversion of 12-bit colours is off by up to 1,600 of 4,095 levels (imagecodecs 2026.3)
+        # libjpeg's conversion of 12-bit colours is wrong by up to 1,600 of 4,095 levels (imagecodecs 2026.3)
         what = "a JPEG-compressed TIFF page of 12-bit colours is not read: save it with LZW, Deflate or none"
         raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, what)
     area = page.tilelength * page.tilewidth * max(page.tiledepth, 1) if page.is_tiled else 0
@@ -84,9 +83,9 @@ def check_readable(page: Any, most_pixels: int) -> None:
 
 
 def _piece(page: Any, index: int, offset: int, shape: tuple[int, ...], data: bytes) -> bytes | None:
-    """The encoded bytes of a segment; None where GDAL left it out because it holds nothing. Raises ImageError."""
+    """The encoded bytes of a segment; None if GDAL left an empty one out. Raises ImageError."""
     count = page.databytecounts[index] if index < len(page.databytecounts) else 0
-    if page.compression == 1:  # counts of uncompressed strips are often wrong, and never needed
+    if page.compression == 1:  # counts of uncompressed strips are often wrong and not needed
         bits = page.bitspersample if isinstance(page.bitspersample, int) else sum(page.bitspersample) // shape[3]
         needed = shape[0] * shape[1] * -(-shape[2] * shape[3] * bits // 8)
         count = needed if count else 0
@@ -95,7 +94,7 @@ def _piece(page: Any, index: int, offset: int, shape: tuple[int, ...], data: byt
             return None
         raise ImageError(Reason.DECODE_TRUNCATED, f"strip or tile {index} of the TIFF page has no bytes")
     if offset + count > len(data):
-        raise ImageError(Reason.DECODE_TRUNCATED, "the TIFF page's strips or tiles end behind the file's end")
+        raise ImageError(Reason.DECODE_TRUNCATED, "the TIFF page's strips or tiles extend beyond the file's end")
     piece = data[offset : offset + count]
     if page.compression not in PLAIN:
         _check_claim(page, piece, shape)
@@ -108,7 +107,7 @@ def _is_sparse(page: Any) -> bool:
 
 
 def _contiguous(page: Any, plane: Plane, data: bytes) -> np.ndarray:
-    """One plane of a stack or volume whose uncompressed planes follow each other."""
+    """One plane of an uncompressed stack or volume with consecutive planes."""
     planes, depth, height, width, samples = page.shaped
     if page.bitspersample not in (8, 16, 32, 64) or page.fillorder != 1 or page.predictor != 1:
         what = f"a stack of {page.bitspersample}-bit planes with one directory is not read: save its planes as pages"
@@ -123,15 +122,15 @@ def _contiguous(page: Any, plane: Plane, data: bytes) -> np.ndarray:
     return image.reshape(height, width, planes * samples).astype(page.dtype)
 
 
-# What a segment claims itself --------------------------------------------------------------------------------------
+# Headers of segments -----------------------------------------------------------------------------------------------
 
 
 def _check_claim(page: Any, piece: bytes, shape: tuple[int, ...]) -> None:
-    """Raises ImageError where a segment's own header claims more pixels than the directory has room for."""
+    """Raise ImageError if a segment's header has more pixels than its directory allows."""
     name = next(name for name, codes in HEADERS.items() if page.compression in codes)
     size = size_of(name, page.jpegheader or piece)
     if size is None:
-        raise ImageError(Reason.DECODE_CORRUPT, "a strip or tile of the TIFF page is not of the compression it claims")
-    if size[0] * size[1] > 4 * shape[1] * shape[2]:  # writers pad tiles at the edge, never by so much
-        what = f"a strip or tile claims {size[0]} × {size[1]} pixels where {shape[1]} × {shape[2]} have room"
+        raise ImageError(Reason.DECODE_CORRUPT, "a strip or tile does not match the compression of its TIFF page")
+    if size[0] * size[1] > 4 * shape[1] * shape[2]:  # writers pad tiles at the edge, but not by this much
+        what = f"a strip or tile declares {size[0]} × {size[1]} pixels in place of {shape[1]} × {shape[2]}"
         raise ImageError(Reason.DECODE_CORRUPT, what)

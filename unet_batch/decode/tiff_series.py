@@ -1,6 +1,6 @@
-"""What ImageJ, OME-TIFF, tifffile and MetaMorph say about the pages of a TIFF: stacks, and channels in pages.
+"""The metadata of ImageJ, OME-TIFF, tifffile and MetaMorph about the pages of a TIFF: stacks, and channels in pages.
 
-Knows their texts and what they mean for pages. Reads no sample, and opens no other file that a text names.
+Parses texts only: reads no samples, and opens no other file that a text refers to.
 """
 
 from __future__ import annotations
@@ -13,38 +13,38 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 IMAGEJ_ORDERS = {"czt": "TZC", "ctz": "ZTC", "zct": "TCZ", "ztc": "CTZ", "tcz": "ZCT", "tzc": "CZT"}
-"""ImageJ's words, fastest axis first → axes, slowest first; `default` is czt (as tifffile reads them)."""
+"""ImageJ's orders, fastest axis first → axes, slowest first; `default` is czt (as in tifffile)."""
 MOST_PLANES = 1 << 24
-"""Planes that a text may claim; more are not believed."""
+"""Most planes in a text; a text with more is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What one plane of a series is."""
+    """The role of one plane in its series."""
 
     channels: int = 1
-    """Planes that belong together as the channels of one picture."""
+    """Number of planes that are channels of one picture."""
     channel: int = 0
-    """Which of them this is."""
+    """Number of this plane among them."""
     group: tuple[int, ...] = ()
-    """Series, time and depth: equal for planes that are channels of one picture."""
+    """Series, time and depth: equal for the channels of one picture."""
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What a text says about the pages that begin where it stands."""
+    """The description of the pages from this page on."""
 
     planes: int
-    """Planes in all."""
+    """Number of planes."""
     axes: str = ""
-    """One letter per axis of the stack, slowest first; empty where nothing is known."""
+    """One letter per axis of the stack, slowest first; empty if unknown."""
     shape: tuple[int, ...] = ()
     """Size of each axis."""
     listed: Mapping[int, Role] = field(default_factory=dict)
-    """Roles that were told plane by plane."""
+    """Roles that the text gives plane by plane."""
 
     def role(self, plane: int) -> Role:
-        """The role of a plane, by its number from 0; a plane about which nothing is told is a picture of its own."""
+        """The role of a plane, by its number from 0; a plane without a description is a picture of its own."""
         if plane in self.listed:
             return self.listed[plane]
         if "C" in self.axes and plane < self.planes:
@@ -53,7 +53,7 @@ class Series:
 
 
 def imagej(text: str, samples: int) -> Series | None:
-    """What ImageJ's description says; None where it is not ImageJ's or makes no sense. samples: of one page."""
+    """The series in ImageJ's description; None if it is not ImageJ's or is invalid. samples: of one page."""
     if not text.startswith("ImageJ="):
         return None
     lines = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
@@ -70,13 +70,13 @@ def imagej(text: str, samples: int) -> Series | None:
     if planes > MOST_PLANES:
         return None
     order = IMAGEJ_ORDERS.get(lines.get("order", "czt").lower(), "TZC")
-    if math.prod(sizes.values()) != planes:  # an axis that nobody names
+    if math.prod(sizes.values()) != planes:  # an axis is missing
         order = order if sizes["C"] > 1 and planes % math.prod(sizes.values()) == 0 else ""
     return Series(planes, order, tuple(sizes[axis] for axis in order))
 
 
 def shaped(text: str, page_shape: tuple[int, ...]) -> Series | None:
-    """What tifffile's own description says, `{"shape": [...], "axes": "..."}`; None where it is no such text."""
+    """The series in tifffile's description, `{"shape": [...], "axes": "..."}`; None for other texts."""
     if not text.startswith('{"shape":'):
         return None
     try:
@@ -89,7 +89,7 @@ def shaped(text: str, page_shape: tuple[int, ...]) -> Series | None:
     planes = math.prod(shape) // own if own else 1
     if not 1 <= planes <= MOST_PLANES:
         return None
-    # Axes of the stack come first; those of one page, which may count samples too, are the rest of the shape
+    # Axes of the stack come first; the rest of the shape is one page, possibly with samples
     outer, product = 0, 1
     while outer < len(shape) and product < planes:
         product *= shape[outer]
@@ -100,14 +100,14 @@ def shaped(text: str, page_shape: tuple[int, ...]) -> Series | None:
 
 
 def ome(text: str, pages: int) -> Series | None:
-    """What OME-XML says about the pages of this file; None where there is no OME-XML in it.
+    """The series in OME-XML; None if the text is not OME-XML.
 
-    pages: how many directories the file holds. Planes of other files, which the text may name, are left out.
+    pages: number of directories of the file. Planes in other files, which the text may refer to, are left out.
     """
     if not text.rstrip().endswith("OME>") or "<!DOCTYPE" in text or "<!ENTITY" in text:
         return None
     try:
-        root = ET.fromstring(text)  # noqa: S314 - without a document type there are no entities
+        root = ET.fromstring(text)  # noqa: S314 - checked above: no document type, so no entities
     except ET.ParseError:
         return None
     roles: dict[int, Role] = {}
@@ -117,7 +117,7 @@ def ome(text: str, pages: int) -> Series | None:
             continue
         try:
             roles |= dict(_ome_roles(pixels, number, pages, root.get("UUID")))
-        except ValueError:  # a size that is no number
+        except ValueError:  # a size is not a number
             continue
         number += 1
     return Series(pages, listed=roles) if number else None
