@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from unet_batch.archive.inventory import inventory
-from unet_batch.archive.manifest import Entry, sources_of
+from unet_batch.archive.manifest import ManifestRow, sources_of
 from unet_batch.archive.shards import read_unit
 from unet_batch.archive.window import Window
 from unet_batch.errors import ImageError, JobError
@@ -104,7 +104,7 @@ def test_absolute_uris_below_the_roots_are_read(storage: Storage, folder: str, p
 
 def test_a_query_in_a_relative_name_is_denied_in_an_object_store(storage: Storage) -> None:
     """On a disk a question mark is a letter of a name; elsewhere it may begin a signature."""
-    manifest, entry = Object("s3://bucket/list.csv", 1, "v1"), Entry(0, "a.png?sig=hunter2", None, None)
+    manifest, entry = Object("s3://bucket/list.csv", 1, "v1"), ManifestRow(0, "a.png?sig=hunter2", None, None)
     (found,) = sources_of(storage, InputSpec(uri="s3://bucket", format="manifest"), manifest, [entry])
     assert found.problem[0] == "read.denied"
     assert "hunter2" not in f"{found.key} {found.problem[1]}"

@@ -164,7 +164,7 @@ BROKEN = [
     (another_background, r"output\.background"),
     (fp16_alone, r"held against itself it would always agree: write check\.reference"),
     (int8_alone, r"held against itself it would always agree: write check\.reference"),
-    (int8_by_itself, "is a model in int8, which proves nothing"),
+    (int8_by_itself, "is a model in int8 and cannot be a reference"),
     (constant_by_a_constant, NOT_JUDGED),
     (a_sigmoid_called_logits, "ends in Sigmoid"),
     (scores_called_probabilities, "perhaps they are logits"),
@@ -352,7 +352,7 @@ def test_a_file_and_a_reference_each_are_needed(project):
     """One reference says nothing about the second member."""
     project.fill(DAY, 1)
     overrides = Files(project).written()
-    with pytest.raises(UnetBatchError, match=r"check names 1 reference\(s\) for 2 model\(s\)"):
+    with pytest.raises(UnetBatchError, match=r"check has 1 reference\(s\) for 2 model\(s\)"):
         project.run(*overrides, f"model.ensemble.members=[{project.folder}/good.onnx]")
 
 

@@ -253,9 +253,9 @@ def test_a_packed_file_that_was_changed_is_refused(project, made, change, how):
     data, _ = packed(made)
     noisy(project, "a.png", channels=3)
     use(project, change(data))
-    with pytest.raises(ModelRefused, match="does not give the labels that it gave when it was packed") as refused:
+    with pytest.raises(ModelRefused, match="no longer gives the labels that it gave when it was packed") as refused:
         project.run(*how)
-    assert "its channel order, its normalisation or its weights were changed" in str(refused.value)
+    assert "its channel order, normalisation or weights were changed" in str(refused.value)
     assert (refused.value.exit_code, project.parts()) == (2, [])
 
 

@@ -8,7 +8,7 @@ import pytest
 from networks import Network
 from onnx import load_from_string
 
-from unet_batch.model.shapes import Sized, shapes
+from unet_batch.model.shapes import InferredTensor, shapes
 from unet_batch.workbench.cost import Cost, cost
 
 
@@ -84,7 +84,7 @@ def test_what_cannot_be_counted_is_said():
     net = Network()
     model = net.model(net.conv(net.add("Relu", "image"), (3, 4)))
     sizes = shapes(model, {"image": (1, 3, 8, 8)})
-    sizes["conv1"] = Sized(np.dtype("float32"), (1, 4, None, None))
+    sizes["conv1"] = InferredTensor(np.dtype("float32"), (1, 4, None, None))
     assert cost(model, sizes).uncounted == 1
     assert cost(model, sizes).unsized == 1
 

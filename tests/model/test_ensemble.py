@@ -226,7 +226,7 @@ def test_finished_masks_vote_as_they_are() -> None:
     np.testing.assert_array_equal(votes(masks, output), masks)
     contract = Contract(output=output)
     models = [Model(n * 64, contract, "image", "mask", None, None, "nchw") for n in "12"]
-    with pytest.raises(ContractError, match="finished masks, which have no probabilities: combine by vote"):
+    with pytest.raises(ContractError, match="masks, which have no probabilities: combine by vote"):
         combined_model(models, "probabilities")
     assert combined_model(models, "vote").contract.output.activation == "sigmoid"
 
@@ -296,7 +296,7 @@ def changed(**update: object) -> Model:
         (changed(input_multiple=16), "member 2 differs in input.multiple"),
         (changed(output_classes=("background", "cell")), "member 2 differs in output.classes"),
         (changed(output_background=None), "member 2 differs in output.background"),
-        (changed(output_activation="sigmoid"), "member 2 differs in whether classes exclude each other"),
+        (changed(output_activation="sigmoid"), "member 2 differs in whether classes are exclusive"),
         (Model("1" * 64, Contract(), "image", "mask", (64, 64), None, "nchw"), "differs in the size of its tiles"),
     ],
 )
@@ -323,9 +323,9 @@ def test_a_fixed_batch_axis_binds_the_whole() -> None:
 @pytest.mark.parametrize(
     ("activation", "combine", "sentence"),
     [
-        ("softmax", "logits", "member 1 returns softmax, of which there is no mean of logits"),
+        ("softmax", "logits", "member 1 returns softmax and not logits"),
         ("labels", "logits", "member 1 returns labels"),
-        ("labels", "probabilities", "finished labels, which have no probabilities: combine by vote"),
+        ("labels", "probabilities", "labels, which have no probabilities: combine by vote"),
     ],
 )
 def test_an_output_that_cannot_be_combined_so_is_refused(activation: str, combine: Combine, sentence: str) -> None:

@@ -74,27 +74,27 @@ PLAIN = helper.make_node("Relu", ["x"], ["y"])
 )
 def test_bytes_that_hold_no_graph_are_refused(data):
     """Almost any bytes parse as an empty message, so a model must have nodes and outputs."""
-    with pytest.raises(ModelRefused, match=r"nuclei\.onnx is no ONNX model"):
+    with pytest.raises(ModelRefused, match=r"nuclei\.onnx is not an ONNX model"):
         graph.read(data, "nuclei.onnx")
 
 
 def test_a_node_without_a_result_is_refused():
     """Everything that walks a graph believes in at least one."""
-    with pytest.raises(ModelRefused, match="a node without a result"):
+    with pytest.raises(ModelRefused, match="a node without an output"):
         graph.read(model_of(PLAIN, helper.make_node("Relu", ["x"], [])).SerializeToString(), "m.onnx")
 
 
 def test_a_name_that_is_no_text_is_refused():
     """Broken UTF-8 parses, and fails wherever the name is used."""
     data = model_of(helper.make_node("Relu", ["x"], ["y"], name="latin")).SerializeToString()
-    with pytest.raises(ModelRefused, match="names are no text"):
+    with pytest.raises(ModelRefused, match="names are not text"):
         graph.read(data.replace(b"latin", b"\xe4\xf6\xfc\xdf\xff"), "m.onnx")
 
 
 def test_a_file_that_ends_early_is_refused():
     """Half a download is no model."""
     data = models.unet_model(64, 8, 2).data
-    with pytest.raises(ModelRefused, match="no ONNX model"):
+    with pytest.raises(ModelRefused, match="not an ONNX model"):
         graph.read(data[: len(data) // 2], "half.onnx")
 
 
@@ -160,7 +160,7 @@ def test_an_input_that_is_no_tensor_of_numbers_is_refused(kind):
     """Pictures are tensors of numbers."""
     model = model_of(PLAIN)
     model.graph.input[0].type.CopyFrom(kind)
-    assert graph.refusals(model) == ["input x is no tensor of numbers"]
+    assert graph.refusals(model) == ["input x is not a tensor of numbers"]
 
 
 def test_every_reason_is_said_at_once():

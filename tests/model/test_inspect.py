@@ -85,10 +85,10 @@ def test_a_tile_of_another_size_than_the_files_is_a_mismatch():
 @pytest.mark.parametrize(
     ("made", "expected"),
     [
-        (models.threshold_model(two_outputs=True), "the model has 2 outputs: write output.name"),
+        (models.threshold_model(two_outputs=True), "the model has 2 outputs: choose one with output.name"),
         (models.threshold_model(lying_symbols=True), "output mask carries the batch's symbol on another axis"),
-        (models.threshold_model(half_size=True), "a tile of 256x256 comes back as 128x128"),
-        (models.threshold_model("nhwc", half_size=True), "a tile of 256x256 comes back as 128x128"),
+        (models.threshold_model(half_size=True), "the output of a tile of 256x256 is 128x128"),
+        (models.threshold_model("nhwc", half_size=True), "the output of a tile of 256x256 is 128x128"),
         (models.threshold_model(batch=1), "the batch axis is fixed at 1"),
         (models.threshold_model(), "no skip connection was found"),
     ],
@@ -177,7 +177,7 @@ def test_a_circle_in_the_graph_does_not_hang():
 
 def test_bytes_that_are_no_model_are_refused():
     """The one thing that inspection cannot describe."""
-    with pytest.raises(ModelRefused, match="no ONNX model"):
+    with pytest.raises(ModelRefused, match="not an ONNX model"):
         inspect(b"not a model", "m")
 
 

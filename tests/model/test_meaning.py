@@ -277,7 +277,7 @@ def clipped_to_nothing(net: Network) -> str:
 def test_an_output_that_no_picture_changes_is_refused(ending):
     """An empty mask of every image, status ok, is what would come of it."""
     net = Network()
-    assert "the same for every picture" in said_against(net, ending(net), "logits")
+    assert "the same for every image" in said_against(net, ending(net), "logits")
 
 
 def test_a_graph_that_never_ends_is_left_alone():

@@ -288,7 +288,7 @@ def test_a_convolution_that_tensorrt_leaves_to_cuda_is_refused(monkeypatch: pyte
     """What was got is what was asked for: half of a model on another provider is not."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fake = FakeOnnxRuntime(GPU_PROVIDERS, [Assigned("CUDAExecutionProvider", "Conv", "Conv", "Cast")])
-    with pytest.raises(ProviderMissing, match="TensorrtExecutionProvider leaves Conv x2 to others"):
+    with pytest.raises(ProviderMissing, match="TensorrtExecutionProvider does not run Conv x2"):
         opened_on(monkeypatch, fake, "tensorrt")
 
 
@@ -301,14 +301,14 @@ def test_small_operators_that_cuda_leaves_to_the_cpu_are_named(
         Assigned("CPUExecutionProvider", "Gather", "Shape", "Shape"),
     ]
     assert opened_on(monkeypatch, FakeOnnxRuntime(GPU_PROVIDERS[1:], placement), "cuda").provider == "cuda"
-    assert "leaves Gather x1, Shape x2 to others" in caplog.text
+    assert "does not run Gather x1, Shape x2" in caplog.text
 
 
 @pytest.mark.parametrize("provider", ["cuda", "CoreMLExecutionProvider"])
 def test_a_session_that_came_up_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch, provider: str) -> None:
     """An ONNX Runtime that falls back in silence is found out by its own list."""
     fake = FakeOnnxRuntime(["CPUExecutionProvider"], [])
-    with pytest.raises(ProviderMissing, match="was asked for, but ONNX Runtime chose CPUExecutionProvider"):
+    with pytest.raises(ProviderMissing, match="was requested, but ONNX Runtime chose CPUExecutionProvider"):
         opened_on(monkeypatch, fake, provider)
 
 
@@ -317,7 +317,7 @@ def test_a_cache_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch,
     (tmp_path / "unet-batch").write_text("a file where a folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     fake = FakeOnnxRuntime(GPU_PROVIDERS, [])
-    with pytest.raises(JobError, match="TensorRT's engines cannot be kept in"):
+    with pytest.raises(JobError, match="TensorRT's engines cannot be stored in"):
         opened_on(monkeypatch, fake, "tensorrt")
 
 
@@ -357,7 +357,7 @@ def test_a_file_that_is_no_library_is_a_job_error(tmp_path: Path) -> None:
     """ONNX Runtime's reason is in the sentence."""
     library = tmp_path / "libfoo.so"
     library.write_bytes(b"no ELF")
-    with pytest.raises(JobError, match=r"libfoo\.so is no library of operators for ONNX Runtime"):
+    with pytest.raises(JobError, match=r"libfoo\.so is not a library of operators for ONNX Runtime"):
         opened(threshold_model(), SessionSpec(custom_ops=(str(library),)))
 
 

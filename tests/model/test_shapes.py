@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, load_from_string, numpy_helper
 
 from unet_batch.model.graph import constants
-from unet_batch.model.shapes import Sized, shapes, unknowable, with_outputs
+from unet_batch.model.shapes import InferredTensor, shapes, unknowable, with_outputs
 
 
 def run_all(model, feed):
@@ -104,7 +104,7 @@ def test_results_of_foreign_operators_are_among_the_unknowable():
 
 def test_a_size_in_bytes_needs_every_size():
     """None rather than a guess."""
-    assert Sized(np.dtype("float16"), (2, 3)).size_bytes == 12
-    assert Sized(np.dtype("float16"), (2, None)).size_bytes is None
-    assert Sized(None, (2, 3)).size_bytes is None
-    assert Sized(np.dtype("uint8"), None).known is None
+    assert InferredTensor(np.dtype("float16"), (2, 3)).size_bytes == 12
+    assert InferredTensor(np.dtype("float16"), (2, None)).size_bytes is None
+    assert InferredTensor(None, (2, 3)).size_bytes is None
+    assert InferredTensor(np.dtype("uint8"), None).known is None

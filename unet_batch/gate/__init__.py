@@ -1,1 +1,1 @@
-"""A session held against a trusted one before it scores: tolerances, references, and verdicts that are kept."""
+"""The gate: compares a session with a trusted one before it scores: tolerances, references, and stored verdicts."""

@@ -1,7 +1,4 @@
-"""The gate's measurement: a session held against one that is trusted, on the same tiles.
-
-Knows sessions, tiles and tolerances. Knows no archive, and not where the tiles come from.
-"""
+"""The gate's measurement: a session is compared with a trusted one on the same tiles."""
 
 from __future__ import annotations
 
@@ -17,40 +14,40 @@ from unet_batch.gate.parity import Parity, Tolerance
 from unet_batch.session.session import Session
 
 CORRELATED = 0.99
-"""Least correlation of scores that counts as agreement where labels cannot tell: 8-bit files reach 0.999."""
+"""Smallest correlation of scores that counts as agreement if all labels are the same; 8-bit files reach 0.999."""
 
 
 @dataclass(frozen=True, slots=True)
 class CheckReport:
-    """How far a session is from the trusted one."""
+    """The result of a comparison."""
 
     parity: Parity
-    """Of all tiles together."""
+    """Over all tiles."""
     breaches: tuple[str, ...]
-    """A sentence for each way in which it is out of tolerance; none where all is well."""
-    tells: bool
-    """Whether agreement means anything: the trusted labels vary, or else the scores of both follow each other."""
+    """A sentence for each exceeded tolerance; empty if there is none."""
+    is_conclusive: bool
+    """Whether agreement is evidence: the trusted labels vary, or the scores of both sessions are correlated."""
     worst: int
-    """Which tile differs most."""
+    """Number of the tile with the largest difference."""
     trusted_labels_hw: NDArray[np.uint8]
-    """Of the worst tile."""
+    """uint8 (H, W), of the worst tile; `tested_labels_hw` too."""
     tested_labels_hw: NDArray[np.uint8]
 
     def to_json(self) -> dict[str, Any]:
         return {
             "parity": self.parity.to_json(),
             "breaches": list(self.breaches),
-            "tells": self.tells,
+            "conclusive": self.is_conclusive,
             "worst": self.worst,
         }
 
 
 def check(tested: Session, trusted: Session, tiles_nhwc: NDArray[Any], tolerance: Tolerance) -> CheckReport:
-    """Runs the same tiles through both sessions.
+    """Run the same tiles in both sessions and compare the results.
 
-    tiles_nhwc: (N, H, W, C) of the contract's dtype, N ≥ 1. The trusted session runs them one by one, the tested one
-    side by side where its batch axis allows, because batches are what it will run.
-    Raises ShapeMismatch where the sessions return masks of different sizes or classes, and what sessions raise.
+    tiles_nhwc: (N, H, W, C) of the contract's dtype, N ≥ 1. The trusted session runs them one by one, the tested one as
+    a batch if its batch axis allows it, because it will score batches.
+    Raises ShapeMismatch if the sessions return masks of different sizes or classes, and the errors of sessions.
     """
     output = tested.model.contract.output
     expected_nkhw = _one_by_one(trusted, tiles_nhwc)
@@ -60,11 +57,11 @@ def check(tested: Session, trusted: Session, tiles_nhwc: NDArray[Any], tolerance
     total = each[0]
     for parity in each[1:]:
         total += parity
-    worst = max(range(len(each)), key=lambda n: _badness(each[n]))
+    worst = max(range(len(each)), key=lambda n: _severity(each[n]))
     return CheckReport(
         parity=total,
         breaches=tuple(tolerance.breaches(total)),
-        tells=_labels_vary(expected_nkhw, output) or _scores_follow(expected_nkhw, found_nkhw, output),
+        is_conclusive=_labels_vary(expected_nkhw, output) or _scores_correlate(expected_nkhw, found_nkhw, output),
         worst=worst,
         trusted_labels_hw=labels(expected_nkhw[worst], output),
         tested_labels_hw=labels(found_nkhw[worst], output),
@@ -72,7 +69,7 @@ def check(tested: Session, trusted: Session, tiles_nhwc: NDArray[Any], tolerance
 
 
 def labels(values_khw: NDArray[Any], output: ModelOutput) -> NDArray[np.uint8]:
-    """A picture's label map for people: 255 where a value is not finite; where classes overlap, the most certain."""
+    """A label map for display, uint8 (H, W): 255 if a value is not finite; of overlapping classes the most probable."""
     decided = values_khw[0] if output.activation == "labels" else np.argmax(values_khw, axis=0)
     if output.multi_label:
         threshold = (
@@ -84,7 +81,7 @@ def labels(values_khw: NDArray[Any], output: ModelOutput) -> NDArray[np.uint8]:
 
 
 def picture(tile_hwc: NDArray[Any], report: CheckReport) -> NDArray[np.uint8]:
-    """The worst tile for people, side by side: the tile, the trusted labels, the tested ones, and where they differ."""
+    """The worst tile as uint8 (H, W, 3), side by side: the tile, trusted labels, tested labels, differences."""
     gray = tile_hwc.astype(np.float32).mean(axis=2)
     low, high = float(gray.min()), float(gray.max())
     gray_hw = ((gray - low) / (high - low or 1.0) * 255).astype(np.uint8)
@@ -105,10 +102,10 @@ def _labels_vary(values_nkhw: NDArray[Any], output: ModelOutput) -> bool:
     return len(set().union(*(np.unique(labels(values_khw, output)).tolist() for values_khw in values_nkhw))) > 1
 
 
-def _scores_follow(expected_nkhw: NDArray[Any], found_nkhw: NDArray[Any], output: ModelOutput) -> bool:
-    """Whether the scores of every class rise and fall together: what is left where all pictures are empty.
+def _scores_correlate(expected_nkhw: NDArray[Any], found_nkhw: NDArray[Any], output: ModelOutput) -> bool:
+    """Whether the scores of every class are correlated; used if all labels are the same.
 
-    Finished labels have no scores, and scores that are the same everywhere follow nothing.
+    False for labels without scores, and for constant scores.
     """
     if output.decided:
         return False
@@ -120,7 +117,7 @@ def _scores_follow(expected_nkhw: NDArray[Any], found_nkhw: NDArray[Any], output
     return True
 
 
-def _badness(parity: Parity) -> tuple[int, int, float]:
+def _severity(parity: Parity) -> tuple[int, int, float]:
     return parity.other_nan + parity.other_inf, parity.flipped, parity.max_abs_error
 
 

@@ -1,8 +1,8 @@
-"""The gate: before a session scores an archive it must say what a trusted one says, on images of that archive.
+"""The gate: before a session scores an archive, its results must agree with a trusted session on images of the archive.
 
-It runs where the session runs, because what is to be found out is what that very machine computes: in the first actor
-of each machine as in a plain loop. Verdicts are kept (`verdicts.py`), so that one machine asks once about the same
-images. A packed file must also give the labels that it gave when it was packed. An ensemble is one session.
+It runs on the machine that scores, because results depend on the machine: in the first actor of each machine, or in the
+plain loop. Verdicts are stored (`verdicts.py`), so a machine compares the same images only once. A packed file must
+also give the labels that it gave when it was packed. An ensemble is one session.
 """
 
 from __future__ import annotations
@@ -39,23 +39,22 @@ log = logging.getLogger(__name__)
 
 
 def needed(job: JobSpec) -> bool:
-    """Whether this job's session is not the trusted one: fp32 in ONNX Runtime on the CPU."""
+    """Whether this job needs the gate: its session is not fp32 in ONNX Runtime on the CPU."""
     trusted = job.model.engine == "onnxruntime" and job.session.providers == ("cpu",) and job.model.precision == "fp32"
     return job.check.images > 0 and (not trusted or bool(job.trusted_paths))
 
 
 def check_unit(job: JobSpec, units: Sequence[Unit], *, proven: bool) -> bytes | None:
-    """Some images of the work as a unit's JSON, for a session that is checked before its first unit.
+    """A unit (as JSON) of some images of the work, for the check of a session before its first unit.
 
-    proven: whether the graph alone shows that the outputs are what the contract calls them.
-    None where the gate has nothing to check then.
+    proven: whether the graph alone proves the contract's activation. None if the gate has nothing to check.
     """
     measured = job.check.images > 0 and not proven
     return check_images(job, units).to_json() if (needed(job) or measured) and units else None
 
 
 def check_images(job: JobSpec, units: Sequence[Unit]) -> Unit:
-    """More images than the gate needs, because some may be unreadable; one that kills its decoder kills no actor."""
+    """An isolated unit with more images than the gate needs, because some may be unreadable or crash the decoder."""
     first = units[0]
     alike = [unit for unit in units if (unit.partition, unit.format) == (first.partition, first.format)]
     sources = tuple(islice((source for unit in alike for source in unit.sources), 4 * job.check.images))
@@ -64,12 +63,12 @@ def check_images(job: JobSpec, units: Sequence[Unit]) -> Unit:
 
 @dataclass(frozen=True, slots=True)
 class SessionUnderTest:
-    """The session that will score, with what was planned."""
+    """The session that will score, and its files."""
 
     session: Session
-    """Of the one file, or of the ensemble."""
+    """The session of the single file, or the ensemble."""
     files: tuple[tuple[bytes, Model], ...]
-    """Every file that scores: what the trusted session runs, where the job names no reference."""
+    """Every model file; the trusted session runs them if the job has no reference."""
     parts: tuple[Session, ...]
     """The session of each file."""
 
@@ -83,15 +82,14 @@ def compare(
 ) -> None:
     """Compare the session with the trusted one on tiles of the archive, and write a report.
 
-    sources: what the tiles are cut from. pictures: the key of an image and one tile of it, (H, W, C), for every image
-    that can be read; they are asked for only where this machine has kept no verdict.
-    Its values must be what the contract calls them, whether it is compared or not. Does nothing where this machine has
-    kept a verdict about these images.
-    Raises ContractError for values that are something else; ModelRefused beyond `check`'s tolerances, with the place of
-    a picture of the worst tile, and where the images cannot tell.
+    sources: the sources of the tiles. pictures: image key and one tile (H, W, C) of every readable image; consumed only
+    if this machine has no verdict about these images. With a verdict, nothing is compared.
+    In all other cases the values must match the contract's activation, even if nothing is compared.
+    Raises ContractError if they do not; ModelRefused beyond the tolerances of `check`, with the URI of a picture of the
+    worst tile, and if the comparison is not conclusive.
     """
     session = tested.session
-    believed = _believed(job, tested) if needed(job) else []
+    believed = _reference_files(job, tested) if needed(job) else []
     kept = verdict_path(job, session, [model for _, model in believed], sources, "images")
     if kept.exists():
         return
@@ -107,7 +105,7 @@ def compare(
         return
     what = f"{job.model.engine} on {session.provider} in {job.model.precision}"
     trusted = _Trusted(_trusted(job, believed, session.model), session.model)
-    chosen = _telling(job, trusted, tiles)
+    chosen = _conclusive(job, trusted, tiles)
     if not chosen:
         raise ModelRefused(
             f"the gate cannot judge {what}: the trusted session scores none of {len(sources)} images. "
@@ -120,14 +118,14 @@ def compare(
     if report.breaches:
         where = _write(job, run_id, "png", encode_png(picture(worst, report)))
         raise ModelRefused(
-            f"{what} does not give what {_named(job)} gives on "
-            f"{len(chosen)} images of the archive: {'; '.join(report.breaches)}; it is worst on {name}"
-            f"{f', pictured in {where}' if where else ''}. Correct the model, or the tolerances in `check`"
+            f"{what} does not agree with {_named(job)} on "
+            f"{len(chosen)} images of the archive: {'; '.join(report.breaches)}; the largest difference is on {name}"
+            f"{f', see {where}' if where else ''}. Correct the model, or the tolerances in `check`"
         )
-    if not report.tells:
+    if not report.is_conclusive:
         raise ModelRefused(
-            f"the gate cannot judge {what}: {_named(job)} gives one and the same label in every pixel of "
-            f"{len(chosen)} images, and the scores do not follow each other. Choose a --window with something to find, "
+            f"the gate cannot judge {what}: {_named(job)} gives the same label in every pixel of "
+            f"{len(chosen)} images, and the scores are not correlated. Choose a --window with more than one class, "
             "or set check.images=0 to score without the gate"
         )
     keep(kept, report.to_json())
@@ -139,7 +137,7 @@ def _named(job: JobSpec) -> str:
 
 
 def _check_values(tested: SessionUnderTest, tiles: Sequence[NDArray[Any]]) -> None:
-    """Raises ContractError where most tiles hold values that are not what a contract calls them: one is one image's."""
+    """Raise ContractError if the values of most tiles do not match the contract; a single tile may be a bad image."""
     for part, (_, model) in zip(tested.parts, tested.files, strict=True):
         strange = []
         for tile in tiles:
@@ -153,16 +151,16 @@ def _check_values(tested: SessionUnderTest, tiles: Sequence[NDArray[Any]]) -> No
             )
 
 
-def _telling(
+def _conclusive(
     job: JobSpec, trusted: _Trusted, tiles: Sequence[tuple[str, NDArray[Any]]]
 ) -> list[tuple[str, NDArray[Any]]]:
-    """Tiles of one shape to compare on, so many that the trusted session sees more than one label, if any has two."""
+    """Tiles of one shape to compare: enough of them that the trusted session gives two labels, if possible."""
     chosen: list[tuple[str, NDArray[Any]]] = []
     seen: set[int] = set()
     for name, tile in tiles:
         if chosen and (tile.shape, tile.dtype) != (chosen[0][1].shape, chosen[0][1].dtype):
             continue
-        # A picture on which the fp32 network returns NaN is rejected when it is scored, and compares nothing here.
+        # An image with NaN in fp32 is rejected when it is scored; it is of no use here.
         if not trusted.is_finite(tile):
             continue
         found = trusted.labels(tile)
@@ -178,14 +176,14 @@ def _telling(
 
 
 def has_references(job: JobSpec, data: bytes) -> bool:
-    """Whether the gate has to run the reference pictures of this file: it was packed."""
+    """Whether the gate must run reference pictures of this file, because it is packed."""
     return job.check.images > 0 and PACK_KEY.encode() in data
 
 
 def check_references(job: JobSpec, tested: SessionUnderTest) -> None:
-    """Check that packed files still give the labels that they gave when they were packed; others are not checked.
+    """Check that packed files still give the labels that they gave when they were packed; skips other files.
 
-    Raises ModelRefused where one does not: channel order, normalisation or weights inside it were changed.
+    Raises ModelRefused if one does not: its channel order, normalisation or weights were changed.
     """
     for session, (data, model), path in zip(tested.parts, tested.files, job.model.paths, strict=True):
         if has_references(job, data):
@@ -213,18 +211,18 @@ def _check_packed(job: JobSpec, session: Session, data: bytes, model: Model, pat
         return
     if problems:
         raise ModelRefused(
-            f"{path} does not give the labels that it gave when it was packed ({'; '.join(problems)}): its "
-            "channel order, its normalisation or its weights were changed. Pack it again from its network"
+            f"{path} no longer gives the labels that it gave when it was packed ({'; '.join(problems)}): its "
+            "channel order, normalisation or weights were changed. Pack it again from its network"
         )
     keep(kept, {"problems": []})
     log.info("%s gives the labels that it gave when it was packed", path)
 
 
 class _Trusted:
-    """The trusted session, fed with what the tested one is fed and answering in its words."""
+    """The trusted session with the interface of the tested one: the same tiles in, the same kind of results out."""
 
     def __init__(self, inner: Session, model: Model) -> None:
-        """model: of the tested session, whose results are labels where its decision is packed."""
+        """model: of the tested session. If it is packed with its decision, results are converted to labels."""
         self._inner = inner
         self.model = model if model.contract.output.decided else inner.model
         self.provider = inner.provider
@@ -232,16 +230,16 @@ class _Trusted:
         self._said: dict[str, NDArray[Any]] = {}
 
     def is_finite(self, tile_hwc: NDArray[Any]) -> bool:
-        """Whether everything that it says about a tile is finite."""
+        """Whether all its values for a tile are finite."""
         return bool(np.isfinite(self.run(np.repeat(tile_hwc[None], self.model.batch or 1, axis=0))).all())
 
     def labels(self, tile_hwc: NDArray[Any]) -> set[int]:
-        """The labels that it gives to a tile."""
+        """The set of labels of a tile."""
         values_khw = self.run(np.repeat(tile_hwc[None], self.model.batch or 1, axis=0))[0]
         return set(np.unique(labels(values_khw, self.model.contract.output)).tolist())
 
     def run(self, tiles: NDArray[Any]) -> NDArray[Any]:
-        """Each batch once: `is_finite` and the check ask for the same ones."""
+        """The results of a batch, cached, because `is_finite` and the check need the same ones."""
         key = digest(tiles)
         if key not in self._said:
             self._said[key] = self._answer(tiles)
@@ -250,7 +248,7 @@ class _Trusted:
     def _answer(self, tiles: NDArray[Any]) -> NDArray[Any]:
         spec, output = self._inner.model.contract.input, self._inner.model.contract.output
         if tiles.dtype.name != spec.dtype:
-            largest = LARGEST[tiles.dtype.name]  # a packed model takes no other sources
+            largest = LARGEST[tiles.dtype.name]  # a packed model accepts only this depth
             tiles = np.stack([normalize(tile, whole(tile.shape[:2]), spec, largest=largest) for tile in tiles])
         scores = self._inner.run(tiles)
         if output.decided or not self.model.contract.output.decided:
@@ -261,13 +259,13 @@ class _Trusted:
         return decided
 
 
-def _believed(job: JobSpec, tested: SessionUnderTest) -> list[tuple[bytes, Model]]:
+def _reference_files(job: JobSpec, tested: SessionUnderTest) -> list[tuple[bytes, Model]]:
     """The files that the trusted session runs, with their models."""
     return trusted_models(job) or list(tested.files)
 
 
 def _trusted(job: JobSpec, files: Sequence[tuple[bytes, Model]], tested: Model) -> Session:
-    """The same job in fp32 in ONNX Runtime on the CPU. tested: what an ensemble is for everything behind it."""
+    """A session of the files in fp32 in ONNX Runtime on the CPU. tested: the model of the tested session."""
     on_cpu = SessionSpec(custom_ops=job.session.custom_ops)
     sessions = [open_session(data, model, on_cpu, Device(threads=1)) for data, model in files]
     ensemble = job.model.ensemble
@@ -275,7 +273,7 @@ def _trusted(job: JobSpec, files: Sequence[tuple[bytes, Model]], tested: Model) 
 
 
 def _of_any_size(job: JobSpec, data: bytes, model: Model) -> Session:
-    """The session once more, for tiles of every size."""
+    """Another session of the file, for tiles of any size."""
     return open_session(
         data,
         replace(model, tile_hw=None),
@@ -287,7 +285,7 @@ def _of_any_size(job: JobSpec, data: bytes, model: Model) -> Session:
 
 
 def _write(job: JobSpec, run_id: str, suffix: str, body: bytes) -> str | None:
-    """Where a report of the gate lies; None where the store would not have it, which must not hide the verdict."""
+    """Write a report of the gate; returns its URI, or None if the store refused it (the verdict still counts)."""
     output = Output.of(job.output)
     uri = f"{output.reports}/check-{run_id}.{suffix}"
     try:

@@ -29,14 +29,14 @@ from unet_batch.model.model import ModelFile
 from unet_batch.model.packed import PACK_KEY, SourceType
 
 VERSION = 2
-"""Of the metadata entry `unet_batch.pack`."""
+"""Version of the metadata entry `unet_batch.pack`."""
 PICTURES = 6
 SAMPLED = 64
-"""Largest number of rows, and of columns, of a label map that the file keeps: evenly spaced ones."""
+"""Largest number of rows and of columns of a stored label map; they are evenly spaced."""
 MAX_LABEL_BYTES = 256 * SAMPLED**2
-"""256 classes that may overlap: as many as `pack` takes."""
+"""256 overlapping classes, the most that `pack` accepts."""
 MAX_PIXELS = 1 << 28
-"""Largest number of values in a batch of reference pictures: metadata may come from anybody."""
+"""Largest number of values in a batch of reference pictures; the metadata is untrusted."""
 
 
 def references(
@@ -44,8 +44,8 @@ def references(
 ) -> dict[str, Any]:
     """The reference pictures and their labels, for the metadata entry.
 
-    labels_of: the network's labels of a picture, (P, h, w); None for NaN or infinity. Such a picture is left out.
-    Raises ModelRefused where every picture is left out.
+    labels_of: returns the network's labels of a picture, (P, h, w); None for NaN or infinity: the picture is left out.
+    Raises ModelRefused if every picture is left out.
     """
     kept: list[dict[str, Any]] = []
     for number in range(PICTURES):
@@ -61,10 +61,10 @@ def references(
 def verify_references(
     data: bytes, uri: str, run: Callable[[NDArray[Any]], NDArray[Any]], tolerance: Tolerance
 ) -> list[str]:
-    """Runs the reference pictures of a packed file and compares the labels; returns a sentence per difference.
+    """Run the reference pictures of a packed file and compare the labels; returns a sentence for each difference.
 
     data, uri: the packed file. run: as `Session.run`, for tiles of the size of the reference pictures.
-    tolerance: for each picture alone. Raises ModelRefused for a file without a valid entry, and what `run` raises.
+    tolerance: for each picture. Raises ModelRefused for a file without a valid entry, and the errors of `run`.
     """
     metadata = graph.metadata(graph.read(data, uri))
     if PACK_KEY not in metadata or METADATA_KEY not in metadata:
@@ -104,9 +104,9 @@ def sample(labels_phw: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _stored(text: str, uri: str) -> tuple[int, tuple[int, int, int], SourceType, list[tuple[int, str, bytes]]]:
-    """Batch, size and type of the pictures, and of each its number, its SHA-256 and its labels.
+    """Batch, size and type of the pictures; and number, SHA-256 and labels of each picture.
 
-    Raises ModelRefused for an entry of another version, and for one that `pack` did not write.
+    Raises ModelRefused for an entry of another version, and for an entry that `pack` did not write.
     """
     problem = f"its metadata {PACK_KEY} was not written by `model pack`"
     try:
@@ -126,18 +126,18 @@ def _stored(text: str, uri: str) -> tuple[int, tuple[int, int, int], SourceType,
 
 
 def _unpacked(labels: str) -> bytes:
-    """The labels of a picture, and never more bytes than they can have: the text may be a decompression bomb."""
+    """The decompressed labels of a picture, with a limit on their bytes: the text may be a decompression bomb."""
     return zlib.decompressobj().decompress(base64.b64decode(labels, validate=True), MAX_LABEL_BYTES)
 
 
 def digest(pixels: NDArray[Any]) -> str:
-    """SHA-256 over type, shape and values of an array."""
+    """SHA-256 over dtype, shape and values of an array."""
     text = f"{pixels.dtype} {pixels.shape} ".encode()
     return hashlib.sha256(text + np.ascontiguousarray(pixels).tobytes()).hexdigest()
 
 
 def synthetic(number: int, shape_hwc: tuple[int, int, int], dtype: SourceType) -> NDArray[Any]:
-    """Picture `number`, (H, W, C): clouds, discs or strokes; pictures from number 3 on have half the brightness."""
+    """Picture `number`, (H, W, C): clouds, discs or strokes; from number 3 on with half the brightness."""
     height, width, channels = shape_hwc
     (i, y), (j, x) = np.divmod(np.arange(height)[:, None], 32), np.divmod(np.arange(width)[None], 32)
     cells = (height // 32 + 1, width // 32 + 1)
@@ -152,14 +152,14 @@ def synthetic(number: int, shape_hwc: tuple[int, int, int], dtype: SourceType) -
         if number % 3:
             value = 40 + _random(cells, seed=seed + 10)[i, j] % 216
             plane = np.where(disc if number % 3 == 1 else stroke, value, plane // 2)
-        # Channels differ in brightness, so that another order changes the labels.
+        # Channels differ in brightness, so another channel order changes the labels.
         planes.append(plane * (255 - 40 * (channel % 4)) // (255 if number < 3 else 510))
     pixels = np.stack(planes, axis=2)
     return (pixels * 257 if dtype == "uint16" else pixels).astype(dtype)
 
 
 def _clouds(height: int, width: int, seed: int) -> NDArray[np.int64]:
-    """0 to 255: three octaves of random values, interpolated between the corners of their cells."""
+    """Values 0 to 255: three octaves of random values, interpolated between the corners of their cells."""
     total = np.zeros((height, width), np.int64)
     for octave, (cell, weight) in enumerate(((64, 4), (16, 2), (4, 1))):
         corners = _random((height // cell + 2, width // cell + 2), seed=seed + octave) % 256

@@ -1,7 +1,6 @@
-"""Compare two outputs of one model: value by value, label by label, class by class.
+"""Compares two outputs of one model: values, labels and classes.
 
-Knows NumPy and the contract's output. Knows no engine and no file. The *reference* is the output that is trusted; the
-*other* one is tested.
+The *reference* is the trusted output, the *other* one is tested.
 
 Legend: N images, K channels, H, W pixels.
 """
@@ -21,33 +20,33 @@ from unet_batch.imaging.postprocess import reduce
 from unet_batch.imaging.preprocess import whole
 
 UNDECIDED = -1
-"""Label of a pixel with a NaN or infinity in any channel: it equals itself and belongs to no class."""
+"""Label of a pixel with NaN or infinity in any channel: equal to itself, and in no class."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far an output is from its reference, as counts and sums: the parities of batches add up to that of all."""
+    """The difference between an output and its reference, as counts and sums that can be added over batches."""
 
     classes: tuple[str, ...]
     """Names, in the order of the tuples below."""
     images: int
     pixels: int
     decisions: int
-    """Labels compared: one per pixel, or one per pixel and class where classes may overlap."""
+    """Labels compared: one per pixel, or one per pixel and class for overlapping classes."""
     flipped: int
     """Decisions that differ."""
     reference_px: tuple[int, ...]
-    """By class: its pixels in the reference."""
+    """Pixels of each class in the reference."""
     other_px: tuple[int, ...]
-    """By class: its pixels in the tested output."""
+    """Pixels of each class in the tested output."""
     shared_px: tuple[int, ...]
-    """By class: pixels that have it in both."""
+    """Pixels of each class in both."""
     values: int
-    """Pairs of numbers that are finite on both sides, over which the errors are; 0 for finished labels."""
+    """Pairs of values that are finite in both outputs; the errors are over these. 0 for labels."""
     sum_abs_error: float
     max_abs_error: float
     reference_peak: float
-    """Largest magnitude among the reference's finite values; compare errors with it."""
+    """Largest magnitude of the reference's finite values, to compare errors with."""
     reference_nan: int
     reference_inf: int
     other_nan: int
@@ -57,10 +56,10 @@ class Parity:
     def of(reference_nkhw: NDArray[Any], other_nkhw: NDArray[Any], output: ModelOutput) -> Parity:
         """The parity of two outputs of the same images.
 
-        Both: float32 (N, K, H, W) as a session returns them; (N, 1, H, W) for `labels`. A label is decided as
-        `imaging.postprocess.reduce` decides it: the first of the largest channels, or, where every class stands for
-        itself, values *above* the threshold.
-        Raises ShapeMismatch where the shapes differ, or shapes or labels do not fit the classes.
+        Both: float32 (N, K, H, W) as a session returns them; (N, 1, H, W) for `labels`. Labels are those of
+        `imaging.postprocess.reduce`: the first of the largest channels, or, for independent classes, values *above* the
+        threshold.
+        Raises ShapeMismatch if the shapes differ, or if shapes or labels do not match the classes.
         """
         planes = 1 if output.activation == "labels" else len(output.classes)
         if reference_nkhw.shape != other_nkhw.shape or reference_nkhw.ndim != 4 or reference_nkhw.shape[1] != planes:
@@ -76,7 +75,7 @@ class Parity:
         return parity
 
     def __add__(self, more: Parity) -> Parity:
-        """The parity of the images of both. Raises ShapeMismatch where the classes differ."""
+        """The parity over the images of both. Raises ShapeMismatch if the classes differ."""
         if self.classes != more.classes:
             raise ShapeMismatch(f"parities over the classes {self.classes} and {more.classes} cannot be added")
         joined: dict[str, Any] = {}
@@ -102,7 +101,7 @@ class Parity:
 
     @property
     def dice(self) -> tuple[float, ...]:
-        """By class: 2|A∩B| / (|A|+|B|) over all images together; 1 for a class that neither output has."""
+        """For each class, 2|A∩B| / (|A|+|B|) over all images; 1 for a class that neither output has."""
         counts = zip(self.reference_px, self.other_px, self.shared_px, strict=True)
         return tuple(2 * both / (a + b) if a + b else 1.0 for a, b, both in counts)
 
@@ -113,7 +112,7 @@ class Parity:
         return other and not reference
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, sums and all that follows from them, for `json.dumps`."""
+        """Counts, sums and derived figures, for `json.dumps`."""
         tree: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         tree |= {name: list(tree[name]) for name in ("classes", "reference_px", "other_px", "shared_px")}
         return tree | {
@@ -133,15 +132,14 @@ class Tolerance:
     min_dice: float
     """Smallest Dice of any class."""
     max_abs_error: float | None = None
-    """Largest error of a single value, in units of the output; None: labels alone count."""
+    """Largest error of a single value, in units of the output; None: only labels are compared."""
     slack_px: int = 2
-    """So many differing pixels of a class never breach its Dice: one flip at a tie halves the Dice of a two-pixel
-    class."""
+    """Differing pixels of a class that are always accepted: one flipped pixel halves the Dice of a two-pixel class."""
 
     def breaches(self, parity: Parity) -> list[str]:
-        """A sentence for each limit that a parity breaks; an empty list where it breaks none.
+        """A sentence for each exceeded limit; an empty list if there is none.
 
-        NaN and infinity, on either side, and a constant mask are always out of tolerance.
+        NaN or infinity in either output, and a constant mask, always exceed the tolerance.
         """
         found = []
         for side, nan, inf in (
@@ -175,7 +173,7 @@ class Tolerance:
 def decide(scores_khw: NDArray[np.float32], output: ModelOutput) -> NDArray[np.uint8]:
     """Labels (1, H, W), or a mask per class (K, H, W), of the scores of one tile.
 
-    `imaging.postprocess.reduce` decides, as for a row; raises what it raises.
+    By `imaging.postprocess.reduce`, as for a row; raises its errors.
     """
     geometry = whole(scores_khw.shape[1:])
     if not output.multi_label or len(output.classes) == 1:
@@ -189,7 +187,7 @@ def decide(scores_khw: NDArray[np.float32], output: ModelOutput) -> NDArray[np.u
 
 
 def label_parity(expected_phw: NDArray[Any], found_phw: NDArray[Any], classes: tuple[str, ...]) -> Parity:
-    """The parity of decided labels: one map (1, H, W), or a mask of 0 and 1 per class (K, H, W)."""
+    """The parity of two label maps (1, H, W), or of masks of 0 and 1 per class (K, H, W)."""
     activation = "labels" if len(expected_phw) == 1 else "sigmoid"
     output = ModelOutput(activation=activation, classes=classes, background=None)  # type: ignore[arg-type]
     return Parity.of(expected_phw[None].astype(np.float32), found_phw[None].astype(np.float32), output)
@@ -203,7 +201,7 @@ def _of_one_image(reference_khw: NDArray[Any], other_khw: NDArray[Any], output: 
     nan = [int(np.isnan(array).sum()) for array in (reference_khw, other_khw)]
     both = finite[0] & finite[1]
     pairs = 0 if labels else int(both.sum())
-    # float64: float16 overflows, and a sum of float32 errors over a million pixels loses its last digits.
+    # float64: float16 overflows, and a float32 sum over a million pixels loses digits.
     error = np.abs(np.subtract(reference_khw, other_khw, dtype=np.float64)[both]) if pairs else np.zeros(1)
     reference_px, other_px, shared_px = _by_class(reference, other, output)
     return Parity(
@@ -227,7 +225,7 @@ def _of_one_image(reference_khw: NDArray[Any], other_khw: NDArray[Any], output: 
 
 
 def _decided(values_khw: NDArray[Any], output: ModelOutput) -> NDArray[np.int32]:
-    """Labels (1, H, W), or one mask of 0 and 1 per class (K, H, W); UNDECIDED where a value is not finite."""
+    """Labels (1, H, W), or a mask of 0 and 1 per class (K, H, W); UNDECIDED where a value is not finite."""
     finite_hw = np.isfinite(values_khw).all(axis=0)
     decided: NDArray[np.int32]
     if output.activation == "labels":
@@ -248,14 +246,14 @@ def _decided(values_khw: NDArray[Any], output: ModelOutput) -> NDArray[np.int32]
 def _by_class(
     reference: NDArray[np.int32], other: NDArray[np.int32], output: ModelOutput
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
-    """Pixels of each class: in the reference, in the other, in both."""
+    """Pixels of each class in the reference, in the other output, and in both."""
     if output.multi_label:
         a, b = reference == 1, other == 1
         counts = [tuple(int(n) for n in masks.sum(axis=(1, 2))) for masks in (a, b, a & b)]
     else:
-        # A model that names one class has the labels 0 (nothing) and 1 (the class).
+        # A model with a single class has the labels 0 (background) and 1 (the class).
         first = 1 if len(output.classes) == 1 else 0
-        size = first + len(output.classes) + 1  # and one behind for the undecided
+        size = first + len(output.classes) + 1  # one more for UNDECIDED
         counts = []
         for labels in (reference, other, np.where(reference == other, reference, UNDECIDED)):
             found = np.bincount(np.where(labels == UNDECIDED, size - 1, labels).ravel(), minlength=size)

@@ -1,7 +1,4 @@
-"""A trusted fp32 model and the file that it judges: what the two have to mean alike.
-
-Knows contracts and files. Opens no session.
-"""
+"""Checks that a trusted fp32 model and the tested file have contracts with the same meaning. Opens no session."""
 
 from __future__ import annotations
 
@@ -27,17 +24,18 @@ OWN = frozenset(
         "output.layout",
     }
 )
-"""Fields in which two files of one network may differ: they say how the tensors lie, not what the numbers mean."""
+"""Fields in which two files of one network may differ: the layout of tensors, not the meaning of values."""
 
 
 def check_reference(judged: tuple[bytes, Model], trusted: tuple[bytes, Model], key: str) -> None:
-    """Raises ContractError where a reference is none: reduced itself, or of another meaning. key: of the job file.
+    """Raise ContractError if a model cannot be the reference: it is not fp32, or its contract has another meaning.
 
-    The two sessions are fed with the same tiles, so a difference of colours or of normalisation would not be seen.
+    key: of the reference in the job file. Both sessions get the same tiles, so the comparison would not show a
+    difference in colour or normalisation.
     """
     held = file_precision(trusted[0], key)
     if held != "fp32":
-        raise ContractError(f"{key} is a model in {held}, which proves nothing: name the fp32 file it was made from")
+        raise ContractError(f"{key} is a model in {held} and cannot be a reference: use the fp32 file it was made from")
     differences = [
         f"{name} ({ours!r} in the model, {theirs!r} in the reference)"
         for name, ours, theirs in _fields(_unpacked(*judged), _unpacked(*trusted))
@@ -45,13 +43,13 @@ def check_reference(judged: tuple[bytes, Model], trusted: tuple[bytes, Model], k
     ]
     if differences:
         raise ContractError(
-            f"the contracts of the model and of {key} mean different things: {'; '.join(differences)}. Correct the "
+            f"the contracts of the model and of {key} differ in meaning: {'; '.join(differences)}. Correct the "
             "wrong one"
         )
 
 
 def _fields(ours: Contract, theirs: Contract) -> list[tuple[str, Any, Any]]:
-    """Every field of both: a field that is added later is compared too."""
+    """All fields of both contracts, so that new fields are compared too."""
     return [
         (f"{section}.{name}", getattr(getattr(ours, section), name), getattr(getattr(theirs, section), name))
         for section in type(ours).model_fields
@@ -60,14 +58,14 @@ def _fields(ours: Contract, theirs: Contract) -> list[tuple[str, Any, Any]]:
 
 
 def _unpacked(data: bytes, model: Model) -> Contract:
-    """The contract of the network inside a packed file; of any other file, its own."""
+    """The contract of the network in a packed file; the contract itself for other files."""
     contract = model.contract
     if PACK_KEY.encode() not in data:
         return contract
     try:
         entry = json.loads(graph.metadata(graph.read(data, "the model")).get(PACK_KEY, "{}"))
         tree = contract.model_dump(mode="json")
-        # Packing pads with source values and refuses other depths: both follow from the contract of the network.
+        # A packed file pads with source values and refuses other depths; both follow from the network's contract.
         tree["input"] |= {"normalize": entry["normalize"], "source_max": None, **entry["padding"]}
         tree["output"]["activation"] = entry["activation"]
         return Contract.model_validate(tree)

@@ -1,7 +1,4 @@
-"""Verdicts of the gate that this machine has kept: one small file for everything that a verdict depends on.
-
-Knows names and digests. Knows no session's result.
-"""
+"""Stored verdicts of the gate on this machine: one small file per verdict, named by all that it depends on."""
 
 from __future__ import annotations
 
@@ -25,16 +22,16 @@ from unet_batch.spec import JobSpec
 log = logging.getLogger(__name__)
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt")
-"""How the names of packages begin whose versions decide what a session computes."""
+"""Prefixes of packages whose versions affect the results of a session."""
 
 
 def verdict_path(
     job: JobSpec, session: Session, trusted: Sequence[Model], images: Sequence[Source], subject: str
 ) -> Path:
-    """The file of one verdict, in the cache folder that ladders lie in.
+    """The file of one verdict, in the cache folder of the ladders.
 
-    trusted: the models that were believed; none where a file was held against what is stored in itself. images: what
-    the sessions were compared on. Another archive, engine, processor, contract or tolerance asks again.
+    trusted: the reference models; empty if a file was compared with its own reference pictures. images: the compared
+    sources. Another archive, engine, processor, contract or tolerance gives another name.
     """
     key = {
         "subject": subject,
@@ -57,19 +54,19 @@ def verdict_path(
 
 
 def versions() -> dict[str, str]:
-    """What of this environment decides what a session computes: this package, and every engine."""
+    """Versions of this package and of every engine, which affect the results of a session."""
     found = {"unet-batch": __version__}
     for package in distributions():
         name = (package.metadata["Name"] or "").lower()
         if name.startswith(ENGINES):
             found[name] = package.version
-    # A library that was replaced by hand has a version of its own.
+    # A library that was replaced by hand has another version.
     loaded = [name for name in ENGINES if name in sys.modules]
     return found | {f"{name}, loaded": str(getattr(sys.modules[name], "__version__", "")) for name in loaded}
 
 
 def keep(path: Path, verdict: Mapping[str, Any]) -> None:
-    """Writes a verdict; a folder that cannot be written costs a log line."""
+    """Write a verdict. If the folder is not writable, log a warning."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(verdict))

@@ -1,1 +1,1 @@
-"""What is known of a model without running it: its graph, its contract, and whether they agree."""
+"""A model without running it: its graph, its contract, and whether they agree."""

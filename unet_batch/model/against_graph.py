@@ -1,6 +1,6 @@
-"""A contract held against the operators of its file: what the numbers are, and where its pixels lie.
+"""Checks a contract against the operators of its file: the meaning of the values, and the size of the output.
 
-Knows graphs and resolved contracts. Opens no session.
+Works on graphs and resolved contracts. Opens no session.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 PROBES = (4, 7)
-"""Sizes of tile that an open size is tried with, in steps of `UNKNOWN_MULTIPLE`."""
+"""Tile sizes to try for an open size, in multiples of `UNKNOWN_MULTIPLE`."""
 
 
 def against_graph(model: Model, data: bytes, uri: str, declared: Size) -> list[str]:
-    """What the file's own operators say against the contract; nothing where they cannot be read here.
+    """Contradictions between the file's operators and the contract; empty if the file cannot be parsed here.
 
     data, uri: the file. declared: size of the output, as far as the file declares it.
     """
@@ -34,14 +34,14 @@ def against_graph(model: Model, data: bytes, uri: str, declared: Size) -> list[s
         return []
     problems = contradictions(meaning(proto, model.output_name), model.contract.output, model.output_layout)
     step = math.lcm(model.contract.input.multiple, UNKNOWN_MULTIPLE)
-    # An output that is smaller by a border is half of its tile at one size by chance, and at the next one it is not.
+    # Two sizes: an output that is smaller by a border may by chance be half of the tile at one size, not at both.
     tiles = [model.tile_hw] if model.tile_hw else [(n * step, n * step) for n in PROBES]
     found = (unplaceable(tile_hw, _returned(proto, model, tile_hw)) for tile_hw in tiles if None in declared)
     return [*problems, *islice(filter(None, found), 1)]
 
 
 def _returned(proto: ModelProto, model: Model, tile_hw: tuple[int, int]) -> Size:
-    """The size of the output for a tile, by shape inference; None where that does not know it."""
+    """The size of the output for a tile, by shape inference; None if unknown."""
     spec, batch = model.contract.input, model.batch or 1
     dims = (batch, *tile_hw, spec.channels) if spec.layout == "nhwc" else (batch, spec.channels, *tile_hw)
     try:
@@ -55,7 +55,7 @@ def _returned(proto: ModelProto, model: Model, tile_hw: tuple[int, int]) -> Size
 
 
 def proven(model: Model, data: bytes) -> bool:
-    """Whether the graph alone says that the output is what the contract calls it; logits may be anything."""
+    """Whether the graph alone proves the contract's activation; logits are always proven."""
     if model.contract.output.activation == "logits":
         return True
     try:
@@ -64,5 +64,5 @@ def proven(model: Model, data: bytes) -> bool:
         return False
     said, (low, high) = model.contract.output.activation, found.bounds
     if said == "labels":
-        return False  # an ArgMax may be over more classes than the contract names
+        return False  # an ArgMax may be over more classes than the contract has
     return low >= 0 and high <= 1 and (said != "masks" or found.decided)

@@ -1,6 +1,6 @@
-"""Between which numbers the values of a tensor lie, as far as the graph alone says so: interval arithmetic.
+"""Lower and upper bounds of the values of a tensor, from the graph alone: interval arithmetic.
 
-Knows nodes and stored tensors. What it does not follow has no bounds; a bound that is told is certain, rounding aside.
+A finite bound is certain, except for rounding. Operators that are not handled have infinite bounds.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 Bounds = tuple[float, float]
 ANY: Bounds = (-math.inf, math.inf)
 DEPTH = 64
-"""Nodes that are followed back from the output; what lies farther away is unknown."""
+"""Most nodes that are followed back from the output; tensors beyond them are unknown."""
 SAME = frozenset(
     """
     Cast CastLike DepthToSpace DequantizeLinear Dropout Expand Flatten Gather Identity QuantizeLinear Reshape Resize
     Slice SpaceToDepth Split Squeeze Tile Transpose Unsqueeze Upsample
     """.split()  # noqa: SIM905 - a column of quoted names reads worse
 )
-"""Operators that move values, and change none beyond rounding and interpolation."""
+"""Operators that only move values, except for rounding and interpolation."""
 PROBABILITIES = {
     "Sigmoid": "sigmoid",
     "HardSigmoid": "sigmoid",
@@ -34,23 +34,23 @@ PROBABILITIES = {
     "Softmax": "softmax",
     "QLinearSoftmax": "softmax",
 }
-"""Operators that make probabilities, and the contract's word for them."""
+"""Operators that return probabilities → the contract's activation."""
 YES_OR_NO = frozenset({"And", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "Or", "Xor"})
 _FROM_MINUS_ONE_TO_ONE = frozenset({"Cos", "Erf", "Sign", "Sin", "Softsign", "Tanh"})
 
 
-class Reach:
+class TensorBounds:
     """The bounds of one graph's tensors."""
 
     def __init__(self, made_by: Mapping[str, NodeProto], stored: Mapping[str, TensorProto]) -> None:
-        """made_by: node by the name of what it makes. stored: constants by name."""
+        """made_by: name of a tensor → the node that computes it. stored: constants by name."""
         self._made_by, self._stored = made_by, stored
         self._found: dict[str, Bounds] = {}
 
     def of(self, name: str, depth: int = 0) -> Bounds:
         """Lowest and highest value of a tensor."""
         if name not in self._found:
-            self._found[name] = ANY  # in a circle, and while it is asked for
+            self._found[name] = ANY  # used if the tensor depends on itself
             self._found[name] = self._bounds(name, depth)
         return self._found[name]
 
@@ -68,7 +68,7 @@ class Reach:
         kind = node.op_type
         if kind in YES_OR_NO or kind in PROBABILITIES or kind == "Hardmax":
             return 0.0, 1.0
-        if attribute(node, "activation", "") in PROBABILITIES:  # ONNX Runtime fuses it into a convolution
+        if attribute(node, "activation", "") in PROBABILITIES:  # ONNX Runtime fuses activations into convolutions
             return 0.0, 1.0
         if kind in _FROM_MINUS_ONE_TO_ONE:
             return -1.0, 1.0
@@ -93,7 +93,7 @@ class Reach:
 _FIRST = frozenset(
     {"Pad", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum", "MaxPool", "AveragePool", "GlobalAveragePool"}
 )
-"""Operators whose first input alone decides about the bounds."""
+"""Operators whose bounds depend only on the first input."""
 
 
 def _union(found: Sequence[Bounds]) -> Bounds:

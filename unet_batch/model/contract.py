@@ -1,8 +1,7 @@
-"""A contract held against its model: what the file says, what the contract says, and whether they agree.
+"""Checks a contract against the declarations of its file: tensors, axes and tile sizes.
 
-Knows tensors, axes and tile sizes. Knows nothing of stores (bytes come in, the caller fetched them) and of how a
-session runs. Real files declare odd things (the height under the batch's symbol, unnamed axes, names with `:0`), so
-only numbers are compared, never the symbols of open axes.
+The caller reads the bytes; no session is opened. Real files have odd declarations (the batch's symbol on the height,
+unnamed axes, names with `:0`), so only numbers are compared, not the symbols of open axes.
 """
 
 from __future__ import annotations
@@ -22,27 +21,27 @@ from unet_batch.spec import TilingSpec
 from unet_batch.strict import MAX_MESSAGE, parse_yaml, short, validate
 
 MAX_CONTRACT_BYTES = 1 << 16
-"""A contract with a thousand classes has 20 kB."""
+"""Largest contract; one with a thousand classes has 20 kB."""
 METADATA_KEY = "unet_batch.contract"
 
 _FLOATS = ("float16", "float32", "float64")
 _NUMBERS = (*_FLOATS, "bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 MOST_CLASSES = 1000
-"""Names in a draft; a file may declare a billion channels."""
+"""Most class names in a draft; a file may declare a billion channels."""
 _MOST_CHANNELS = 16
-"""A static axis up to this size is read as channels in a draft; larger ones are pixels."""
+"""In a draft, a fixed axis up to this size is taken for channels, a larger one for pixels."""
 
 
 def find_contract(file: ModelFile, text: bytes | None, where: str) -> Contract:
     """The contract in a YAML file (text, found at `where`), else the one in the model's metadata.
 
-    Raises ContractError for a contract that cannot be read, and, with a draft in its message, where there is none.
+    Raises ContractError for an unreadable contract, and, with a draft in its message, if there is no contract.
     """
     if text is None and METADATA_KEY in file.metadata:
         text, where = file.metadata[METADATA_KEY].encode(), f"metadata {METADATA_KEY} of {file.uri}"
     if text is None:
         raise ContractError(
-            f"{file.uri} has no contract: write one to {where}, beginning with this draft, which knows only what "
+            f"{file.uri} has no contract: write one to {where}, starting from this draft, which holds only what "
             f"the file declares:\n\n{draft(file, activation=_activation(file))}"
         )
     try:
@@ -52,7 +51,7 @@ def find_contract(file: ModelFile, text: bytes | None, where: str) -> Contract:
 
 
 def _activation(file: ModelFile) -> str | None:
-    """What the last operator says that the first output is; None where it says nothing."""
+    """The activation of the first output by its last operator; None if unknown."""
     try:
         return meaning(graph.read(file.data, file.uri), file.outputs[0].name).activation if file.outputs else None
     except ModelRefused:
@@ -60,7 +59,7 @@ def _activation(file: ModelFile) -> str | None:
 
 
 def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
-    """The model that a contract and a file agree on. Raises ContractError with a sentence for every mismatch."""
+    """The model of a file and its contract. Raises ContractError with a phrase for every mismatch."""
     problems: list[str] = []
     source = _choose(file.inputs, contract.input.name, "input", problems)
     target = _choose(file.outputs, contract.output.name, "output", problems)
@@ -108,9 +107,9 @@ def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
 
 
 def draft(file: ModelFile, *, multiple: int | None = None, activation: str | None = None) -> str:
-    """A contract as YAML text with what the file declares; what it cannot declare is marked to be checked.
+    """A contract as YAML text with the file's declarations; other fields are marked to be checked.
 
-    multiple, activation: what the graph's wiring says (`structure`), where somebody looked.
+    multiple, activation: from the graph (`structure`), if known.
     """
     source, target = (tensors[0] if tensors else Tensor("", "float32", ()) for tensors in (file.inputs, file.outputs))
     layout = _guess_layout(source)
@@ -139,7 +138,7 @@ def draft(file: ModelFile, *, multiple: int | None = None, activation: str | Non
         },
     }
     return (
-        f"# Draft, read from {file.uri}. The file cannot say these, so check each:\n"
+        f"# Draft, read from {file.uri}. The file does not declare these fields, so check each:\n"
         "# input.color, fit, multiple, normalize; output.activation (logits, softmax, sigmoid, labels, masks) and "
         "classes.\n" + yaml.safe_dump(entries, sort_keys=False)
     )
@@ -150,7 +149,7 @@ def _choose(tensors: tuple[Tensor, ...], name: str | None, word: str, problems: 
     if name is None and len(tensors) == 1:
         return tensors[0]
     if name is None:
-        problems.append(f"the model has {len(tensors)} {word}s ({names}): write {word}.name to say which one is meant")
+        problems.append(f"the model has {len(tensors)} {word}s ({names}): choose one with {word}.name")
         return None
     chosen = next((t for t in tensors if t.name == name), None)
     if chosen is None:
@@ -159,7 +158,7 @@ def _choose(tensors: tuple[Tensor, ...], name: str | None, word: str, problems: 
 
 
 def _check_tensor(tensor: Tensor, layout: str, channels: int, word: str, problems: list[str]) -> None:
-    """Rank and channel axis against a layout; a file that declares no shape is believed."""
+    """Check rank and channel axis against a layout; nothing is checked if the file declares no shape."""
     if tensor.shape and len(tensor.shape) != len(AXES[layout]):
         problems.append(
             f"{word} {tensor.name} has {len(tensor.shape)} axes, {list(tensor.shape)}, "
@@ -175,10 +174,10 @@ def _check_tensor(tensor: Tensor, layout: str, channels: int, word: str, problem
 
 
 def _guess_layout(tensor: Tensor, otherwise: str = "nchw") -> str:
-    """The layout whose channel axis is small and fixed, where only one has that."""
+    """The only layout whose channel axis is small and fixed, else `otherwise`."""
     small = [name for name in ("nchw", "nhwc") if 0 < (tensor.fixed("channels", name) or 0) <= _MOST_CHANNELS]
     return small[0] if len(small) == 1 else otherwise
 
 
 def _mismatch(file: ModelFile, problems: list[str]) -> ContractError:
-    return ContractError(f"{file.uri} does not fit its contract: {short('; '.join(problems), MAX_MESSAGE)}")
+    return ContractError(f"{file.uri} does not match its contract: {short('; '.join(problems), MAX_MESSAGE)}")

@@ -1,10 +1,9 @@
-"""ONNX files as graphs: read with distrust, and asked what they hold.
+"""ONNX files as graphs: parsed as untrusted input, and queried.
 
-Knows the `onnx` package, which is loaded when a function needs it. Knows no contract, no session and no file: bytes
-come in, messages (`ModelProto`) stay inside `unet_batch.model`.
+Uses the `onnx` package, which each function imports on use. The caller reads the bytes.
 
-A model is code from elsewhere. `parse` takes the graphs that this project scores and refuses the rest: external data,
-operators of unknown domains, control flow, functions, inputs that are no tensors.
+A model is untrusted code. `parse` accepts the graphs that this project scores and refuses others: external data,
+operators of unknown domains, control flow, functions, inputs that are not tensors.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-"""Domains whose operators ONNX Runtime itself brings; any other needs a library of native code."""
+"""Domains whose operators are part of ONNX Runtime; other domains need a native library."""
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 MAX_NODES = 20_000
-"""Largest graphs of segmentation models have some thousand nodes."""
+"""Limit; the largest graphs of segmentation models have a few thousand nodes."""
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Shape = tuple[int | str | None, ...]
@@ -41,7 +40,7 @@ QUANTISED = (
     "QLinear",
     "QuantizeLinear",
 )
-"""How the names of operators begin that only a quantised model has: ONNX's, and ONNX Runtime's own."""
+"""Prefixes of operators that only quantised models have, of ONNX and of ONNX Runtime."""
 _QUANTISED_OPERANDS = {
     "QuantizeLinear": (0,),
     "DequantizeLinear": (0,),
@@ -51,13 +50,13 @@ _QUANTISED_OPERANDS = {
     "ConvInteger": (0, 1),
     "MatMulInteger": (0, 1),
 }
-"""Inputs of quantised operators that hold values; their others hold scales and zero points."""
+"""Inputs of quantised operators that hold values; the other inputs are scales and zero points."""
 _NO_WEIGHTS = frozenset({"Clip", "Expand", "Pad", "Pow", "Range", "Resize", "Reshape", "Slice", "Tile", "Upsample"})
 """Operators whose inputs after the first are settings."""
 
 
 def parse(data: bytes, uri: str, *, custom_domains: Collection[str] = ()) -> ModelProto:
-    """The model in these bytes. Raises ModelRefused where they are none, and where `refusals` has a phrase."""
+    """The model in these bytes. Raises ModelRefused if they are not a model, or if `refusals` finds something."""
     model = read(data, uri)
     if found := refusals(model, custom_domains=custom_domains):
         raise ModelRefused(f"{uri} is refused: {'; '.join(found)}. Export it as one plain file without these")
@@ -65,27 +64,27 @@ def parse(data: bytes, uri: str, *, custom_domains: Collection[str] = ()) -> Mod
 
 
 def read(data: bytes, uri: str) -> ModelProto:
-    """The model in these bytes, whatever it holds. Raises ModelRefused where they are none."""
+    """The model in these bytes, without the checks of `parse`. Raises ModelRefused if they are not a model."""
     import onnx
 
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except Exception as error:  # protobuf's errors belong to whichever protobuf is installed
-        raise ModelRefused(f"{uri} is no ONNX model: {type(error).__name__}: {error}") from error
+    except Exception as error:  # the classes of protobuf's errors depend on the installed version
+        raise ModelRefused(f"{uri} is not an ONNX model: {type(error).__name__}: {error}") from error
     if not model.graph.node or not model.graph.output:  # almost any bytes parse as an empty message
-        raise ModelRefused(f"{uri} is no ONNX model: it has {len(model.graph.node)} nodes")
-    if not all(isinstance(text, str) for text in _names(model)):  # bytes, where UTF-8 is broken
-        raise ModelRefused(f"{uri} is no ONNX model: some of its names are no text")
+        raise ModelRefused(f"{uri} is not an ONNX model: it has {len(model.graph.node)} nodes")
+    if not all(isinstance(text, str) for text in _names(model)):  # bytes if the UTF-8 is invalid
+        raise ModelRefused(f"{uri} is not an ONNX model: some of its names are not text")
     if not all(len(node.output) for node in model.graph.node):
-        raise ModelRefused(f"{uri} is no ONNX model: it has a node without a result")
+        raise ModelRefused(f"{uri} is not an ONNX model: it has a node without an output")
     return model
 
 
 def refusals(model: ModelProto, *, custom_domains: Collection[str] = ()) -> list[str]:
-    """What keeps a model from being trusted, a phrase each; empty for a model that may be run.
+    """Why a model must not be run, a phrase each; empty if it may be run.
 
-    custom_domains: of operators that the job brings a library for.
+    custom_domains: domains of operators for which the job has a library.
     """
     found = []
     if outside := external(model):
@@ -100,12 +99,12 @@ def refusals(model: ModelProto, *, custom_domains: Collection[str] = ()) -> list
     if len(nodes) > MAX_NODES:
         found.append(f"{len(nodes):,} nodes, more than {MAX_NODES:,}")
     for word, values in (("input", inputs(model)), ("output", outputs(model))):
-        found += [f"{word} {name} is no tensor of numbers" for name, dtype, _ in values if dtype in ("", "object")]
+        found += [f"{word} {name} is not a tensor of numbers" for name, dtype, _ in values if dtype in ("", "object")]
     return found
 
 
 def external(model: ModelProto) -> list[str]:
-    """Names of the tensors whose values lie in another file, wherever the model keeps them."""
+    """Names of all tensors whose values are in another file."""
     from onnx import TensorProto
 
     stored = _all_tensors(model)
@@ -113,15 +112,15 @@ def external(model: ModelProto) -> list[str]:
 
 
 def domains(model: ModelProto) -> set[str]:
-    """Domains of all operators that are no functions of the model's own."""
+    """Domains of all operators, without the model's own functions."""
     own = {(function.domain, function.name) for function in model.functions}
     nodes = [*_all_nodes(model.graph), *(node for function in model.functions for node in _inside(function.node))]
     return {node.domain for node in nodes if (node.domain, node.op_type) not in own}
 
 
 def inputs(model: ModelProto) -> list[tuple[str, str, Shape]]:
-    """Name, NumPy's name of the type ("" for what is no tensor) and shape of each input that has to be fed."""
-    stored = {t.name for t in model.graph.initializer}  # which files of 2018 declare as inputs too
+    """Name, NumPy's name of the type ("" if it is not a tensor) and shape of each input that needs a value."""
+    stored = {t.name for t in model.graph.initializer}  # old files (2018) also declare them as inputs
     return [tensor(value) for value in model.graph.input if value.name not in stored]
 
 
@@ -131,7 +130,7 @@ def outputs(model: ModelProto) -> list[tuple[str, str, Shape]]:
 
 
 def tensor(value: ValueInfoProto) -> tuple[str, str, Shape]:
-    """Name, NumPy's name of the type and shape of one declaration; its sizes as they are written."""
+    """Name, NumPy's name of the type and shape of one declaration, with its sizes as declared."""
     if not value.type.HasField("tensor_type"):
         return value.name, "", ()
     declared = value.type.tensor_type
@@ -171,7 +170,7 @@ def array(tensor: TensorProto) -> npt.NDArray[Any]:
 
 
 def constants(model: ModelProto) -> dict[str, TensorProto]:
-    """Every stored tensor by name: initialisers, and Constant nodes that hold one."""
+    """Every stored tensor by name: initialisers and Constant nodes."""
     found = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
@@ -180,7 +179,7 @@ def constants(model: ModelProto) -> dict[str, TensorProto]:
 
 
 def fixed_names(model: ModelProto) -> set[str]:
-    """Tensors that depend on no input: constants, and what is computed from them alone."""
+    """Tensors that depend on no input: constants, and tensors computed only from constants."""
     fixed = {t.name for t in model.graph.initializer} | {t.values.name for t in model.graph.sparse_initializer}
     for node in model.graph.node:
         if not node.op_type.startswith("Random") and all(name in fixed for name in node.input if name):
@@ -189,7 +188,7 @@ def fixed_names(model: ModelProto) -> set[str]:
 
 
 def weights(model: ModelProto) -> dict[str, TensorProto]:
-    """Constants that training found: floats and quantised values of at least one axis, settings left out."""
+    """Trained constants: floats and quantised values with at least one axis, without settings."""
     stored = constants(model)
     used: set[str] = set()
     for node in model.graph.node:
@@ -211,13 +210,13 @@ def weights(model: ModelProto) -> dict[str, TensorProto]:
 
 
 def elements(tensor: TensorProto) -> int:
-    """How many numbers a stored tensor has."""
+    """Number of values of a stored tensor."""
     return int(np.prod(tensor.dims, dtype=np.int64))
 
 
 def precision(model: ModelProto) -> Precision:
-    """What the file computes in: `int8` where anything is quantised, `fp16` or `bf16` where weights of more than one
-    element are stored or cast so, else `fp32`; branches and functions are looked into."""
+    """Precision of the file, with its branches and functions: `int8` if a tensor is quantised, `fp16` or `bf16` if
+    weights with more than one element are stored in it or cast to it, else `fp32`."""
     from onnx import TensorProto
 
     nodes = [*_all_nodes(model.graph), *(node for function in model.functions for node in _inside(function.node))]
@@ -232,7 +231,7 @@ def precision(model: ModelProto) -> Precision:
 
 
 def numpy_type(code: int) -> np.dtype[Any] | None:
-    """NumPy's type for ONNX's code; None where it has none."""
+    """NumPy's type for ONNX's code; None if there is none."""
     from onnx import helper
 
     try:
@@ -267,7 +266,7 @@ def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
 
 
 def _inside(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    """The nodes, and those of the graphs inside them."""
+    """The nodes, and the nodes of their subgraphs."""
     for node in nodes:
         yield node
         for inner in _branches([node]):
@@ -281,7 +280,7 @@ def _branches(nodes: Iterable[NodeProto]) -> Iterator[GraphProto]:
 
 
 def _all_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    """Every tensor that can hold a reference: initialisers, attributes, sparse ones, in subgraphs and functions too."""
+    """Every tensor that can refer to a file: initialisers, attributes and sparse tensors, also in subgraphs."""
 
     def of_nodes(nodes: Sequence[NodeProto]) -> Iterator[TensorProto]:
         for entry in (entry for node in nodes for entry in node.attribute):

@@ -1,7 +1,7 @@
-"""What a graph says its output is: logits, probabilities or labels, within which bounds, and whether it can be trusted.
+"""The meaning of an output from its graph: logits, probabilities or labels, their bounds, and whether it is repeatable.
 
-Knows nodes and stored tensors. Knows no sizes and no session. Only what is certain is told: where a graph leaves a
-question open, the answer is None, and somebody has to measure.
+Works on nodes and stored tensors. All results are certain; None means that the graph does not decide it and that it
+must be measured.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unet_batch.contract import ModelOutput
-from unet_batch.model.bounds import DEPTH, PROBABILITIES, SAME, YES_OR_NO, Bounds, Reach
+from unet_batch.model.bounds import DEPTH, PROBABILITIES, SAME, YES_OR_NO, Bounds, TensorBounds
 from unet_batch.model.graph import array, attribute, constants, numpy_type, opsets
 
 if TYPE_CHECKING:
@@ -22,38 +22,38 @@ _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "QLinearCo
 _FUSED = frozenset({"FusedConv", "NhwcFusedConv", "FusedGemm"})
 _NORMS = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization"})
 _DECIDES = YES_OR_NO | {"ArgMax", "ArgMin", "Ceil", "Floor", "Hardmax", "Round", "Sign"}
-"""Operators that leave no scores; a Cast to whole numbers does so too."""
+"""Operators whose results are decisions, not scores; a Cast to integers is one too."""
 _RANDOM = frozenset(
     {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 )
 _SIZES = frozenset({"Shape", "Size"})
 _TRAINING = "is in training mode, so export it in evaluation mode (`model.eval()`)"
 _BY_FACTORS = _FUSED | {"Conv", "ConvTranspose", "Gemm", "MatMul", "Mul"}
-"""Operators that keep nothing of a picture where one of their first two inputs is zero everywhere."""
+"""Operators whose result does not depend on the image if one of their first two inputs is zero everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What is certain about the values of an output."""
+    """The certain properties of the values of an output."""
 
     activation: str | None
-    """The word of `output.activation` that is right: logits, softmax, sigmoid, labels; None where several may be."""
+    """The right value of `output.activation`: logits, softmax, sigmoid, labels; None if several are possible."""
     made_by: str
-    """The operator that makes the values; those that only move them are looked through."""
+    """The operator that computes the values; operators that only move values are skipped."""
     bounds: Bounds
-    """No value lies outside."""
+    """All values lie within."""
     decided: bool
-    """Whether a comparison, a rounding or an ArgMax made the values."""
+    """Whether the values come from a comparison, a rounding or an ArgMax."""
     softmax_axis: int | None
-    """The axis of the output along which a Softmax sums to 1; None where there is none or it is not known."""
+    """The axis of the output along which a Softmax sums to 1; None if there is none or it is unknown."""
     constant: str | None
-    """Why the output is the same for every picture; None where it depends on the picture."""
+    """Why the output is the same for every image; None if it depends on the image."""
     unstable: tuple[str, ...]
-    """Why a tile's output depends on chance or on its neighbours in a batch, a phrase each."""
+    """Why a tile's output is random or depends on other tiles of its batch, a phrase each."""
 
 
 def meaning(model: ModelProto, output: str) -> Meaning:
-    """What the graph says about one of its outputs."""
+    """The meaning of one output of the graph."""
     walk = _Walk(model)
     last, axes = walk.origin(output)
     kind = walk.kind(output)
@@ -69,11 +69,11 @@ def meaning(model: ModelProto, output: str) -> Meaning:
 
 
 def contradictions(found: Meaning, output: ModelOutput, layout: str) -> list[str]:
-    """What the graph says against a contract's output, one sentence each. layout: of the output, as resolved."""
+    """Contradictions between the graph and a contract's output, one sentence each. layout: of the resolved output."""
     said, ends = output.activation, f"the file ends in {found.made_by}"
     sentences = [f"its result is not repeatable: {phrase}" for phrase in found.unstable]
     if found.constant is not None:
-        return [*sentences, f"its output is the same for every picture: {found.constant}"]
+        return [*sentences, f"its output is the same for every image: {found.constant}"]
     one = len(output.classes) == 1
     if found.activation == "softmax" and one:
         return [*sentences, f"{ends} over one class, which is 1 everywhere: export it with a Sigmoid, or two classes"]
@@ -87,12 +87,12 @@ def contradictions(found: Meaning, output: ModelOutput, layout: str) -> list[str
 
 
 def _wrong(found: Meaning, output: ModelOutput) -> tuple[str, str] | None:
-    """What the numbers are instead, and what to write; None where nothing speaks against the contract."""
+    """The actual meaning of the values, and what to write; None if the graph does not contradict the contract."""
     said, low, high = output.activation, *found.bounds
     is_a = found.activation
     if is_a == "labels":
         fits = said == "labels" or (said == "masks" and len(output.classes) == 1)
-        return None if fits else (", which gives finished labels", "write output.activation: labels")
+        return None if fits else (", which gives labels", "write output.activation: labels")
     if is_a in ("softmax", "sigmoid"):
         per = "over the classes" if is_a == "softmax" else "per class"
         return None if said == is_a else (f", which gives probabilities {per}", f"write output.activation: {is_a}")
@@ -103,7 +103,7 @@ def _wrong(found: Meaning, output: ModelOutput) -> tuple[str, str] | None:
             return ", which gives 0 or 1", "write output.activation: masks, or labels"
         return (
             ", and every value lies between 0 and 1",
-            "write softmax where classes exclude each other, sigmoid where each stands for itself",
+            "write softmax for exclusive classes, sigmoid for independent classes",
         )
     if said in ("labels", "masks") and not found.decided and low >= 0 and high <= 1:
         return ", and its values lie between 0 and 1", "write output.activation: softmax, or sigmoid"
@@ -111,7 +111,7 @@ def _wrong(found: Meaning, output: ModelOutput) -> tuple[str, str] | None:
 
 
 class _Walk:
-    """A graph, looked at from its output."""
+    """Follows a graph back from its output."""
 
     def __init__(self, model: ModelProto) -> None:
         self._model = model
@@ -119,13 +119,13 @@ class _Walk:
         self._constants = constants(model)
         self._opset = opsets(model).get("", 1)
         self._kinds: dict[str, str | None] = {}
-        self._reach = Reach(self._made_by, self._constants)
+        self._reach = TensorBounds(self._made_by, self._constants)
 
     def origin(self, name: str) -> tuple[NodeProto | None, list[int] | None]:
-        """The node that makes a tensor's values, and for each axis of the tensor which axis of the node's it was."""
+        """The node that computes a tensor's values; and for each axis of the tensor, the axis of the node's output."""
         axes: list[int] | None = [0, 1, 2, 3]
         whole: NodeProto | None = None
-        for _ in self._model.graph.node:  # a file may hold a circle
+        for _ in self._model.graph.node:  # a file may contain a cycle
             node = self._made_by.get(name)
             if node is None or node.op_type not in SAME or not node.input:
                 undecided = whole is not None and (node is None or node.op_type not in _DECIDES)
@@ -141,9 +141,9 @@ class _Walk:
         return None, None
 
     def kind(self, name: str, depth: int = 0) -> str | None:
-        """The word for a tensor's values, where it is certain."""
+        """The activation of a tensor's values if it is certain, else None."""
         if name not in self._kinds:
-            self._kinds[name] = None  # in a circle
+            self._kinds[name] = None  # used if the tensor depends on itself
             self._kinds[name] = self._kind(name, depth)
         return self._kinds[name]
 
@@ -170,14 +170,14 @@ class _Walk:
         if kind in ("Add", "Sub", "Mul", "Div", "Sum", "Mean", "Concat") and operands:
             kinds = {self.kind(operand, depth + 1) for operand in dict.fromkeys(operands)}
             if kind in ("Add", "Sub", "Sum") and "logits" in kinds and not any(map(self._limited, operands)):
-                return "logits"  # a residual sum: nothing bounds any of its parts
+                return "logits"  # a residual sum without bounded terms
             alike = kinds.pop() if len(kinds) == 1 else None
-            # A mean of probabilities is one, but a sum is none: only the bounds can tell.
+            # A mean of probabilities is a probability, a sum is not: the bounds decide.
             return alike if alike == "logits" or kind == "Concat" else None
         return None
 
     def _of_products(self, node: NodeProto) -> str | None:
-        """Logits, unless what is multiplied has bounds: a filter over probabilities may give probabilities."""
+        """Logits, unless the factors are bounded: a filter over probabilities may give probabilities."""
         fed = [name for name in node.input[:2] if name not in self._constants]
         return None if fed and self._limited(fed[0]) else "logits"
 
@@ -185,7 +185,7 @@ class _Walk:
         return all(math.isfinite(limit) for limit in self._reach.of(name))
 
     def reach(self, output: str) -> Bounds:
-        """Between which numbers every value of the output lies."""
+        """Lower and upper bound of all values of the output."""
         return self._reach.of(output)
 
     def softmax_axis(self, node: NodeProto, axes: Sequence[int]) -> int | None:
@@ -194,20 +194,20 @@ class _Walk:
             return None
         axis = int(attribute(node, "axis", -1 if self._opset >= 13 else 1)) % 4
         if self._opset < 13 and axis != 3:
-            return None  # it runs over all axes behind this one: sizes decide what that is
+            return None  # it runs over all later axes: their sizes decide
         return list(axes).index(axis)
 
     def constant(self, output: str) -> str | None:
-        """Why no picture changes the output; None where one does."""
+        """Why the output does not depend on the image; None if it does."""
         fed = {value.name for value in self._model.graph.input} - self._constants.keys()
         for node in self._model.graph.node:
             if node.op_type in _SIZES:
                 continue
             lost = self._clips_to_one(node) or (node.op_type in _BY_FACTORS and any(map(self._is_zero, node.input[:2])))
-            inside = any(entry.HasField("g") for entry in node.attribute)  # what a branch reads is not listed here
+            inside = any(entry.HasField("g") for entry in node.attribute)  # inputs of a branch are not listed here
             if inside or (not lost and any(name in fed for name in node.input)):
                 fed.update(node.output)
-        return None if output in fed else "no pixel of its input has a way to it"
+        return None if output in fed else "it is not connected to the input"
 
     def _is_zero(self, name: str) -> bool:
         stored = self._constants.get(name)
@@ -220,14 +220,14 @@ class _Walk:
         return low >= high
 
     def unstable(self, output: str) -> list[str]:
-        """Phrases for what makes two runs of one tile differ."""
+        """Why two runs of one tile may differ, a phrase each."""
         wanted, found = {output}, dict[str, None]()
         for node in reversed(self._model.graph.node):
             if not wanted.intersection(node.output):
                 continue
             wanted.update(node.input)
             if node.op_type in _RANDOM:
-                found[f"it draws numbers with {node.op_type}, so export it without"] = None
+                found[f"it uses random numbers ({node.op_type}), so export it without them"] = None
             elif node.op_type == "Dropout" and self._is_on(node):
                 found[f"a Dropout {_TRAINING}"] = None
             elif node.op_type == "BatchNormalization" and (
@@ -244,6 +244,6 @@ class _Walk:
 
 
 def _is_whole(code: int) -> bool:
-    """Whether ONNX's code of a type is that of whole numbers."""
+    """Whether ONNX's code of a type is an integer type."""
     dtype = numpy_type(code)
     return dtype is not None and dtype.kind in "iub"

@@ -1,6 +1,6 @@
-"""What is known of a model: what its file declares, and what the file and the contract agree on.
+"""A model's file with its declarations, and the model that results from file and contract.
 
-Knows no engine and no store. Axes of an open size keep their symbols here; only numbers are compared.
+Axes of an open size keep their symbols here; only numbers are compared.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Shape = tuple[int | str | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One input or output, as the file declares it."""
+    """One input or output as declared in the file."""
 
     name: str
     dtype: str
-    """NumPy's name, or ONNX's own text where NumPy has none."""
+    """NumPy's name of the type, or ONNX's if NumPy has none."""
     shape: Shape
-    """A number, a symbol, or None for an unnamed open axis; () where the file declares no shape."""
+    """Per axis a number, a symbol, or None for an unnamed open axis; () if the file declares no shape."""
 
     def fixed(self, axis: str, layout: str) -> int | None:
-        """The size of an axis where the file fixes it (a declared 0 or -1 fixes nothing)."""
+        """The size of an axis if the file fixes it, else None (a declared 0 or -1 fixes nothing)."""
         place = AXES[layout].get(axis)
         size = self.shape[place] if place is not None and place < len(self.shape) else None
         return size if isinstance(size, int) and size > 0 else None
@@ -36,7 +36,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
-    """An ONNX file that was opened once to learn what it declares."""
+    """An ONNX file and its declarations."""
 
     data: bytes
     sha256: str
@@ -48,21 +48,21 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A contract that was held against its file, with everything filled in that the file decides."""
+    """A file and its contract after the check, with all values that the file decides."""
 
     sha256: str
     contract: Contract
     input_name: str
     output_name: str
     tile_hw: tuple[int, int] | None
-    """The size every tile has; None: any multiple of `contract.input.multiple`."""
+    """Fixed size of a tile; None: any multiple of `contract.input.multiple`."""
     batch: int | None
     """Fixed batch axis; None: any."""
     output_layout: Layout
 
     @property
     def planes(self) -> int:
-        """K: channels of the output; 1 for finished labels."""
+        """K: channels of the output; 1 for labels."""
         return 1 if self.contract.output.activation == "labels" else len(self.contract.output.classes)
 
     def to_json(self) -> bytes:

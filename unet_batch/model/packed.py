@@ -1,12 +1,12 @@
-"""What a packed file is called by: the names of its tensors and of its metadata entry."""
+"""Names in a packed file: its tensors and its metadata entry."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 PACK_KEY = "unet_batch.pack"
-"""Of the metadata entry that holds the reference pictures; a file with it was packed."""
+"""Metadata entry with the reference pictures; every packed file has it."""
 PIXELS, LABELS, FINITE = "pixels", "labels", "finite"
-"""The input, the label map, and 0 or 1 for each tile: whether its scores were finite."""
+"""Names of the input, of the label map, and of the output that is 1 for each tile with finite scores, else 0."""
 
 SourceType = Literal["uint8", "uint16"]

@@ -1,6 +1,6 @@
-"""The size of every tensor in a graph, without running it.
+"""The size of every tensor in a graph, by ONNX's shape inference.
 
-Knows ONNX's shape inference and its limits. Knows no session: values that only a run can compute are arguments.
+No session is opened: the caller passes values that only a run can compute.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 FEW_ELEMENTS = 4096
-"""Constants above this size are weights: their values decide no shape, and shape inference need not see them."""
+"""Constants above this size are weights: no shape depends on their values, so shape inference does not need them."""
 
 ONNX = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 """Domains whose operators shape inference knows."""
@@ -35,21 +35,21 @@ _SIZE_OPERANDS = {
     "Tile": (1,),
     "Upsample": (1,),
 }
-"""Inputs whose values decide the size of an output."""
+"""Inputs whose values determine the size of an output."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sized:
-    """A tensor of the graph as shape inference knows it."""
+class InferredTensor:
+    """Type and size of a tensor by shape inference."""
 
     dtype: np.dtype[Any] | None
-    """None where unknown, or where NumPy has none."""
+    """None if unknown, or if NumPy has no such type."""
     dims: tuple[int | None, ...] | None
-    """None: even the rank is unknown."""
+    """None if the rank is unknown."""
 
     @property
     def known(self) -> tuple[int, ...] | None:
-        """The dims where every one is known."""
+        """The dims if all are known, else None."""
         if self.dims is None or any(d is None for d in self.dims):
             return None
         return tuple(d for d in self.dims if d is not None)
@@ -61,8 +61,8 @@ class Sized:
 
 
 def unknowable(model: ModelProto) -> list[str]:
-    """Tensors that inference may not get beyond: computed ones that decide the size of another (be it from constants),
-    and results of operators that are not ONNX's."""
+    """Tensors that shape inference may need the values of: computed tensors that determine a size (even if they depend
+    on constants only), and results of operators outside ONNX."""
     stored = constants(model)
     found = {
         node.input[place]: None
@@ -75,7 +75,7 @@ def unknowable(model: ModelProto) -> list[str]:
 
 
 def with_outputs(model: ModelProto, names: Sequence[str]) -> bytes:
-    """The file of a model that returns these tensors and nothing else."""
+    """The bytes of the model with these tensors as its only outputs."""
     import onnx
 
     changed = onnx.ModelProto()
@@ -89,11 +89,11 @@ def with_outputs(model: ModelProto, names: Sequence[str]) -> bytes:
 
 def shapes(
     model: ModelProto, sizes: Mapping[str, Sequence[int]], known: Mapping[str, npt.NDArray[Any]] | None = None
-) -> dict[str, Sized]:
-    """Type and size of every tensor, by shape inference alone, when the inputs have these sizes.
+) -> dict[str, InferredTensor]:
+    """Type and size of every tensor by shape inference, for these sizes of the inputs.
 
-    What the file declares of its other tensors is ignored: real files carry the batch's symbol on the height, or sizes
-    of the example that they were exported with. known: tensors that inference cannot compute, as a run gave them.
+    Declarations of other tensors are ignored: in real files they may have the batch's symbol on the height, or sizes of
+    the example in the export. known: values, from a run, of tensors that inference cannot compute.
     """
     from onnx import shape_inference
 
@@ -108,18 +108,18 @@ def shapes(
         dims = None
         if tensor.HasField("shape"):
             dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
-        found[value.name] = Sized(numpy_type(tensor.elem_type), dims)
+        found[value.name] = InferredTensor(numpy_type(tensor.elem_type), dims)
     for name, stored in constants(model).items():
-        found[name] = Sized(numpy_type(stored.data_type), tuple(stored.dims))
+        found[name] = InferredTensor(numpy_type(stored.data_type), tuple(stored.dims))
     for name, values in (known or {}).items():
-        found[name] = Sized(values.dtype, values.shape)
+        found[name] = InferredTensor(values.dtype, values.shape)
     return found
 
 
 def _skeleton(
     model: ModelProto, sizes: Mapping[str, Sequence[int]], known: Mapping[str, npt.NDArray[Any]]
 ) -> ModelProto:
-    """The graph without the values of its weights: inference copies a model three times, and needs their sizes only."""
+    """The graph without the values of its weights: inference needs only their sizes, and copies a model three times."""
     import onnx
     from onnx import helper, numpy_helper
 

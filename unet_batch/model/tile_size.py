@@ -1,7 +1,4 @@
-"""The size of a model's tiles, and what size its output may have for it.
-
-Knows numbers of rows and columns. Knows no file and no session.
-"""
+"""The size of a model's tiles, and the allowed sizes of its output."""
 
 from __future__ import annotations
 
@@ -12,26 +9,26 @@ AXES: dict[str, dict[str, int]] = {
     "nhwc": {"batch": 0, "height": 1, "width": 2, "channels": 3},
     "nhw": {"batch": 0, "height": 1, "width": 2},
 }
-"""Place of each axis, by layout."""
+"""Layout → position of each axis."""
 UNKNOWN_MULTIPLE = 32
-"""Of a draft: five levels, as the encoders of most U-Nets have."""
+"""`input.multiple` of a draft: five levels, as in the encoders of most U-Nets."""
 Size = tuple[int | None, int | None]
-"""Rows and columns; None: not known."""
+"""Rows and columns; None if unknown."""
 
 
 def unplaceable(tile_hw: tuple[int, int], output_hw: Size) -> str | None:
-    """Why an output of this size cannot be laid over its tile; None where it can, or where a side is not known.
+    """Why the pixels of an output of this size have no known place in the tile; None if they have, or if unknown.
 
-    It can where each side is the tile's or an integer fraction of it (half-size masks). Any other size says nothing
-    about where its pixels lie: 216 for 256 is a border cut off by convolutions without padding, not a smaller picture.
+    Each side must equal the tile's side or an integer fraction of it (half-size masks). With any other size the place
+    of the pixels is unknown: 216 for 256 is a border cut off by convolutions without padding, not a smaller image.
     """
     for said, side in zip(output_hw, tile_hw, strict=True):
         if said is not None and (said < 1 or side % said):
             found = "x".join("?" if side is None else str(side) for side in output_hw)
             return (
-                f"a tile of {tile_hw[0]}x{tile_hw[1]} comes back as {found}, which is neither its size nor an integer "
-                "fraction of it, so nobody knows where its pixels lie: export the network with padded convolutions, or "
-                "resize its output in the graph"
+                f"the output of a tile of {tile_hw[0]}x{tile_hw[1]} is {found}, which is neither its size nor an "
+                "integer fraction of it, so the place of its pixels is unknown: export the network with padded "
+                "convolutions, or resize its output in the graph"
             )
     return None
 
@@ -39,10 +36,10 @@ def unplaceable(tile_hw: tuple[int, int], output_hw: Size) -> str | None:
 def sizes(
     spec: ModelInput, fixed_hw: Size, size: int | None, problems: list[str]
 ) -> tuple[Size, tuple[int, int] | None]:
-    """Height and width as far as file and contract know them, and the size of every tile.
+    """Height and width from file and contract, and the size of every tile, if fixed.
 
-    fixed_hw: what the file fixes. size: `tiling.size`, which decides where fit is `tile`, `pad` or `none` and the file
-    leaves an axis open; a picture that is resized has the contract's size.
+    fixed_hw: sizes fixed by the file. size: `tiling.size`; it counts if fit is `tile`, `pad` or `none` and the file
+    leaves an axis open. With `stretch` and `letterbox` the contract's size counts.
     """
     known: list[int | None] = []
     for axis, fixed, said in zip(("height", "width"), fixed_hw, (spec.height, spec.width), strict=True):

@@ -1,1 +1,1 @@
-"""What runs a model: the table of engines, their sessions, ensembles, and batches of a size that pays and fits."""
+"""Running a model: the table of engines, their sessions, ensembles, and batches of an efficient size that fits."""

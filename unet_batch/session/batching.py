@@ -1,6 +1,6 @@
-"""Dynamic batches: tiles of many images through one session, in sizes that pay and fit into memory.
+"""Dynamic batches: tiles of many images in one session, in efficient sizes that fit into memory.
 
-Knows tiles, ladders and a session's `run`. Knows no engine, no images and no logits beyond their first axis.
+Works on tiles, ladders and a session's `run`; independent of engines and images.
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, int, str]
-"""Rows, columns and type of a tile: tiles of different shapes or types never share a batch."""
+"""Rows, columns and dtype of a tile; all tiles of a batch have the same."""
 
 CPU_BATCH_MAX = 8
-"""On a CPU throughput is flat from 1 on, and a batch only costs memory."""
+"""On a CPU, throughput hardly depends on the batch size, and larger batches need more memory."""
 MANY_SHAPES = 4
-"""Every shape costs plans, memory and a climb of its own."""
+"""Shapes from which a warning is logged: each needs its own plans, memory and measurements."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A cut of one image, ready for the session."""
+    """One tile of an image, ready for the session."""
 
     image: int
     """The caller's number of the image."""
     box: Box
-    """Where the tile lies in it."""
+    """Place of the tile in the image."""
     pixels_hwc: Array
-    """(H, W, C) of a type that the session takes."""
+    """(H, W, C) of a dtype that the session takes."""
 
 
 Scored = Array | OutOfMemory | ImageError
-"""Logits of a tile, float32 (K, h, w), or why there are none."""
+"""Logits of a tile, float32 (K, h, w), or the error of this tile."""
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class BatchStats:
     """Figures of some batches."""
 
     batches: Counter[int] = field(default_factory=Counter)
-    """How often each batch size ran."""
+    """Batch size → number of runs."""
     session_s: float = 0.0
     """Seconds inside `session.run`, failed runs included."""
     out_of_memory: int = 0
@@ -66,7 +66,7 @@ class BatchStats:
 
 
 class Batcher:
-    """Runs tiles through one session. Threads may share it: while one batch runs, the others prepare theirs."""
+    """Runs tiles through one session. Thread-safe: while one batch runs, other threads prepare theirs."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Batcher:
         memory: LadderMemory | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """batch_max: largest batch; a batch axis that the model fixes wins over it. clock: seconds."""
+        """batch_max: largest batch; ignored if the model fixes the batch axis. clock: returns seconds."""
         self.stats = BatchStats()
         self._session = session
         self._memory = memory
@@ -85,16 +85,16 @@ class Batcher:
         self._sizes = sizes_up_to(cap) if session.model.batch is None else (session.model.batch,)
         self._ladders: dict[Shape, Ladder] = {}
         self._kept: dict[Shape, Remembered | None] = {}
-        self._running = threading.Lock()  # around session.run; taken before the other, never after it
-        self._counting = threading.Lock()  # around ladders and figures, held for microseconds
+        self._running = threading.Lock()  # for session.run; always taken before _counting
+        self._counting = threading.Lock()  # for ladders and figures, held for microseconds
 
     def run(self, tiles: Iterable[Tile], *, stats: BatchStats | None = None) -> Iterator[tuple[Tile, Scored]]:
-        """Every tile once, with its float32 (K, h, w) logits, in the order in which batches finish.
+        """Every tile once, with its float32 (K, h, w) logits, in the order of the batches.
 
-        tiles: pulled only as far as the next batch needs; per shape no more than one batch waits.
-        stats: receives this call's figures (`self.stats` sums up all calls).
-        A tile that does not fit into memory even alone comes back with the OutOfMemory, and one whose output cannot be
-        laid over it with an ImageError: another size of tile may be right. Raises what the session raises otherwise.
+        tiles: read only as far as the next batch needs; at most one batch per shape waits.
+        stats: receives the figures of this call (`self.stats` has the sums of all calls).
+        The result of a tile that does not fit into memory alone is an OutOfMemory; if its output size is not allowed
+        (`unplaceable`), it is an ImageError, because other tile sizes may work. Raises the session's other errors.
         """
         mine = stats if stats is not None else BatchStats()
         waiting: dict[Shape, list[Tile]] = {}
@@ -110,7 +110,7 @@ class Batcher:
         self._remember()
 
     def _score(self, shape: Shape, tiles: list[Tile], mine: BatchStats) -> Iterator[tuple[Tile, Scored]]:
-        """The tiles of one shape, to the last, in as many batches as it takes."""
+        """All tiles of one shape, in one or more batches."""
         while tiles:
             with self._counting:
                 size = self._ladders[shape].fit(len(tiles))
@@ -127,17 +127,17 @@ class Batcher:
                 if strange is None:
                     yield from zip(batch, logits_nkhw, strict=True)
                 else:
-                    text = f"{strange}; where some sizes fit, write what they are a multiple of as input.multiple"
+                    text = f"{strange}; if sizes of a certain multiple work, write it as input.multiple"
                     yield from ((tile, ImageError(Reason.MODEL_OUTPUT_OUT_OF_RANGE, text)) for tile in batch)
             tiles = rest
 
     def _run_batch(self, shape: Shape, batch: list[Tile], *, size: int, mine: BatchStats) -> Array:
-        """Logits of one batch, (N, K, h, w); rows that only fill a fixed batch axis are cut off."""
+        """Logits of one batch, (N, K, h, w), without rows that only fill a fixed batch axis."""
         padding = size - len(batch)
         try:
             pixels_nhwc = np.stack([tile.pixels_hwc for tile in batch] + [batch[-1].pixels_hwc] * padding)
         except MemoryError as error:
-            raise OutOfMemory(f"no memory to put {size} tiles of {shape[0]}x{shape[1]} side by side") from error
+            raise OutOfMemory(f"no memory for a batch of {size} tiles of {shape[0]}x{shape[1]}") from error
         with self._running:
             start = self._clock()
             try:
@@ -162,7 +162,7 @@ class Batcher:
                 self._kept[shape] = remembered
                 if len(self._ladders) == MANY_SHAPES + 1:
                     log.warning(
-                        "more than %d tile shapes reach one session, and each needs batches and memory of its own: "
+                        "more than %d tile shapes in one session, and each needs its own batches and memory: "
                         "write tiling.size, or resize with input.fit",
                         MANY_SHAPES,
                     )
@@ -175,7 +175,7 @@ class Batcher:
             return self._ladders[shape].out_of_memory(size)
 
     def _remember(self) -> None:
-        """Keeps each settled ladder whose choice differs from what is kept already."""
+        """Store each settled ladder that differs from the stored one."""
         if self._memory is None:
             return
         with self._counting:
@@ -198,5 +198,5 @@ class Batcher:
 
 
 def _differs(new: Remembered, old: Remembered | None) -> bool:
-    """Whether new sizes were measured or ruled out; a few per cent of other seconds are no news."""
+    """Whether new sizes were measured or excluded; small differences in seconds do not count."""
     return old is None or new.limit != old.limit or set(new.seconds) != set(old.seconds)

@@ -1,7 +1,7 @@
-"""What can run a model: the one table of engines and providers, and the functions that read it.
+"""The table of engines and providers, and functions that read it.
 
-Knows names, precisions and options, and what an ONNX file says about its own precision. Opens no session and knows no
-engine's library; `onnx` is imported only to look into a file.
+Names, precisions and options, and the precision of an ONNX file. Opens no session and imports no engine; `onnx` is
+imported only to read a file.
 """
 
 from __future__ import annotations
@@ -24,30 +24,29 @@ class Provider:
 
     engine: Engine
     name: str
-    """As `session.providers` calls it."""
+    """Name in `session.providers`."""
     execution_provider: str
-    """As ONNX Runtime calls it; empty for another engine."""
+    """Name in ONNX Runtime; empty for other engines."""
     gpu: bool
-    """Whether an actor needs a GPU for it."""
+    """Whether an actor with this provider needs a GPU."""
     precisions: tuple[Precision, ...]
     options: frozenset[str] | None
-    """What `session.provider_options` may set; None: whatever ONNX Runtime accepts."""
+    """Keys allowed in `session.provider_options`; None: all that ONNX Runtime accepts."""
     arena: str | None
-    """ONNX Runtime's name of its memory arena; None where it has none that can be emptied."""
+    """ONNX Runtime's name of the memory arena; None if there is none that can be shrunk."""
     needs: str
-    """What must be there for it to run, and what to do about it."""
+    """Requirements, and what to do if they are missing."""
 
     @property
     def label(self) -> str:
-        """As rows, records and ladders name what really ran."""
+        """The name of the provider in rows, records and ladders."""
         return self.name if self.engine == "onnxruntime" else self.engine
 
 
 _FILE_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
-# Options that a job may set: names that the released parsers take, without those that this package decides (device,
-# precision, memory, cuDNN's search), those that hold addresses, and CUDA graphs, which need fixed addresses and one
-# thread.
+# Options that a job may set: names that the released parsers accept, without those that this package sets (device,
+# precision, memory, cuDNN's search), those with addresses, and CUDA graphs, which need fixed addresses and one thread.
 TABLE = (
     Provider(
         engine="onnxruntime",
@@ -102,7 +101,7 @@ TABLE = (
         needs="run `pip install unet-batch[openvino]`, or write model.engine: onnxruntime",
     ),
 )
-"""A new row needs its name in the `Literal`s of `spec.py` as well; nothing else lists engines or providers."""
+"""A new row also needs its name in the `Literal`s of `spec.py`."""
 
 _HELD_BY: dict[Precision, tuple[str, ...]] = {
     "fp32": ("fp32",),
@@ -111,13 +110,13 @@ _HELD_BY: dict[Precision, tuple[str, ...]] = {
     "fp16": ("fp16",),
     "int8": ("int8",),
 }
-"""Which files a precision runs: tf32 and bf16 are arithmetic on fp32 weights, the others are what the file is."""
+"""Precision → precisions of the file: tf32 and bf16 are arithmetic on fp32 weights, the others describe the file."""
 
 
 def find(engine: Engine, name: str) -> Provider:
-    """The row of a provider. ONNX Runtime's own names are taken too, and one that no row has becomes a row here.
+    """The row of a provider; also by ONNX Runtime's name, for which a row is made if the table has none.
 
-    Raises JobError where the engine has no such provider.
+    Raises JobError if the engine has no such provider.
     """
     rows = [row for row in TABLE if row.engine == engine]
     for row in rows:
@@ -134,59 +133,59 @@ def find(engine: Engine, name: str) -> Provider:
         precisions=_FILE_PRECISIONS,
         options=None,
         arena=None,
-        needs=f"it needs an ONNX Runtime that was built with {name}, and what that one needs",
+        needs=f"it needs an ONNX Runtime built with {name}, and that provider's libraries",
     )
 
 
 def on_gpu(provider: str) -> bool:
-    """Whether a provider, by its name in a job file or on a session, wants a GPU of its own."""
+    """Whether a provider, by its name in a job file or of a session, needs a GPU."""
     return any(row.gpu for row in TABLE if provider in (row.name, row.execution_provider, row.label))
 
 
 def on_cpu(provider: str) -> bool:
-    """Whether it is the processor that runs. Of a provider that no row has, neither is known."""
+    """Whether the provider runs on the CPU. Of a provider without a row it is not known: both are False."""
     return any(not row.gpu for row in TABLE if provider in (row.name, row.execution_provider, row.label))
 
 
 def check_choice(model: ModelSpec, session: SessionSpec) -> None:
-    """Raises JobError, in one sentence, where engine, providers, precision and options do not go together."""
+    """Raise JobError if engine, providers, precision and options do not match each other."""
     for name in session.providers:
         row = find(model.engine, name)
         if model.precision not in row.precisions:
             able = [f"{r.engine} on {r.name}" for r in TABLE if model.precision in r.precisions]
             raise JobError(
-                f"model.precision {model.precision} is not for {row.engine} on {row.name}, which takes "
+                f"{row.engine} on {row.name} does not support model.precision {model.precision}, only "
                 f"{', '.join(row.precisions)}; {model.precision} runs with {', '.join(able)}"
             )
         _check_options(row, session.provider_options.get(name, {}))
     if session.custom_ops and model.engine != "onnxruntime":
-        raise JobError(f"session.custom_ops are ONNX Runtime's, and model.engine is {model.engine}: leave them out")
+        raise JobError(f"session.custom_ops work only in ONNX Runtime, not in model.engine {model.engine}: remove them")
 
 
 def check_model(row: Provider, model: Model) -> None:
-    """Raises JobError where a provider cannot be told the sizes of this model's batches."""
+    """Raise JobError if a provider cannot be configured for the sizes of this model."""
     if row.name != "tensorrt":
         return
     if model.tile_hw is None:
-        raise JobError("TensorRT builds its engine for one size of tile, and this model takes any: write tiling.size")
+        raise JobError("TensorRT builds its engine for one tile size, and this model takes any: write tiling.size")
     if model.batch is None and set(model.input_name) & set(":,"):
         raise JobError(
-            f"TensorRT's profiles cannot name the input {model.input_name}: rename it without a colon or comma, or "
+            f"TensorRT's profiles do not allow the input name {model.input_name}: remove its colon or comma, or "
             "write session.providers: [cuda]"
         )
 
 
 def fingerprint_marks(session: SessionSpec) -> dict[str, object]:
-    """What of a session may change results in ways that nobody here can know; empty for nearly every job.
+    """Session settings that may change results in unknown ways, for the fingerprint; empty for most jobs.
 
-    Raises JobError for a library of operators that cannot be read.
+    Raises JobError if a library of operators cannot be read.
     """
-    strangers = {
+    foreign = {
         name: options
         for name, options in sorted(session.provider_options.items())
         if options and find("onnxruntime", name).options is None
     }
-    marks: dict[str, object] = {"provider_options": strangers} if strangers else {}
+    marks: dict[str, object] = {"provider_options": foreign} if foreign else {}
     if session.custom_ops:
         marks["custom_ops"] = [[path.rpartition("/")[2], _library_digest(path)] for path in session.custom_ops]
     return marks
@@ -200,20 +199,20 @@ def _library_digest(path: str) -> str:
 
 
 def check_file(data: bytes, precision: Precision, uri: str) -> None:
-    """Raises ContractError where an ONNX file is of another precision, keeps weights elsewhere, or cannot be read."""
+    """Raise ContractError if an ONNX file has another precision, has external weights, or cannot be read."""
     held = file_precision(data, uri)
     if held not in _HELD_BY[precision]:
         wanted = ", ".join(name for name, files in _HELD_BY.items() if held in files)
         raise ContractError(
             f"{uri} is a model in {held}, but model.precision says {precision}: "
-            f"write model.precision: {wanted}, or take a file in {_HELD_BY[precision][0]}"
+            f"write model.precision: {wanted}, or use a file in {_HELD_BY[precision][0]}"
         )
 
 
 def file_precision(data: bytes, uri: str = "the model") -> str:
-    """fp32, fp16, bf16 or int8: what the nodes and weights of an ONNX file are (`graph.precision`).
+    """fp32, fp16, bf16 or int8: the precision of an ONNX file (`graph.precision`).
 
-    Raises ContractError where the bytes are no model, and where weights lie in another file (OpenVINO would read it,
+    Raises ContractError if the bytes are not a model, or if weights are in another file (OpenVINO would read it,
     relative to the working directory).
     """
     try:
@@ -221,16 +220,16 @@ def file_precision(data: bytes, uri: str = "the model") -> str:
     except ModelRefused as error:
         raise ContractError(f"{uri} cannot be opened as an ONNX model: {error}") from error
     if outside := graph.external(model):
-        raise ContractError(f"{uri} keeps {outside[0] or 'a tensor'} in another file: export it as one file")
+        raise ContractError(f"{uri} stores {outside[0] or 'a tensor'} in another file: export it as one file")
     return graph.precision(model)
 
 
 def _check_options(row: Provider, options: dict[str, Any]) -> None:
-    """Raises JobError for an option that the row's provider does not take, naming the nearest."""
+    """Raise JobError for an option that the provider does not take; the message names the nearest."""
     for name in options if row.options is not None else ():
         if name in (row.options or ()):
             continue
         near = difflib.get_close_matches(name, row.options or (), n=1, cutoff=0.8)
         known = ", ".join(sorted(row.options or ())) or "none"
         hint = f"did you mean {near[0]}?" if near else f"a job may set: {known}"
-        raise JobError(f"session.provider_options.{row.name}.{name} is not for a job to set; {hint}")
+        raise JobError(f"session.provider_options.{row.name}.{name} cannot be set by a job; {hint}")

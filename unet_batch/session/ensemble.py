@@ -1,6 +1,4 @@
-"""Several models that score as one: the mean of their logits or probabilities, or a vote.
-
-Knows arrays, contracts and sessions. Knows no engine and no files.
+"""Several models as one session: the mean of their logits or probabilities, or a vote.
 
 Arrays: N tiles, K classes, h and w pixels of the output.
 """
@@ -24,12 +22,12 @@ Combine = Literal["logits", "probabilities", "vote"]
 
 
 def combined_model(models: Sequence[Model], combine: Combine) -> Model:
-    """The model that an ensemble is for everything behind it: tiles, blending, thresholds, records.
+    """The model of the ensemble as a whole, for tiling, blending, thresholds and records.
 
-    Its digest covers every member's file and contract, in their order, and how they are combined. Its output is logits,
-    or probabilities: softmax where classes exclude each other, sigmoid where each is decided by itself. The share of
-    votes is decided like a probability: a class of its own needs more than half of them.
-    Raises ContractError with a sentence for everything in which the members do not agree.
+    Its digest covers every member's file and contract, in order, and the combination. Its output is logits or
+    probabilities: softmax for exclusive classes, sigmoid for independent classes. Shares of votes are treated as
+    probabilities: an independent class needs more than half of the votes.
+    Raises ContractError with a phrase for every difference between the members.
     """
     first = models[0]
     problems = [p for n, model in enumerate(models[1:], start=2) for p in _differences(first, model, n)]
@@ -41,7 +39,7 @@ def combined_model(models: Sequence[Model], combine: Combine) -> Model:
         raise ContractError("the members of the ensemble do not fit together: " + "; ".join(problems))
     changes: dict[str, Any] = {"layout": None}
     if combine != "logits":
-        changes["activation"] = "sigmoid" if _by_itself(first.contract.output) else "softmax"
+        changes["activation"] = "sigmoid" if _independent(first.contract.output) else "softmax"
     if combine == "vote":
         changes["threshold"] = 0.5
     output = first.contract.output.model_copy(update=changes)
@@ -58,12 +56,12 @@ def combined_model(models: Sequence[Model], combine: Combine) -> Model:
 
 
 class Ensemble:
-    """A session made of sessions: every tile goes through each member, one after the other."""
+    """A session of several sessions: every tile runs through each member in turn."""
 
     def __init__(self, sessions: Sequence[Session], model: Model, combine: Combine) -> None:
-        """sessions: of the members, in the order of `combined_model`, which made `model`.
+        """sessions: of the members, in the order of `combined_model`. model: the result of `combined_model`.
 
-        Raises ProviderMissing where they do not all run on the same provider.
+        Raises ProviderMissing if they do not all run on the same provider.
         """
         providers = sorted({session.provider for session in sessions})
         if len(providers) > 1:
@@ -95,7 +93,7 @@ class Ensemble:
 
 
 def probabilities(output_nkhw: Array, output: ModelOutput) -> Array:
-    """float32 (N, K, h, w): softmax over the classes, or one sigmoid per class, unless that is what came."""
+    """float32 (N, K, h, w): softmax over the classes or a sigmoid per class; probabilities are returned unchanged."""
     if output.activation in ("softmax", "sigmoid"):
         return output_nkhw
     if output.multi_label:
@@ -109,9 +107,9 @@ def probabilities(output_nkhw: Array, output: ModelOutput) -> Array:
 
 
 def votes(output_nkhw: Array, output: ModelOutput) -> Array:
-    """float32 (N, K, h, w): 1 where this member says that a pixel belongs to a class, as `postprocess.reduce` decides.
+    """float32 (N, K, h, w): 1 where the pixel belongs to the class for this member, as in `postprocess.reduce`.
 
-    Raises ShapeMismatch for finished labels that are no class.
+    Raises ShapeMismatch for labels that are not a class.
     """
     classes = len(output.classes)
     if output.multi_label:
@@ -133,7 +131,7 @@ def votes(output_nkhw: Array, output: ModelOutput) -> Array:
 
 
 def _share(output_nkhw: Array, model: Model, combine: Combine) -> Array:
-    """What one member adds. A pixel that is not finite stays so: neither a softmax nor a vote may hide it."""
+    """The contribution of one member. A pixel that is not finite stays so: a softmax or a vote must not hide it."""
     output = model.contract.output
     share = (probabilities if combine == "probabilities" else votes)(output_nkhw, output)
     finite_nkhw = np.isfinite(output_nkhw)
@@ -142,13 +140,13 @@ def _share(output_nkhw: Array, model: Model, combine: Combine) -> Array:
     return np.where(finite_nkhw.all(axis=1, keepdims=True), share, np.float32(np.nan))
 
 
-def _by_itself(output: ModelOutput) -> bool:
-    """Whether each class is decided alone; finished labels of one class are too, once they are shares."""
+def _independent(output: ModelOutput) -> bool:
+    """Whether classes are independent; labels of a single class are too, as shares."""
     return output.multi_label or len(output.classes) == 1
 
 
 def _differences(first: Model, model: Model, number: int) -> list[str]:
-    """In which words member `number` contradicts the first one. Names and layouts of tensors are each file's own."""
+    """Differences of member `number` to the first member. Names and layouts of tensors may differ."""
     ours, theirs = first.contract, model.contract
     pairs: list[tuple[str, object, object]] = [
         (f"input.{name}", getattr(ours.input, name), getattr(theirs.input, name))
@@ -160,15 +158,15 @@ def _differences(first: Model, model: Model, number: int) -> list[str]:
         for name in ("classes", "background", "threshold")
     ]
     pairs.append(("the size of its tiles", first.tile_hw, model.tile_hw))
-    pairs.append(("whether classes exclude each other", not _by_itself(ours.output), not _by_itself(theirs.output)))
+    pairs.append(("whether classes are exclusive", not _independent(ours.output), not _independent(theirs.output)))
     return [f"member {number} differs in {what} ({b}, not {a})" for what, a, b in pairs if a != b]
 
 
 def _unfit(model: Model, number: int, combine: Combine) -> list[str]:
-    """Why this member's output cannot be combined so."""
+    """Why this member's output cannot be combined in this way."""
     activation = model.contract.output.activation
     if combine == "logits" and activation != "logits":
-        return [f"member {number} returns {activation}, of which there is no mean of logits: combine probabilities"]
+        return [f"member {number} returns {activation} and not logits: combine probabilities"]
     if combine == "probabilities" and model.contract.output.decided:
-        return [f"member {number} returns finished {activation}, which have no probabilities: combine by vote"]
+        return [f"member {number} returns {activation}, which have no probabilities: combine by vote"]
     return []

@@ -1,7 +1,6 @@
-"""How the engines' errors read, and which of ours each one is.
+"""Maps the error texts of the engines to our errors.
 
-Knows texts only. Neither ONNX Runtime nor OpenVINO has an exception class for lack of memory, for a lost device or for
-shapes that do not fit: the text is all there is.
+ONNX Runtime and OpenVINO have no exception classes for out of memory, a lost device or wrong shapes, only texts.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ _MISFIT = re.compile(
 
 
 def no_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out, in host or device."""
+    """Whether an error text means out of memory, on the host or the device."""
     return isinstance(error, MemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 
 def cannot_open(error: Exception, provider: str, *, hint: str = "") -> UnetBatchError:
-    """Our error for one that opening a session of ONNX Runtime raised.
+    """Our error for an error in opening a session of ONNX Runtime.
 
-    provider: its name in the table of engines. hint: what loading the provider's libraries said.
+    provider: its name in the table of engines. hint: error texts from loading the provider's libraries.
     """
     text = f"{type(error).__name__}: {' '.join(f'{error} {hint}'.split())}"
     if no_memory(error):
@@ -55,10 +54,10 @@ def cannot_open(error: Exception, provider: str, *, hint: str = "") -> UnetBatch
 
 
 def cannot_run(error: Exception, what: str) -> UnetBatchError:
-    """Our error for one that running a batch raised. what: the batch, for the message."""
+    """Our error for an error in running a batch. what: the batch, for the message."""
     text = f"{what}: {type(error).__name__}: {error}"
     if _BROKEN.search(text):  # first, because a lost device context may mention memory too
-        return SessionBroken(f"the device's context is lost, and only a new process can go on: {text}")
+        return SessionBroken(f"the device's context is lost, and only a new process can continue: {text}")
     if no_memory(error):
         return OutOfMemory(f"does not fit into memory: {text}")
     if _MISFIT.search(text):

@@ -1,6 +1,6 @@
-"""An NVIDIA GPU as its driver knows it, and TensorRT's libraries where a wheel keeps them.
+"""The NVIDIA GPU according to its driver, and TensorRT's libraries in their wheel.
 
-Knows the CUDA driver's own calls and no engine. Works, and says so, where there is neither GPU nor library.
+Calls the CUDA driver directly, without an engine. Without a GPU or library the results say so; nothing is raised.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Gpu:
 
 
 def ask_driver(library: str = "libcuda.so.1") -> Gpu:
-    """The first visible GPU (CUDA Driver API); one of no known size where the driver is silent."""
+    """The first visible GPU (CUDA Driver API); of unknown size if the driver does not answer."""
     name, ordinal, version, total = ctypes.create_string_buffer(128), ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
     try:
         driver = ctypes.CDLL(library)
@@ -40,9 +40,9 @@ def ask_driver(library: str = "libcuda.so.1") -> Gpu:
 
 
 def load_tensorrt() -> list[str]:
-    """Loads TensorRT into this process, from its wheel where there is one; returns a line for each library that failed.
+    """Load TensorRT into this process, from its wheel if installed; returns a line for each library that failed.
 
-    ONNX Runtime's provider links against these names, and a wheel's folder is on no search path.
+    ONNX Runtime's provider links against these names, and the wheel's folder is not on the search path.
     """
     found = importlib.util.find_spec("tensorrt_libs")
     folder = Path(found.origin).parent if found and found.origin else Path()

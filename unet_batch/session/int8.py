@@ -1,6 +1,6 @@
-"""8-bit files and processors: which file gives the same labels everywhere, and which one needs exact products.
+"""8-bit files and processors: which files give the same labels on every processor, and which need exact products.
 
-Knows the stored weights of a graph and this machine's processor. Opens no session.
+Checks the stored weights of a graph and this machine's processor. Opens no session.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _WEIGHTS = {
     "MatMulInteger": (1, 3),
     "DequantizeLinear": (0, 2),
 }
-"""Where operators have their quantised weights, and the zero point of these."""
+"""Operator → inputs with its quantised weights and their zero point."""
 SEVEN_BITS = 64
-"""Two products of 255 and 64 add up to 32640, which 16 bits hold: such weights are exact on every processor."""
+"""Two products of 255 and 64 add up to 32640, which fits into 16 bits: such weights are exact on every processor."""
 
 
 def wide_weights(model: ModelProto, engine: str) -> str | None:
-    """The first tensor of 8-bit weights that needs exact products; None where every processor gives the same result.
+    """The first tensor of 8-bit weights that needs exact products; None if every processor gives the same result.
 
-    ONNX Runtime computes unsigned weights without saturation everywhere (its documentation of quantisation, "When and
-    why do I need to try U8U8?"); of OpenVINO that is not known.
+    ONNX Runtime computes unsigned weights without saturation on every processor (its documentation of quantisation,
+    "When and why do I need to try U8U8?"); for OpenVINO this is not known.
     """
     types = (np.int8,) if engine == "onnxruntime" else (np.int8, np.uint8)
     stored = graph.constants(model)
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in stored and len(stored[node.input[0]].dims) > 1:
-            return str(node.input[0])  # float weights, made 8 bits wide by the engine
+            return str(node.input[0])  # float weights that the engine quantises
         place, zero_place = _WEIGHTS.get(node.op_type, (0, 0))
         name = node.input[place] if node.op_type in _WEIGHTS and place < len(node.input) else ""
         if name not in stored or len(stored[name].dims) < 2:
@@ -55,7 +55,7 @@ def wide_weights(model: ModelProto, engine: str) -> str | None:
 
 
 def check_processor(data: bytes, engine: str, uri: str) -> None:
-    """Raises ProviderMissing where this processor would compute other labels with an 8-bit file than others do."""
+    """Raise ProviderMissing if this processor would compute other labels with an 8-bit file than other processors."""
     if int8_instruction(engine) is not None:
         return
     try:
@@ -64,7 +64,7 @@ def check_processor(data: bytes, engine: str, uri: str) -> None:
         return
     if name is not None:
         raise ProviderMissing(
-            f"{uri} has 8-bit weights ({name}) that {processor_name()} does not compute exactly: it has none of AMX, "
-            "AVX512-VNNI and AVX-VNNI, so sums saturate and labels differ. Use other workers, or make a file for every "
+            f"{uri} has 8-bit weights ({name}) that {processor_name()} does not compute exactly: without AMX, "
+            "AVX512-VNNI or AVX-VNNI, sums saturate and labels differ. Use other workers, or make a file for every "
             "processor with `unet-batch model quantize --any-cpu`"
         )

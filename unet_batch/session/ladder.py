@@ -1,6 +1,6 @@
-"""Batch sizes that pay: which sizes one input shape may use, how fast each ran, and what a machine remembers of it.
+"""The ladder: the allowed batch sizes of one input shape, their measured speed, and a cache of it on disk.
 
-Knows sizes and seconds only; no arrays, no engine. The measuring costs nothing, because the first real batches do it.
+Sizes and seconds only; no arrays, no engine. The first real batches are the measurements.
 """
 
 from __future__ import annotations
@@ -21,41 +21,41 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 TIMED_RUNS = 3
-"""Timed runs after which a size counts as measured; its first run is never timed (plans, arena growth)."""
+"""Timed runs after which a size counts as measured; its first run is not timed (plans, arena growth)."""
 KEPT_RUNS = 9
-"""Newest timed runs of which the fastest counts: a neighbour on the machine can only slow a run down, and medians of
-three probes on a busy one chose sizes 1 and 8 for the same model (measured)."""
+"""Latest timed runs that are kept; the fastest counts, because other processes only slow a run down. On a busy machine,
+medians of three runs chose sizes 1 and 8 for the same model (measured)."""
 GAIN = 1.05
-"""A larger size must be this much faster than the best smaller one, or climbing ends."""
+"""Smallest ratio of throughput by which a larger size must exceed the best smaller one to continue."""
 PATIENCE = 3
-"""Sizes in a row without that gain that end climbing: one, and two more, because curves may dip at 2 and 4."""
+"""Number of consecutive sizes without that gain that end the search; more than one, as curves may dip at 2 and 4."""
 KNEE = 0.98
-"""The chosen size is the smallest with this share of the best throughput. With GAIN and PATIENCE that is within 3 % of
-the optimum of any curve of the form n / (a + n)."""
+"""The chosen size is the smallest with this share of the best throughput. With GAIN and PATIENCE the result is within
+3 % of the optimum for any curve n / (a + n)."""
 CLEAN_RUNS = 200
-"""Batches without an out-of-memory error after which a limit from another process's life is tried once more."""
+"""Batches without an out-of-memory error after which a limit from an earlier process is tried again."""
 
 
 def sizes_up_to(cap: int) -> tuple[int, ...]:
-    """1, 2, 4, 8 ... and the cap itself."""
+    """1, 2, 4, 8, …, and cap."""
     return (*(1 << n for n in range(cap.bit_length()) if 1 << n < cap), cap)
 
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """What one ladder learned."""
+    """The measurements of one ladder."""
 
     seconds: Mapping[int, float]
-    """Seconds of the fastest batch by its size, for measured sizes."""
+    """Measured batch size → seconds of the fastest batch."""
     limit: int | None = None
     """Largest size allowed after an out-of-memory error; None without one."""
 
 
 class Ladder:
-    """The allowed batch sizes of one input shape, climbed on real work. Not thread-safe: its Batcher locks."""
+    """The allowed batch sizes of one input shape, measured on real batches. Not thread-safe: its Batcher locks."""
 
     def __init__(self, sizes: Sequence[int], remembered: Remembered | None = None) -> None:
-        """sizes: ascending. remembered: spares the climb, and is forgotten at an out-of-memory error."""
+        """sizes: ascending. remembered: measurements of an earlier run; discarded on an out-of-memory error."""
         self._sizes = tuple(sizes)
         self._seconds: dict[int, deque[float]] = {size: deque(maxlen=KEPT_RUNS) for size in sizes}
         self._warmed: set[int] = set()
@@ -70,22 +70,22 @@ class Ladder:
 
     @property
     def allowed(self) -> tuple[int, ...]:
-        """Sizes that no out-of-memory error has ruled out; never empty."""
+        """Sizes that no out-of-memory error has excluded; never empty."""
         return tuple(s for s in self._sizes if s <= self._limit) or self._sizes[:1]
 
     @property
     def settled(self) -> bool:
-        """Whether climbing has ended."""
+        """Whether the search has ended."""
         return self._probing() is None
 
     def target(self) -> int:
-        """The size of the next full batch: the one being measured, else the one that pays."""
+        """The size of the next full batch: the size to measure next, else the best size."""
         return self._probing() or self._best()
 
     def fit(self, tiles: int) -> int:
-        """The size of the next batch when so many tiles wait: a full one, else the next of a greedy tail (17 → 16 + 1).
+        """The size of the next batch for this number of waiting tiles: full, else the largest that fits (17 → 16 + 1).
 
-        Larger than `tiles` only where the ladder has a single size: a fixed batch axis, to be padded.
+        Larger than `tiles` only if the ladder has a single size: a fixed batch axis, which is padded.
         """
         target = self.target()
         if tiles >= target:
@@ -94,7 +94,7 @@ class Ladder:
         return min(size, self._best()) if self._rate(size) else size
 
     def record(self, size: int, seconds: float) -> None:
-        """One batch of a size ran in so many seconds."""
+        """Record the seconds of one batch."""
         self._clean += 1
         if size not in self._warmed:
             self._warmed.add(size)
@@ -105,7 +105,7 @@ class Ladder:
             self._limit = min((s for s in self._sizes if s > self._limit), default=math.inf)
 
     def out_of_memory(self, size: int) -> bool:
-        """One batch of a size did not fit: half of it is the limit from now on. False where no smaller size is left."""
+        """Record that a batch did not fit: half its size is the new limit. Returns False if no smaller size is left."""
         if self._from_memory:
             self._from_memory = False
             for seconds in self._seconds.values():
@@ -115,7 +115,7 @@ class Ladder:
         return size > self._sizes[0]
 
     def snapshot(self) -> Remembered:
-        """What is worth remembering."""
+        """The measurements to store."""
         measured = {s: min(self._seconds[s]) for s in self.allowed if self._rate(s)}
         return Remembered(measured, None if math.isinf(self._limit) else int(self._limit))
 
@@ -125,7 +125,7 @@ class Ladder:
         return size / max(min(seconds), 1e-9) if len(seconds) >= TIMED_RUNS else None
 
     def _probing(self) -> int | None:
-        """The size that must be measured next; None once climbing has ended."""
+        """The size to measure next; None if the search has ended."""
         if len(self.allowed) == 1:
             return None
         top, without_gain = 0.0, 0
@@ -140,7 +140,7 @@ class Ladder:
         return None
 
     def _best(self) -> int:
-        """The smallest size near the top of those measured; the smallest of all before the first is measured."""
+        """The smallest size with nearly the best throughput; the smallest size if none is measured yet."""
         rates = {size: rate for size in self.allowed if (rate := self._rate(size))}
         top = max(rates.values(), default=0.0)
         return next((size for size, rate in rates.items() if rate >= KNEE * top), self.allowed[0])
@@ -148,7 +148,7 @@ class Ladder:
 
 @dataclass(frozen=True, slots=True)
 class LadderKey:
-    """What a ladder holds for, and for nothing else."""
+    """The conditions under which a ladder is valid."""
 
     model_sha256: str
     device_name: str
@@ -157,16 +157,16 @@ class LadderKey:
     height: int
     width: int
     dtype: str = "float32"
-    """Of the tiles: a packed graph takes source pixels and has another curve."""
+    """Of the tiles: a packed graph takes source pixels and has another speed."""
     threads: int = 1
-    """Of the session; 1 on a GPU, where they change nothing."""
+    """Of the session; 1 on a GPU, where they have no effect."""
 
 
 class LadderMemory:
-    """Ladders of earlier runs, one small JSON file each in a local cache folder. Losing one costs a climb."""
+    """Ladders of earlier runs, one small JSON file each in a local cache folder. A lost file is measured again."""
 
     def __init__(self, precision: str, *, threads: int = 1, folder: Path | None = None) -> None:
-        """precision: `model.precision` of the job. threads: of the session. folder: left out,
+        """precision: `model.precision` of the job. threads: of the session. folder: default
         `$XDG_CACHE_HOME/unet-batch/ladders`."""
         self.precision = precision
         self.threads = threads
@@ -174,7 +174,7 @@ class LadderMemory:
         self._folder = folder or Path(cache) / "unet-batch" / "ladders"
 
     def recall(self, key: LadderKey) -> Remembered | None:
-        """What an earlier run learned; None without one. A file that cannot be read is ignored with a log line."""
+        """The measurements of an earlier run, or None. An unreadable file is ignored with a warning."""
         path = self._path(key)
         try:
             return _remembered(json.loads(path.read_bytes()), key)
@@ -185,7 +185,7 @@ class LadderMemory:
             return None
 
     def keep(self, key: LadderKey, remembered: Remembered) -> None:
-        """Writes one ladder, whole or not at all. A folder that cannot be written costs a log line."""
+        """Write one ladder atomically. If the folder is not writable, log a warning."""
         tree = {"key": asdict(key), "limit": remembered.limit, "seconds": dict(remembered.seconds)}
         path = self._path(key)
         try:
@@ -208,7 +208,7 @@ class LadderMemory:
 
 
 def _remembered(tree: Any, key: LadderKey) -> Remembered:
-    """Raises ValueError, KeyError, TypeError or AttributeError for anything that `keep` has not written."""
+    """The measurements in a stored tree. Raises ValueError, KeyError, TypeError or AttributeError if it is invalid."""
     if tree["key"] != asdict(key):
         raise ValueError("it belongs to another key")
     limit = tree["limit"]

@@ -1,4 +1,4 @@
-"""The ONNX files of a job: fetched, opened once to learn what they declare, and held against their contracts."""
+"""The ONNX files of a job: fetched, opened once to read their declarations, and checked against their contracts."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from unet_batch.spec import JobSpec, TilingSpec
 from unet_batch.store.storage import Storage, canonical
 
 MAX_MODEL_BYTES = 2 << 30
-"""Protobuf's own limit of one message."""
+"""Protobuf's limit for one message."""
 _DTYPES = {"float": "float32", "double": "float64"}
 
 
 def read_model(data: bytes, uri: str, pinned_sha256: str | None, *, custom_ops: Sequence[str] = ()) -> ModelFile:
-    """What an ONNX file declares. custom_ops: libraries that hold operators of the file.
+    """The declarations of an ONNX file. custom_ops: libraries with operators of the file.
 
-    Raises ContractError for another digest than the pinned one, and for bytes that are no model or that point to
-    external data.
+    Raises ContractError for another digest than the pinned one, and for bytes that are not a model or refer to external
+    data.
     """
     if len(data) > MAX_MODEL_BYTES:
         raise ContractError(f"{uri} has {len(data)} bytes; a model has at most {MAX_MODEL_BYTES}")
     sha256 = hashlib.sha256(data).hexdigest()
     if pinned_sha256 is not None and sha256 != pinned_sha256:
         raise ContractError(
-            f"{uri} has the SHA-256 {sha256}, but model.sha256 demands {pinned_sha256}: "
+            f"{uri} has the SHA-256 {sha256}, but model.sha256 is {pinned_sha256}: "
             "the file was replaced, or the job file is older than the model"
         )
     try:
@@ -51,7 +51,7 @@ def read_model(data: bytes, uri: str, pinned_sha256: str | None, *, custom_ops: 
 
 
 def read_model_file(job: JobSpec, number: int = 0) -> ModelFile:
-    """A model's bytes, checked against the pinned digest and the precision, and what the file says of itself.
+    """A model's bytes, checked against the pinned digest and the precision, and its declarations.
 
     number: 0 is `model.path`, the others are the members of its ensemble.
     """
@@ -69,7 +69,7 @@ def read_model_file(job: JobSpec, number: int = 0) -> ModelFile:
 
 
 def resolve_models(job: JobSpec, files: Sequence[ModelFile]) -> list[Model]:
-    """Every file held against its contract; a member that has none of its own has the first one's."""
+    """The models of all files. A member without a contract uses the contract of the first."""
     models: list[Model] = []
     shared: Contract | None = None
     for file in files:
@@ -84,7 +84,7 @@ def resolve_models(job: JobSpec, files: Sequence[ModelFile]) -> list[Model]:
 
 
 def trusted_models(job: JobSpec) -> list[tuple[bytes, Model]]:
-    """The references of a job, one for each file that scores; none where it names none. Raises JobError."""
+    """The references of a job, one for each model file; empty if the job has none. Raises JobError."""
     found = []
     for number, path in enumerate(job.trusted_paths):
         try:
@@ -98,10 +98,10 @@ def trusted_models(job: JobSpec) -> list[tuple[bytes, Model]]:
 def model_at(
     path: str, contract: str | None, tiling: TilingSpec, options: Options | None = None
 ) -> tuple[bytes, Model]:
-    """A model file and what it resolves to, outside of any job. Raises JobError, ContractError or StorageError.
+    """A model file and its model, without a job. Raises JobError, ContractError or StorageError.
 
-    contract: the URI of a YAML file; left out, the one beside the model, else the one in its metadata. options: of the
-    store that holds both.
+    contract: URI of a YAML file; None: the one beside the model, else the one in its metadata. options: of the store
+    with both files.
     """
     storage, uri = Storage(options or {}), canonical(path)
     file = read_model(storage.read(uri, max_bytes=MAX_MODEL_BYTES), uri, None)
@@ -110,21 +110,21 @@ def model_at(
 
 
 def _why_unopened(data: bytes, uri: str, custom_ops: Sequence[str]) -> str | None:
-    """Why ONNX Runtime opens no session of a file, where the graph says it in plainer words; None where it does not."""
+    """A clearer reason, from the graph, why ONNX Runtime cannot open a file; None if there is none."""
     try:
         model = graph.read(data, uri)
     except ModelRefused as error:
         return f"{uri} cannot be opened as an ONNX model: {error}"
     if outside := graph.external(model):
         return (
-            f"{uri} cannot be opened as an ONNX model: {len(outside)} tensors ({outside[0]}) lie in another file; "
-            "a model has no external data here: export it as one file"
+            f"{uri} cannot be opened as an ONNX model: {len(outside)} tensors ({outside[0]}) are in another file; "
+            "external data is not supported: export it as one file"
         )
     strange = sorted(graph.domains(model) - graph.DOMAINS)
     if strange and not custom_ops:
         return (
-            f"{uri} has operators of {', '.join(strange)}, which ONNX Runtime does not bring: name the library that "
-            "holds them in session.custom_ops, or export the model without them"
+            f"{uri} has operators of {', '.join(strange)}, which are not part of ONNX Runtime: write their library "
+            "in session.custom_ops, or export the model without them"
         )
     return None
 
@@ -135,7 +135,7 @@ def _dtype(kind: str) -> str:
 
 
 def _contract_text(storage: Storage, path: str, *, named: str | None) -> tuple[bytes | None, str]:
-    """The contract beside a model, or the one the job names; None where neither is there."""
+    """The text of the job's contract or of the one beside the model, and its URI; None if there is no file."""
     uri = named or path.removesuffix(PurePosixPath(path).suffix) + ".yaml"
     try:
         return storage.read(uri, max_bytes=1 << 20), uri

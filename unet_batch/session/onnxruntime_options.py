@@ -1,6 +1,6 @@
-"""Options of ONNX Runtime's providers, as pure functions: names and values that the released parsers take.
+"""Options of ONNX Runtime's providers, as pure functions: names and values that the released parsers accept.
 
-Knows the job's session section and the model's sizes; knows no ONNX Runtime and opens nothing.
+From the job's session section and the model's sizes, without importing ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def provider_options(
 ) -> list[tuple[str, dict[str, str]]]:
     """ONNX Runtime's providers in order, each with its options.
 
-    engines: folder of TensorRT's built engines. Empty for the CPU, which needs no mention. TensorRT has CUDA behind it
-    for the small change (casts, shapes); heavy operators must not end up there.
+    engines: folder of TensorRT's built engines. The list is empty for the CPU. After TensorRT comes CUDA, for casts and
+    shapes; heavy operators must not run there.
     """
     asked = spec.provider_options.get(provider.name) or spec.provider_options.get(provider.execution_provider) or {}
     chosen = {name: _text(value) for name, value in asked.items()}
@@ -43,9 +43,9 @@ def provider_options(
 def tensorrt_options(
     model: Model, spec: SessionSpec, *, precision: Precision, memory_bytes: int | None, engines: Path
 ) -> dict[str, str]:
-    """Options of the TensorRT provider: one profile over the whole ladder, and engines kept from run to run.
+    """Options of the TensorRT provider: one profile for all batch sizes, and a cache of built engines.
 
-    Without a profile, every new batch size builds the engine again, for minutes. memory_bytes: of the workspace.
+    Without a profile, every new batch size rebuilds the engine, which takes minutes. memory_bytes: of the workspace.
     engines: folder for engines and timings. The model has passed `engines.check_model`.
     """
     options = {
@@ -68,12 +68,12 @@ def tensorrt_options(
 
 
 def cuda_options(spec: SessionSpec, device: Device, *, precision: Precision) -> dict[str, str]:
-    """Options of the CUDA provider. Only names that its parser takes: it raises on any other."""
+    """Options of the CUDA provider. Its parser raises on unknown names."""
     chosen = {
         "device_id": "0",  # Ray shows an actor its own GPU only
         "cudnn_conv_algo_search": spec.cudnn_search,  # DEFAULT is the slow fallback list since ONNX Runtime 1.20
         "cudnn_conv_use_max_workspace": "1",
-        "arena_extend_strategy": "kSameAsRequested",  # the other strategy doubles, and never gives back
+        "arena_extend_strategy": "kSameAsRequested",  # the other strategy doubles, and never frees memory
         "do_copy_in_default_stream": "1",  # 0 is documented as racy
         "prefer_nhwc": "1",
         "use_tf32": str(int(precision == "tf32")),
@@ -84,7 +84,7 @@ def cuda_options(spec: SessionSpec, device: Device, *, precision: Precision) -> 
 
 
 def _arena_bytes(spec: SessionSpec, device: Device) -> int | None:
-    """The memory of the GPU that a session may plan with; None where nobody knows how much there is."""
+    """Bytes of GPU memory that a session may use; None if the size of the memory is unknown."""
     memory = device.gpu_memory_bytes
     if memory is None and device.gpu_share is not None:
         total = gpu.ask_driver().memory_bytes
@@ -93,5 +93,5 @@ def _arena_bytes(spec: SessionSpec, device: Device) -> int | None:
 
 
 def _text(value: object) -> str:
-    """True and False in words: TensorRT's parser takes no 1 and 0, CUDA's takes both."""
+    """An option as text. True and False are written as words: TensorRT's parser does not accept 1 and 0."""
     return str(value)

@@ -1,7 +1,7 @@
-"""ONNX Runtime sessions on the provider that was asked for, and on nothing else.
+"""ONNX Runtime sessions on exactly the requested provider.
 
-Knows ONNX Runtime (and is the only module that does): its options, providers, libraries and installation. Knows
-nothing of images, units, batch sizes or storage. Importing this module imports no ONNX Runtime.
+The owner of ONNX Runtime: its options, providers, libraries and installation. Importing this module does not import
+ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from unet_batch.session.session import (
     batch_name,
     check_tiles,
     in_model_layout,
-    with_ill_tiles,
+    mask_nonfinite_tiles,
 )
 from unet_batch.spec import Precision, SessionSpec
 
 log = logging.getLogger(__name__)
 
-# Operators that cost time per pixel. Shape arithmetic (Shape, Gather, Concat) belongs on the CPU and is not listed.
+# Operators whose time grows with the pixels. Shape arithmetic (Shape, Gather, Concat) may run on the CPU.
 HEAVY = frozenset(
     """
     Conv ConvTranspose FusedConv ConvInteger QLinearConv MatMul Gemm MaxPool AveragePool Resize Upsample DepthToSpace
@@ -84,21 +84,21 @@ class OnnxRuntimeSession:
             if self._arena is None:
                 raise
             log.info("trying once more with an emptied arena: %s", error)
-        # The arena keeps what a failed run took, and a run that shrinks it gives that back even when it raises too:
-        # without a second attempt, smaller batches would fail for the memory that this one holds.
+        # The arena keeps the memory of a failed run. A second run that shrinks the arena frees it, even if it fails
+        # too; otherwise smaller batches would fail as well.
         return self._attempt(tiles, shrink=True)
 
     def _attempt(self, tiles: Array, *, shrink: bool = False) -> Array:
         import onnxruntime as ort
 
         options = ort.RunOptions()
-        if shrink:  # costs a quarter of a run's speed, so never in steady state
+        if shrink:  # makes a run 25 % slower, so only after a failure
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arena)
         try:
             feed = {self.model.input_name: in_model_layout(self.model, tiles)}
             output, *finite = self._ort.run(self._wanted, feed, options)
             result = as_nkhw(self.model, output, len(tiles))
-            return with_ill_tiles(result, finite[0]) if finite else result
+            return mask_nonfinite_tiles(result, finite[0]) if finite else result
         except UnetBatchError:
             raise
         except Exception as error:  # ONNX Runtime's errors share no class below Exception
@@ -110,9 +110,9 @@ def describe(
 ) -> tuple[list[RawTensor], list[RawTensor], dict[str, str]]:
     """Inputs, outputs and metadata of an ONNX file, opened on one CPU thread and not optimised.
 
-    A tensor is its name, ONNX's type such as `tensor(float)`, and its shape; () where none is declared.
-    custom_ops: libraries that hold operators of the file.
-    Raises ContractError where the bytes are no model, or point to external data.
+    A tensor is its name, ONNX's type such as `tensor(float)`, and its shape; () if none is declared.
+    custom_ops: libraries with operators of the file.
+    Raises ContractError if the bytes are not a model or refer to external data.
     """
     import onnxruntime as ort
 
@@ -134,15 +134,15 @@ def describe(
 
 
 def check_installation(folder: Path | None = None) -> None:
-    """Raises ProviderMissing unless exactly one distribution owns the `onnxruntime` folder.
+    """Raise ProviderMissing unless exactly one distribution owns the `onnxruntime` folder.
 
-    All onnxruntime wheels install the same folder: with two, the last one wins in silence, and removing either breaks
-    the other. folder: site-packages to look into; left out, the one that `import onnxruntime` would use.
+    All onnxruntime wheels install the same folder: of two, the last one is used silently, and removing one breaks the
+    other. folder: site-packages to check; default: the one that `import onnxruntime` would use.
     """
     if folder is None:
         found = importlib.util.find_spec("onnxruntime")
         folder = Path(found.origin).parent.parent if found and found.origin else Path()
-    # By the names of their folders: asking every distribution for its name takes a tenth of a second in every actor.
+    # By folder names: reading the names of all distributions takes 0.1 s in every actor.
     own = [path for path in folder.glob("*-info") if path.name.lower().startswith("onnxruntime")]
     owners = sorted(
         dist.name
@@ -161,16 +161,16 @@ def check_installation(folder: Path | None = None) -> None:
 def _open(
     data: bytes, model: Model, spec: SessionSpec, *, device: Device, provider: Provider, precision: Precision
 ) -> Any:
-    """An `onnxruntime.InferenceSession` that runs on the provider and on nothing else."""
+    """An `onnxruntime.InferenceSession` that runs only on the provider."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    # The default count follows the host's cores and ignores containers; a GPU session has nothing to spread.
+    # The default number of threads is that of the host's cores and ignores containers; a GPU session needs one.
     options.intra_op_num_threads = 1 if provider.gpu else device.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    # Several actors share a machine: a barrier that spins for a core it does not have halves everybody's speed.
+    # Several actors share a machine: threads that spin while they wait for a core halve the speed of all actors.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     _add_custom_ops(options, spec.custom_ops)
     hint = ""
@@ -179,7 +179,7 @@ def _open(
             building.enter_context(_quiet())
             if provider.gpu:
                 if provider.name == "tensorrt":
-                    # TensorRT computes fp32 in TF32 unless this says no, and it is read once per process.
+                    # Without this variable TensorRT computes fp32 in TF32. It is read once per process.
                     os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
                 hint = _preload(tensorrt=provider.name == "tensorrt")
             for name, chosen in provider_options(
@@ -192,7 +192,7 @@ def _open(
             ):
                 if "trt_engine_cache_path" in chosen:
                     building.enter_context(_one_builder(Path(chosen["trt_engine_cache_path"])))
-                # `providers=[...]` would fall back to the CPU in silence; add_provider raises.
+                # `providers=[...]` would silently fall back to the CPU; add_provider raises.
                 options.add_provider(name, chosen)
             session = ort.InferenceSession(data, options, enable_fallback=0)
     except UnetBatchError:
@@ -201,18 +201,18 @@ def _open(
         raise cannot_open(error, provider.label, hint=hint) from error
     running = session.get_providers()[0]
     if running != provider.execution_provider:
-        raise ProviderMissing(f"{provider.execution_provider} was asked for, but ONNX Runtime chose {running}")
+        raise ProviderMissing(f"{provider.execution_provider} was requested, but ONNX Runtime chose {running}")
     others = elsewhere(session, provider.execution_provider)
     heavy = {name: count for name, count in others.items() if name in HEAVY}
     if heavy:
-        raise ProviderMissing(f"{running} leaves {_counted(heavy)} to others: export the model with another opset")
+        raise ProviderMissing(f"{running} does not run {_counted(heavy)}: export the model with another opset")
     if others and provider.gpu:
-        log.warning("%s leaves %s to others: tensors between them are copied back and forth", running, _counted(others))
+        log.warning("%s does not run %s: tensors are copied to and from another provider", running, _counted(others))
     return session
 
 
 def elsewhere(session: Any, execution_provider: str) -> Counter[str]:
-    """Operators that another provider took. Each of them beside a GPU costs copies between host and device."""
+    """Operators that run on another provider. With a GPU, each of them needs copies between host and device."""
     return Counter(
         node.op_type
         for graph in session.get_provider_graph_assignment_info()
@@ -227,14 +227,14 @@ def _counted(operators: Mapping[str, int]) -> str:
 
 
 def engine_cache(model: Model, precision: Precision) -> Path:
-    """Where built engines of a model are kept: `$XDG_CACHE_HOME/unet-batch/tensorrt/…`, by model, precision and version
-    of ONNX Runtime (engines of other GPUs and TensorRT versions have other names inside)."""
+    """The folder of a model's built engines: `$XDG_CACHE_HOME/unet-batch/tensorrt/…`, by model, precision and version
+    of ONNX Runtime (files for other GPUs and TensorRT versions have other names)."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(cache) / "unet-batch" / "tensorrt" / f"{model.sha256[:32]}-{precision}-{version()}"
 
 
 def version() -> str:
-    """Of ONNX Runtime: what is built or proven with one may differ with another."""
+    """The version of ONNX Runtime; built engines and verdicts depend on it."""
     import onnxruntime as ort
 
     return str(ort.__version__)
@@ -242,24 +242,24 @@ def version() -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps ONNX Runtime from writing to stderr why a provider does not load: our error says it."""
+    """Suppress ONNX Runtime's output on stderr while a provider loads: our error has the reason."""
     import onnxruntime as ort
 
     ort.set_default_logger_severity(4)
     try:
         yield
     finally:
-        ort.set_default_logger_severity(2)  # its default, which cannot be asked for
+        ort.set_default_logger_severity(2)  # the default; the current value cannot be read
 
 
 @contextlib.contextmanager
 def _one_builder(folder: Path) -> Iterator[None]:
-    """Lets one process per machine build an engine; the others wait, and find it built. Raises JobError."""
+    """A lock: one process per machine builds an engine, the others wait and use it. Raises JobError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "building.lock").open("w")
     except OSError as error:
-        raise JobError(f"TensorRT's engines cannot be kept in {folder}: {error.strerror or error}") from error
+        raise JobError(f"TensorRT's engines cannot be stored in {folder}: {error.strerror or error}") from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -267,17 +267,17 @@ def _one_builder(folder: Path) -> Iterator[None]:
 
 @functools.cache
 def _preload(*, tensorrt: bool) -> str:
-    """Loads the libraries that a provider links against, once per process; returns what failed."""
+    """Load the libraries of a provider, once per process; returns the error texts."""
     import onnxruntime as ort
 
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):  # stdout belongs to the command's one JSON line
-        ort.preload_dlls()  # prints what failed
+    with contextlib.redirect_stdout(printed):  # stdout is reserved for the command's JSON line
+        ort.preload_dlls()  # it prints errors
     return " ".join([printed.getvalue(), *(gpu.load_tensorrt() if tensorrt else [])]).strip()
 
 
 def _add_custom_ops(options: Any, libraries: Sequence[str]) -> None:
-    """Raises JobError for a library that is not there or cannot be loaded."""
+    """Register libraries of operators. Raises JobError for a library that is missing or cannot be loaded."""
     for library in libraries:
         path = os.path.abspath(library)
         if not os.path.isfile(path):
@@ -287,5 +287,5 @@ def _add_custom_ops(options: Any, libraries: Sequence[str]) -> None:
         except Exception as error:  # ONNX Runtime's errors share no class below Exception
             reason = " ".join(str(error).split())
             raise JobError(
-                f"session.custom_ops: {path} is no library of operators for ONNX Runtime: {reason}"
+                f"session.custom_ops: {path} is not a library of operators for ONNX Runtime: {reason}"
             ) from error

@@ -1,7 +1,4 @@
-"""The way from the name of an engine to its session.
-
-Knows the table of engines and their sessions. Importing it imports no engine's library.
-"""
+"""Opens the session of an engine by its name. Importing this module imports no engine's library."""
 
 from __future__ import annotations
 
@@ -31,9 +28,9 @@ def open_session(
 ) -> Session:
     """The session of the first provider in `spec.providers` that works.
 
-    data: the ONNX file, never a path, so that nothing it refers to is read. engine, precision: of the job's `model`.
-    Raises ProviderMissing where no provider works; ContractError where the file cannot be opened or is of another
-    precision; JobError where the choice is none; OutOfMemory, SessionBroken.
+    data: the bytes of the ONNX file, not a path, so that no other file is read. engine, precision: of the job's
+    `model`. Raises ProviderMissing if no provider works, ContractError if the file cannot be opened or has another
+    precision, JobError if engine, provider and precision do not match, OutOfMemory, SessionBroken.
     """
     engines: dict[str, Callable[..., Session]] = {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}
     check_file(data, precision, f"the model {model.sha256[:12]}")

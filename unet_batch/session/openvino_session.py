@@ -1,10 +1,9 @@
-"""OpenVINO sessions on the CPU, in the arithmetic that was asked for.
+"""OpenVINO sessions on the CPU, in the requested arithmetic.
 
-Knows OpenVINO (and is the only module that does). Knows nothing of images, units, batch sizes or storage. Importing
-this module imports no OpenVINO.
+The only module that uses OpenVINO. Importing it does not import OpenVINO.
 
-Whoever opens a session has looked into the file before: from bytes, too, OpenVINO would read weights from any file
-below the working directory that the model names.
+The caller must check the file first (`engines.check_file`): OpenVINO reads external weights from files below the
+working directory, even if the model is passed as bytes.
 """
 
 from __future__ import annotations
@@ -28,30 +27,30 @@ from unet_batch.session.session import (
     batch_name,
     check_tiles,
     in_model_layout,
-    with_ill_tiles,
+    mask_nonfinite_tiles,
 )
 from unet_batch.spec import Precision, SessionSpec
 
 log = logging.getLogger(__name__)
 
 KEPT_SHAPES = 4
-"""Batches that stay compiled at once: on a CPU the ladder of one tile size is 1, 2, 4, 8."""
+"""Compiled batch shapes that are kept: on a CPU the ladder of one tile size is 1, 2, 4, 8."""
 
 Shape = tuple[int, int, int]
 """Tiles, rows and columns of a batch."""
 
 
 class OpenVinoSession:
-    """A session of OpenVINO: the model compiled for each shape of a batch.
+    """A session of OpenVINO: the model is compiled for each shape of a batch.
 
-    An open batch axis costs a quarter of the speed (measured), and shapes that do not fit are found out before a run.
+    An open batch axis is 25 % slower (measured), and fixed shapes show errors before a run.
     """
 
     def __init__(
         self,
         data: bytes,
         model: Model,
-        spec: SessionSpec,  # noqa: ARG002 - one shape of constructor for every engine
+        spec: SessionSpec,  # noqa: ARG002 - all engines have the same constructor
         *,
         device: Device,
         provider: Provider,
@@ -72,7 +71,7 @@ class OpenVinoSession:
         self._guarded = False
         self._graph = self._read(data)
         self._requests: dict[Shape, Any] = {}
-        self._running = threading.Lock()  # one stream: requests side by side would only wait inside
+        self._running = threading.Lock()  # there is one stream: parallel requests would wait in OpenVINO
         if model.tile_hw is not None:
             try:
                 self._request((model.batch or 1, *model.tile_hw))
@@ -86,24 +85,21 @@ class OpenVinoSession:
         with self._running:
             try:
                 request = self._request(shape)
-                # Never `infer`: with one thread it swallows errors and leaves the tensors of an earlier batch.
+                # Not `infer`: with one thread it ignores errors and returns the tensors of an earlier batch.
                 request.start_async({0: pixels}, share_inputs=True)
                 request.wait()
                 output = request.get_tensor(self.model.output_name) if self._guarded else request.get_output_tensor(0)
                 result = as_nkhw(self.model, np.array(output.data), len(tiles))
-                return with_ill_tiles(result, request.get_tensor(FINITE).data) if self._guarded else result
+                return mask_nonfinite_tiles(result, request.get_tensor(FINITE).data) if self._guarded else result
             except Exception as error:  # OpenVINO raises RuntimeError for everything
-                # What was compiled for a batch that failed keeps its memory, which the smaller ones after it need.
+                # Free the memory of the failed batch shape for smaller batches.
                 self._requests.pop(shape, None)
                 if isinstance(error, UnetBatchError):
                     raise
                 raise cannot_run(error, batch_name(tiles)) from error
 
     def _read(self, data: bytes) -> Any:
-        """The model as OpenVINO sees it, with the one output that is wanted, and the guard of a packed one.
-
-        Raises ContractError.
-        """
+        """The model in OpenVINO with its output, and with `finite` if it is packed. Raises ContractError."""
         wanted = {self.model.output_name, *([FINITE] if self.model.contract.output.decided else [])}
         try:
             graph = self._core.read_model(data)
@@ -117,7 +113,7 @@ class OpenVinoSession:
         return graph
 
     def _request(self, shape: Shape) -> Any:
-        """An infer request for a batch, compiled now unless it is kept. Raises ShapeMismatch, ContractError."""
+        """An infer request for a batch shape, compiled on first use. Raises ShapeMismatch, ContractError."""
         request = self._requests.pop(shape, None) or self._compiled(shape).create_infer_request()
         self._requests[shape] = request  # the newest is last
         while len(self._requests) > KEPT_SHAPES:
@@ -135,7 +131,7 @@ class OpenVinoSession:
             self._graph.reshape({self.model.input_name: PartialShape([tiles, *axes])})
         except Exception as error:  # OpenVINO raises RuntimeError for everything
             raise ShapeMismatch(
-                f"the model takes no tiles of {height}x{width}; check input.multiple and the contract's sizes: "
+                f"the model does not accept tiles of {height}x{width}; check input.multiple and the contract's sizes: "
                 f"{_line(error)}"
             ) from error
         try:
@@ -145,18 +141,18 @@ class OpenVinoSession:
         wanted = self._properties["INFERENCE_PRECISION_HINT"]
         got = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if got != wanted:
-            raise ProviderMissing(f"OpenVINO was asked to compute in {wanted}, but chose {got}")
+            raise ProviderMissing(f"OpenVINO was requested to compute in {wanted}, but chose {got}")
         return compiled
 
 
 def properties(device: Device, precision: Precision) -> dict[str, str | int | bool]:
-    """OpenVINO's settings: every one that changes results or takes other actors' cores is said, never left to it.
+    """OpenVINO's settings; all settings that change results or use other actors' cores are set explicitly.
 
-    fp16 and int8 files say themselves what is computed in fewer bits; the rest of them is fp32.
+    fp16 and int8 files declare which operators use fewer bits; the other operators are fp32.
     """
     return {
-        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",  # the default is bf16 where there is some
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # the default rounds activations to int8 before compressed weights
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",  # the default is bf16 if supported
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,  # the default quantises activations to int8 for compressed weights
         "INFERENCE_NUM_THREADS": device.threads,
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,  # actors share the cores that the scheduler gives them

@@ -1,7 +1,4 @@
-"""The processor of this machine: its name, and how it computes products of 8-bit numbers.
-
-Knows what Linux says in /proc/cpuinfo. Knows no model and no engine's library.
-"""
+"""The processor of this machine, from /proc/cpuinfo: its name, and how it computes products of 8-bit numbers."""
 
 from __future__ import annotations
 
@@ -12,27 +9,27 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 DOT_PRODUCTS = ("amx_int8", "avx512_vnni", "avx_vnni")
-"""Instructions of x86 that add up 8-bit products in 32 bits, best first. Without one of them engines add two products
-in 16 bits (`vpmaddubsw`), which saturates: 255 · 127 · 2 is more than 32767."""
+"""Instructions of x86 that add 8-bit products in 32 bits, best first. Without them engines add two products in 16 bits
+(`vpmaddubsw`), which saturates: 255 · 127 · 2 is more than 32767."""
 _X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
 _BELOW_VNNI = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})
-"""Values of oneDNN's ONEDNN_MAX_CPU_ISA that forbid it those instructions."""
+"""Values of oneDNN's ONEDNN_MAX_CPU_ISA that exclude those instructions."""
 
 
 def processor_name() -> str:
-    """The processor, as its maker calls it."""
+    """The maker's name of the processor."""
     return _line("model name") or platform.processor() or platform.machine()
 
 
 def instructions(cpuinfo: Path | None = None) -> frozenset[str]:
-    """What Linux calls the instructions of the processor; empty where nobody says. cpuinfo: left out, `CPUINFO`."""
+    """Linux's names of the processor's instructions; empty if unknown. cpuinfo: default `CPUINFO`."""
     return frozenset((_line("flags", cpuinfo) or _line("Features", cpuinfo) or "").split())
 
 
 def int8_instruction(engine: str = "onnxruntime") -> str | None:
-    """What makes products of 8-bit numbers exact here: an instruction, or the architecture where it is no x86.
+    """Why products of 8-bit numbers are exact here: an instruction, or the architecture if it is not x86.
 
-    None: they may saturate, or nobody says. engine: OpenVINO does as oneDNN's environment variable says.
+    None: they may saturate, or it is unknown. engine: OpenVINO obeys oneDNN's environment variable.
     """
     if platform.machine().lower() not in _X86:
         return platform.machine()
@@ -43,7 +40,7 @@ def int8_instruction(engine: str = "onnxruntime") -> str | None:
 
 
 def _line(word: str, cpuinfo: Path | None = None) -> str | None:
-    """What stands behind the first line that begins with this word."""
+    """The value in the first line that begins with this word."""
     with contextlib.suppress(OSError):
         for line in (cpuinfo or CPUINFO).read_text(errors="replace").splitlines():
             name, colon, value = line.partition(":")

@@ -1,6 +1,4 @@
-"""What a session is: something that scores batches of tiles where it was asked to run, or says why not.
-
-Knows tiles and devices. Knows no engine, no images, units, batch sizes or storage.
+"""The protocol of sessions: scores batches of tiles on the requested provider. Independent of engines and images.
 
 Arrays: N tiles, C channels, K classes, H and W pixels.
 """
@@ -23,17 +21,17 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What an actor was given to run a session on."""
+    """The resources of an actor for its session."""
 
     threads: int
     """Threads of a session on the CPU, at least 1."""
     gpu_memory_bytes: int | None = None
-    """This actor's part of the GPU's memory; None on the CPU, and where only the share is known."""
+    """Bytes of GPU memory of this actor; None on the CPU, and if only the share is known."""
     gpu_share: float | None = None
-    """This actor's share of the GPU, for actors that do not know its memory: the driver is asked. None: no limit."""
+    """This actor's share of the GPU, if its memory is not known; then the driver is asked. None: no limit."""
 
     def divided(self, sessions: int) -> Device:
-        """What each of several sessions in one actor gets: they run in turn, but hold their memory at once."""
+        """The resources of each of several sessions in one actor: they run in turn, but all hold memory."""
         memory, share = self.gpu_memory_bytes, self.gpu_share
         return replace(
             self,
@@ -43,34 +41,35 @@ class Device:
 
 
 class Session(Protocol):
-    """Runs one model. The fake and the real ones pass the same suite, `tests/contracts/session_suite.py`."""
+    """Runs one model. All sessions, and the fake of the tests, pass `tests/contracts/session_suite.py`."""
 
     @property
     def provider(self) -> str:
-        """What really runs, as `Provider.label` names it: `cpu`, `cuda`, `openvino` …"""
+        """The provider that really runs, as in `Provider.label`: `cpu`, `cuda`, `openvino` …"""
 
     @property
     def device_name(self) -> str:
-        """The processor or GPU, as its maker calls it."""
+        """The maker's name of the processor or GPU."""
 
     @property
     def model(self) -> Model:
         """The model that runs."""
 
     def run(self, tiles: Array) -> Array:
-        """Scores (N, H, W, C) tiles of the contract's dtype; safe to call from several threads.
+        """Score a batch of tiles. Thread-safe.
 
-        Returns float32 (N, K, h, w), contiguous and owned by the caller; label maps are (N, 1, h, w). h and w differ
-        from H and W where the model returns smaller masks. A tile whose labels a packed model calls worthless (its
-        scores were not finite) is NaN everywhere.
-        Raises ShapeMismatch, OutOfMemory, SessionBroken, or UnetBatchError where the model itself fails.
+        tiles: (N, H, W, C) of the contract's `input.dtype`, N ≥ 1; cut from the result of `preprocess.normalize`.
+        Returns float32 (N, K, h, w), contiguous and owned by the caller; label maps are (N, 1, h, w). h and w are
+        smaller than H and W if the model returns smaller masks. A tile for which a packed model reports scores that
+        are not finite is NaN everywhere.
+        Raises ShapeMismatch, OutOfMemory, SessionBroken, or ModelFailed if the model itself fails.
         """
 
 
 def warm(session: Session, tile_hw: tuple[int, int], batches: Iterable[int], *, dtype: str | None = None) -> None:
-    """Runs each batch size once on zeros, because the first run of a shape is slow and must not be timed.
+    """Run each batch size once on zeros: the first run of a shape is slow and must not be timed.
 
-    dtype: of the tiles; left out, the contract's.
+    dtype: of the tiles; default: the contract's.
     """
     spec = session.model.contract.input
     for size in batches:
@@ -79,7 +78,7 @@ def warm(session: Session, tile_hw: tuple[int, int], batches: Iterable[int], *, 
 
 
 def check_tiles(model: Model, tiles: Array) -> None:
-    """Raises ShapeMismatch where an array is not a batch that this model takes; a batch of 0 is none."""
+    """Raise ShapeMismatch if the model does not take this array as a batch; an empty batch is not allowed."""
     spec = model.contract.input
     if tiles.ndim != 4 or tiles.dtype != np.dtype(spec.dtype) or tiles.shape[3] != spec.channels or not len(tiles):
         raise ShapeMismatch(
@@ -96,14 +95,14 @@ def check_tiles(model: Model, tiles: Array) -> None:
 
 
 def in_model_layout(model: Model, tiles: Array) -> Array:
-    """(N, H, W, C) tiles in the order of the model's axes, contiguous."""
+    """The (N, H, W, C) tiles with the model's order of axes, contiguous."""
     return np.ascontiguousarray(
         tiles if model.contract.input.layout == "nhwc" else tiles.transpose(0, 3, 1, 2),
     )
 
 
 def as_nkhw(model: Model, output: Array, tiles: int) -> Array:
-    """float32 (N, K, h, w), contiguous, from an output in the model's own layout. Raises ShapeMismatch."""
+    """float32 (N, K, h, w), contiguous, from an output in the model's layout. Raises ShapeMismatch."""
     rank = 3 if model.output_layout == "nhw" else 4
     planes = model.planes
     if output.ndim == rank:
@@ -118,22 +117,22 @@ def as_nkhw(model: Model, output: Array, tiles: int) -> Array:
     return np.ascontiguousarray(output, dtype=np.float32)
 
 
-def with_ill_tiles(result_nkhw: Array, finite_n: Array) -> Array:
-    """Finished labels or masks in which every tile is NaN whose scores were not finite: labels cannot show that.
+def mask_nonfinite_tiles(result_nkhw: Array, finite_n: Array) -> Array:
+    """Set every tile to NaN whose scores were not finite; labels and masks cannot show it otherwise.
 
-    finite_n: 0 or 1 per tile, the output `finite` of a packed model. Writes into `result_nkhw` and returns it.
+    finite_n: 0 or 1 per tile, the output `finite` of a packed model. Changes `result_nkhw` and returns it.
     """
     result_nkhw[np.asarray(finite_n).reshape(-1)[: len(result_nkhw)] == 0] = np.nan
     return result_nkhw
 
 
 def check_placeable(tiles_nhwc: Array, output_nkhw: Array) -> None:
-    """Raises ContractError where the output has a size that cannot be laid over its tiles."""
+    """Raise ContractError if the place of the output's pixels in their tiles is unknown (`unplaceable`)."""
     strange = unplaceable((tiles_nhwc.shape[1], tiles_nhwc.shape[2]), (output_nkhw.shape[2], output_nkhw.shape[3]))
     if strange is not None:
         raise ContractError(strange)
 
 
 def batch_name(tiles: Array) -> str:
-    """How errors call a batch."""
+    """The description of a batch in errors."""
     return f"batch of {len(tiles)} tiles of {tiles.shape[1]}x{tiles.shape[2]}"

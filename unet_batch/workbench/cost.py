@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unet_batch.model.graph import attribute, fixed_names
-from unet_batch.model.shapes import Sized
+from unet_batch.model.shapes import InferredTensor
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -46,7 +46,7 @@ class Cost:
     """Tensors of unknown size, which are missing in `peak_bytes`."""
 
 
-def cost(model: ModelProto, sizes: Mapping[str, Sized]) -> Cost:
+def cost(model: ModelProto, sizes: Mapping[str, InferredTensor]) -> Cost:
     """Multiply-adds and peak memory of a graph at these sizes. Constants and what follows from them alone are free."""
     products = [_multiply_adds(node, sizes) for node in model.graph.node if node.op_type in _WEIGHTS_AT]
     peak, unsized = _peak(model, sizes)
@@ -58,7 +58,7 @@ def cost(model: ModelProto, sizes: Mapping[str, Sized]) -> Cost:
     )
 
 
-def _multiply_adds(node: NodeProto, sizes: Mapping[str, Sized]) -> int | None:
+def _multiply_adds(node: NodeProto, sizes: Mapping[str, InferredTensor]) -> int | None:
     place = _WEIGHTS_AT[node.op_type]
     if place >= len(node.input):
         return None
@@ -77,7 +77,7 @@ def _multiply_adds(node: NodeProto, sizes: Mapping[str, Sized]) -> int | None:
     return math.prod(went) * math.prod(factor[1:])  # weights are (channels out, channels in / group, ...)
 
 
-def _peak(model: ModelProto, sizes: Mapping[str, Sized]) -> tuple[int, int]:
+def _peak(model: ModelProto, sizes: Mapping[str, InferredTensor]) -> tuple[int, int]:
     fixed = fixed_names(model)
     nodes = [node for node in model.graph.node if not all(name in fixed for name in node.output)]
     last = {name: place for place, node in enumerate(nodes) for name in node.input}

@@ -22,7 +22,7 @@ from unet_batch.model.contract import MAX_CONTRACT_BYTES, METADATA_KEY, draft, f
 from unet_batch.model.graph import Precision
 from unet_batch.model.meaning import Meaning, contradictions, meaning
 from unet_batch.model.model import ModelFile, Tensor
-from unet_batch.model.shapes import Sized, shapes, unknowable, with_outputs
+from unet_batch.model.shapes import InferredTensor, shapes, unknowable, with_outputs
 from unet_batch.session.plain_session import PlainSession
 from unet_batch.workbench.cost import Cost, cost
 from unet_batch.workbench.structure import Structure, structure
@@ -236,7 +236,7 @@ def _computed(
         return {}
 
 
-def _output_dims(file: ModelFile, sizes: Mapping[str, Sized]) -> tuple[int, ...]:
+def _output_dims(file: ModelFile, sizes: Mapping[str, InferredTensor]) -> tuple[int, ...]:
     name = file.outputs[0].name if file.outputs else ""
     return (sizes[name].known if name in sizes else None) or ()
 
@@ -260,7 +260,7 @@ def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measur
     if len(file.inputs) > 1:
         yield f"the model needs {len(file.inputs)} inputs; a job feeds one: export it with one input"
     if len(file.outputs) > 1 and METADATA_KEY not in file.metadata:  # a contract inside has chosen already
-        yield f"the model has {len(file.outputs)} outputs: write output.name to say which one is meant"
+        yield f"the model has {len(file.outputs)} outputs: choose one with output.name"
     for source in file.inputs[:1]:
         if batch := source.fixed("batch", layout):
             yield f"the batch axis is fixed at {batch}: every run takes exactly {batch} tile(s)"
@@ -271,7 +271,7 @@ def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measur
     if measured is not None and len(dims := measured.output_dims) in (3, 4):
         returned = (dims[1], dims[2]) if layout == "nhwc" or len(dims) == 3 else (dims[2], dims[3])
         if returned != measured.tile_hw:
-            yield f"a tile of {by(measured.tile_hw)} comes back as {by(returned)}"
+            yield f"the output of a tile of {by(measured.tile_hw)} is {by(returned)}"
     if measured is not None and not measured.structure.skips:
         yield "no skip connection was found: this is no U-Net, or its sizes could not be followed"
     if any(node.op_type in ("ConvInteger", "DynamicQuantizeLinear") for node in model.graph.node):
@@ -291,7 +291,7 @@ def _against_contract(model: ModelProto, file: ModelFile, says: Meaning) -> Iter
     if embedded is None:
         yield from (f"its result is not repeatable: {phrase}" for phrase in says.unstable)
         if says.constant is not None:
-            yield f"its output is the same for every picture: {says.constant}"
+            yield f"its output is the same for every image: {says.constant}"
         return
     output = embedded.output
     if output.name is not None and output.name in {value.name for value in model.graph.output}:

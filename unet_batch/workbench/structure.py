@@ -16,7 +16,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from unet_batch.model.graph import attribute, fixed_names
-from unet_batch.model.shapes import Sized
+from unet_batch.model.shapes import InferredTensor
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -70,7 +70,7 @@ class _Feature:
     """None after a Reshape, until an operator that is sure of it."""
 
 
-def structure(model: ModelProto, sizes: Mapping[str, Sized], channel_axis: int) -> Structure:
+def structure(model: ModelProto, sizes: Mapping[str, InferredTensor], channel_axis: int) -> Structure:
     """The structure of a graph whose input has its channels on this axis (1 or 3)."""
     fixed = fixed_names(model)
     features: dict[str, _Feature] = {}
@@ -101,7 +101,7 @@ def structure(model: ModelProto, sizes: Mapping[str, Sized], channel_axis: int) 
     )
 
 
-def _after(node: NodeProto, before: list[_Feature], sizes: Mapping[str, Sized]) -> _Feature:
+def _after(node: NodeProto, before: list[_Feature], sizes: Mapping[str, InferredTensor]) -> _Feature:
     """What a node makes of its features."""
     first = before[0]
     came, went = _dims(sizes, node.input[0]), _dims(sizes, node.output[0])
@@ -140,7 +140,7 @@ def _change(node: NodeProto, came: tuple[int, ...], went: tuple[int, ...], axis:
     return Fraction(1), Fraction(1)
 
 
-def _reduces_pixels(node: NodeProto, feature: _Feature, sizes: Mapping[str, Sized]) -> bool:
+def _reduces_pixels(node: NodeProto, feature: _Feature, sizes: Mapping[str, InferredTensor]) -> bool:
     """Whether nothing of the picture's plane is left: averages over all of it, and its size as numbers."""
     if node.op_type in ("Shape", "Size"):
         return True
@@ -171,7 +171,7 @@ def _skip(node: NodeProto, dims: tuple[int, ...], before: list[_Feature]) -> Ski
     return Skip(node.name or node.output[0], _JOINS[node.op_type], dims[rows], dims[columns])
 
 
-def _dims(sizes: Mapping[str, Sized], name: str) -> tuple[int, ...] | None:
+def _dims(sizes: Mapping[str, InferredTensor], name: str) -> tuple[int, ...] | None:
     return sizes[name].known if name in sizes else None
 
 
