@@ -40,6 +40,15 @@ def test_a_relative_path_starts_at_the_current_folder(tmp_path: Path, monkeypatc
     assert canonical("data/x") == f"file://{os.path.realpath(tmp_path)}/data/x"
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the beginning alone: elsewhere, and in object stores, it is a letter like others."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir("/")
+    assert canonical("~/images") == f"file://{tmp_path}/images"
+    assert canonical("/data/~/a.png") == "file:///data/~/a.png"
+    assert canonical("s3://bucket/~/a.png") == "s3://bucket/~/a.png"
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -97,7 +97,7 @@ def _check_relative_paths(job: JobSpec) -> None:
     files += [(f"check.references[{number}]", path) for number, path in enumerate(job.check.references)]
     files += [("session.custom_ops", library) for library in job.session.custom_ops]
     for key, path in files:
-        if path and "://" not in path and not os.path.isabs(path) and not os.path.exists(path):
+        if path and "://" not in path and not os.path.isabs(os.path.expanduser(path)) and not os.path.exists(path):
             what = "library " if key == "session.custom_ops" else ""
             raise JobError(
                 f"{key}: there is no {what}{path} in {os.getcwd()}; relative paths begin in the folder that you start "
@@ -139,7 +139,7 @@ def _with_canonical_uris(job: JobSpec) -> JobSpec:
     )
     reference = None if job.check.reference is None else canonical(job.check.reference)
     references = tuple(canonical(path) for path in job.check.references)
-    libraries = tuple(os.path.abspath(path) for path in job.session.custom_ops)
+    libraries = tuple(os.path.abspath(os.path.expanduser(path)) for path in job.session.custom_ops)
     return job.model_copy(
         update={
             "model": model,

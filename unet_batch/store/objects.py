@@ -41,6 +41,7 @@ class Object:
 def canonical(uri_or_path: str) -> str:
     """The absolute URI that names an object or folder: plain paths become `file:///…` from the current folder.
 
+    A path that begins with `~/` begins in the home folder of whoever runs this process, as in a shell.
     Keys are kept verbatim (`#`, `%` and spaces are legal in them). Raises JobError for what could carry a secret or
     lead elsewhere: user info, queries, chained URLs (`a::b`), `..` in object stores, unknown schemes.
     """
@@ -51,7 +52,7 @@ def canonical(uri_or_path: str) -> str:
     if "::" in text:
         raise JobError(f"chained URLs such as {shown!r} are refused; name the object itself")
     if not _HAS_SCHEME.match(text):
-        return "file://" + os.path.abspath(text)
+        return "file://" + os.path.abspath(os.path.expanduser(text))
     scheme, slashes, rest = text.partition("://")
     scheme = _ALIASES.get(scheme.lower(), scheme.lower())
     if not slashes:
