@@ -1,17 +1,22 @@
-"""The reference of job file, contract and table, generated from the code that reads and writes them."""
+"""The reference of job file, contract, table, reasons and exit codes, generated from the code that they describe."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from unet_batch.cli.rejections import ADVICE
 from unet_batch.contract import Contract, Section
+from unet_batch.errors import ExitCode, Reason
 from unet_batch.options import EnvRef, Options
 from unet_batch.spec import JobSpec
+
+LONGEST_LIST = 12
+"""A longer default is counted, not written out."""
 
 
 def json_schema() -> dict[str, Any]:
@@ -20,13 +25,29 @@ def json_schema() -> dict[str, Any]:
 
 
 def markdown() -> str:
-    """Tables of every field: name, type, default, meaning; and of every column of the output."""
+    """All sections of the reference in one text: fields, columns, reasons and exit codes."""
+    return "\n\n".join(f"# {heading}\n\n{table}" for heading, table in sections().items())
+
+
+def sections() -> dict[str, str]:
+    """Markdown tables by their headings, each complete without the others."""
     from unet_batch.table.rows import COLUMNS
 
-    lines = ["# Job file", "", *_table(JobSpec, ""), "", "# Contract of a model", "", *_table(Contract, "")]
-    lines += ["", "# Columns of the output", "", "| column | type | meaning |", "|---|---|---|"]
-    lines += [f"| `{name}` | {_arrow_name(kind)} | {meaning} |" for name, kind, meaning in COLUMNS]
-    return "\n".join(lines)
+    columns = [(f"`{name}`", _arrow_name(kind), meaning) for name, kind, meaning in COLUMNS]
+    reasons = [(f"`{r}`", *ADVICE[r], "yes" if r.retryable else "no") for r in Reason]
+    codes = [(f"{code:d}", f"`{code.label}`", code.meaning) for code in ExitCode]
+    return {
+        "Job file": "\n".join(_table(JobSpec, "")),
+        "Contract of a model": "\n".join(_table(Contract, "")),
+        "Columns of the output": _lines(("column", "type", "meaning"), columns),
+        "Reasons of a rejection": _lines(("reason", "meaning", "what to do", "tried again by itself"), reasons),
+        "Exit codes": _lines(("code", "`exit` in the JSON", "meaning"), codes),
+    }
+
+
+def _lines(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    every = (heading, ["---"] * len(heading), *rows)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in every)
 
 
 def _table(model: type[BaseModel], prefix: str) -> list[str]:
@@ -35,17 +56,22 @@ def _table(model: type[BaseModel], prefix: str) -> list[str]:
 
 def _rows(model: type[BaseModel], prefix: str) -> Iterator[str]:
     for name, field in model.model_fields.items():
-        key = f"{prefix}{name}"
+        key, meaning = f"{prefix}{name}", _one_line(field.description)
         sections = _sections(field)
         if len(sections) == 1:
-            yield f"| **`{key}`** | section | | {field.description or ''} |"
+            yield f"| **`{key}`** | section | | {meaning} |"
             yield from _rows(sections[0], f"{key}.")
             continue
-        yield f"| `{key}` | {_type_name(field)} | {_default(field)} | {field.description or ''} |"
+        yield f"| `{key}` | {_type_name(field)} | {_default(field)} | {meaning} |"
         for section in sections:
             kind = section.model_fields["kind"].default
-            yield f"| `{key}: {{kind: {kind}}}` | | | {(section.__doc__ or '').strip()} |"
+            yield f"| `{key}: {{kind: {kind}}}` | | | {_one_line(section.__doc__)} |"
             yield from (line for line in _rows(section, f"{key}.") if f"`{key}.kind`" not in line)
+
+
+def _one_line(text: str | None) -> str:
+    """A table's row ends at the first line break."""
+    return " ".join((text or "").split())
 
 
 def _sections(field: FieldInfo) -> list[type[BaseModel]]:
@@ -78,7 +104,7 @@ def _name(annotation: Any) -> str:
     if origin is dict:
         return "mapping"
     if parts:
-        names = [_name(p) for p in parts if p is not type(None)]
+        names = list(dict.fromkeys(_name(p) for p in parts if p is not type(None)))
         return " or ".join("mapping" if "`" not in n and n.startswith("Unit") else n for n in names)
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return "section"
@@ -91,17 +117,22 @@ def _default(field: FieldInfo) -> str:
     value = field.default
     if value is PydanticUndefined or value is None:
         return ""
+    if isinstance(value, tuple) and len(value) > LONGEST_LIST:
+        return f"{len(value)} names"
     if isinstance(value, BaseModel):
         return f"`{value.model_dump().get('kind', '')}`"
     return f"`{list(value)}`" if isinstance(value, tuple) else f"`{value}`"
 
 
 def _arrow_name(kind: Any) -> str:
-    text = str(kind)
-    return (
-        "string"
-        if text.startswith("dictionary")
-        else text
-        if len(text) < 40
-        else text.split("<", maxsplit=1)[0] + " of structs"
-    )
+    """The type as a reader of the table sees it; structs by the names of their fields."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return _arrow_name(kind.value_type)
+    if pa.types.is_list(kind):
+        return f"list of {_arrow_name(kind.value_type)}"
+    if pa.types.is_struct(kind):
+        fields = ", ".join(f"`{field.name}` {_arrow_name(field.type)}" for field in kind)
+        return f"struct ({fields})"
+    return str(kind)
