@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
 import platform
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from programs import azurite
+from servers import S3_KEYS, moto, serving
 
 # A shared machine may pause any example; how long one takes is no property of the code.
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -27,42 +22,10 @@ hypothesis.settings.load_profile("shared")
 pytest_plugins = ["allowed_skips"]
 pytest.register_assert_rewrite("contracts.store_suite", "contracts.cloud_suite")
 
-S3_KEYS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
-
-
 AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # Azurite's, public
 )
-
-
-@contextlib.contextmanager
-def serving(command: Callable[[int], list[str]], path: str, name: str, **environment: str) -> Iterator[str]:
-    """URL of a server on a free port, until the block ends. Skips the test where the server does not start.
-
-    command: what starts it on a port. path: answers anything at all when it is ready.
-    """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    quiet = subprocess.DEVNULL
-    server = subprocess.Popen(command(port), stdout=quiet, stderr=quiet, env={**os.environ, **environment})
-    endpoint = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"{endpoint}{path}", timeout=1).close()
-                break
-            except urllib.error.HTTPError:
-                break
-            except OSError:
-                if server.poll() is not None:
-                    pytest.skip(f"{name} does not start here")
-                time.sleep(0.1)
-        yield endpoint
-    finally:
-        server.terminate()
-        server.wait(timeout=10)
 
 
 @pytest.fixture(scope="session")
@@ -70,8 +33,7 @@ def s3_endpoint() -> Iterator[str]:
     """URL of a moto server that lives as long as the session; tests that use it carry the marker `s3`."""
     if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
         pytest.skip("moto[server] is not installed")
-    start = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p"]
-    with serving(lambda port: [*start, str(port)], "/moto-api/", "moto's server", **S3_KEYS) as endpoint:
+    with moto() as endpoint:
         yield endpoint
 
 
