@@ -1,8 +1,8 @@
 """Objects in a store that speaks S3: listing, reading and putting, each in the fewest requests.
 
-Listings and puts go through an `s3fs.S3FileSystem` that it is given (its client, its event loop), without its caches or
-retries. Reads, which are many, go through obstore where that reads as the file system would. Every answer to a GET
-carries the ETag of its bytes: a pinned read costs no request more.
+Puts go through an `s3fs.S3FileSystem` that it is given (its client, its event loop), without its caches or retries.
+Listings go through botocore and one pass over their XML; reads, which are many, through obstore where that reads as the
+file system would. Every answer to a GET carries the ETag of its bytes: a pinned read costs no request more.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from unet_batch.errors import Conflict, NotFound
-from unet_batch.store import obstore_reads, pinned
+from unet_batch.store import obstore_reads, pinned, s3_listing
 from unet_batch.store.conditional import ANYTHING, refusals, removals, size_of
 from unet_batch.store.faults import Retry
 from unet_batch.store.objects import Names, Object, split
@@ -52,16 +52,15 @@ class S3Store:
         """Every object below a folder; the empty objects that stand for folders themselves are no objects."""
         bucket, prefix = split(folder, folder=True)
         for page in self._pages(Bucket=bucket, Prefix=prefix):
-            for found in page.get("Contents", ()):
-                if not found["Key"].endswith("/"):
-                    yield Object(f"s3://{bucket}/{found['Key']}", int(found["Size"]), version_of(found["ETag"]))
+            for key, size_bytes, etag in page.objects:
+                if not key.endswith("/"):
+                    yield Object(f"s3://{bucket}/{key}", size_bytes, version_of(etag))
 
     def folders(self, folder: str) -> Names:
         """Names of the folders in a folder."""
         bucket, prefix = split(folder, folder=True)
         pages = self._pages(Bucket=bucket, Prefix=prefix, Delimiter="/")
-        found = [entry["Prefix"] for page in pages for entry in page.get("CommonPrefixes", ())]
-        return sorted(name.removeprefix(prefix).rstrip("/") for name in found)
+        return sorted(name.removeprefix(prefix).rstrip("/") for page in pages for name in page.prefixes)
 
     def head(self, uri: str) -> Object:
         """The object as it is now."""
@@ -125,19 +124,19 @@ class S3Store:
         found = self.fs.call_s3("head_object", Bucket=bucket, Key=key)
         return Object(uri, int(found["ContentLength"]), version_of(found["ETag"]))
 
-    def _pages(self, **query: str) -> Iterator[dict[str, Any]]:
-        while True:
-            page: dict[str, Any] = self._retry(self.fs.call_s3, "list_objects_v2", **query)
-            yield page
-            if not page.get("IsTruncated"):
-                return
-            query["ContinuationToken"] = page["NextContinuationToken"]
+    def _pages(self, **query: str) -> Iterator[s3_listing.Page]:
+        return s3_listing.pages(lambda **asked: self._retry(self._page, **asked), **query)
+
+    def _page(self, **query: str) -> s3_listing.Page:
+        page: s3_listing.Page = self._client().call("list_objects_v2", **query)[s3_listing.FOUND]
+        return page
 
     def _client(self) -> S3Client:
         """Made on first use: finding credentials may take requests."""
         with self._lock:
             if self._made is None:
                 self._made = S3Client(self.fs.storage_options)
+                self._made.on_answer("ListObjectsV2", s3_listing.take)
             return self._made
 
     def _opened(self, bucket: str) -> Any:

@@ -1,4 +1,4 @@
-"""A client of the S3 API from the options of an S3 file system: where and how the objects of a bucket are read.
+"""A client of the S3 API from the options of an S3 file system: for listings, and for where and how buckets are read.
 
 Knows botocore: its session with profiles, SSO and web identity, its configuration, its signatures. Everything that a
 job's `options`, the environment and the shared configuration files say is resolved here once, by botocore itself.
@@ -75,6 +75,14 @@ class S3Client:
         operation = self._client.meta.method_to_api_mapping[method]
         members = self._client.meta.service_model.operation_model(operation).input_shape.members
         return {name: value for name, value in self._named.items() if name in members}
+
+    def on_answer(self, operation: str, parse: Any) -> None:
+        """Let `parse` take the answers to an operation, such as `ListObjectsV2`, before botocore does.
+
+        parse: is called with response_dict (status_code, body), which it may change, and customized_response_dict,
+        whose entries are in what `call` returns.
+        """
+        self._client.meta.events.register_first(f"before-parse.s3.{operation}", parse)
 
     def place(self, bucket: str) -> Place | None:
         """Where a bucket is read, or None where its requests are signed in another way than with one region's key."""
