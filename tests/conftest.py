@@ -156,7 +156,7 @@ def ranges_asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.fixture
 def exact_int8() -> None:
     """For tests of weights in 8 bits: skips on processors whose sums of 8-bit products saturate."""
-    from unet_batch.session.processor import int8_instruction
+    from unet_batch.session.machine import int8_instruction
 
     for engine in ("onnxruntime", "openvino"):
         if int8_instruction(engine) is None:

@@ -6,6 +6,7 @@ enters the fingerprint, because each field changes pixels or labels.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -211,6 +212,11 @@ class ModelOutput(Section):
     def multi_label(self) -> bool:
         """Whether each class has its own threshold, so that classes may overlap."""
         return self.activation in ("sigmoid", "masks") or (len(self.classes) == 1 and self.activation != "labels")
+
+    @property
+    def value_threshold(self) -> float:
+        """`threshold` as a value of the output tensor: its logit, log(t / (1 − t)), where the output holds logits."""
+        return math.log(self.threshold / (1 - self.threshold)) if self.activation == "logits" else self.threshold
 
     @property
     def decided(self) -> bool:

@@ -22,7 +22,7 @@ from project_fixture import SIZE, Project
 
 from unet_batch.errors import UnetBatchError
 from unet_batch.planning.survey import window_of
-from unet_batch.session import processor
+from unet_batch.session import machine
 from unet_batch.session.model_files import model_at
 from unet_batch.spec import TilingSpec
 from unet_batch.workbench.diagnosis import check_job
@@ -289,9 +289,9 @@ def test_an_upgraded_engine_or_another_processor_is_asked_again(project, tmp_pat
         by_check(project, overrides)
     assert reports(project) == 2
     other = tmp_path / "cpuinfo"
-    text = processor.CPUINFO.read_text()
+    text = machine.CPUINFO.read_text()
     other.write_text(text.replace("flags\t\t:", "flags\t\t: not_there_before"))
-    monkeypatch.setattr(processor, "CPUINFO", other)
+    monkeypatch.setattr(machine, "CPUINFO", other)
     by_check(project, overrides)
     assert reports(project) == 3
 

@@ -14,7 +14,7 @@ from unet_batch.contract import Contract
 from unet_batch.errors import ProviderMissing
 from unet_batch.gate.parity import Tolerance
 from unet_batch.model.contract import resolve
-from unet_batch.session import processor
+from unet_batch.session import machine
 from unet_batch.session.int8 import wide_weights
 from unet_batch.session.model_files import read_model
 from unet_batch.session.opening import open_session
@@ -29,11 +29,11 @@ VNNI, AMX, AVX2 = "fpu avx2 avx512f avx512_vnni", "fpu avx2 amx_int8", "fpu sse4
 def runs_on(tmp_path, monkeypatch):
     """Makes this machine say that it has these instructions; what it computes stays its own."""
 
-    def change(flags: str, machine: str = "x86_64") -> None:
+    def change(flags: str, architecture: str = "x86_64") -> None:
         cpuinfo = tmp_path / "cpuinfo"
         cpuinfo.write_text(f"processor\t: 0\nmodel name\t: Made 1\nflags\t\t: {flags}\n")
-        monkeypatch.setattr(processor, "CPUINFO", cpuinfo)
-        monkeypatch.setattr(processor.platform, "machine", lambda: machine)
+        monkeypatch.setattr(machine, "CPUINFO", cpuinfo)
+        monkeypatch.setattr(machine.platform, "machine", lambda: architecture)
 
     return change
 
@@ -87,7 +87,7 @@ def test_a_file_for_every_processor_has_weights_in_7_bits(tiny, runs_on):
 
 def test_another_architecture_has_exact_products(tiny, runs_on):
     """ARM widens before it adds."""
-    runs_on("", machine="aarch64")
+    runs_on("", architecture="aarch64")
     assert opened(quantised(tiny, reduce_range=False), tiny.contract).provider == "cpu"
 
 
@@ -138,13 +138,21 @@ def test_onednn_may_be_told_to_be_an_older_processor(monkeypatch, runs_on):
     """Then OpenVINO computes as that one does; ONNX Runtime has no such switch."""
     runs_on(VNNI)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert processor.int8_instruction("openvino") is None
-    assert processor.int8_instruction("onnxruntime") == "avx512_vnni"
+    assert machine.int8_instruction("openvino") is None
+    assert machine.int8_instruction("onnxruntime") == "avx512_vnni"
 
 
 def test_a_processor_says_nothing_where_there_is_no_list(monkeypatch):
     """macOS on Intel, Windows: nothing is promised."""
-    monkeypatch.setattr(processor, "CPUINFO", Path("/nowhere"))
-    monkeypatch.setattr(processor.platform, "machine", lambda: "x86_64")
-    assert processor.int8_instruction() is None
-    assert processor.processor_name()
+    monkeypatch.setattr(machine, "CPUINFO", Path("/nowhere"))
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    assert machine.int8_instruction() is None
+    assert machine.processor_name()
+
+
+@pytest.mark.parametrize(("variable", "expected"), [("/caches", "/caches"), ("", "/home/a/.cache")])
+def test_what_a_machine_keeps_lies_in_one_cache_folder(monkeypatch, variable, expected):
+    """As the XDG base directory specification says; an empty variable counts as none."""
+    monkeypatch.setenv("XDG_CACHE_HOME", variable)
+    monkeypatch.setenv("HOME", "/home/a")
+    assert machine.cache_folder("ladders") == Path(expected) / "unet-batch" / "ladders"

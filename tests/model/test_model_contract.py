@@ -10,7 +10,7 @@ import yaml
 from models import TinyModel, free_model, nan_model, threshold_model, unet_model
 from onnx import TensorProto, helper, load_from_string, numpy_helper
 
-from unet_batch.contract import Contract
+from unet_batch.contract import Contract, ModelOutput
 from unet_batch.errors import ContractError
 from unet_batch.model.contract import METADATA_KEY, draft, find_contract, resolve
 from unet_batch.model.model import Model, ModelFile, Tensor
@@ -481,3 +481,10 @@ def test_a_contract_that_the_graph_contradicts_is_refused() -> None:
     message = problem(changed(tiny.contract, "output", activation="logits"), opened(tiny))
     assert "the file ends in Sigmoid" in message
     assert message.endswith("output.activation says logits: write output.activation: sigmoid")
+
+
+@pytest.mark.parametrize(("activation", "expected"), [("logits", np.log(0.9 / 0.1)), ("sigmoid", 0.9), ("masks", 0.9)])
+def test_a_threshold_is_compared_in_the_units_of_the_output(activation: str, expected: float) -> None:
+    """The logit of a probability of 0.9 is log 9."""
+    output = ModelOutput(activation=activation, classes=("nucleus",), background=None, threshold=0.9)
+    assert output.value_threshold == pytest.approx(expected, rel=1e-15)

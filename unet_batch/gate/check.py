@@ -72,10 +72,7 @@ def labels(values_khw: NDArray[Any], output: ModelOutput) -> NDArray[np.uint8]:
     """A label map for display, uint8 (H, W): 255 if a value is not finite; of overlapping classes the most probable."""
     decided = values_khw[0] if output.activation == "labels" else np.argmax(values_khw, axis=0)
     if output.multi_label:
-        threshold = (
-            output.threshold if output.activation != "logits" else np.log(output.threshold / (1 - output.threshold))
-        )
-        decided = np.where(values_khw.max(axis=0) > threshold, decided + 1, 0)
+        decided = np.where(values_khw.max(axis=0) > output.value_threshold, decided + 1, 0)
     finite = np.isfinite(values_khw).all(axis=0)
     return np.where(finite, np.nan_to_num(decided), 255).astype(np.uint8)
 

@@ -7,7 +7,6 @@ Legend: N images, K channels, H, W pixels.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -235,9 +234,7 @@ def _decided(values_khw: NDArray[Any], output: ModelOutput) -> NDArray[np.int32]
             raise ShapeMismatch(f"labels of {finite.min()} to {finite.max()} are compared, not 0 to {highest}")
         decided = finite.astype(np.int32)
     elif output.multi_label:
-        t = output.threshold
-        above = math.log(t / (1 - t)) if output.activation == "logits" else t
-        decided = (values_khw > np.float32(above)).astype(np.int32)
+        decided = (values_khw > np.float32(output.value_threshold)).astype(np.int32)
     else:
         decided = np.argmax(values_khw, axis=0)[None].astype(np.int32)
     return np.where(finite_hw, decided, np.int32(UNDECIDED))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
@@ -15,7 +14,7 @@ from typing import Any
 from unet_batch import __version__
 from unet_batch.model.model import Model
 from unet_batch.records import Source
-from unet_batch.session.processor import instructions
+from unet_batch.session.machine import cache_folder, instructions
 from unet_batch.session.session import Session
 from unet_batch.spec import JobSpec
 
@@ -48,9 +47,8 @@ def verdict_path(
         "options": job.session.model_dump(mode="json"),
         "check": job.check.model_dump(mode="json"),
     }
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
-    return Path(cache) / "unet-batch" / "checks" / f"{name}.json"
+    return cache_folder("checks") / f"{name}.json"
 
 
 def versions() -> dict[str, str]:

@@ -226,12 +226,12 @@ def _reduce_multi_label(
     """Each class with its own threshold; classes may overlap."""
     channels, size_hw = len(logits_khw), (len(rows.low), len(columns.low))
     are_logits = output.activation == "logits"
-    above = math.log(output.threshold / (1 - output.threshold)) if are_logits else output.threshold
+    above = np.float32(output.value_threshold)
     masks_khw = np.empty((channels, *size_hw), bool)
     labels_hw = np.empty(size_hw, _label_dtype(channels + 1))
     certainty = _Certainty(np.zeros(channels), 2) if confidence else None
     for first, last, strip_khw in _strips(logits_khw, rows, columns):
-        masks_khw[:, first:last] = strip_khw > np.float32(above)
+        masks_khw[:, first:last] = strip_khw > above
         strip_labels_hw = labels_hw[first:last]
         _argmax(strip_khw, strip_labels_hw)
         strip_labels_hw += 1

@@ -6,7 +6,6 @@ Arrays: N tiles, K classes, h and w pixels of the output.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -113,9 +112,7 @@ def votes(output_nkhw: Array, output: ModelOutput) -> Array:
     """
     classes = len(output.classes)
     if output.multi_label:
-        logit = math.log(output.threshold / (1 - output.threshold))
-        above = logit if output.activation == "logits" else output.threshold
-        return (output_nkhw > np.float32(above)).astype(np.float32)
+        return (output_nkhw > np.float32(output.value_threshold)).astype(np.float32)
     if output.activation != "labels":
         labels_nhw = output_nkhw.argmax(axis=1)
     else:

@@ -11,7 +11,7 @@ import numpy as np
 
 from unet_batch.errors import ModelRefused, ProviderMissing
 from unet_batch.model import graph
-from unet_batch.session.processor import int8_instruction, processor_name
+from unet_batch.session.machine import int8_instruction, processor_name
 
 if TYPE_CHECKING:
     from onnx import ModelProto

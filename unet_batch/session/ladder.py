@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from unet_batch.session.machine import cache_folder
+
 log = logging.getLogger(__name__)
 
 TIMED_RUNS = 3
@@ -170,8 +172,7 @@ class LadderMemory:
         `$XDG_CACHE_HOME/unet-batch/ladders`."""
         self.precision = precision
         self.threads = threads
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-        self._folder = folder or Path(cache) / "unet-batch" / "ladders"
+        self._folder = folder or cache_folder("ladders")
 
     def recall(self, key: LadderKey) -> Remembered | None:
         """The measurements of an earlier run, or None. An unreadable file is ignored with a warning."""

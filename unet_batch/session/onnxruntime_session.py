@@ -26,8 +26,8 @@ from unet_batch.model.packed import FINITE
 from unet_batch.session import gpu
 from unet_batch.session.engines import Provider
 from unet_batch.session.failures import cannot_open, cannot_run, no_memory
+from unet_batch.session.machine import cache_folder, processor_name
 from unet_batch.session.onnxruntime_options import provider_options
-from unet_batch.session.processor import processor_name
 from unet_batch.session.session import (
     Array,
     Device,
@@ -229,8 +229,7 @@ def _counted(operators: Mapping[str, int]) -> str:
 def engine_cache(model: Model, precision: Precision) -> Path:
     """The folder of a model's built engines: `$XDG_CACHE_HOME/unet-batch/tensorrt/…`, by model, precision and version
     of ONNX Runtime (files for other GPUs and TensorRT versions have other names)."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(cache) / "unet-batch" / "tensorrt" / f"{model.sha256[:32]}-{precision}-{version()}"
+    return cache_folder("tensorrt") / f"{model.sha256[:32]}-{precision}-{version()}"
 
 
 def version() -> str:

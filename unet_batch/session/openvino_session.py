@@ -19,7 +19,7 @@ from unet_batch.model.model import Model
 from unet_batch.model.packed import FINITE
 from unet_batch.session.engines import Provider
 from unet_batch.session.failures import cannot_run, no_memory
-from unet_batch.session.processor import processor_name
+from unet_batch.session.machine import processor_name
 from unet_batch.session.session import (
     Array,
     Device,

@@ -18,10 +18,10 @@ from unet_batch.contract import Contract, ModelInput, ModelOutput
 from unet_batch.errors import UnetBatchError
 from unet_batch.model.contract import resolve
 from unet_batch.session.engines import TABLE, Provider, find
+from unet_batch.session.machine import DOT_PRODUCTS, instructions, processor_name
 from unet_batch.session.model_files import read_model
 from unet_batch.session.onnxruntime_session import check_installation
 from unet_batch.session.opening import open_session
-from unet_batch.session.processor import DOT_PRODUCTS, instructions, processor_name
 from unet_batch.session.session import Device
 from unet_batch.spec import Precision, SessionSpec, TilingSpec
 

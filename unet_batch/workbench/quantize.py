@@ -21,8 +21,8 @@ from unet_batch.gate.parity import Parity, Tolerance
 from unet_batch.model import graph
 from unet_batch.model.contract import METADATA_KEY
 from unet_batch.model.model import Model
+from unet_batch.session.machine import int8_instruction
 from unet_batch.session.plain_session import PlainSession
-from unet_batch.session.processor import int8_instruction
 from unet_batch.session.session import as_nkhw, check_tiles, in_model_layout
 from unet_batch.workbench import graph_edit
 from unet_batch.workbench.doctor import machine

@@ -8,7 +8,6 @@ Legend: N tiles, C channels, K classes, H, W pixels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -155,9 +154,7 @@ def _best_label(nodes: Nodes, scores: str, classes: int, axis: int) -> None:
 
 def _own_thresholds(nodes: Nodes, scores: str, output: ModelOutput, axis: int | None) -> None:
     """(N, H, W) for one class; (N, K, H, W) of 0 and 1 for several."""
-    t = output.threshold
-    above = math.log(t / (1 - t)) if output.activation == "logits" else t
-    name = nodes.combine("Greater", scores, above)
+    name = nodes.combine("Greater", scores, output.value_threshold)
     several = len(output.classes) > 1
     name = nodes.cast(name, "uint8", to=LABELS if axis is None or (several and axis == 1) else "")
     if axis == 3 and several:

@@ -1,4 +1,4 @@
-"""The processor of this machine, from /proc/cpuinfo: its name, and how it computes products of 8-bit numbers."""
+"""This machine: its processor, how that computes products of 8-bit numbers, and its cache folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ DOT_PRODUCTS = ("amx_int8", "avx512_vnni", "avx_vnni")
 _X86 = frozenset({"x86_64", "amd64", "i386", "i686"})
 _BELOW_VNNI = frozenset({"SSE41", "AVX", "AVX2", "AVX512_CORE"})
 """Values of oneDNN's ONEDNN_MAX_CPU_ISA that exclude those instructions."""
+
+
+def cache_folder(kind: str) -> Path:
+    """Where this machine keeps what costs time to find out again, by its kind: `$XDG_CACHE_HOME/unet-batch/<kind>`."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(cache) / "unet-batch" / kind
 
 
 def processor_name() -> str:
