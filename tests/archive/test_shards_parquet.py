@@ -279,7 +279,7 @@ def test_rows_have_the_average_size_of_their_row_group(storage: Storage, put: Ca
         {"name": "j", "model": {"path": "m"}, "input": {"uri": "x", "format": "parquet"}, "output": {"uri": "o"}}
     )
     large = [replace(source, size_bytes=3 << 20) for source in found]
-    plan = plan_partition("all", large, mark="f", published=None, done=frozenset(), parts=())
+    plan = plan_partition("all", large, fingerprint="f", published=None, done=frozenset(), parts=())
     assert max(len(unit.sources) for unit in units(plan, job, "f", workers=1)) == 2
 
 

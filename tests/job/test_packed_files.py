@@ -320,7 +320,7 @@ def test_the_stages_run_packed_masks_without_a_job_around_them(project):
     from unet_batch.planning.survey import archive_partitions, window_of
 
     [(name, sources)] = archive_partitions(prepared, window_of("all"), keep=False).partitions.items()
-    plan = plan_partition(name, sources, mark="x", published=None, done=frozenset(), parts=())
+    plan = plan_partition(name, sources, fingerprint="x", published=None, done=frozenset(), parts=())
     [unit] = units(plan, prepared.job, "x", workers=1)
     receipt = infer(load(unit))
     assert (receipt.failure, receipt.ok, receipt.rejected) == (None, 1, 0)

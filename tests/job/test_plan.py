@@ -44,7 +44,7 @@ def sources(count: int, *, shard: str | None = None, size_bytes: int = 1000) -> 
 
 
 def planned(found: list[Source], done: frozenset[tuple[str, str]] = frozenset()):
-    return plan_partition("all", found, mark="f" * 64, published=None, done=done, parts=())
+    return plan_partition("all", found, fingerprint="f" * 64, published=None, done=done, parts=())
 
 
 def published(found: list[Source], mark: str) -> Published:
@@ -119,7 +119,9 @@ def test_halving_ends_in_single_isolated_images():
 def test_the_same_inventory_under_the_same_fingerprint_is_up_to_date():
     """Equal generations mean equal rows, so nothing is open."""
     found = sources(3)
-    plan = plan_partition("all", found, mark="f" * 64, published=published(found, "f" * 64), done=frozenset(), parts=())
+    plan = plan_partition(
+        "all", found, fingerprint="f" * 64, published=published(found, "f" * 64), done=frozenset(), parts=()
+    )
     assert plan.state == "published"
     assert plan.open == ()
 
@@ -129,7 +131,9 @@ def test_another_inventory_or_fingerprint_is_stale(mark):
     """A late image or a new model makes a published partition stale, which `missing` leaves alone and `all` takes."""
     found = sources(3)
     was = found[:2] if mark == "f" * 64 else found
-    plan = plan_partition("all", found, mark="f" * 64, published=published(was, mark), done=frozenset(), parts=())
+    plan = plan_partition(
+        "all", found, fingerprint="f" * 64, published=published(was, mark), done=frozenset(), parts=()
+    )
     assert plan.state == "stale"
     assert [wants(select, plan) for select in ("missing", "failed", "changed", "due", "all")] == [
         False,

@@ -34,9 +34,9 @@ class FakeExecutor:
         self.tries: Counter[str] = Counter()
         self.passes: list[int] = []
 
-    def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
+    def run(self, units: Sequence[Unit]) -> Iterator[Receipt | HandoverFailed]:
         self.passes.append(len(units))
-        self.fault = None
+        fault = None
         for u in units:
             for s in u.sources:
                 self.tries[s.uri[-1]] += 1
@@ -44,11 +44,13 @@ class FakeExecutor:
             if found == "lost":
                 continue
             if found == "unfit":
-                self.fault = HandoverFailed("the disk is full")
+                fault = HandoverFailed("the disk is full")
                 continue
             failure = found if isinstance(found, tuple) else None
             rows = 0 if failure else len(u.sources)
             yield Receipt(u.unit_id, u.partition, rows, rows, 0, failure=failure)
+        if fault is not None:
+            yield fault
 
     def close(self) -> None:
         pass

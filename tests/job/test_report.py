@@ -35,7 +35,7 @@ AMBER = (255, 196, 0)
 
 def gathered(project: Project, *overrides: str, run: str | None = None, window: str = "all", pictures=4) -> Report:
     prepared = project.prepared(*overrides)
-    record = newest_record(prepared, window_of(window)) if run is None else read_record(prepared, run)
+    record = newest_record(prepared, window_of(window)) if run is None else read_record(prepared.output, run)
     return gather(prepared, record, pictures=pictures)
 
 

@@ -19,7 +19,7 @@ class _Stops:
         from unet_batch.job.local_executor import LocalExecutor
 
         self._inner = LocalExecutor(settings)
-        self.name, self.workers, self.loaders, self.fault = "local", 1, 0, None
+        self.name, self.workers, self.loaders = "local", 1, 0
 
     def run(self, units):
         yield next(iter(self._inner.run(units)))

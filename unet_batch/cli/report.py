@@ -46,7 +46,7 @@ def report(job: JobSpec, window: str, run: str | None, out: str | None, pictures
     if pictures > MOST_PICTURES:
         raise JobError(f"--pictures {pictures}: a page holds at most {MOST_PICTURES} of each kind")
     prepared = prepare(job)
-    record = newest_record(prepared, window_of(window)) if run is None else read_record(prepared, run)
+    record = newest_record(prepared, window_of(window)) if run is None else read_record(prepared.output, run)
     found = gather(prepared, record, pictures=pictures)
     page = render(found)
     if out is None:

@@ -48,11 +48,11 @@ class _Doubt:
 class Judge:
     """Collects doubts during a pass and judges them at its end."""
 
-    def __init__(self, mark: str, readable: Readable | None, scored_before: int) -> None:
+    def __init__(self, salt: str, readable: Readable | None, scored_before: int) -> None:
         """scored_before: images that earlier runs scored with the same fingerprint."""
         self.images_scored = 0
         self._scored_before = scored_before
-        self._mark = mark
+        self._salt = salt
         self._readable = readable
         self._controls: dict[str, deque[Unit]] = {}
         self._new: list[_Doubt] = []
@@ -77,7 +77,7 @@ class Judge:
             source = unit.sources[found.position]
             single = unit
             if len(unit.sources) > 1:
-                single = replace(unit, unit_id=sub_unit_id(unit.unit_id, self._mark, [source]), sources=(source,))
+                single = replace(unit, unit_id=sub_unit_id(unit.unit_id, self._salt, [source]), sources=(source,))
             self._new.append(_Doubt(single, unit, Reason(found.reason), found.message, found.pages))
             if self._new[-1].reason in faults.NOT_READABLE:
                 self._refused.setdefault(unit.partition, set()).add(source.uri)
@@ -125,7 +125,7 @@ class Judge:
             by_origin.setdefault(doubt.origin.unit_id, []).append(doubt)
         for alike in by_origin.values():
             sources = tuple(source for doubt in alike for source in doubt.unit.sources)
-            name = sub_unit_id(alike[0].origin.unit_id, self._mark, sources)
+            name = sub_unit_id(alike[0].origin.unit_id, self._salt, sources)
             yield replace(alike[0].origin, unit_id=name, sources=sources, isolate=True, confirms=True)
 
     def _end(self, verdict: Verdict, doubts: Sequence[_Doubt], not_theirs: str | None) -> None:

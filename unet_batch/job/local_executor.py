@@ -26,7 +26,6 @@ class LocalExecutor:
     name = "local"
     workers = 1
     loaders = 0
-    fault = None
 
     def __init__(self, settings: Settings, *, threads: int = 1) -> None:
         self._settings = settings

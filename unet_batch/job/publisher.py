@@ -30,7 +30,9 @@ from unet_batch.errors import (
 from unet_batch.planning.plan import PartitionPlan
 from unet_batch.planning.prepare import Prepared
 from unet_batch.records import NOTHING_PASSED, PassedOver, Unit
+from unet_batch.spec import OutputSpec
 from unet_batch.store.objects import redact
+from unet_batch.table.output import Output
 from unet_batch.table.publish import Publication, publish
 from unet_batch.table.rowset import Name
 
@@ -40,19 +42,18 @@ WROTE_WITH = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "pillow", "
 """Packages whose versions a record holds, as far as they are installed beside the driver."""
 
 
-def demand_conditional_puts(prepared: Prepared) -> None:
+def demand_conditional_puts(spec: OutputSpec, output: Output) -> None:
     """Ask the output's store whether it can publish safely, unless the job says that one run writes.
 
     Raises JobError where it cannot, and as `before_scoring` does.
     """
-    output = prepared.job.output
-    if output.single_writer:
+    if spec.single_writer:
         return
     with before_scoring():
-        refused = prepared.output.store.probe(prepared.output.scratch)
+        refused = output.store.probe(output.scratch)
     if refused is not None:
         raise JobError(
-            f"{output.uri} cannot publish safely: {refused}; use another store, or set output.single_writer: true if "
+            f"{spec.uri} cannot publish safely: {refused}; use another store, or set output.single_writer: true if "
             "no two runs ever write there"
         )
 

@@ -31,11 +31,15 @@ class Executor(Protocol):
     """Units that are scored at a time, at most."""
     loaders: int
     """Workers that only load; 0 where each one loads its own units."""
-    fault: HandoverFailed | None
-    """Why units were lost in the pass that ended last, where it is known and no image can have done it."""
 
-    def run(self, units: Sequence[Unit]) -> Iterator[Receipt]: ...
-    def close(self) -> None: ...
+    def run(self, units: Sequence[Unit]) -> Iterator[Receipt | HandoverFailed]:
+        """One pass: a receipt of every unit that was not lost, in any order.
+
+        A HandoverFailed comes last, and only where units were lost by a known fault that no image can have caused.
+        """
+
+    def close(self) -> None:
+        """End the workers."""
 
 
 @dataclass(slots=True)
@@ -53,7 +57,7 @@ class Outcome:
 def score(
     executor: Executor,
     units: Sequence[Unit],
-    mark: str,
+    salt: str,
     *,
     done: Callable[[Unit, Receipt], None],
     reject: Callable[[Unit, ImageError], Receipt],
@@ -68,7 +72,7 @@ def score(
     Raises ProviderMissing, ContractError, ModelRefused or JobError at the first receipt that tells of one, and
     NeedsAction when most units fail alike.
     """
-    reconciliation = _Reconciliation(executor, done, reject, Judge(mark, readable, scored_before), mark)
+    reconciliation = _Reconciliation(executor, done, reject, Judge(salt, readable, scored_before), salt)
     waiting = list(units)
     while waiting:
         alone = [u for u in waiting if reconciliation.runs_alone(u)]
@@ -90,11 +94,13 @@ class _Reconciliation:
         done: Callable[[Unit, Receipt], None],
         reject: Callable[[Unit, ImageError], Receipt],
         judge: Judge,
-        mark: str,
+        salt: str,
     ) -> None:
         self.outcome = Outcome()
         self._executor = executor
-        self._mark = mark
+        self._fault: HandoverFailed | None = None
+        """Why the last pass lost units, where the executor knows it and no image can have caused it."""
+        self._salt = salt
         self._done = done
         self._reject = reject
         self._judge = judge
@@ -122,14 +128,14 @@ class _Reconciliation:
         """Run the units once; the units to run next."""
         if self._stopped is not None:
             return self._left_open(units, *self._stopped)
-        fault = self._executor.fault
+        fault = self._fault
         if fault is not None and (self._dry > faults.RETRIES or self._unfit >= faults.SYSTEMATIC):
             return self._left_open(units, fault.code, str(fault))
         missing = {unit.unit_id: unit for unit in units}
         again = self._receive(units, missing)
         if self._stopped is not None:
             return self._left_open([*again, *self._judge.taken(), *missing.values()], *self._stopped)
-        fault = self._executor.fault
+        fault = self._fault
         if missing and fault is not None:
             return [*again, *self._after_judgement(), *self._after_fault(list(missing.values()), fault, units)]
         self._dry = self._unfit = 0
@@ -145,7 +151,11 @@ class _Reconciliation:
         """Take the receipts of a pass, and what they ask for; `missing` keeps the units without one."""
         again: list[Unit] = []
         in_a_row, enough = 0, faults.IN_A_ROW + 2 * self._executor.workers
+        self._fault = None
         for receipt in self._executor.run(units):
+            if isinstance(receipt, HandoverFailed):
+                self._fault = receipt
+                continue
             unit = missing.pop(receipt.unit_id, None)
             if unit is None:
                 continue  # a task that Ray ran twice; its part is the same part
@@ -212,7 +222,7 @@ class _Reconciliation:
         if suspect is not None:
             found, others = unit.without(set(range(len(unit.sources))) - {suspect}), unit.without({suspect})
             return [replace(found, isolate=True), others]
-        pieces = [replace(half, isolate=unit.isolate or code == faults.LOST) for half in halves(unit, self._mark)]
+        pieces = [replace(half, isolate=unit.isolate or code == faults.LOST) for half in halves(unit, self._salt)]
         if code == faults.LOST:
             self._alone |= {piece.unit_id for piece in pieces}
         return pieces
@@ -241,7 +251,7 @@ class _Reconciliation:
         again: list[Unit] = []
         for unit in lost:
             if len(unit.sources) > 1:
-                again += halves(unit, self._mark) if unit.isolate else [replace(unit, isolate=True)]
+                again += halves(unit, self._salt) if unit.isolate else [replace(unit, isolate=True)]
                 continue
             next_units = self._after_end(unit, fault.code, str(fault))
             self._unfit += not next_units

@@ -93,8 +93,8 @@ def run(
     summary = Summary(run=new_run_id(prepared.job), fingerprint=prepared.fingerprint)
     with before_scoring():
         holdings = archive_partitions(prepared, window, keep=True)
-        empty = nothing_found(prepared, holdings)
-        lost = vanished(prepared, holdings) if choice.select != "failed" else None
+        empty = nothing_found(prepared.job, prepared.archive, holdings)
+        lost = vanished(prepared.output, prepared.job.limits, holdings) if choice.select != "failed" else None
     summary.passed_over = holdings.passed.to_json()
     for sentence in (empty, lost):
         if sentence is not None:
@@ -106,7 +106,7 @@ def run(
     if choice.newest_first:
         names.reverse()
     if names:
-        demand_conditional_puts(prepared)
+        demand_conditional_puts(prepared.job.output, prepared.output)
     elif not summary.problems:
         return summary
     scoring = _Run(prepared, choice, summary, make_executor, holdings, quiet=quiet)
@@ -156,7 +156,7 @@ class _Run:
         self._stop_at = _stop_at(choice.deadline)
         self._executor: Executor | None = None
         self._record = Record(prepared, summary.run, "rescore" if choice.rescore else choice.select, holdings.passed)
-        self._buckets = Buckets(prepared, holdings.partitions)
+        self._buckets = Buckets(prepared.output, holdings.partitions)
         self._is_empty = not holdings.images
         self._refused = bool(summary.problems)
         """Whether the archive alone is why something was not done: such a run leaves a record, too."""
@@ -171,7 +171,7 @@ class _Run:
             ttl_s = prepared.job.limits.lease_s
             self._leases = Leases(prepared.output, summary.run, ttl_s).__enter__()
         # What another try finds must not lie under the name of the part that the first one left.
-        self._again_mark = f"{prepared.fingerprint}\0{summary.run}"
+        self._again_salt = f"{prepared.fingerprint}\0{summary.run}"
 
     def work(self, inventory: dict[str, list[Source]]) -> None:
         """Score and publish some partitions. Raises what ends the whole run."""
@@ -239,7 +239,7 @@ class _Run:
                     self._prepared, name, sources, select=self._choice.select, others=others, repair=True
                 )
                 if self._choice.rescore:
-                    plan = survey_afresh(self._prepared, plan, repair=True)
+                    plan = survey_afresh(self._prepared.output, self._prepared.fingerprint, plan, repair=True)
             except Held as error:
                 if self._waiting is None:
                     self._published.problem(str(error), error.exit_code)
@@ -262,10 +262,10 @@ class _Run:
 
     def _score(self, work: Sequence[PartitionPlan], publisher: Publisher, planned: int) -> None:
         prepared, summary = self._prepared, self._summary
-        mark, again = prepared.fingerprint, self._again_mark
+        salt, again = prepared.fingerprint, self._again_salt
 
         def cut(plan: PartitionPlan, workers: int) -> list[Unit]:
-            return units(plan, prepared.job, mark, workers=workers, again_mark=again)
+            return units(plan, prepared.job, salt, workers=workers, again_salt=again)
 
         executor = self._running(next(cut(p, 1) for p in work if p.todo))
         todo = [unit for p in work for unit in cut(p, executor.workers)]
@@ -286,7 +286,7 @@ class _Run:
                 return reject_unit(prepared.job, unit, error, nobody)
 
             try:
-                halved = again if any(p.retry for p in work) else mark
+                halved = again if any(p.retry for p in work) else salt
                 before = sum(len(p.sources) - len(p.todo) for p in work)
                 controls = Controls(prepared, work)
                 outcome = score(

@@ -17,6 +17,7 @@ from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.survey import archive_partitions, published_partitions
 from unet_batch.records import Source
 from unet_batch.table.lease import read_lease
+from unet_batch.table.output import Output
 from unet_batch.table.parts import read_parts
 from unet_batch.table.publish import Published, published_keys, read_commit
 from unet_batch.table.rowset import choose
@@ -43,40 +44,39 @@ def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_ru
     """
     inventory = archive_partitions(prepared, window, keep=False).partitions
     found = [
-        *_parts(prepared, inventory, keep_other_models=keep_other_models),
-        *_leases(prepared),
-        *_markers(prepared),
+        *_parts(prepared.output, prepared.fingerprint, inventory, keep_other_models=keep_other_models),
+        *_leases(prepared.output),
+        *_markers(prepared.output),
     ]
     if window.kind == "all" and any(inventory.values()):
-        found += _indexes(prepared, inventory)
+        found += _indexes(prepared.output, inventory)
     if not dry_run:
-        found = [litter for litter in found if _is_removed(prepared, litter)]
-    return [*found, *_puts(prepared, dry_run=dry_run)]
+        found = [litter for litter in found if _is_removed(prepared.output, litter)]
+    return [*found, *_puts(prepared.output, dry_run=dry_run)]
 
 
-def _is_removed(prepared: Prepared, litter: Litter) -> bool:
+def _is_removed(output: Output, litter: Litter) -> bool:
     try:
-        prepared.output.store.delete(litter.uri, version=litter.version)
+        output.store.delete(litter.uri, version=litter.version)
     except Conflict:
         return False  # a run took the lease meanwhile
     return True
 
 
 def _parts(
-    prepared: Prepared, inventory: Mapping[str, Sequence[Source]], *, keep_other_models: bool
+    output: Output, fingerprint: str, inventory: Mapping[str, Sequence[Source]], *, keep_other_models: bool
 ) -> Iterator[Litter]:
     """Parts of partitions that nobody works on, whose rows are all published, or belong to another model's past."""
-    output = prepared.output
     root = output.staged + "/"
     by_partition: dict[tuple[str, str], list[tuple[str, int]]] = {}
     for part in output.store.list(output.staged):
-        mark, _, rest = part.uri.removeprefix(root).partition("/")
+        digits, _, rest = part.uri.removeprefix(root).partition("/")
         partition, _, name = rest.rpartition("/")
         if part.uri.startswith(root) and name.endswith(".part"):
-            by_partition.setdefault((partition, mark), []).append((part.uri, part.size_bytes))
-    seen = set(published_partitions(prepared))
-    for (partition, mark), parts in sorted(by_partition.items()):
-        if partition not in seen or not inventory.get(partition) or _is_held(prepared, partition):
+            by_partition.setdefault((partition, digits), []).append((part.uri, part.size_bytes))
+    seen = set(published_partitions(output))
+    for (partition, digits), parts in sorted(by_partition.items()):
+        if partition not in seen or not inventory.get(partition) or _is_held(output, partition):
             continue
         try:
             published = read_commit(output, partition)
@@ -84,44 +84,44 @@ def _parts(
             continue
         if published is None:
             continue
-        if published.commit.fingerprint[:32] == mark:
-            yield from _covered(prepared, published, parts, inventory[partition])
-        elif not keep_other_models and mark != prepared.fingerprint[:32]:
+        if published.commit.fingerprint[:32] == digits:
+            yield from _covered(output, published, parts, inventory[partition])
+        elif not keep_other_models and digits != fingerprint[:32]:
             yield from (Litter(uri, "part", size) for uri, size in parts)
 
 
 def _covered(
-    prepared: Prepared, published: Published, parts: list[tuple[str, int]], sources: Sequence[Source]
+    output: Output, published: Published, parts: list[tuple[str, int]], sources: Sequence[Source]
 ) -> Iterator[Litter]:
     """Parts without a single row that the next publication could need."""
     commit, sizes = published.commit, dict(parts)
     versions = {source.key: source.version for source in sources}
-    visible = published_keys(prepared.output, commit.partition)
-    for uri, keys in read_parts(prepared.output.store, sorted(sizes), commit.fingerprint, repair=False):
+    visible = published_keys(output, commit.partition)
+    for uri, keys in read_parts(output.store, sorted(sizes), commit.fingerprint, repair=False):
         if not any(winner.container for winner in choose((visible, keys), versions).values()):
             yield Litter(uri, "part", sizes[uri])
 
 
-def _leases(prepared: Prepared) -> Iterator[Litter]:
-    root = prepared.output.leases + "/"
-    for found in prepared.output.store.list(prepared.output.leases):
+def _leases(output: Output) -> Iterator[Litter]:
+    root = output.leases + "/"
+    for found in output.store.list(output.leases):
         partition = found.uri.removeprefix(root).removesuffix(".json")
-        if found.uri.startswith(root) and not _is_held(prepared, partition):
+        if found.uri.startswith(root) and not _is_held(output, partition):
             yield Litter(found.uri, "lease", found.size_bytes, found.version)
 
 
-def _markers(prepared: Prepared) -> Iterator[Litter]:
+def _markers(output: Output) -> Iterator[Litter]:
     """Starts of units that did not finish, where nobody is working; and what a killed probe left."""
-    if not any(_is_held(prepared, partition) for partition in _leased(prepared)):
-        for found in prepared.output.store.list(prepared.output.attempts):
+    if not any(_is_held(output, partition) for partition in _leased(output)):
+        for found in output.store.list(output.attempts):
             yield Litter(found.uri, "attempt", found.size_bytes)
-        for found in prepared.output.store.list(prepared.output.scratch):
+        for found in output.store.list(output.scratch):
             yield Litter(found.uri, "probe", found.size_bytes)
 
 
-def _indexes(prepared: Prepared, inventory: Mapping[str, Sequence[Source]]) -> Iterator[Litter]:
+def _indexes(output: Output, inventory: Mapping[str, Sequence[Source]]) -> Iterator[Litter]:
     """Member lists of tars that were replaced or went away. inventory: of the whole archive."""
-    kept = StoredIndex(prepared.output.store, prepared.output.index)
+    kept = StoredIndex(output.store, output.index)
     shards = {
         (source.uri, source.version)
         for sources in inventory.values()
@@ -129,23 +129,23 @@ def _indexes(prepared: Prepared, inventory: Mapping[str, Sequence[Source]]) -> I
         if source.member or source.problem
     }
     needed = {kept.place(uri, version) for uri, version in shards}
-    for found in prepared.output.store.list(prepared.output.index):
+    for found in output.store.list(output.index):
         if found.uri not in needed:
             yield Litter(found.uri, "index", found.size_bytes)
 
 
-def _puts(prepared: Prepared, *, dry_run: bool) -> Iterator[Litter]:
+def _puts(output: Output, *, dry_run: bool) -> Iterator[Litter]:
     """Hidden files of killed puts, wherever a run puts something; a put that may be under way keeps its own."""
-    for folder in (prepared.output.predictions, prepared.output.work):
-        for found in prepared.output.store.leftovers(folder, remove=not dry_run):
+    for folder in (output.predictions, output.work):
+        for found in output.store.leftovers(folder, remove=not dry_run):
             yield Litter(found.uri, "put", found.size_bytes)
 
 
-def _leased(prepared: Prepared) -> list[str]:
-    root = prepared.output.leases + "/"
-    return [o.uri.removeprefix(root).removesuffix(".json") for o in prepared.output.store.list(prepared.output.leases)]
+def _leased(output: Output) -> list[str]:
+    root = output.leases + "/"
+    return [o.uri.removeprefix(root).removesuffix(".json") for o in output.store.list(output.leases)]
 
 
-def _is_held(prepared: Prepared, partition: str) -> bool:
-    lease = read_lease(prepared.output, partition)
+def _is_held(output: Output, partition: str) -> bool:
+    lease = read_lease(output, partition)
     return lease is not None and lease.alive(time.time())

@@ -29,6 +29,7 @@ from unet_batch.planning.survey import (
 from unet_batch.records import PassedOver, Source, inventory_digest
 from unet_batch.table.guard import ALONE, Others
 from unet_batch.table.lease import read_lease
+from unet_batch.table.output import Output
 from unet_batch.table.parts import RowKey, open_stream, read_parts, sound_keys
 from unet_batch.table.publish import generation, read_commit
 
@@ -99,14 +100,17 @@ class Proof(NamedTuple):
 def overview(prepared: Prepared, window: Window) -> Overview:
     """Every partition of the window, and what is published inside it without being in the archive."""
     holdings = archive_partitions(prepared, window, keep=False)
-    archive, buckets = holdings.partitions, Buckets(prepared, holdings.partitions)
+    archive, buckets = holdings.partitions, Buckets(prepared.output, holdings.partitions)
     found = [_status(prepared, name, sources, buckets.others(name)) for name, sources in archive.items()]
     found += [
         _status(prepared, name, None, ALONE)
-        for name in published_inside(prepared, holdings.scope)
+        for name in published_inside(prepared.output, holdings.scope)
         if name not in archive
     ]
-    sentences = [nothing_found(prepared, holdings), vanished(prepared, holdings)]
+    sentences = [
+        nothing_found(prepared.job, prepared.archive, holdings),
+        vanished(prepared.output, prepared.job.limits, holdings),
+    ]
     sentences += [line.refused for line in found if line.run is not None]
     problems = [sentence for sentence in sentences if sentence is not None]
     return Overview(sorted(found, key=lambda s: s.partition), holdings.passed, problems)
@@ -121,12 +125,14 @@ def verify(prepared: Prepared, window: Window) -> Proof:
     """Published rows held against the archive as it is now. What is not in the window is not looked at."""
     holdings = archive_partitions(prepared, window, keep=False)
     archive = holdings.partitions
-    names = set(archive) | set(published_inside(prepared, holdings.scope))
-    findings = [f for name in sorted(names) for f in _compare(prepared, name, archive.get(name))]
-    empty = nothing_found(prepared, holdings)
+    names = set(archive) | set(published_inside(prepared.output, holdings.scope))
+    findings = [
+        f for name in sorted(names) for f in _compare(prepared.output, prepared.fingerprint, name, archive.get(name))
+    ]
+    empty = nothing_found(prepared.job, prepared.archive, holdings)
     if empty is not None:
         findings.insert(0, Finding("the window", empty, 0, ""))
-    return Proof(len(names), findings + list(_strangers(prepared, names)), holdings.passed)
+    return Proof(len(names), findings + list(_strangers(prepared.output, names)), holdings.passed)
 
 
 def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None, others: Others) -> PartitionStatus:
@@ -162,31 +168,31 @@ def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None
     )
 
 
-def _compare(prepared: Prepared, partition: str, sources: Sequence[Source] | None) -> Iterator[Finding]:
+def _compare(output: Output, fingerprint: str, partition: str, sources: Sequence[Source] | None) -> Iterator[Finding]:
     """Every disagreement of one partition."""
-    if not sources and _is_published_empty(prepared, partition):
+    if not sources and _is_published_empty(output, partition):
         return  # no image and no row
     if sources is None:
         yield Finding(partition, "published, but no longer in the archive", 1, "")
         return
-    uri = prepared.output.published(partition)
+    uri = output.published(partition)
     try:
-        stream = prepared.output.store.open(uri)
+        stream = output.store.open(uri)
     except NotFound:
         yield Finding(partition, f"not published; {len(sources)} images have no row", len(sources), "")
         return
     try:
         file = open_stream(stream)
         keys = sound_keys(file)
-        marks = set(file.read(columns=["fingerprint"]).column("fingerprint").to_pylist())
-        published = read_commit(prepared.output, partition)
+        fingerprints = set(file.read(columns=["fingerprint"]).column("fingerprint").to_pylist())
+        published = read_commit(output, partition)
     except (pa.ArrowException, OSError, ValueError, KeyError, StorageError) as error:
         yield Finding(
             partition, f"the published object is truncated or damaged ({' '.join(str(error).split())[:200]})", 1, ""
         )
         return
     yield from _against_inventory(partition, keys, sources)
-    if marks - {prepared.fingerprint}:
+    if fingerprints - {fingerprint}:
         yield Finding(partition, "stale: scored by another model or other settings than this job's", len(keys), "")
     if published is not None:
         commit = published.commit
@@ -198,14 +204,14 @@ def _compare(prepared: Prepared, partition: str, sources: Sequence[Source] | Non
                 "",
             )
         wanted = generation(commit.fingerprint, inventory_digest(sources))
-        if commit.generation != wanted and not marks - {prepared.fingerprint}:
+        if commit.generation != wanted and not fingerprints - {fingerprint}:
             yield Finding(partition, "stale: the commit record names another inventory than the archive's", 1, "")
-    yield from _damaged_parts(prepared, partition)
+    yield from _damaged_parts(output, fingerprint, partition)
 
 
-def _is_published_empty(prepared: Prepared, partition: str) -> bool:
+def _is_published_empty(output: Output, partition: str) -> bool:
     try:
-        published = read_commit(prepared.output, partition)
+        published = read_commit(output, partition)
     except StorageError:
         return False
     return published is not None and published.commit.rows == 0
@@ -236,18 +242,18 @@ def _finding(partition: str, kind: str, keys: Sequence[str]) -> Iterator[Finding
         yield Finding(partition, kind, len(keys), ", ".join(keys[:EXAMPLES]))
 
 
-def _damaged_parts(prepared: Prepared, partition: str) -> Iterator[Finding]:
-    folder = prepared.output.parts(prepared.fingerprint, partition)
-    uris = sorted(o.uri for o in prepared.output.store.list(folder) if o.uri.endswith(".part"))
-    sound = {uri for uri, _ in read_parts(prepared.output.store, uris, prepared.fingerprint, repair=False)}
+def _damaged_parts(output: Output, fingerprint: str, partition: str) -> Iterator[Finding]:
+    folder = output.parts(fingerprint, partition)
+    uris = sorted(o.uri for o in output.store.list(folder) if o.uri.endswith(".part"))
+    sound = {uri for uri, _ in read_parts(output.store, uris, fingerprint, repair=False)}
     yield from _finding(partition, "staged parts that are truncated or damaged", [u for u in uris if u not in sound])
 
 
-def _strangers(prepared: Prepared, names: set[str]) -> Iterator[Finding]:
+def _strangers(output: Output, names: set[str]) -> Iterator[Finding]:
     """Parquet files beside ours, which a reader's glob would take for rows."""
-    ours = {prepared.output.published(name) for name in names}
-    for found in prepared.output.store.list(prepared.output.predictions):
-        folder = found.uri.rpartition("/")[0].removeprefix(prepared.output.predictions + "/")
+    ours = {output.published(name) for name in names}
+    for found in output.store.list(output.predictions):
+        folder = found.uri.rpartition("/")[0].removeprefix(output.predictions + "/")
         if found.uri.endswith(".parquet") and found.uri not in ours and folder in names:
             yield Finding(
                 folder, "a Parquet file that no run published; readers' globs would count its rows", 1, found.uri

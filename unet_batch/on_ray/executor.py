@@ -57,7 +57,6 @@ class RayExecutor:
         self._losses = Losses()
         output = settings.job.output
         self._notes = StoredNotes(Output.of(output), settings.run_id)
-        self.fault: HandoverFailed | None = None
         started = time.perf_counter()
         self._ray = start(address)
         self.start_s = time.perf_counter() - started
@@ -70,11 +69,19 @@ class RayExecutor:
         _quiet_ray_data()
         self._losses.listen()
 
-    def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
+    def run(self, units: Sequence[Unit]) -> Iterator[Receipt | HandoverFailed]:
         """Receipts as they arrive, in any order; units of processes that died have none.
 
         Raises HandoverFailed where nothing arrives because the disk is full.
         """
+        self._losses.take()  # of a pass that was left before its end
+        yield from self._receipts(units)
+        fault = self._losses.take() or _full_disk()
+        if fault is not None:
+            yield fault
+
+    def _receipts(self, units: Sequence[Unit]) -> Iterator[Receipt]:
+        """The receipts of a pass."""
         if self._starts.left_out() != self._left_out:
             self._leave_out(self._starts.left_out())
         self._starts.begin(min(self.placement.infer_actors, len(units)))
@@ -122,7 +129,6 @@ class RayExecutor:
         finally:
             stopping.set()
             feeder.join(0 if self._lost else STOP_S)  # a pipeline that outlives its cluster asks a dead one for news
-            self.fault = self._losses.take() or (None if self._lost else _full_disk())
 
     def _placed(self) -> Placement:
         job, have = self._settings.job, resources(self._left_out)

@@ -84,17 +84,17 @@ def plan_partition(
     partition: str,
     sources: Sequence[Source],
     *,
-    mark: str,
+    fingerprint: str,
     published: Published | None,
     done: Set[tuple[str, str]],
     parts: Sequence[str],
 ) -> PartitionPlan:
     """Compare an inventory with what is there.
 
-    mark: the job's fingerprint. done: (source key, version) of all rows published under it or staged.
+    fingerprint: the job's. done: (source key, version) of all rows published under it or staged.
     """
     remaining = tuple(s for s in sources if (s.key, s.version) not in done)
-    if published is not None and published.commit.generation == generation(mark, inventory_digest(sources)):
+    if published is not None and published.commit.generation == generation(fingerprint, inventory_digest(sources)):
         return PartitionPlan(partition, tuple(sources), published, "published", len(sources), (), tuple(parts))
     state: State = "stale" if published is not None else "partial" if len(remaining) < len(sources) else "missing"
     return PartitionPlan(
@@ -120,14 +120,15 @@ def rescoring(plan: PartitionPlan) -> str:
     return f"{RESCORED}{hashlib.sha256(base.encode()).hexdigest()[:12]}-"
 
 
-def units(plan: PartitionPlan, job: JobSpec, mark: str, *, workers: int, again_mark: str | None = None) -> list[Unit]:
+def units(plan: PartitionPlan, job: JobSpec, salt: str, *, workers: int, again_salt: str | None = None) -> list[Unit]:
     """What is to score of a partition, in slices of one shard or of its loose files, largest first.
 
-    mark: the fingerprint. again_mark: what sets another try's parts apart from those of the first; left out: `mark`.
+    salt: what the names of units depend on besides their images: the fingerprint. again_salt: of units that are tried
+    once more, so that their parts lie apart from those of the first try; left out: `salt`.
     """
     cap = job.limits.unit_images or UNIT_IMAGES
     label = rescoring(plan) if plan.afresh else ""
-    kinds = ((plan.open, mark, False), (plan.retry, again_mark or mark, True))
+    kinds = ((plan.open, salt, False), (plan.retry, again_salt or salt, True))
     found = [
         Unit(label + unit_id(name, piece), plan.partition, _format(piece[0], job), tuple(piece), isolate=isolate)
         for sources, name, isolate in kinds
@@ -147,12 +148,12 @@ def _stretch(source: Source, job: JobSpec) -> int:
     return GZIP_STRETCH if _format(source, job) == "webdataset" and source.offset is None else 1
 
 
-def halves(unit: Unit, mark: str) -> list[Unit]:
+def halves(unit: Unit, salt: str) -> list[Unit]:
     """The unit again in two, each to be decoded in isolation; a unit of one image is returned whole."""
     middle = (len(unit.sources) + 1) // 2
     pieces = [p for p in (unit.sources[:middle], unit.sources[middle:]) if p]
     return [
-        replace(unit, unit_id=sub_unit_id(unit.unit_id, mark, piece), sources=piece, isolate=True) for piece in pieces
+        replace(unit, unit_id=sub_unit_id(unit.unit_id, salt, piece), sources=piece, isolate=True) for piece in pieces
     ]
 
 

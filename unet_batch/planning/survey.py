@@ -18,8 +18,10 @@ from unet_batch.planning.plan import PartitionPlan, Select, plan_partition, resc
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import Scope, resolved, window_of, without_bucket
 from unet_batch.records import PassedOver, Source, gc_paused
-from unet_batch.spec import LimitsSpec
+from unet_batch.spec import JobSpec, LimitsSpec
+from unet_batch.store.storage import Storage
 from unet_batch.table.guard import ALONE, Others, refusal, too_many_rejected
+from unet_batch.table.output import Output
 from unet_batch.table.parts import RowKey, read_parts
 from unet_batch.table.publish import Commit, Published, published_keys, read_commit
 from unet_batch.table.rowset import Name, Winner, choose
@@ -85,13 +87,13 @@ def archive_partitions(prepared: Prepared, window: Window, *, keep: bool) -> Hol
     return Holdings(dict(sorted(partitions.items())), passed, resolved(window, partitions))
 
 
-def nothing_found(prepared: Prepared, holdings: Holdings) -> str | None:
+def nothing_found(job: JobSpec, archive: Storage, holdings: Holdings) -> str | None:
     """A sentence where a window holds no image at all, with what is near; None where it holds some, or need not."""
-    if holdings.images or prepared.job.limits.allow_empty:
+    if holdings.images or job.limits.allow_empty:
         return None
-    spec, window = prepared.job.input, holdings.scope.window
+    spec, window = job.input, holdings.scope.window
     where = spec.uri.removeprefix("file://")
-    near = nearest(prepared.archive, spec.uri, window)
+    near = nearest(archive, spec.uri, window)
     hints = [
         f"nearest: {near}" if near else "look for a lost mount, or another input.uri, input.pattern or input.members"
     ]
@@ -102,15 +104,15 @@ def nothing_found(prepared: Prepared, holdings: Holdings) -> str | None:
     return f"nothing was found: nothing matches {where} in the window; {'; '.join(hints)}"
 
 
-def vanished(prepared: Prepared, holdings: Holdings) -> str | None:
+def vanished(output: Output, limits: LimitsSpec, holdings: Holdings) -> str | None:
     """A sentence about partitions of the window that are published and that the archive has nothing of any more."""
-    if prepared.job.limits.allow_empty or holdings.scope.window.kind == "last":
+    if limits.allow_empty or holdings.scope.window.kind == "last":
         return None
     groups = {without_bucket(name) for name in holdings.partitions}
     lost: dict[str, int] = {}
-    for name in published_inside(prepared, holdings.scope):
+    for name in published_inside(output, holdings.scope):
         group = without_bucket(name)
-        if group not in groups and (images := _published_images(prepared, name)):
+        if group not in groups and (images := _published_images(output, name)):
             lost[group] = lost.get(group, 0) + images
     if not lost:
         return None
@@ -127,7 +129,7 @@ def surveyed(prepared: Prepared, holdings: Holdings, select: Select, *, repair: 
 
     repair: whether damaged parts are deleted (a run) or only left out (a plan).
     """
-    buckets = Buckets(prepared, holdings.partitions)
+    buckets = Buckets(prepared.output, holdings.partitions)
     return [
         survey_partition(prepared, name, sources, select=select, others=buckets.others(name), repair=repair)
         for name, sources in holdings.partitions.items()
@@ -141,7 +143,7 @@ def glance(prepared: Prepared, partition: str, sources: Sequence[Source], select
     except StorageError:
         return True  # the run says what is wrong
     plan = plan_partition(
-        partition, sources, mark=prepared.fingerprint, published=published, done=frozenset(), parts=()
+        partition, sources, fingerprint=prepared.fingerprint, published=published, done=frozenset(), parts=()
     )
     if plan.up_to_date and published is not None:
         return select in RETRYING and _may_be_tried(published.commit, select, prepared.job.limits)
@@ -153,11 +155,11 @@ def planned(prepared: Prepared, window: Window, select: Select, *, rescore: bool
     holdings = archive_partitions(prepared, window, keep=False)
     plans = surveyed(prepared, holdings, select, repair=False)
     if rescore:
-        plans = [survey_afresh(prepared, plan, repair=False) for plan in plans]
+        plans = [survey_afresh(prepared.output, prepared.fingerprint, plan, repair=False) for plan in plans]
     wanted = [plan for plan in plans if wants(select, plan)]
-    empty = nothing_found(prepared, holdings)
+    empty = nothing_found(prepared.job, prepared.archive, holdings)
     refused = [plan.refused for plan in wanted if plan.refused is not None and (plan.published or empty is None)]
-    lost = vanished(prepared, holdings) if select != "failed" else None
+    lost = vanished(prepared.output, prepared.job.limits, holdings) if select != "failed" else None
     return Planned(
         [plan for plan in wanted if plan.refused is None],
         holdings.passed,
@@ -185,9 +187,9 @@ def survey_partition(
     select: whose rejections are tried again. others: the other buckets of the same partition, for the guard.
     Raises Damaged where rejections of rows are asked for that cannot be read.
     """
-    mark, limits = prepared.fingerprint, prepared.job.limits
-    published = read_commit(prepared.output, partition)
-    plan = plan_partition(partition, sources, mark=mark, published=published, done=set(), parts=())
+    output, fingerprint, limits = prepared.output, prepared.fingerprint, prepared.job.limits
+    published = read_commit(output, partition)
+    plan = plan_partition(partition, sources, fingerprint=fingerprint, published=published, done=set(), parts=())
     commit = published.commit if published is not None else None
     if plan.up_to_date and commit is not None and not _may_be_tried(commit, select, limits):
         return plan
@@ -197,7 +199,11 @@ def survey_partition(
         if refused is not None:
             return replace(plan, refused=refused, others=others)
     visible = _visible(
-        prepared, partition, published, strict=select == "failed" or (select == "all" and plan.up_to_date)
+        output,
+        fingerprint,
+        partition,
+        published,
+        strict=select == "failed" or (select == "all" and plan.up_to_date),
     )
     if visible is None and plan.up_to_date:
         return plan
@@ -205,12 +211,16 @@ def survey_partition(
 
     def containers() -> Iterator[Sequence[RowKey]]:
         yield visible or ()
-        for uri, keys in read_parts(prepared.output.store, _part_uris(prepared, partition), mark, repair=repair):
+        for uri, keys in read_parts(
+            output.store, _part_uris(output, fingerprint, partition), fingerprint, repair=repair
+        ):
             names.append(uri)
             yield keys
 
     rows = choose(containers(), {source.key: source.version for source in sources})
-    plan = plan_partition(partition, sources, mark=mark, published=published, done=rows.keys(), parts=names)
+    plan = plan_partition(
+        partition, sources, fingerprint=fingerprint, published=published, done=rows.keys(), parts=names
+    )
     seen = {(key.source_key, key.version) for key in visible or ()}
     held_back = not plan.open and _are_held_back(rows, limits)
 
@@ -245,7 +255,7 @@ def _may_be_tried(commit: Commit, select: Select, limits: LimitsSpec) -> bool:
 
 
 @gc_paused()
-def survey_afresh(prepared: Prepared, plan: PartitionPlan, *, repair: bool) -> PartitionPlan:
+def survey_afresh(output: Output, fingerprint: str, plan: PartitionPlan, *, repair: bool) -> PartitionPlan:
     """The plan that scores every image of a partition again, whatever is published or staged.
 
     What an earlier try of the same rescoring left counts: its parts are named after the object that is to be replaced.
@@ -253,32 +263,32 @@ def survey_afresh(prepared: Prepared, plan: PartitionPlan, *, repair: bool) -> P
     if plan.refused is not None:
         return plan
     label = rescoring(plan)
-    ours = [uri for uri in _part_uris(prepared, plan.partition) if uri.rpartition("/")[2].startswith(label)]
-    parts = list(read_parts(prepared.output.store, ours, prepared.fingerprint, repair=repair))
+    ours = [uri for uri in _part_uris(output, fingerprint, plan.partition) if uri.rpartition("/")[2].startswith(label)]
+    parts = list(read_parts(output.store, ours, fingerprint, repair=repair))
     done = {(key.source_key, key.version) for _, keys in parts for key in keys}
     left = tuple(s for s in plan.sources if (s.key, s.version) not in done)
     scored, sound = len(plan.sources) - len(left), tuple(uri for uri, _ in parts)
     return replace(plan, open=left, scored=scored, parts=sound, retry=(), better=False, afresh=True)
 
 
-def published_partitions(prepared: Prepared) -> Iterator[str]:
+def published_partitions(output: Output) -> Iterator[str]:
     """Names of all partitions that readers see."""
-    root = prepared.output.predictions + "/"
-    for found in prepared.output.store.list(prepared.output.predictions):
+    root = output.predictions + "/"
+    for found in output.store.list(output.predictions):
         if found.uri.startswith(root) and found.uri.endswith("/data.parquet"):
             yield found.uri.removeprefix(root).removesuffix("/data.parquet")
 
 
-def published_inside(prepared: Prepared, scope: Scope) -> list[str]:
+def published_inside(output: Output, scope: Scope) -> list[str]:
     """Names of the partitions of a scope that readers see."""
-    return [name for name in published_partitions(prepared) if scope.holds(name)]
+    return [name for name in published_partitions(output) if scope.holds(name)]
 
 
 class Buckets:
     """Images of all buckets of a partition together, published and in the archive, as they were before a run."""
 
-    def __init__(self, prepared: Prepared, partitions: Mapping[str, Sequence[Source]]) -> None:
-        self._prepared = prepared
+    def __init__(self, output: Output, partitions: Mapping[str, Sequence[Source]]) -> None:
+        self._output = output
         self._now = {name: len(sources) for name, sources in partitions.items()}
         self._groups: dict[str, list[str]] = {}
         for name in partitions:
@@ -290,29 +300,31 @@ class Buckets:
         rest = [name for name in self._groups[without_bucket(partition)] if name != partition]
         for name in (*rest, partition) if rest else ():
             if name not in self._published:
-                self._published[name] = _published_images(self._prepared, name)
+                self._published[name] = _published_images(self._output, name)
         return Others(sum(self._published[name] for name in rest), sum(self._now[name] for name in rest))
 
 
-def _published_images(prepared: Prepared, partition: str) -> int:
+def _published_images(output: Output, partition: str) -> int:
     """Images of a published partition; none where nothing is published, or where it cannot be read."""
     try:
-        published = read_commit(prepared.output, partition)
+        published = read_commit(output, partition)
     except StorageError:
         return 0  # the run says so when it comes to this partition
     return published.commit.sources if published else 0
 
 
-def _visible(prepared: Prepared, partition: str, published: Published | None, *, strict: bool) -> list[RowKey] | None:
+def _visible(
+    output: Output, fingerprint: str, partition: str, published: Published | None, *, strict: bool
+) -> list[RowKey] | None:
     """The published rows of this job's fingerprint; None where there are none, or where they cannot be read.
 
     strict: raise Damaged instead.
     """
-    if published is None or published.commit.fingerprint != prepared.fingerprint:
+    if published is None or published.commit.fingerprint != fingerprint:
         return None
-    uri = prepared.output.published(partition)
+    uri = output.published(partition)
     try:
-        return published_keys(prepared.output, partition)
+        return published_keys(output, partition)
     except (pa.ArrowException, OSError, ValueError, StorageError) as error:
         if strict:
             raise Damaged(f"{uri} is published but damaged ({error}); move it away and run the job again") from error
@@ -320,9 +332,9 @@ def _visible(prepared: Prepared, partition: str, published: Published | None, *,
         return None
 
 
-def _part_uris(prepared: Prepared, partition: str) -> list[str]:
-    folder = prepared.output.parts(prepared.fingerprint, partition)
-    return sorted(o.uri for o in prepared.output.store.list(folder) if o.uri.endswith(".part"))
+def _part_uris(output: Output, fingerprint: str, partition: str) -> list[str]:
+    folder = output.parts(fingerprint, partition)
+    return sorted(o.uri for o in output.store.list(folder) if o.uri.endswith(".part"))
 
 
 def _buckets(partition: str, sources: Sequence[Source], count: int) -> dict[str, list[Source]]:

@@ -20,6 +20,7 @@ from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import resolved
 from unet_batch.planning.survey import archive_partitions
 from unet_batch.records import PassedOver
+from unet_batch.table.output import Output
 
 EXAMPLES = 3
 STAMP_CHARACTERS = len("20261121T233000")
@@ -63,14 +64,14 @@ class RunRecord:
     """None where the record has no end."""
 
 
-def read_record(prepared: Prepared, run: str) -> RunRecord:
+def read_record(output: Output, run: str) -> RunRecord:
     """The record of a run. Raises JobError where there is none, naming the nearest, and where it is damaged."""
-    runs = run_names(prepared)
+    runs = run_names(output)
     if run not in runs:
         near = difflib.get_close_matches(run, runs, n=EXAMPLES, cutoff=0.5) or runs[:EXAMPLES]
         instead = f"the nearest are {', '.join(near)}" if near else "it has no records of runs yet"
-        raise JobError(f"no run of {prepared.output.uri} is called {run}: {instead}")
-    return listed_record(prepared, run)
+        raise JobError(f"no run of {output.uri} is called {run}: {instead}")
+    return listed_record(output, run)
 
 
 def newest_record(prepared: Prepared, window: Window) -> RunRecord:
@@ -78,8 +79,8 @@ def newest_record(prepared: Prepared, window: Window) -> RunRecord:
     # What `last` means is the archive's to say; every other window says it itself.
     found_now = archive_partitions(prepared, window, keep=False).partitions if window.kind == "last" else ()
     scope = resolved(window, found_now)
-    for _, runs in groupby(run_names(prepared), key=lambda run: run[:STAMP_CHARACTERS]):
-        records = [listed_record(prepared, run) for run in runs]
+    for _, runs in groupby(run_names(prepared.output), key=lambda run: run[:STAMP_CHARACTERS]):
+        records = [listed_record(prepared.output, run) for run in runs]
         found = [r for r in records if any(scope.holds(worked.partition) for worked in r.partitions)]
         if found:
             return max(found, key=lambda record: record.started.timestamp() if record.started else 0.0)
@@ -87,18 +88,18 @@ def newest_record(prepared: Prepared, window: Window) -> RunRecord:
     raise JobError(f"{where} has no record of a run that worked on this window: run the job, or write --window all")
 
 
-def run_names(prepared: Prepared) -> list[str]:
+def run_names(output: Output) -> list[str]:
     """Names of all runs that left a record, the newest first: they begin with the time at which they began."""
-    uris = (found.uri for found in prepared.output.store.list(prepared.output.runs))
+    uris = (found.uri for found in output.store.list(output.runs))
     names = (uri.rpartition("/")[2] for uri in uris)
     return sorted((name.removesuffix(".json") for name in names if name.endswith(".json")), reverse=True)
 
 
-def listed_record(prepared: Prepared, run: str) -> RunRecord:
+def listed_record(output: Output, run: str) -> RunRecord:
     """The record of one of `run_names`. Raises JobError where it is damaged."""
-    uri = prepared.output.run(run)
+    uri = output.run(run)
     try:
-        tree = json.loads(prepared.output.store.read(uri))
+        tree = json.loads(output.store.read(uri))
         return RunRecord(
             run=run,
             started=_moment(tree.get("started")),

@@ -74,7 +74,7 @@ class Side:
         self.fingerprint = named[0] if named else None
         """Whose rows count; None: all that are published."""
         self._model = named[1] if named else ""
-        self._visible = set(published_inside(prepared, scope))
+        self._visible = set(published_inside(prepared.output, scope))
         self._parts = self._staged(scope)
         self.asked = asked
         self.output = prepared.output.uri
@@ -165,9 +165,9 @@ def _named(prepared: Prepared, asked: str) -> tuple[str, str]:
     """The fingerprint that a word names, and its model. Raises JobError where it names none, or several."""
     if asked == JOB:
         return prepared.fingerprint, prepared.model.sha256
-    runs = run_names(prepared)
+    runs = run_names(prepared.output)
     if asked in runs:
-        record = listed_record(prepared, asked)
+        record = listed_record(prepared.output, asked)
         return record.fingerprint, record.model
     known = {prepared.fingerprint: prepared.model.sha256}
     digits = asked.lower()
@@ -189,6 +189,6 @@ def _named(prepared: Prepared, asked: str) -> tuple[str, str]:
 
 def _record(prepared: Prepared, run: str) -> RunRecord | None:
     try:
-        return listed_record(prepared, run)
+        return listed_record(prepared.output, run)
     except JobError:
         return None

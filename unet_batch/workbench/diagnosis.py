@@ -35,7 +35,9 @@ def check_job(job: JobSpec, window: Window) -> bool:
     """
     prepared = prepare(job)
     for partition, sources in archive_partitions(prepared, window, keep=False).partitions.items():
-        plan = plan_partition(partition, sources, mark=prepared.fingerprint, published=None, done=frozenset(), parts=())
+        plan = plan_partition(
+            partition, sources, fingerprint=prepared.fingerprint, published=None, done=frozenset(), parts=()
+        )
         work = units(plan, prepared.job, prepared.fingerprint, workers=1)
         unit = check_unit(prepared.job, work, proven=prepared.proven)
         build_infer(_settings(prepared, check_unit=unit), Device(threads=1))
@@ -63,7 +65,10 @@ def _tried(prepared: Prepared) -> Iterator[Finding]:
 
     def archive() -> str:
         found = archive_partitions(prepared, window_of(prepared.job.window), keep=False)
-        problems = [nothing_found(prepared, found), vanished(prepared, found)]
+        problems = [
+            nothing_found(prepared.job, prepared.archive, found),
+            vanished(prepared.output, prepared.job.limits, found),
+        ]
         problems += [
             plan.refused for plan in surveyed(prepared, found, "due", repair=False) if plan.published is not None
         ]

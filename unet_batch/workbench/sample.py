@@ -68,7 +68,9 @@ def _spread(prepared: Prepared, window: Window, count: int) -> list[Unit]:
     """Every image as a unit of its own: first `count` at equal distances, then the others."""
     every: list[Unit] = []
     for partition, sources in archive_partitions(prepared, window, keep=False).partitions.items():
-        plan = plan_partition(partition, sources, mark=prepared.fingerprint, published=None, done=frozenset(), parts=())
+        plan = plan_partition(
+            partition, sources, fingerprint=prepared.fingerprint, published=None, done=frozenset(), parts=()
+        )
         for unit in units(plan, prepared.job, prepared.fingerprint, workers=1):
             every += [replace(unit, sources=(source,)) for source in unit.sources if source.problem is None]
     every.sort(key=lambda unit: unit.sources[0].key)
