@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from unet_batch.errors import JobError, RayUnavailable
+from unet_batch.job.cores import cores
 from unet_batch.job.stopping import children_spared, handlers_kept
+from unet_batch.worker.environment import KEEP_PAGES
 
 OBJECT_STORE_BYTES = 1 << 30
 """Embedded Ray: room for some tens of loaded units; the default would take a third of the machine."""
-KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(64 << 20)}
-"""glibc's malloc(3): keep the pages of freed pictures for the next ones; handing them back cost a fifth of decoding."""
 TELL_NOBODY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
 """Embedded Ray reports nothing about an archive's work to its makers, and needs no actor that collects it."""
 ANSWER_S = 10.0
@@ -83,7 +83,7 @@ def _embedded() -> Started:
         with children_spared(), _native_stderr_closed(), handlers_kept():
             ray.init(
                 address="local",  # a bare init joins whatever cluster happens to run on the machine
-                num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+                num_cpus=cores(),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,

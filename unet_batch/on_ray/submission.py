@@ -24,10 +24,10 @@ from pydantic import BaseModel
 import unet_batch
 from unet_batch.archive.window import parse_window
 from unet_batch.errors import JobError
-from unet_batch.on_ray.start import KEEP_PAGES
 from unet_batch.options import EnvRef
 from unet_batch.spec import JobSpec, job_digest, load_job
 from unet_batch.store.objects import canonical, scheme_of
+from unet_batch.worker.environment import KEEP_PAGES
 
 log = logging.getLogger(__name__)
 
