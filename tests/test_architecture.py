@@ -36,7 +36,7 @@ LAYERS = [
 
 NOT_IN_A_WORKER = {"planning", "job", "workbench", "review", "cli"}
 """Rooms that no worker process imports."""
-WORKERS = ("worker.worker", "on_ray.actors")
+WORKERS = ("worker.worker", "worker.process", "on_ray.actors")
 """Where the import closure of a worker process begins."""
 
 LARGEST_ROOM = 15

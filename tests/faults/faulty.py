@@ -57,24 +57,26 @@ class Faulty:
         child = self.start(strikes.Strike(point, nth), overrides=overrides)
         assert ended(child) == -signal.SIGKILL
 
-    def on_ray(
+    def on_workers(
         self,
         where: str,
         strike: strikes.Strike | None = None,
         *,
+        executor: str = "ray",
         overrides: tuple[str, ...] = (),
         address: str | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
         **weather: object,
     ) -> tuple[int, dict]:
-        """A run on Ray in a process group of its own: exit code and summary.
+        """A run with workers of its own, in a process group of its own: exit code and summary.
 
-        where: `driver`, `worker` or `driver and worker`: what is struck, or lives under some weather. address: of the
-        cluster that it joins, else its Ray is embedded; environment: what it needs for that.
+        where: `driver`, `worker` or `driver and worker`: what is struck, or lives under some weather. executor: `ray`
+        or `processes`. address: of the cluster that it joins, else its Ray is embedded; environment: what it needs for
+        that.
         """
         tests, told = Path(__file__).parents[1], self.project.folder / "told.json"
         told.unlink(missing_ok=True)
-        wanted = {"where": where, "weather": weather, "address": address}
+        wanted = {"where": where, "weather": weather, "executor": executor, "address": address}
         wanted |= {"strike": asdict(strike)} if strike else {}
         environment = {
             **os.environ,

@@ -1,7 +1,8 @@
 """Strikes: what happens to a process at the n-th call of a named point; weather: how its local store behaves all along.
 
 The package itself knows nothing of them: functions of it are wrapped in the process that is to be struck. As a script:
-a driver on Ray, which reads in STRIKE what is to happen to it or to its workers, and which cluster it is to join.
+a driver with workers, which reads in STRIKE what is to happen to it or to them, and whether they are processes or on
+Ray, and which cluster it is to join.
 """
 
 from __future__ import annotations
@@ -259,12 +260,17 @@ def _leave(job: str, overrides: tuple[str, ...], make: Callable[..., Any], told:
         os._exit(error.exit_code)
 
 
-def _on_ray(job: str, told: str, *overrides: str) -> None:
-    from unet_batch.on_ray.executor import RayExecutor
-
+def _with_workers(job: str, told: str, *overrides: str) -> None:
     _arm("driver")
     sys.stdout = sys.stderr
-    address = json.loads(os.environ.get(VARIABLE, "{}")).get("address")
+    wanted = json.loads(os.environ.get(VARIABLE, "{}"))
+    if wanted["executor"] == "processes":
+        from unet_batch.job.process_executor import ProcessExecutor
+
+        _leave(job, overrides, lambda settings: ProcessExecutor(replace(settings, decoder=NAME)), told)
+    from unet_batch.on_ray.executor import RayExecutor
+
+    address = wanted.get("address")
     if address:
         _take_along(VARIABLE, poison.LOG_VARIABLE, "PYTHONPATH")
     _leave(job, overrides, lambda settings: RayExecutor(replace(settings, decoder=NAME), address=address), told)
@@ -281,4 +287,4 @@ if os.environ.get(NO_SESSION):  # a worker imports this module for its decoder, 
     actors.build_infer = no_session
 
 if __name__ == "__main__":
-    _on_ray(*sys.argv[1:])
+    _with_workers(*sys.argv[1:])

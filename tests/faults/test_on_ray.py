@@ -1,4 +1,4 @@
-"""The same strikes and the same weather under Ray: what a worker's or a driver's death, or a bad store, costs there."""
+"""What can fail on Ray and nowhere else: a node, a session on one node of several, Ray itself, its disk."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from faulty import Reader, digest, until
+from faulty import digest, until
 from models import threshold_model
 from PIL import Image
 from project_fixture import Project
 from small_cluster import (
-    CORES,
     LARGE,
     SmallCluster,
     command_lines,
@@ -37,109 +35,25 @@ AT_ONCE = 2
 """Units that one actor works on; there is an actor for each core."""
 
 
-@dataclass(frozen=True)
-class Ray:
-    """Where a run finds its Ray."""
-
-    how: dict[str, object]
-    """Address and environment, for `Faulty.on_ray`; nothing where Ray is embedded."""
-    cores: int
-    cluster: SmallCluster | None = None
-
-
-@pytest.fixture(scope="module", params=["embedded", pytest.param("cluster", marks=pytest.mark.cluster)])
-def ray(request: pytest.FixtureRequest) -> Iterator[Ray]:
-    """An embedded Ray, and a cluster: a head without cores, a node with one core and a node with two."""
-    if request.param == "embedded":
-        yield Ray({}, len(os.sched_getaffinity(0)))
-        return
-    with three_nodes() as (cluster, environment):
-        yield Ray({"address": cluster.head, "environment": environment}, CORES, cluster)
-
-
-@pytest.mark.parametrize(
-    ("point", "act"),
-    [("before a part", "kill"), ("inside the put of a part", "kill"), ("after a part", "kill"), ("a batch", "broken")],
-    ids=["before a part", "inside the put of a part", "after a part", "a device context lost"],
-)
-def test_a_worker_that_dies_is_replaced_and_its_units_are_redone_in_the_same_run(faulty, ray, point, act):
-    """Exit code 0: one process was struck, nothing is left open, and its units alone were decoded twice."""
-    project = faulty.project
-    project.fill(DAY, IMAGES)
-    token = project.folder / "struck"
-    code, told = faulty.on_ray("worker", Strike(point, 2, act, str(token)), overrides=LIMITS, **ray.how)
-    assert code == 0
-    assert token.exists()
-    assert [told[k] for k in ("ok", "rejected", "remaining", "published", "problems")] == [IMAGES, 0, 0, 1, []]
-    assert IMAGES <= faulty.decoded().total() <= IMAGES + 2 * AT_ONCE * UNIT
-    assert len(faulty.parts()) == IMAGES // UNIT
-    assert project.verify() == []
-    assert faulty.left_after_sweep() == []
-
-
-@pytest.mark.parametrize(
-    ("point", "nth"),
-    [
-        ("a part has arrived", 1),
-        ("a part has arrived", 3),
-        ("rows are chosen", 1),
-        ("the file is written", 1),
-        ("inside the put of the rows", 1),
-    ],
-)
-def test_a_driver_that_is_killed_is_followed_by_a_run_that_completes(faulty, ray, point, nth):
-    """Another executor may go on; what was staged is not decoded again, and the lease of the dead blocks nobody."""
-    project = faulty.project
-    project.fill(DAY, IMAGES)
-    project.run("tiling.overlap=0.5")
-    old = digest(project.data(NAME))
-    with Reader(project.data(NAME)) as reader:
-        code, _ = faulty.on_ray("driver", Strike(point, nth), overrides=LIMITS, **ray.how)
-        assert code == -signal.SIGKILL
-        faulty.settled()
-        assert reader.seen == {old}
-        staged, before = len(faulty.parts()), faulty.decoded()
-        again = faulty.rerun(*LIMITS)
-    assert staged >= nth
-    assert before.total() - staged * UNIT <= ray.cores * AT_ONCE * UNIT
-    assert (again.planned, again.ok, again.published, again.exit_code) == (
-        IMAGES - staged * UNIT, IMAGES - staged * UNIT, 1, 0
-    )  # fmt: skip
-    assert (faulty.decoded() - before).total() == IMAGES - staged * UNIT
-    assert reader.seen <= {old, digest(project.data(NAME))}
-    assert len(project.rows(NAME)) == IMAGES
-    assert project.verify() == []
-    assert faulty.left_after_sweep() == []
-
-
-@pytest.mark.parametrize("point", ["after the put of the rows", "before the lease ends", "before the record ends"])
-def test_a_driver_that_is_killed_after_it_published_leaves_nothing_to_do(faulty, ray, point):
-    """The put was the commit, wherever the units were scored."""
-    project = faulty.project
-    project.fill(DAY, IMAGES)
-    code, _ = faulty.on_ray("driver", Strike(point), overrides=LIMITS, **ray.how)
-    assert code == -signal.SIGKILL
-    faulty.settled()
-    new = digest(project.data(NAME))
-    again = faulty.rerun(*LIMITS)
-    assert (again.planned, again.published, again.exit_code, again.problems) == (0, 0, 0, [])
-    assert digest(project.data(NAME)) == new != "absent"
-    assert faulty.decoded().total() == IMAGES
-    assert project.verify() == []
-    assert faulty.left_after_sweep() == []
+@pytest.fixture
+def nodes() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
+    """A cluster: a head without cores, a node with one core and a node with two; and what a driver needs to join it."""
+    with three_nodes() as found:
+        yield found
 
 
 @pytest.mark.parametrize("point", ["before a part", "inside the put of a part", "after a part"])
-@pytest.mark.parametrize("ray", [pytest.param("cluster", marks=pytest.mark.cluster)], indirect=True)
-def test_a_node_that_is_lost_costs_the_units_in_flight_on_it(faulty, ray, point):
+@pytest.mark.cluster
+def test_a_node_that_is_lost_costs_the_units_in_flight_on_it(faulty, nodes, point):
     """A raylet dies at a moment of one of its workers, and with it the node: the run ends by itself, complete."""
     project = faulty.project
     project.fill(DAY, IMAGES)
-    token = project.folder / "struck"
+    token, (cluster, environment) = project.folder / "struck", nodes
+    how = {"address": cluster.head, "environment": environment}
     try:
-        code, told = faulty.on_ray("worker", Strike(point, 1, "node", str(token)), overrides=LIMITS, **ray.how)
+        code, told = faulty.on_workers("worker", Strike(point, 1, "node", str(token)), overrides=LIMITS, **how)
     finally:
-        lost = ray.cluster.mend()
+        lost = cluster.mend()
     assert len(lost) == 1
     assert code == 0
     assert [told[k] for k in ("ok", "rejected", "remaining", "published", "problems")] == [IMAGES, 0, 0, 1, []]
@@ -156,7 +70,7 @@ def test_a_node_on_which_no_session_starts_costs_no_unit_a_try(faulty, sound):
     project = faulty.project
     project.fill(DAY, IMAGES)
     with one_node_without_sessions(sound=sound) as (cluster, environment):
-        code, told = faulty.on_ray("", overrides=LIMITS, address=cluster.head, environment=environment)
+        code, told = faulty.on_workers("", overrides=LIMITS, address=cluster.head, environment=environment)
     if sound:
         assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "problems")] == [0, IMAGES, 0, 0, []]
         assert set(faulty.decoded().values()) == {1}
@@ -166,53 +80,6 @@ def test_a_node_on_which_no_session_starts_costs_no_unit_a_try(faulty, sound):
         assert "no driver on this node" in told["error"]
 
 
-@pytest.mark.parametrize("weather", [{"slow": 0.3}, {"flaky": "2026"}], ids=["slow", "reset once for each object"])
-def test_a_store_that_is_slow_or_breaks_off_costs_time_and_nothing_else(faulty, weather):
-    """In the driver and in every worker: each image is decoded once, and nothing is reported."""
-    project = faulty.project
-    project.fill(DAY, IMAGES)
-    code, told = faulty.on_ray("driver and worker", **weather, overrides=LIMITS)
-    assert code == 0
-    assert [told[k] for k in ("ok", "rejected", "remaining", "published", "problems")] == [IMAGES, 0, 0, 1, []]
-    assert set(faulty.decoded().values()) == {1}
-    assert len(faulty.parts()) == IMAGES // UNIT
-    assert len(project.rows(NAME)) == IMAGES
-    assert project.verify() == []
-    assert faulty.left_after_sweep() == []
-
-
-def test_parts_that_no_listing_shows_are_redone_and_count_once(faulty):
-    """After a driver's death, with a listing that lags: parts are met again by name, none is rewritten."""
-    project = faulty.project
-    project.fill(DAY, IMAGES)
-    faulty.on_ray("driver", Strike("a part has arrived", 3), overrides=LIMITS)
-    faulty.settled()
-    written = faulty.parts()
-    assert len(written) >= 3
-    code, told = faulty.on_ray("driver", blind="/_work/parts/", overrides=LIMITS)
-    assert (code, told["planned"], told["ok"], told["problems"]) == (0, IMAGES, IMAGES, [])
-    assert {path: at for path, at in faulty.parts().items() if path in written} == written
-    assert len(faulty.parts()) == IMAGES // UNIT
-    assert [row["uri"][-7:] for row in project.rows(NAME)] == [f"{i:03}.png" for i in range(IMAGES)]
-    assert project.verify() == []
-    assert faulty.left_after_sweep() == []
-
-
-def test_rows_and_images_that_a_listing_shows_late_are_scored_once(faulty):
-    """An image that the listing hides is added by the next run, which finds the published rows by their name."""
-    project = faulty.project
-    project.fill(DAY, IMAGES)
-    code, told = faulty.on_ray("driver", blind="/004.png", overrides=LIMITS)
-    assert (code, told["ok"], len(project.rows(NAME))) == (0, IMAGES - 1, IMAGES - 1)
-    for part in faulty.parts():
-        part.unlink()
-    code, told = faulty.on_ray("driver", blind="/predictions/", overrides=LIMITS)
-    assert (code, told["planned"], told["ok"], told["published"]) == (0, 1, 1, 1)
-    assert set(faulty.decoded().values()) == {1}
-    assert len(project.rows(NAME)) == IMAGES
-    assert project.verify() == []
-
-
 @pytest.mark.parametrize("program", ["raylet", "gcs_server"])
 def test_a_ray_that_is_lost_is_one_sentence_and_the_next_run_goes_on(faulty, program):
     """Its native part would end the driver with exit code 1 and without a word, after 15 and after 60 seconds."""
@@ -220,7 +87,9 @@ def test_a_ray_that_is_lost_is_one_sentence_and_the_next_run_goes_on(faulty, pro
     project.fill(DAY, 60)
     told: list[tuple[int, dict]] = []
     running = threading.Thread(
-        target=lambda: told.append(faulty.on_ray("driver and worker", slow=1.0, overrides=("limits.unit_images=1",)))
+        target=lambda: told.append(
+            faulty.on_workers("driver and worker", slow=1.0, overrides=("limits.unit_images=1",))
+        )
     )
     running.start()
     until(lambda: len(faulty.parts()) >= 2, "two parts")
@@ -264,7 +133,7 @@ def test_an_image_that_a_full_disk_keeps_from_its_session_is_left_open_and_not_r
     giant = io.BytesIO()
     Image.new("L", (GIANT_PX, GIANT_PX), 255).save(giant, "PNG")
     project.put(f"{DAY}/giant.png", giant.getvalue())
-    code, told = faulty.on_ray("driver", overrides=(*APART, *limits), no_spill=STORE_MIB)
+    code, told = faulty.on_workers("driver", overrides=(*APART, *limits), no_spill=STORE_MIB)
     assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "published")] == [3, 6, 0, 1, 0]
     assert told["problems"][0].startswith("run.handover: the object store is full, and so is the disk that Ray spills")
     assert faulty.decoded().total() <= 6 + 2 * UNIT + 3
@@ -297,7 +166,7 @@ def test_a_disk_without_a_free_byte_ends_the_run_soon_and_keeps_the_old_rows(fau
     project.run()
     old = digest(project.data(NAME))
     project.fill(DAY, IMAGES)
-    code, told = faulty.on_ray("driver", full_disk=small_disk, overrides=LIMITS)
+    code, told = faulty.on_workers("driver", full_disk=small_disk, overrides=LIMITS)
     assert code == 3 or code < 0
     if code == 3:
         assert [told[k] for k in ("ok", "rejected", "published")] == [0, 0, 0]
@@ -307,29 +176,3 @@ def test_a_disk_without_a_free_byte_ends_the_run_soon_and_keeps_the_old_rows(fau
     assert (again.ok, again.published, again.exit_code) == (IMAGES, 1, 0)
     assert project.verify() == []
     assert faulty.left_after_sweep() == []
-
-
-def test_a_process_that_stands_still_is_ended_and_its_unit_is_scored_elsewhere(faulty):
-    """A batch that never comes back, once: the limit ends the process, and no image is blamed."""
-    project = faulty.project
-    project.fill(DAY, IMAGES)
-    token = project.folder / "struck"
-    limits = (*LIMITS, "limits.unit_timeout_s=4")
-    code, told = faulty.on_ray("worker", Strike("a batch", 2, "wait", str(token)), overrides=limits)
-    assert token.exists()
-    assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "published")] == [0, IMAGES, 0, 0, 1]
-    assert project.verify() == []
-    assert faulty.left_after_sweep() == []
-
-
-def test_an_image_of_very_many_tiles_outlives_the_limit(faulty):
-    """Each batch is progress: 150,000 tiles take longer than the limit, and get their row."""
-    project = faulty.project
-    wide = io.BytesIO()
-    Image.new("L", (20_000, 2_000), 255).save(wide, "PNG")
-    project.put(f"{DAY}/wide.png", wide.getvalue())
-    project.fill(DAY, 2)
-    code, told = faulty.on_ray("driver", overrides=("limits.unit_timeout_s=1.5", "limits.unit_images=1"))
-    assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "published")] == [0, 3, 0, 0, 1]
-    assert told["stage_s"]["session_s"] + told["stage_s"]["encode_s"] > 1.5
-    assert project.verify() == []

@@ -15,6 +15,7 @@ import poison
 
 from unet_batch.errors import UnetBatchError
 from unet_batch.job.local_executor import LocalExecutor
+from unet_batch.job.process_executor import ProcessExecutor
 from unet_batch.job.run import run
 from unet_batch.on_ray.executor import RayExecutor
 from unet_batch.planning.prepare import prepare
@@ -32,7 +33,7 @@ def on_cpus(settings: Settings) -> RayExecutor:
     return executor
 
 
-EXECUTORS = {"local": LocalExecutor, "ray": RayExecutor, "ray-on-cpus": on_cpus}
+EXECUTORS = {"local": LocalExecutor, "processes": ProcessExecutor, "ray": RayExecutor, "ray-on-cpus": on_cpus}
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell begin with Ctrl-C ignored

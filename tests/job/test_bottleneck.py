@@ -15,7 +15,7 @@ def did(read=1.0, decode=1.0, session=1.0, encode=1.0, **fields) -> Summary:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("executor", ["ray", "local"])
+@pytest.mark.parametrize("executor", ["ray", "processes", "local"])
 def test_the_slow_stage_is_named(stage, executor):
     """One stage that takes ten times as long as the others together is the one."""
     assert bottleneck(did(**{stage: 30.0}, executor=executor)).name == stage
@@ -27,9 +27,10 @@ def test_the_slow_stage_is_named_where_other_actors_load(stage):
     assert bottleneck(did(**{stage: 80.0}, loaders=8, workers=1)).name == stage
 
 
-def test_reading_behind_computing_costs_nothing():
+@pytest.mark.parametrize("executor", ["ray", "processes"])
+def test_reading_behind_computing_costs_nothing(executor):
     """While an actor computes one unit it fetches the next: the longest stage is not the bottleneck then."""
-    overlapped = did(read=8.0, decode=3.0, session=6.0, encode=1.0)
+    overlapped = did(read=8.0, decode=3.0, session=6.0, encode=1.0, executor=executor)
     assert bottleneck(overlapped).name == "session"
     assert bottleneck(did(read=8.0, decode=3.0, session=6.0, encode=1.0, executor="local")).name == "read"
 

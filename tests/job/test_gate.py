@@ -171,13 +171,14 @@ def test_zero_images_open_the_gate(project):
     assert project.run(*changed(project, followed_by("Neg")), "check.images=0").ok == 1
 
 
-@pytest.mark.ray
-def test_the_gate_holds_in_the_actors_too(project):
-    """One sentence and exit code 2 from a run on Ray."""
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["processes", pytest.param("ray", marks=pytest.mark.ray)])
+def test_the_gate_holds_in_the_workers_too(project, executor):
+    """One sentence and exit code 2."""
     project.fill(DAY, 3)
     overrides = changed(project, followed_by("Neg"))
     settings = [argument for override in overrides for argument in ("--set", override)]
-    result = project.command("run", "job.yaml", "--quiet", *settings)
+    result = project.command("run", "job.yaml", "--quiet", "--executor", executor, *settings)
     assert result.returncode == 2, result.stderr
     assert "model.refused" in result.stderr
     assert project.parts() == []

@@ -51,6 +51,8 @@ def wait_for_parts(project, driver: subprocess.Popen[bytes], count: int) -> None
     ("executor", "in_flight"),
     [
         pytest.param("local", UNIT, id="local"),
+        # two processes with two units each
+        pytest.param("processes", 4 * UNIT, id="processes"),
         # two Load actors with two units each, and what was decoded and waits for two session actors
         pytest.param("ray", 16 * UNIT, id="ray", marks=pytest.mark.ray),
     ],
@@ -63,7 +65,7 @@ def test_a_driver_killed_mid_run_and_a_rerun_end_in_a_complete_partition(project
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     assert not project.data(NAME).exists()
-    time.sleep(3 if executor == "ray" else 0)  # workers notice that their driver is gone
+    time.sleep(0 if executor == "local" else 3)  # workers notice that their driver is gone
     staged = len(project.parts())
     before = decoded(project)
 
@@ -86,15 +88,16 @@ def test_an_image_that_killed_the_process_is_isolated_by_the_next_run(project):
     assert project.verify() == []
 
 
-def test_ctrl_c_ends_cleanly_and_the_next_run_resumes(project):
+@pytest.mark.parametrize(("executor", "in_flight"), [("local", UNIT), ("processes", 4 * UNIT)])
+def test_ctrl_c_ends_cleanly_and_the_next_run_resumes(project, executor, in_flight):
     """The run record is finished, exit code 3, and staged parts are used."""
     project.fill(DAY, IMAGES)
-    driver = start(project, "local", delay_s=0.05)
+    driver = start(project, executor, delay_s=0.05)
     wait_for_parts(project, driver, 3)
     driver.send_signal(signal.SIGINT)
     assert driver.wait(timeout=30) == 3
     before = sum(decoded(project).values())
-    assert start(project, "local", delay_s=0).wait(timeout=60) == 0
-    assert sum(decoded(project).values()) <= IMAGES + UNIT
+    assert start(project, executor, delay_s=0).wait(timeout=60) == 0
+    assert sum(decoded(project).values()) <= IMAGES + in_flight
     assert before < IMAGES
     assert project.verify() == []

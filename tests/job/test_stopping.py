@@ -20,7 +20,7 @@ NAME = "2026-11-21"
 IMAGES = 24
 SIDE = 900
 """A picture of this size takes some tenths of a second: a run is still under way when it is signalled."""
-EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.ray)]
+EXECUTORS = ["local", "processes", pytest.param("ray", marks=pytest.mark.ray)]
 
 
 @pytest.fixture
@@ -52,11 +52,11 @@ def start(project, executor: str, *more: str, before: str = "", **how) -> subpro
     )
 
 
-def processes_of_session(session: int) -> list[str]:
-    """Command lines of the living processes of a session."""
-    listed = subprocess.run(["ps", "-eo", "sid=,stat=,args="], capture_output=True, text=True, check=True).stdout
-    found = (line.split(None, 2) for line in listed.splitlines())
-    return [words[2] for words in found if words[0] == str(session) and not words[1].startswith("Z")]
+def processes_of_session(session: int) -> dict[int, str]:
+    """Command lines of the living processes of a session, by their ids."""
+    listed = subprocess.run(["ps", "-eo", "sid=,stat=,pid=,args="], capture_output=True, text=True, check=True).stdout
+    found = (line.split(None, 3) for line in listed.splitlines())
+    return {int(pid): args for sid, state, pid, args in found if sid == str(session) and not state.startswith("Z")}
 
 
 def wait_for(done, process: subprocess.Popen[str]) -> None:
@@ -115,12 +115,16 @@ def test_a_signal_while_ray_starts_ends_the_command_in_order(slow, seconds):
     assert list((slow.folder / "out" / "_work").glob("leases/*")) == []
 
 
-@pytest.mark.ray
-def test_a_signal_to_every_process_of_a_job_ends_it_in_order(slow):
-    """What `timeout`, service managers and batch systems send: Ray's processes outlast it, and end with the run."""
-    process = start(slow, "ray", start_new_session=True)
+@pytest.mark.parametrize("executor", EXECUTORS[1:])
+def test_a_signal_to_every_process_of_a_job_ends_it_in_order(slow, executor):
+    """What `timeout`, service managers and batch systems send: the workers outlast it, and end with the run."""
+    process = start(slow, executor, start_new_session=True)
     wait_for(lambda: len(slow.parts()) >= 2, process)
-    os.killpg(process.pid, signal.SIGTERM)
+    if executor == "ray":
+        os.killpg(process.pid, signal.SIGTERM)
+    else:  # each worker has a process group of its own
+        for pid in processes_of_session(process.pid):
+            os.kill(pid, signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
     assert json.loads(out.splitlines()[-1])["problems"][0].startswith("stopped by SIGTERM;")

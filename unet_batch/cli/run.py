@@ -17,17 +17,23 @@ from unet_batch.planning.plan import SELECTIONS, Select
 from unet_batch.records import PassedOver
 from unet_batch.spec import JobSpec
 
+EXECUTORS = ("auto", "processes", "ray", "local")
+"""What may run units; `chosen` says which one `auto` is."""
+
 
 def runner(body: Callable[..., None]) -> Callable[..., None]:
     """The options of commands that score on this machine; the body gets them as `start`, what begins the run."""
     executor = click.option(
         "--executor",
-        type=click.Choice(["ray", "local"]),
-        default="ray",
+        type=click.Choice(EXECUTORS),
+        default="auto",
         show_default=True,
-        help="Ray, or a plain loop.",
+        help="processes: one for each core of this machine. ray: Ray Data, on a cluster or embedded. local: a plain "
+        "loop in this process. auto: processes; ray with --address, for GPUs, or where RAY_ADDRESS is set.",
     )
-    address = click.option("--address", metavar="HOST:PORT", help="Ray cluster to join; without it Ray is embedded.")
+    address = click.option(
+        "--address", metavar="HOST:PORT", help="Ray cluster to join; --executor ray without it embeds Ray."
+    )
     quiet = click.option("--quiet", is_flag=True, help="No progress.")
     return executor(address(quiet(scoring(body))))
 
@@ -66,6 +72,7 @@ def backfill(job: JobSpec, window: str, select: Select | None, dry_run: bool, sc
 
 def _plan(job: JobSpec, window: str, select: Select, *, rescore: bool = False) -> NoReturn:
     from unet_batch.cli.terminal import print_table
+    from unet_batch.job.cores import cores
     from unet_batch.planning.plan import units
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import planned, window_of
@@ -73,8 +80,7 @@ def _plan(job: JobSpec, window: str, select: Select, *, rescore: bool = False) -
     prepared = prepare(job)
     found = planned(prepared, window_of(window), select, rescore=rescore)
     work = found.work
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    todo = [unit for p in work for unit in units(p, prepared.job, prepared.fingerprint, workers=workers)]
+    todo = [unit for p in work for unit in units(p, prepared.job, prepared.fingerprint, workers=cores())]
     print_table(
         f"plan of {job.name}: {select}",
         ["partition", "state", "images", "scored", "to score"],
@@ -99,6 +105,20 @@ def _plan(job: JobSpec, window: str, select: Select, *, rescore: bool = False) -
     )
 
 
+def chosen(executor: str, address: str | None, job: JobSpec) -> str:
+    """The executor that `auto` is: processes on this machine, but for what only Ray has. Others are what they say.
+
+    RAY_ADDRESS, which Ray sets for its jobs, means that the cores of this machine are Ray's to give. A cluster is
+    joined with --address only.
+    """
+    from unet_batch.planning.plan import only_on_ray
+
+    if executor != "auto":
+        return executor
+    on_ray = address is not None or bool(os.environ.get("RAY_ADDRESS")) or only_on_ray(job) is not None
+    return "ray" if on_ray else "processes"
+
+
 def _run(
     job: JobSpec,
     window: str,
@@ -110,17 +130,26 @@ def _run(
     quiet: bool,
 ) -> None:
     from unet_batch.cli.terminal import plain
+    from unet_batch.job.reconcile import Executor
     from unet_batch.job.run import Choice
     from unet_batch.job.run import run as run_job
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
+    from unet_batch.table.without_pandas import forgo_pandas
     from unet_batch.worker.worker import Settings
 
-    if address is not None and executor == "local":
+    if address is not None and executor not in ("auto", "ray"):
         raise JobError("--address goes with --executor ray")
+    kind = chosen(executor, address, job)
+    if kind != "ray":
+        forgo_pandas()
 
-    def make_executor(settings: Settings) -> Any:
-        if executor == "local":
+    def make_executor(settings: Settings) -> Executor:
+        if kind == "processes":
+            from unet_batch.job.process_executor import ProcessExecutor
+
+            return ProcessExecutor(settings)
+        if kind == "local":
             from unet_batch.job.local_executor import LocalExecutor
 
             return LocalExecutor(settings)

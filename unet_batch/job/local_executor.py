@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ from unet_batch.records import Receipt, Unit
 from unet_batch.session.session import Device
 from unet_batch.table.output import Output
 from unet_batch.worker.notes import LoggedNotes
-from unet_batch.worker.watchdog import of_this_process
+from unet_batch.worker.scorer import Scorer
 from unet_batch.worker.worker import Settings, build_infer, build_load
 
 
@@ -28,9 +27,9 @@ class LocalExecutor:
     loaders = 0
 
     def __init__(self, settings: Settings, *, threads: int = 1) -> None:
-        self._settings = settings
-        self._load = build_load(settings)
-        self._infer = build_infer(settings, Device(threads=threads))
+        infer = build_infer(settings, Device(threads=threads))
+        # Nothing is limited here; the watchdog only prints where a slow unit stands.
+        self._scorer = Scorer(build_load(settings), infer, limit_s=math.inf, notes=LoggedNotes())
         self._output = Output.of(settings.job.output)
         self._begun: str | None = None
         """Marker of the unit under work."""
@@ -44,21 +43,11 @@ class LocalExecutor:
                 tried = False
             except AlreadyExists:
                 tried = True
-            receipt = self._scored(replace(unit, isolate=True) if tried else unit)
+            receipt = self._scorer(replace(unit, isolate=True) if tried else unit)
             yield receipt
             if not receipt.held:  # else it may have killed an earlier process, and has no row that says so
                 self._output.store.delete(marker)
             self._begun = None
-
-    def _scored(self, unit: Unit) -> Receipt:
-        """Nothing is limited here; the watchdog only prints where a slow unit stands."""
-        watch = functools.partial(of_this_process().watch, unit, limit_s=math.inf, notes=LoggedNotes())
-        with watch("read") as reading:
-            fetched = self._load.fetch(unit, reading.step)
-        with watch("decode") as decoding:
-            loaded = self._load.decode(fetched, decoding.step)
-        with watch("score") as scoring:
-            return self._infer(loaded, scoring.step)
 
     def close(self) -> None:
         """Remove the marker of a unit that was left in the middle: this process lives, so the unit did not kill it."""

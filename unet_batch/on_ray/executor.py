@@ -26,8 +26,7 @@ from unet_batch.on_ray.start import start
 from unet_batch.planning.plan import UNITS_AT_ONCE, Placement, place
 from unet_batch.records import Receipt, Unit
 from unet_batch.table.output import Output
-from unet_batch.worker.faults import SILENT_DECODE, SILENT_READ, SILENT_SCORE
-from unet_batch.worker.notes import StoredNotes
+from unet_batch.worker.notes import StoredNotes, silence
 from unet_batch.worker.starts import Starts
 from unet_batch.worker.watchdog import Note
 from unet_batch.worker.worker import Settings
@@ -159,15 +158,8 @@ class RayExecutor:
     def _ended_by_limits(self, missing: Mapping[str, Unit]) -> Iterator[Receipt]:
         """Receipts of the units whose process our own limit ended: it left a note, and nothing else can tell."""
         for note in [note for note in (self._slow(missing) if missing else {}).values() if note.ended]:
-            unit = missing[note.unit_id]
             self._notes.remove(note.unit_id)
-            text = (
-                f"nothing was finished for {note.silent_s:.0f} s ({note}), and limits.unit_timeout_s: "
-                f"{self._settings.job.limits.unit_timeout_s:g} allows no more; raise it if the image is healthy"
-            )
-            code = {"read": SILENT_READ, "decode": SILENT_DECODE, "score": SILENT_SCORE}[note.stage]
-            suspect = note.source if len(unit.sources) > 1 else None
-            yield Receipt(unit.unit_id, unit.partition, 0, 0, 0, failure=(code, text), suspect=suspect)
+            yield silence(missing[note.unit_id], note, self._settings.job.limits.unit_timeout_s)
 
     def close(self) -> None:
         """Leave the cluster; an embedded one ends. A Ray that was lost is not asked: its native part would wait."""

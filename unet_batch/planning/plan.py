@@ -238,6 +238,15 @@ def place(
     )  # a session that only scores, on a CPU, has nothing to overlap with
 
 
+def only_on_ray(job: JobSpec) -> str | None:
+    """What a job asks for that only Ray has, as the beginning of a sentence; None where there is nothing."""
+    if on_gpu(job.session.providers[0]):
+        return f"session.providers asks for {job.session.providers[0]}, and GPUs are shared out among actors"
+    if job.resources.load_actors:
+        return "resources.load_actors asks for actors that only load"
+    return None
+
+
 def _actors_that_fit(gpus: float, gpu_share: float) -> int:
     """Actors that GPUs hold all at once. An actor has its share on one GPU: two thirds that are left over hold none."""
     whole, share = int(gpus + 0.5 / GPU_GRAINS), max(1, round(gpu_share * GPU_GRAINS))

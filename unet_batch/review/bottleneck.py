@@ -98,10 +98,10 @@ def bottleneck(did: Summary) -> Bottleneck | None:
 def _pace(spent: Mapping[Stage, float], did: Summary) -> tuple[Stage, float]:
     """The stage that sets the pace, and the seconds for which it occupied each actor of its kind.
 
-    A Ray actor has two units under way: it waits for the bytes of one, or of both, while at most one is computed, so
-    reading costs time only where it takes longer than all that the actor computes meanwhile. The plain loop does one
-    after the other. With actors of their own for loading, the slower kind sets the pace, whatever the seconds of the
-    other one add up to; there the session and the encoding of another unit go on side by side.
+    A worker has two units under way, on Ray and as a process: it waits for the bytes of one, or of both, while at most
+    one is computed, so reading costs time only where it takes longer than all that the worker computes meanwhile. The
+    plain loop does one after the other. With actors of their own for loading, the slower kind sets the pace, whatever
+    the seconds of the other one add up to; there the session and the encoding of another unit go on side by side.
     """
     workers = max(did.workers, 1)
     if did.loaders:
@@ -111,9 +111,9 @@ def _pace(spent: Mapping[Stage, float], did: Summary) -> tuple[Stage, float]:
         return max(pair, key=lambda stage: spent[stage]), max(load, infer)
     computed: tuple[Stage, ...] = ("decode", "session", "encode")
     computed_s = sum(spent[stage] for stage in computed)
-    if did.executor == "ray" and spent["read"] <= computed_s:
+    if did.executor != "local" and spent["read"] <= computed_s:
         return max(computed, key=lambda stage: spent[stage]), computed_s / workers
-    if did.executor == "ray":
+    if did.executor != "local":
         return "read", (spent["read"] + computed_s) / 2 / workers
     return max(STAGES, key=lambda stage: spent[stage]), (spent["read"] + computed_s) / workers
 

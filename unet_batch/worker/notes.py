@@ -13,10 +13,23 @@ from collections.abc import Iterator
 from dataclasses import asdict, fields
 
 from unet_batch.errors import NotFound, StorageError
+from unet_batch.records import Receipt, Unit
 from unet_batch.table.output import Output
+from unet_batch.worker.faults import SILENT_DECODE, SILENT_READ, SILENT_SCORE
 from unet_batch.worker.watchdog import Note
 
 log = logging.getLogger(__name__)
+
+
+def silence(unit: Unit, note: Note, unit_timeout_s: float) -> Receipt:
+    """The receipt of a unit whose process a limit of ours ended, as its last note tells."""
+    text = (
+        f"nothing was finished for {note.silent_s:.0f} s ({note}), and limits.unit_timeout_s: {unit_timeout_s:g} "
+        "allows no more; raise it if the image is healthy"
+    )
+    code = {"read": SILENT_READ, "decode": SILENT_DECODE, "score": SILENT_SCORE}[note.stage]
+    suspect = note.source if len(unit.sources) > 1 else None
+    return Receipt(unit.unit_id, unit.partition, 0, 0, 0, failure=(code, text), suspect=suspect)
 
 
 class StoredNotes:

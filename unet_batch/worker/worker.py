@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from numpy.typing import NDArray
@@ -47,6 +47,27 @@ class Settings:
     """Images that the gate compares a session on, as a unit's JSON; None where no gate is needed."""
     stop_at_s: float | None = None
     """Seconds since 1970 after which no unit is begun."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For `json.dumps`."""
+        return {
+            **asdict(self),
+            "model_json": self.model_json.decode(),
+            "members": [member.decode() for member in self.members],
+            "check_unit": None if self.check_unit is None else self.check_unit.decode(),
+        }
+
+    @staticmethod
+    def from_json(tree: Mapping[str, Any]) -> Settings:
+        """What `to_json` gave."""
+        return Settings(
+            **{
+                **tree,
+                "model_json": tree["model_json"].encode(),
+                "members": tuple(member.encode() for member in tree["members"]),
+                "check_unit": None if tree["check_unit"] is None else tree["check_unit"].encode(),
+            }
+        )
 
     @property
     def job(self) -> JobSpec:

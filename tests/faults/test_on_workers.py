@@ -1,0 +1,208 @@
+"""The same strikes and the same weather where units go to workers: processes on this machine, Ray on it, a Ray cluster.
+
+What a worker's or a driver's death costs, or a store that is slow, breaks off or lists late. What only Ray has is in
+`test_on_ray.py`, what only processes have in `tests/job/test_process_executor.py`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+from faulty import Reader, digest
+from PIL import Image
+from small_cluster import CORES, three_nodes
+from strikes import Strike
+
+pytestmark = pytest.mark.slow
+
+DAY, NAME = "2026/11/21", "2026-11-21"
+IMAGES, UNIT = 24, 3
+LIMITS = (f"limits.unit_images={UNIT}",)
+AT_ONCE = 2
+"""Units that one worker works on; there is a worker for each core."""
+ON_THIS_MACHINE = pytest.mark.parametrize("executor", ["processes", pytest.param("ray", marks=pytest.mark.ray)])
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What scores the units."""
+
+    how: dict[str, object]
+    """Executor, address and environment, for `Faulty.on_workers`."""
+    cores: int
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "processes",
+        pytest.param("ray", marks=pytest.mark.ray),
+        pytest.param("cluster", marks=[pytest.mark.ray, pytest.mark.cluster]),
+    ],
+)
+def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
+    """Processes, an embedded Ray, and a cluster: a head without cores, a node with one core and a node with two."""
+    if request.param != "cluster":
+        yield Workers({"executor": request.param}, len(os.sched_getaffinity(0)))
+        return
+    with three_nodes() as (cluster, environment):
+        yield Workers({"address": cluster.head, "environment": environment}, CORES)
+
+
+@pytest.mark.parametrize(
+    ("point", "act"),
+    [("before a part", "kill"), ("inside the put of a part", "kill"), ("after a part", "kill"), ("a batch", "broken")],
+    ids=["before a part", "inside the put of a part", "after a part", "a device context lost"],
+)
+def test_a_worker_that_dies_is_replaced_and_its_units_are_redone_in_the_same_run(faulty, workers, point, act):
+    """Exit code 0: one process was struck, nothing is left open, and its units alone were decoded twice."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    token = project.folder / "struck"
+    code, told = faulty.on_workers("worker", Strike(point, 2, act, str(token)), overrides=LIMITS, **workers.how)
+    assert code == 0
+    assert token.exists()
+    assert [told[k] for k in ("ok", "rejected", "remaining", "published", "problems")] == [IMAGES, 0, 0, 1, []]
+    assert IMAGES <= faulty.decoded().total() <= IMAGES + 2 * AT_ONCE * UNIT
+    assert len(faulty.parts()) == IMAGES // UNIT
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
+
+
+@pytest.mark.parametrize(
+    ("point", "nth"),
+    [
+        ("a part has arrived", 1),
+        ("a part has arrived", 3),
+        ("rows are chosen", 1),
+        ("the file is written", 1),
+        ("inside the put of the rows", 1),
+    ],
+)
+def test_a_driver_that_is_killed_is_followed_by_a_run_that_completes(faulty, workers, point, nth):
+    """Another executor may go on; what was staged is not decoded again, and the lease of the dead blocks nobody."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    project.run("tiling.overlap=0.5")
+    old = digest(project.data(NAME))
+    with Reader(project.data(NAME)) as reader:
+        code, _ = faulty.on_workers("driver", Strike(point, nth), overrides=LIMITS, **workers.how)
+        assert code == -signal.SIGKILL
+        faulty.settled()
+        assert reader.seen == {old}
+        staged, before = len(faulty.parts()), faulty.decoded()
+        again = faulty.rerun(*LIMITS)
+    assert staged >= nth
+    assert before.total() - staged * UNIT <= workers.cores * AT_ONCE * UNIT
+    assert (again.planned, again.ok, again.published, again.exit_code) == (
+        IMAGES - staged * UNIT, IMAGES - staged * UNIT, 1, 0
+    )  # fmt: skip
+    assert (faulty.decoded() - before).total() == IMAGES - staged * UNIT
+    assert reader.seen <= {old, digest(project.data(NAME))}
+    assert len(project.rows(NAME)) == IMAGES
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
+
+
+@pytest.mark.parametrize("point", ["after the put of the rows", "before the lease ends", "before the record ends"])
+def test_a_driver_that_is_killed_after_it_published_leaves_nothing_to_do(faulty, workers, point):
+    """The put was the commit, wherever the units were scored."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    code, _ = faulty.on_workers("driver", Strike(point), overrides=LIMITS, **workers.how)
+    assert code == -signal.SIGKILL
+    faulty.settled()
+    new = digest(project.data(NAME))
+    again = faulty.rerun(*LIMITS)
+    assert (again.planned, again.published, again.exit_code, again.problems) == (0, 0, 0, [])
+    assert digest(project.data(NAME)) == new != "absent"
+    assert faulty.decoded().total() == IMAGES
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
+
+
+@ON_THIS_MACHINE
+@pytest.mark.parametrize("weather", [{"slow": 0.3}, {"flaky": "2026"}], ids=["slow", "reset once for each object"])
+def test_a_store_that_is_slow_or_breaks_off_costs_time_and_nothing_else(faulty, executor, weather):
+    """In the driver and in every worker: each image is decoded once, and nothing is reported."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    code, told = faulty.on_workers("driver and worker", **weather, overrides=LIMITS, executor=executor)
+    assert code == 0
+    assert [told[k] for k in ("ok", "rejected", "remaining", "published", "problems")] == [IMAGES, 0, 0, 1, []]
+    assert set(faulty.decoded().values()) == {1}
+    assert len(faulty.parts()) == IMAGES // UNIT
+    assert len(project.rows(NAME)) == IMAGES
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
+
+
+@ON_THIS_MACHINE
+def test_parts_that_no_listing_shows_are_redone_and_count_once(faulty, executor):
+    """After a driver's death, with a listing that lags: parts are met again by name, none is rewritten."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    faulty.on_workers("driver", Strike("a part has arrived", 3), overrides=LIMITS, executor=executor)
+    faulty.settled()
+    written = faulty.parts()
+    assert len(written) >= 3
+    code, told = faulty.on_workers("driver", blind="/_work/parts/", overrides=LIMITS, executor=executor)
+    assert (code, told["planned"], told["ok"], told["problems"]) == (0, IMAGES, IMAGES, [])
+    assert {path: at for path, at in faulty.parts().items() if path in written} == written
+    assert len(faulty.parts()) == IMAGES // UNIT
+    assert [row["uri"][-7:] for row in project.rows(NAME)] == [f"{i:03}.png" for i in range(IMAGES)]
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
+
+
+@ON_THIS_MACHINE
+def test_rows_and_images_that_a_listing_shows_late_are_scored_once(faulty, executor):
+    """An image that the listing hides is added by the next run, which finds the published rows by their name."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    code, told = faulty.on_workers("driver", blind="/004.png", overrides=LIMITS, executor=executor)
+    assert (code, told["ok"], len(project.rows(NAME))) == (0, IMAGES - 1, IMAGES - 1)
+    for part in faulty.parts():
+        part.unlink()
+    code, told = faulty.on_workers("driver", blind="/predictions/", overrides=LIMITS, executor=executor)
+    assert (code, told["planned"], told["ok"], told["published"]) == (0, 1, 1, 1)
+    assert set(faulty.decoded().values()) == {1}
+    assert len(project.rows(NAME)) == IMAGES
+    assert project.verify() == []
+
+
+@ON_THIS_MACHINE
+def test_a_process_that_stands_still_is_ended_and_its_unit_is_scored_elsewhere(faulty, executor):
+    """A batch that never comes back, once: the limit ends the process, and no image is blamed."""
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    token = project.folder / "struck"
+    limits = (*LIMITS, "limits.unit_timeout_s=4")
+    code, told = faulty.on_workers(
+        "worker", Strike("a batch", 2, "wait", str(token)), overrides=limits, executor=executor
+    )
+    assert token.exists()
+    assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "published")] == [0, IMAGES, 0, 0, 1]
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
+
+
+@ON_THIS_MACHINE
+def test_an_image_of_very_many_tiles_outlives_the_limit(faulty, executor):
+    """Each batch is progress: 150,000 tiles take longer than the limit, and get their row."""
+    project = faulty.project
+    wide = io.BytesIO()
+    Image.new("L", (20_000, 2_000), 255).save(wide, "PNG")
+    project.put(f"{DAY}/wide.png", wide.getvalue())
+    project.fill(DAY, 2)
+    code, told = faulty.on_workers(
+        "driver", overrides=("limits.unit_timeout_s=1.5", "limits.unit_images=1"), executor=executor
+    )
+    assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "published")] == [0, 3, 0, 0, 1]
+    assert told["stage_s"]["session_s"] + told["stage_s"]["encode_s"] > 1.5
+    assert project.verify() == []

@@ -1,0 +1,211 @@
+"""Units through worker processes on this machine, one for each core.
+
+What a run on one machine takes by itself. The stages, receipts and promises are those on Ray, without Ray's daemons and
+object store. A process that dies costs the units that it worked on one of two tries in this pass; what is lost twice
+has no receipt, and the caller compares receipts with its plan. A unit that a process had not begun was not tried.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import wait
+
+from unet_batch.errors import Incomplete, JobError, UnetBatchError, class_of
+from unet_batch.job.cores import cores
+from unet_batch.job.worker_process import Death, WorkerProcess
+from unet_batch.planning.plan import only_on_ray, place
+from unet_batch.records import Receipt, Unit
+from unet_batch.worker.notes import silence
+from unet_batch.worker.process import LEAVE_S, UNITS_AT_ONCE, Greeting, Refusal
+from unet_batch.worker.starts import back_off_s
+from unet_batch.worker.watchdog import Note
+from unet_batch.worker.worker import Settings
+
+log = logging.getLogger(__name__)
+
+SILENCE_S = 1200.0
+"""A process that says nothing for this long beyond a unit's own limit is ended: it is stopped, or cannot even tell."""
+STARTS = 3
+"""Starts in a row that end in a death, after which a process counts as one that cannot start."""
+LOOK_EVERY_S = 0.2
+"""How often the thread looks whether it shall stop, and whether somebody is silent."""
+KILL_S = 1.0
+"""How long a process that was dismissed may take beyond LEAVE_S."""
+
+
+class ProcessExecutor:
+    """Scores units in processes that live as long as the run."""
+
+    name = "processes"
+    loaders = 0
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises JobError where the job asks for what only Ray has. Processes start with the first units."""
+        job = settings.job
+        if (wish := only_on_ray(job)) is not None:
+            raise JobError(f"{wish}, which --executor processes has not: use --executor ray")
+        placed = place(cores(), 0.0, job.resources, providers=job.session.providers, gpu_share=1.0)
+        self.workers = placed.infer_actors
+        self._unit_timeout_s = job.limits.unit_timeout_s
+        greeting = Greeting(settings, placed.threads).to_json()
+        self._crew = [WorkerProcess(greeting) for _ in range(self.workers)]
+        self._some_started = False
+        self._feeder: threading.Thread | None = None
+        self._stopping = threading.Event()
+
+    def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
+        """Receipts as they arrive, in any order; units whose process died twice have none.
+
+        Raises what kept every process from starting.
+        """
+        arrived: queue.SimpleQueue[Receipt | Exception | None] = queue.SimpleQueue()
+        self._stop_feeding()
+        self._stopping = threading.Event()
+        self._feeder = threading.Thread(target=self._feed, args=(_Pass(units, arrived),), daemon=True)
+        self._feeder.start()
+        try:
+            while (found := arrived.get()) is not None:
+                if isinstance(found, Exception):
+                    raise found
+                yield found
+        finally:
+            self._stop_feeding()
+
+    def close(self) -> None:
+        """End the processes; one that is in the middle of a unit may end it, if that takes a moment only."""
+        self._stop_feeding()
+        for worker in self._crew:
+            worker.dismiss()
+        until_s = time.monotonic() + LEAVE_S + KILL_S
+        for worker in self._crew:
+            worker.wait(until_s)
+
+    def _stop_feeding(self) -> None:
+        self._stopping.set()
+        if self._feeder is not None:
+            self._feeder.join()
+            self._feeder = None
+
+    def _feed(self, some: _Pass) -> None:
+        """The body of the thread that talks to the processes: whoever takes the receipts may publish meanwhile."""
+        try:
+            while some.left and not self._stopping.is_set():
+                self._start_some(some)
+                self._hand_out(some)
+                self._listen(some)
+                self._end_silent()
+            some.arrived.put(None)
+        except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
+            some.arrived.put(error)
+
+    def _start_some(self, some: _Pass) -> None:
+        """Start as many processes as there are units for. Raises where none can be started."""
+        idle = sum(worker.is_alive and not worker.units for worker in self._crew)
+        now_s = time.monotonic()
+        for worker in self._crew:
+            if len(some.waiting) > idle and not worker.is_alive and self._may_start(worker, now_s):
+                idle += 1
+                try:
+                    worker.start()
+                except OSError as error:
+                    text = f"the machine has no room for another process ({error})"
+                    self._refused(worker, Refusal(Incomplete.code, text, may_pass=True))
+        if not any(worker.is_alive for worker in self._crew):
+            refusals = [worker.refusal for worker in self._crew if worker.refusal is not None]
+            if refusals:
+                raise _as_error(refusals[0])
+
+    def _may_start(self, worker: WorkerProcess, now_s: float) -> bool:
+        """Whether a start is worth a try: where one failed, others wait until one has succeeded."""
+        if worker.refusal is None:
+            return self._some_started or all(other.refusal is None for other in self._crew)
+        return self._some_started and worker.refusal.may_pass and now_s > worker.heard_s + back_off_s(worker.refusals)
+
+    def _refused(self, worker: WorkerProcess, refusal: Refusal) -> None:
+        """Note that a process has no session. The others score; that is no try of any unit."""
+        worker.refuse(refusal)
+        if worker.refusals == 1:
+            log.error("a worker process cannot score: %s: %s", refusal.code, refusal.text)
+
+    def _hand_out(self, some: _Pass) -> None:
+        """A unit to each process that has none, then a second one, as long as the others have their first."""
+        for depth in range(UNITS_AT_ONCE):
+            for worker in self._crew:
+                empty = sum(other.is_alive and not other.units for other in self._crew)
+                if worker.is_ready and len(worker.units) == depth and len(some.waiting) > (empty if depth else 0):
+                    worker.give(some.waiting.popleft())
+
+    def _listen(self, some: _Pass) -> None:
+        """Take what the processes have said."""
+        owners: dict[object, WorkerProcess] = {ear: worker for worker in self._crew for ear in worker.ears()}
+        for ear in wait([ear for worker in self._crew for ear in worker.ears()], timeout=LOOK_EVERY_S):
+            worker = owners[ear]
+            found = worker.hear(ear)
+            self._some_started |= worker.is_ready
+            if isinstance(found, Receipt):
+                some.take(found)
+            elif isinstance(found, Note):
+                log.info("%s", found)
+            elif isinstance(found, Refusal):
+                self._refused(worker, found)
+            elif isinstance(found, Death):
+                self._bury(worker, found, some)
+
+    def _bury(self, worker: WorkerProcess, death: Death, some: _Pass) -> None:
+        """Give back what a dead process had: to the others, or to the caller."""
+        some.give_back(death.waiting)
+        for unit in death.begun:
+            if death.note is not None and death.note.unit_id == unit.unit_id:
+                some.take(silence(unit, death.note, self._unit_timeout_s))
+            else:
+                some.lose(unit)
+        if death.started:
+            log.warning("a worker process ended (%s); another one takes its place", death.how)
+        elif worker.refusal is None and worker.deaths_at_start >= STARTS:
+            text = f"its process died {STARTS} times before it could score ({death.how})"
+            self._refused(worker, Refusal(Incomplete.code, text, may_pass=True))
+
+    def _end_silent(self) -> None:
+        """End processes that say nothing although something is expected of them."""
+        patience_s = SILENCE_S + self._unit_timeout_s
+        for worker in self._crew:
+            if worker.is_busy and time.monotonic() - worker.heard_s > patience_s:
+                log.error("worker process %d has said nothing for %.0f s, and is ended", worker.pid, patience_s)
+                worker.kill()
+
+
+class _Pass:
+    """The units of one pass, and where their receipts go."""
+
+    def __init__(self, units: Sequence[Unit], arrived: queue.SimpleQueue[Receipt | Exception | None]) -> None:
+        self.waiting = deque(units)
+        self.left = {unit.unit_id for unit in units}
+        """Ids of units that have no receipt yet, and may still get one."""
+        self.arrived = arrived
+        self._lost_once: set[str] = set()
+
+    def take(self, receipt: Receipt) -> None:
+        """Pass a receipt on."""
+        self.left.discard(receipt.unit_id)
+        self.arrived.put(receipt)
+
+    def give_back(self, units: Sequence[Unit]) -> None:
+        """Take units that were not begun; they are next."""
+        self.waiting.extendleft(unit for unit in reversed(units) if unit.unit_id in self.left)
+
+    def lose(self, unit: Unit) -> None:
+        """Take a unit whose process died: it has a second try, when all others had their first."""
+        if unit.unit_id in self._lost_once:
+            self.left.discard(unit.unit_id)
+        elif unit.unit_id in self.left:  # else an earlier pass was left with it
+            self._lost_once.add(unit.unit_id)
+            self.waiting.append(unit)
+
+
+def _as_error(refusal: Refusal) -> UnetBatchError:
+    return class_of(refusal.code)(f"no worker process can score: {refusal.text}")
