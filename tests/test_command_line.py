@@ -97,7 +97,8 @@ def test_a_path_with_brackets_is_shown_as_it_is(project):
 def test_lines_of_the_log_have_their_time(project):
     """In UTC, as the names of runs and windows have it."""
     code = (
-        "import logging; from unet_batch import cli; cli._log_to_stderr(); logging.getLogger('unet_batch.x').info('so')"
+        "import logging; from unet_batch.cli import main; main._log_to_stderr();"
+        "logging.getLogger('unet_batch.x').info('so')"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "TZ": "Asia/Tokyo"}
@@ -142,3 +143,22 @@ def test_a_factory_that_names_a_file_is_told_its_module(factory, said):
 
     with pytest.raises(JobError, match=re.escape(said)):
         build(factory, {})
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["model", "export", "--help"], ["run", "job.yaml", "--no-such-option"], []]
+)
+def test_help_and_a_mistyped_option_load_no_numbers_and_no_models(words):
+    """They answer in a tenth of a second: NumPy, Arrow and pydantic wait until a job file is read."""
+    code = (
+        "import os, sys\n"
+        f"sys.argv = ['unet-batch', *{words!r}]\n"
+        "heavy = {'numpy', 'pyarrow', 'pydantic', 'yaml', 'rich', 'fsspec', 'PIL', 'onnx', 'ray', 'pandas'}\n"
+        "leave = os._exit\n"
+        "os._exit = lambda code: leave(100 if heavy & set(sys.modules) else code)\n"
+        "from unet_batch.cli.main import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 2), done.stderr
+    assert "Usage:" in done.stdout + done.stderr

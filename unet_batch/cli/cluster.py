@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from unet_batch.cli.command import SET_HELP, WINDOW_HELP, Scoring, finish, scoring
-from unet_batch.planning.plan import SELECTIONS
+from unet_batch.planning.selection import SELECTIONS
 
 
 @click.command()

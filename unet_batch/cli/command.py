@@ -14,7 +14,6 @@ import click
 
 from unet_batch.errors import ExitCode, JobError
 from unet_batch.records import PassedOver
-from unet_batch.spec import load_job
 
 SET_HELP = "Override a field of the job file, e.g. --set limits.max_rejected=0.05. May be repeated."
 WINDOW_HELP = "Partitions: A..B, A, last, all, today or yesterday (days as 2026-11-21, UTC; months as 2026-11)."
@@ -26,6 +25,8 @@ def job_command(window: str | None) -> Callable[[Callable[..., None]], click.Com
     def decorate(body: Callable[..., None]) -> click.Command:
         @functools.wraps(body)
         def command(job: str, overrides: tuple[str, ...], window_text: str | None, **options: Any) -> None:
+            from unet_batch.spec import load_job  # it builds models, which help and mistakes need not wait for
+
             spec = load_job(job, overrides)
             body(job=spec, window=(window or spec.window) if window_text is None else window_text, **options)
 

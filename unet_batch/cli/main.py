@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from time import gmtime
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -26,7 +26,9 @@ from unet_batch.cli.run import backfill, plan, run
 from unet_batch.errors import ExitCode, UnetBatchError
 from unet_batch.job import stopping
 from unet_batch.on_ray import forwarded
-from unet_batch.spec import JobSpec
+
+if TYPE_CHECKING:
+    from unet_batch.spec import JobSpec
 
 log = logging.getLogger(__name__)
 

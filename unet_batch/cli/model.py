@@ -11,8 +11,7 @@ import click
 
 from unet_batch.cli.command import SET_HELP, WINDOW_HELP, finish
 from unet_batch.errors import ExitCode, JobError, ModelRefused
-from unet_batch.spec import TilingSpec
-from unet_batch.workbench.export.arguments import NORMALIZE_FORMS
+from unet_batch.workbench.export.forms import NORMALIZE_FORMS
 
 
 @click.group()
@@ -133,6 +132,7 @@ def inspect(path: str, size: str | None) -> None:
 def pack(path: str, out: Path, contract: str | None, source: Any, **parts: bool) -> None:
     """Put preprocessing and the decision into the graph, proven to give the same labels."""
     from unet_batch.session.model_files import model_at
+    from unet_batch.spec import TilingSpec
     from unet_batch.workbench.files import replace_file
     from unet_batch.workbench.packing.pack import PackSpec
     from unet_batch.workbench.packing.pack import pack as pack_model
@@ -236,7 +236,7 @@ def tune(
     from unet_batch.session.engines import file_precision
     from unet_batch.session.ladder import LadderMemory
     from unet_batch.session.model_files import model_at
-    from unet_batch.spec import Precision, SessionSpec
+    from unet_batch.spec import Precision, SessionSpec, TilingSpec
     from unet_batch.workbench import tune as tuning
 
     data, found = model_at(path, contract, TilingSpec())

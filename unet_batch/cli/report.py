@@ -6,12 +6,15 @@ import json
 import subprocess
 import sys
 import tempfile
+from typing import TYPE_CHECKING
 
 import click
 
 from unet_batch.cli.command import finish, job_command
 from unet_batch.errors import JobError
-from unet_batch.spec import JobSpec
+
+if TYPE_CHECKING:
+    from unet_batch.spec import JobSpec
 
 PICTURES = 12
 """Three lines of each kind on a wide screen."""

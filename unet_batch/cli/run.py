@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -13,9 +13,11 @@ from unet_batch.cli.command import Scoring, finish, job_command, say, scoring
 from unet_batch.cli.report import report_apart
 from unet_batch.errors import ExitCode, JobError
 from unet_batch.job import stopping
-from unet_batch.planning.plan import SELECTIONS, Select
+from unet_batch.planning.selection import SELECTIONS, Select
 from unet_batch.records import PassedOver
-from unet_batch.spec import JobSpec
+
+if TYPE_CHECKING:
+    from unet_batch.spec import JobSpec
 
 EXECUTORS = ("auto", "processes", "ray", "local")
 """What may run units; `chosen` says which one `auto` is."""

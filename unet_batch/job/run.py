@@ -32,8 +32,9 @@ from unet_batch.job.publisher import Published, Publisher, Record, before_scorin
 from unet_batch.job.reconcile import Executor, score
 from unet_batch.job.stopping import ending, stopped_by
 from unet_batch.job.summary import Summary
-from unet_batch.planning.plan import PartitionPlan, Select, units, wants
+from unet_batch.planning.plan import PartitionPlan, units, wants
 from unet_batch.planning.prepare import Prepared, new_run_id
+from unet_batch.planning.selection import Select
 from unet_batch.planning.survey import (
     Buckets,
     Holdings,

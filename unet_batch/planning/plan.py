@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from unet_batch.errors import JobError
+from unet_batch.planning.selection import Select
 from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, sub_unit_id, unit_id
 from unet_batch.session.engines import on_gpu
 from unet_batch.spec import JobSpec, ResourcesSpec
@@ -19,17 +20,6 @@ from unet_batch.table.guard import ALONE, Others
 from unet_batch.table.publish import Published, generation
 
 State = Literal["published", "stale", "partial", "missing"]
-Select = Literal["due", "missing", "failed", "changed", "all"]
-"""Which of a window's images a run works on.
-
-missing: of partitions without published rows. changed: of partitions that are published, but by another fingerprint or
-for another inventory. due: both. Each of them takes along rejections whose reason may have passed, and `due` those of
-partitions that are up to date, too: in `limits.retries` runs, and in every run where they keep a partition back.
-failed: such rejections, however often they were tried, and nothing else. all: due and failed.
-"""
-
-SELECTIONS: tuple[Select, ...] = ("missing", "failed", "changed", "all")
-"""Those of a backfill; `due` is what a run does."""
 RESCORED = "rescore-"
 """How the names of units begin that score again what has rows."""
 UNIT_IMAGES = 64

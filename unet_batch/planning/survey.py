@@ -14,9 +14,10 @@ from unet_batch.archive.inventory import StoredIndex, inventory
 from unet_batch.archive.nearest import nearest
 from unet_batch.archive.window import Window
 from unet_batch.errors import Damaged, StorageError
-from unet_batch.planning.plan import PartitionPlan, Select, plan_partition, rescoring, wants
+from unet_batch.planning.plan import PartitionPlan, plan_partition, rescoring, wants
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import Scope, resolved, window_of, without_bucket
+from unet_batch.planning.selection import Select
 from unet_batch.records import PassedOver, Source, gc_paused
 from unet_batch.spec import JobSpec, LimitsSpec
 from unet_batch.store.storage import Storage

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from unet_batch.contract import Divide, MeanStd, Normalize, Percentile, Raw, Scale, ZScore
 from unet_batch.errors import JobError
+from unet_batch.workbench.export.forms import NORMALIZE_FORMS
 
 IMAGENET = MeanStd(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 """Of RGB values in [0, 1]: torchvision.transforms.v2, ImageNet presets."""
-NORMALIZE_FORMS = "unit | imagenet | mean_std:M,M,M/S,S,S | scale:FACTOR[,OFFSET] | zscore | percentile | none"
 
 
 def parse_input(text: str) -> tuple[int, int, int]:
