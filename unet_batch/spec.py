@@ -221,6 +221,9 @@ class LimitsSpec(Section):
     unless this is 0). If the archive holds fewer images, the published rows stay."""
     allow_empty: bool = False
     """Whether a window without images is a success, and whether an empty partition may replace published rows."""
+    allow_removed: bool = False
+    """Whether the archive may hold nothing any more of days that are published, as where old images are removed after
+    some time. Their rows stay."""
     retries: int = Field(default=3, ge=0)
     """Number of runs that retry a published rejection whose cause may be temporary (`read.denied`, `decode.timeout`
     …). Every run retries rejections that keep a partition from being published; `backfill --select failed` retries

@@ -153,7 +153,7 @@ def test_a_day_whose_folder_went_empty_keeps_its_rows_and_is_said(project):
     assert (summary.exit_code, summary.partitions) == (3, [NAME])
     assert any("date=2026-11-20 (3 images)" in problem for problem in summary.problems)
     assert visible(project, "date=2026-11-20") == 3
-    assert project.run("limits.allow_empty=true").exit_code == 0
+    assert project.run("limits.allow_removed=true").exit_code == 0
     assert visible(project, "date=2026-11-20") == 3
     assert project.run(window="last").exit_code == 0
 
@@ -236,6 +236,24 @@ def test_nothing_found_is_exit_3_and_leaves_a_record(project):
     allowed = ("--set", "limits.allow_empty=true", "--window", "2026-11-21")
     assert project.command("run", "job.yaml", "--executor", "local", *allowed).returncode == 0
     assert project.command("verify", "job.yaml", *allowed).returncode == 0
+
+
+def test_days_that_the_archive_removes_after_a_while_keep_their_rows_and_are_no_fault(project):
+    """A retention rule is not a lost mount: `limits.allow_removed` says so; an archive without any image is exit 3."""
+    for day in ("2026/11/20", "2026/11/21"):
+        project.fill(day, 3)
+    every, keep = ("--window", "all"), ("--set", "limits.allow_removed=true")
+    assert project.command("run", "job.yaml", "--executor", "local", "--quiet", *every).returncode == 0
+    shutil.rmtree(project.folder / "archive/2026/11/20")
+    lost = project.command("run", "job.yaml", "--executor", "local", "--quiet", *every)
+    assert (lost.returncode, "limits.allow_removed" in lost.stderr) == (3, True)
+    assert project.command("verify", "job.yaml", *every).returncode == 3
+    for command in (("run", "job.yaml", "--executor", "local", "--quiet"), ("verify", "job.yaml")):
+        assert project.command(*command, *every, *keep).returncode == 0, command
+    assert len(project.rows("2026-11-20")) == 3
+    shutil.rmtree(project.folder / "archive/2026/11/21")
+    nothing = project.command("run", "job.yaml", "--executor", "local", "--quiet", *every, *keep)
+    assert nothing.returncode == 3
 
 
 def test_a_misspelt_folder_is_named_beside_the_one_that_is_there(project):

@@ -126,13 +126,14 @@ def verify(prepared: Prepared, window: Window) -> Proof:
     holdings = archive_partitions(prepared, window, keep=False)
     archive = holdings.partitions
     names = set(archive) | set(published_inside(prepared.output, holdings.scope))
+    compared = set(archive) if prepared.job.limits.allow_removed else names
     findings = [
-        f for name in sorted(names) for f in _compare(prepared.output, prepared.fingerprint, name, archive.get(name))
+        f for name in sorted(compared) for f in _compare(prepared.output, prepared.fingerprint, name, archive.get(name))
     ]
     empty = nothing_found(prepared.job, prepared.archive, holdings)
     if empty is not None:
         findings.insert(0, Finding("the window", empty, 0, ""))
-    return Proof(len(names), findings + list(_strangers(prepared.output, names)), holdings.passed)
+    return Proof(len(compared), findings + list(_strangers(prepared.output, names)), holdings.passed)
 
 
 def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None, others: Others) -> PartitionStatus:

@@ -54,6 +54,7 @@ OUTSIDE: Mapping[str, str] = MappingProxyType(
         "limits.retries": "a rejection is tried again, and only a better row replaces it",
         "limits.max_shrink": "whether rows are published, never what they say",
         "limits.allow_empty": "whether rows are published, never what they say",
+        "limits.allow_removed": "whether a missing day is said, never what rows say",
         "limits.broken_shards": "whether rows are published, never what they say",
         "limits.image_timeout_s": "a rejection by it is tried again",
         "limits.decode_memory_bytes": "a rejection by it is tried again",

@@ -107,7 +107,7 @@ def nothing_found(job: JobSpec, archive: Storage, holdings: Holdings) -> str | N
 
 def vanished(output: Output, limits: LimitsSpec, holdings: Holdings) -> str | None:
     """A sentence about partitions of the window that are published and that the archive has nothing of any more."""
-    if limits.allow_empty or holdings.scope.window.kind == "last":
+    if limits.allow_removed or holdings.scope.window.kind == "last":
         return None
     groups = {without_bucket(name) for name in holdings.partitions}
     lost: dict[str, int] = {}
@@ -121,7 +121,7 @@ def vanished(output: Output, limits: LimitsSpec, holdings: Holdings) -> str | No
     more = " …" if len(lost) > EXAMPLES else ""
     return (
         f"{len(lost)} partition(s) are published and the archive holds nothing of them now: {shown}{more}; their rows "
-        "stay: look for a lost mount or folder, or set limits.allow_empty: true if this is right"
+        "stay: look for a lost mount or folder, or set limits.allow_removed: true if this is right"
     )
 
 
