@@ -52,3 +52,11 @@ def test_no_link_leads_nowhere(page):
     """Files that were renamed take their links along."""
     path = ROOT / page
     assert [link for link in links(path.read_text()) if not (path.parent / link).exists()] == []
+
+
+def test_the_readme_is_read_to_its_end():
+    """Short, and its picture is small: everything else has a page."""
+    assert len(README.splitlines()) <= 120
+    pictures = [ROOT / link for link in links(README) if link.endswith(".png")]
+    assert pictures
+    assert all(picture.stat().st_size < 300_000 for picture in pictures)

@@ -25,7 +25,7 @@ _REPORT = "Look at the image alone; if it is sound, report it."
 
 ADVICE: Mapping[Reason, Advice] = MappingProxyType(
     {
-        Reason.DECODE_UNRECOGNIZED: Advice("The bytes begin like no image.", _REPAIR),
+        Reason.DECODE_UNRECOGNIZED: Advice("The bytes are not an image.", _REPAIR),
         Reason.DECODE_FORMAT_NOT_ALLOWED: Advice(
             "The file is of a known format that is not read; the message names it.", "Convert the file."
         ),
