@@ -12,9 +12,9 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
-ShardFormat = Literal["images", "webdataset", "parquet", "manifest"]
+from unet_batch.spec import ShardFormat
 
 
 @dataclass(frozen=True, slots=True)

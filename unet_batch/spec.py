@@ -24,8 +24,10 @@ from unet_batch.strict import parse_yaml, set_value, validate
 MAX_JOB_FILE_BYTES = 1 << 20
 
 
+ShardFormat = Literal["images", "webdataset", "parquet", "manifest"]
 Engine = Literal["onnxruntime", "openvino"]
 ProviderName = Literal["cpu", "cuda", "tensorrt"]
+MaskOutput = Literal["rle", "png"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 """The table of engines, providers and precisions is in `session/engines.py`."""
 EXECUTION_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
@@ -96,7 +98,7 @@ class InputSpec(Section):
 
     uri: str
     """Where the images are; with `{date:%Y/%m/%d}` in it, each day is one partition."""
-    format: Literal["images", "webdataset", "parquet", "manifest"] = "images"
+    format: ShardFormat = "images"
     """Loose images, tars, Parquet files with an image column, or lists of URIs (CSV, JSONL, Parquet)."""
     pattern: str = "**"
     """Glob below `uri` that selects objects, e.g. `**/*.{png,tif}`; upper and lower case suffixes match. Names that
@@ -121,7 +123,7 @@ class OutputSpec(Section):
 
     uri: str
     """Folder or prefix for `predictions/` (the published table) and `_work/`."""
-    masks: tuple[Literal["rle", "png"], ...] = Field(default=("rle",), strict=False)
+    masks: tuple[MaskOutput, ...] = Field(default=("rle",), strict=False)
     """How masks are stored: COCO RLE per class, and a PNG of the label map."""
     geometry: Literal["source", "model"] = "source"
     """Whether masks, areas and boxes are in pixels of the source image or of the resized image that the model saw

@@ -11,15 +11,13 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 
-from unet_batch.archive.names import SUFFIXES, Globs, Tally, is_hidden, matches, suffix_of
-from unet_batch.archive.window import DIGITS, DIRECTIVE, Window, date_field, level_pattern, parse_day
+from unet_batch.archive.formats import CONTAINERS
+from unet_batch.archive.names import Globs, Tally, is_hidden, matches, suffix_of
+from unet_batch.archive.window import DIGITS, DIRECTIVE, UNDATED, Window, date_field, level_pattern, parse_day
 from unet_batch.errors import JobError
 from unet_batch.records import PassedOver
 from unet_batch.spec import PICTURE_SUFFIXES, InputSpec
 from unet_batch.store.storage import Object, Storage, canonical, join
-
-UNDATED = "all"
-"""The one partition of an archive without dates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +35,10 @@ class Selection:
     """Which names of an archive count. Raises JobError if a glob is malformed."""
 
     def __init__(self, spec: InputSpec) -> None:
-        self._suffixes = SUFFIXES[spec.format] if spec.pattern == "**" else None
+        self._suffixes = CONTAINERS[spec.format].suffixes if spec.pattern == "**" else None
         self._pattern = spec.pattern
         self._exclude = Globs(spec.exclude, members=False)
-        self._named_elsewhere = spec.format == "manifest"
+        self._images_elsewhere = CONTAINERS[spec.format].images_elsewhere
         Globs(spec.members, members=True)
         matches(spec.pattern, "")
 
@@ -57,7 +55,7 @@ class Selection:
 
     def is_worth_saying(self, name: str) -> bool:
         """Whether a name that does not count is reported. Images beside a manifest are not: its rows refer to them."""
-        return not (self._named_elsewhere and suffix_of(name)[1:] in PICTURE_SUFFIXES)
+        return not (self._images_elsewhere and suffix_of(name)[1:] in PICTURE_SUFFIXES)
 
 
 def discover(storage: Storage, spec: InputSpec, window: Window) -> Discovered:
@@ -66,9 +64,10 @@ def discover(storage: Storage, spec: InputSpec, window: Window) -> Discovered:
     With a `{date:…}` in the URI (%Y, %m and %d once each), each day is one partition, `date=2026-11-21`; without it
     there is one partition, `all`. The URI may be that of a folder or of a single object; a day's folder may be a link.
     In a folder, objects count whose name matches `spec.pattern` (relative to the dated folder; `**` crosses folders).
-    With the default `**`, every object counts for `images` (other files become rejections), and those with SUFFIXES for
-    the other formats. Names that start with a dot, names in such folders, and names that match `spec.exclude` never
-    count. A day without objects gives no partition. A missing folder counts as empty, because a mount may be lost.
+    With the default `**`, every object counts for `images` (other files become rejections), and those with the suffixes
+    of the container for the others. Names that start with a dot, names in such folders, and names that match
+    `spec.exclude` never count. A day without objects gives no partition. A missing folder counts as empty, because a
+    mount may be lost.
 
     Raises JobError if the URI or a glob is malformed, or if the window asks for days and the archive has no dates.
     """

@@ -12,12 +12,16 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import cache, partial
+from itertools import chain
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unet_batch.archive.container import Listing, check_readable
 from unet_batch.archive.parquet import FOREIGN
+from unet_batch.archive.window import Window, parse_day
 from unet_batch.errors import Denied, JobError, Reason, TooLarge
 from unet_batch.records import Source, version_with_digest
 from unet_batch.spec import InputSpec
@@ -69,6 +73,57 @@ class BadRow:
 
 class BrokenManifestError(Exception):
     """The manifest holds or ends with data that is not a row: rows may be missing."""
+
+
+def listed_images(listing: Listing) -> dict[str, list[Source]]:
+    """The images that manifests list, by partition. With `spec.partition_column`, the manifests name the partitions."""
+    check_readable(listing.objects)
+    storage, spec, partition, window = listing.storage, listing.spec, listing.partition, listing.window
+    wanted: dict[str, dict[Object, list[ManifestRow]]] = {} if spec.partition_column else {partition: {}}
+    broken: list[Source] = []
+    for manifest in listing.objects:
+        try:
+            for entry in read_entries(storage, spec, manifest):
+                name = partition if spec.partition_column is None else _partition_of(spec, manifest, entry)
+                wanted.setdefault(name, {}).setdefault(manifest, []).append(entry)
+        except BrokenManifestError as error:
+            if spec.partition_column is not None:
+                text = f"{manifest.uri} is broken ({error}), so partitions may miss rows: repair it"
+                raise JobError(text) from error
+            broken.append(Source(manifest.uri, manifest.version, problem=(Reason.SHARD_CORRUPT, str(error))))
+    if spec.partition_column is not None and window is not None:
+        kept = _in_window(list(wanted), window)
+        wanted = {name: entries for name, entries in wanted.items() if name in kept}
+    found: dict[str, list[Source]] = {}
+    for name, of_manifest in sorted(wanted.items()):
+        listed = (sources_of(storage, spec, manifest, entries) for manifest, entries in of_manifest.items())
+        unique = {source.key: source for source in chain.from_iterable(listed)}
+        found[name] = [*unique.values(), *broken]
+    return found
+
+
+def _partition_of(spec: InputSpec, manifest: Object, entry: ManifestRow) -> str:
+    value = entry.partition.isoformat() if isinstance(entry.partition, date) else entry.partition
+    text = str(value) if isinstance(value, str | int) else ""
+    # The value becomes the name of a folder.
+    if not text or not set(text) <= _FOLDER_LETTERS or text.startswith("."):
+        raise JobError(
+            f"{manifest.uri}, row {entry.row}: {value!r} cannot be the partition {spec.partition_column}; "
+            "use letters, digits, '-', '_' and '.'"
+        )
+    return f"{spec.partition_column}={text}"
+
+
+_FOLDER_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
+
+
+def _in_window(names: Sequence[str], window: Window) -> set[str]:
+    if window.kind == "all":
+        return set(names)
+    days = {name: day for name in names if (day := parse_day(name.partition("=")[2])) is not None}
+    if window.kind == "last":
+        return {max(days, key=lambda name: days[name])} if days else set()
+    return {name for name, day in days.items() if window.holds(day)}
 
 
 def read_entries(storage: Storage, spec: InputSpec, manifest: Object) -> Iterator[ManifestRow]:

@@ -11,18 +11,10 @@ from functools import cache
 from itertools import pairwise
 
 from unet_batch.errors import JobError
-from unet_batch.records import PASSED_EXAMPLES, PassedOver, ShardFormat
+from unet_batch.records import PASSED_EXAMPLES, PassedOver
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tbz", ".tar.xz", ".txz", ".tar.zst", ".tzst")
 """Suffixes of tars, uncompressed and compressed with gzip, bzip2, xz and Zstandard."""
-
-SUFFIXES: dict[ShardFormat, tuple[str, ...]] = {
-    "images": ("",),
-    "webdataset": TAR_SUFFIXES,
-    "parquet": (".parquet",),
-    "manifest": (".csv", ".jsonl", ".ndjson", ".parquet"),
-}
-"""Suffixes that count with the default `input.pattern`, in upper or lower case."""
 
 ALTERNATIVES = 1000
 """Most patterns that the braces of one pattern may expand to."""

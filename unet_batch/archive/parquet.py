@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, repeat
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from unet_batch.archive.container import Content, Listing, Reading, by_shard, check_readable, image_error
 from unet_batch.archive.inflate import inflated_limit
 from unet_batch.errors import ImageError, JobError, Reason
+from unet_batch.records import Source
+from unet_batch.spec import InputSpec
+from unet_batch.store.storage import FACTS, Object, Storage
 
 FOREIGN = (pa.ArrowException, OSError, ValueError)
 """Arrow's errors on damaged files."""
@@ -34,6 +40,36 @@ class RowGroup:
     rows: int
     bytes_per_row: int
     """Average encoded size of the column's cells."""
+
+
+def parquet_sources(listing: Listing) -> dict[str, list[Source]]:
+    """One source per row of each file."""
+    check_readable(listing.objects)
+    calls = [partial(_rows_of, listing.storage, listing.spec, found) for found in listing.objects]
+    return {listing.partition: list(chain.from_iterable(listing.storage.ahead(calls)))}
+
+
+def parquet_contents(reading: Reading) -> Iterator[tuple[Source, Content]]:
+    """The cells of rows, file by file."""
+    column = reading.spec.column or IMAGE_COLUMN
+    for uri, sources in by_shard(reading.sources):
+        by_row = {int(source.member or 0): source for source in sources}
+        try:
+            with reading.storage.open(uri, version=sources[0].version) as stream:
+                for row, cell in read_cells(stream, column, list(by_row), uri=uri):
+                    yield by_row.pop(row), cell
+        except FACTS as error:
+            fact = image_error(error)
+            yield from ((source, fact) for source in by_row.values())
+
+
+def _rows_of(storage: Storage, spec: InputSpec, shard: Object) -> list[Source]:
+    with storage.open(shard.uri, version=shard.version) as stream:
+        groups, problem = row_groups(stream, spec.column or IMAGE_COLUMN, uri=shard.uri)
+    if problem is not None:
+        return [Source(shard.uri, shard.version, problem=problem)]
+    sizes = chain.from_iterable(repeat(group.bytes_per_row, group.rows) for group in groups)
+    return [Source(shard.uri, shard.version, str(row), size_bytes=size) for row, size in enumerate(sizes)]
 
 
 def row_groups(stream: BinaryIO, column: str, *, uri: str) -> tuple[list[RowGroup], tuple[str, str] | None]:

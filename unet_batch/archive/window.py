@@ -14,6 +14,8 @@ from typing import Literal
 
 from unet_batch.errors import JobError
 
+UNDATED = "all"
+"""The one partition of an archive without dates."""
 DIGITS = {"%Y": r"\d{4}", "%m": r"\d{2}", "%d": r"\d{2}"}
 DIRECTIVE = re.compile(r"%.")
 

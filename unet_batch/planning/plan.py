@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from unet_batch.archive.formats import CONTAINERS, format_of
 from unet_batch.errors import JobError
 from unet_batch.planning.selection import Select
-from unet_batch.records import ShardFormat, Source, Unit, inventory_digest, sub_unit_id, unit_id
+from unet_batch.records import Source, Unit, inventory_digest, sub_unit_id, unit_id
 from unet_batch.session.engines import on_gpu
 from unet_batch.spec import JobSpec, ResourcesSpec
 from unet_batch.table.guard import ALONE, Others
@@ -120,7 +121,13 @@ def units(plan: PartitionPlan, job: JobSpec, salt: str, *, workers: int, again_s
     label = rescoring(plan) if plan.afresh else ""
     kinds = ((plan.open, salt, False), (plan.retry, again_salt or salt, True))
     found = [
-        Unit(label + unit_id(name, piece), plan.partition, _format(piece[0], job), tuple(piece), isolate=isolate)
+        Unit(
+            label + unit_id(name, piece),
+            plan.partition,
+            format_of(piece[0], job.input.format),
+            tuple(piece),
+            isolate=isolate,
+        )
         for sources, name, isolate in kinds
         for shard in _by_shard(sources)
         for piece in _slices(shard, cap=cap * _stretch(shard[0], job), workers=workers)
@@ -128,14 +135,10 @@ def units(plan: PartitionPlan, job: JobSpec, salt: str, *, workers: int, again_s
     return sorted(found, key=lambda unit: -len(unit.sources))
 
 
-def _format(source: Source, job: JobSpec) -> ShardFormat:
-    """How a unit is read: a tar among loose images is a shard of its own."""
-    return "webdataset" if job.input.format == "images" and source.member is not None else job.input.format
-
-
 def _stretch(source: Source, job: JobSpec) -> int:
     """A gzipped tar is read from its start for every unit, so its units are larger."""
-    return GZIP_STRETCH if _format(source, job) == "webdataset" and source.offset is None else 1
+    has_offsets = CONTAINERS[format_of(source, job.input.format)].offsets
+    return GZIP_STRETCH if has_offsets and source.offset is None else 1
 
 
 def halves(unit: Unit, salt: str) -> list[Unit]:

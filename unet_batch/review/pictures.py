@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from unet_batch.archive.formats import CONTAINERS, format_of
 from unet_batch.archive.inventory import StoredIndex, inventory
 from unet_batch.archive.shards import read_unit
 from unet_batch.contract import ModelInput
@@ -117,9 +118,9 @@ def _contents(
             continue
         shard = row["uri"] if source.member is not None else ""
         by_unit.setdefault((candidate.partition, shard), {}).setdefault(source, []).append(candidate)
-    for (partition, shard), sources in by_unit.items():
-        tar = shard and prepared.job.input.format == "images"
-        unit = Unit("", partition, "webdataset" if tar else prepared.job.input.format, tuple(sources))
+    for (partition, _), sources in by_unit.items():
+        container = format_of(next(iter(sources)), prepared.job.input.format)
+        unit = Unit("", partition, container, tuple(sources))
         waiting = dict(sources)
         try:
             for source, content in read_unit(prepared.archive, prepared.job.input, unit, prepared.job.limits):
@@ -142,7 +143,7 @@ def _source(
     indexed: what was looked up before.
     """
     plain = Source(row["uri"], row["source_version"], row["member"])
-    if row["member"] is None or prepared.job.input.format not in ("images", "webdataset"):
+    if row["member"] is None or not CONTAINERS[format_of(plain, prepared.job.input.format)].offsets:
         return plain
     shard = (row["uri"], row["source_version"])
     if shard not in indexed:
