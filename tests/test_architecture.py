@@ -36,7 +36,10 @@ LAYERS = [
 
 NOT_IN_A_WORKER = {"planning", "job", "workbench", "review", "cli"}
 """Rooms that no worker process imports."""
-WORKERS = ("worker.worker", "worker.process", "on_ray.actors")
+WORKERS = (
+    *("worker.worker", "worker.process", "on_ray.actors"),
+    *("session.onnxruntime_session", "session.openvino_session"),
+)
 """Where the import closure of a worker process begins."""
 
 LARGEST_ROOM = 15

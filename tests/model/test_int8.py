@@ -138,8 +138,8 @@ def test_onednn_may_be_told_to_be_an_older_processor(monkeypatch, runs_on):
     """Then OpenVINO computes as that one does; ONNX Runtime has no such switch."""
     runs_on(VNNI)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert machine.int8_instruction("openvino") is None
-    assert machine.int8_instruction("onnxruntime") == "avx512_vnni"
+    assert machine.int8_instruction(onednn=True) is None
+    assert machine.int8_instruction() == "avx512_vnni"
 
 
 def test_a_processor_says_nothing_where_there_is_no_list(monkeypatch):

@@ -11,11 +11,6 @@ from unet_batch.errors import ImageError, Reason
 
 READ = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF", "NPY")
 """Formats that `decode` reads."""
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".tif", ".tiff", ".btf", ".tf8", ".webp", ".bmp", ".dib",
-    ".gif", ".npy",
-)  # fmt: skip
-"""Usual suffixes of files of these formats, lower case; a test compares discovery's list with them."""
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\xff\xd8\xff", "JPEG"),

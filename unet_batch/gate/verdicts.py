@@ -9,18 +9,18 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from unet_batch import __version__
 from unet_batch.model.model import Model
 from unet_batch.records import Source
 from unet_batch.session.machine import cache_folder, instructions
 from unet_batch.session.session import Session
-from unet_batch.spec import JobSpec
+from unet_batch.spec import Engine, JobSpec
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("onnxruntime", "openvino", "tensorrt")
+ENGINES = (*get_args(Engine), "tensorrt")
 """Prefixes of packages whose versions affect the results of a session."""
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
-from typing import Any
+from typing import Any, get_args
 
 from unet_batch import __version__
 from unet_batch.errors import (
@@ -30,7 +30,7 @@ from unet_batch.errors import (
 from unet_batch.planning.plan import PartitionPlan
 from unet_batch.planning.prepare import Prepared
 from unet_batch.records import NOTHING_PASSED, PassedOver, Unit
-from unet_batch.spec import OutputSpec
+from unet_batch.spec import Engine, OutputSpec
 from unet_batch.store.objects import redact
 from unet_batch.table.output import Output
 from unet_batch.table.publish import Publication, publish
@@ -38,7 +38,7 @@ from unet_batch.table.rowset import Name
 
 log = logging.getLogger(__name__)
 
-WROTE_WITH = ("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "pillow", "pyarrow", "ray")
+WROTE_WITH = ("numpy", *get_args(Engine), "onnxruntime-gpu", "pillow", "pyarrow", "ray")
 """Packages whose versions a record holds, as far as they are installed beside the driver."""
 
 

@@ -34,6 +34,10 @@ class Provider:
     """Keys allowed in `session.provider_options`; None: all that ONNX Runtime accepts."""
     arena: str | None
     """ONNX Runtime's name of the memory arena; None if there is none that can be shrunk."""
+    session: str
+    """Module and class of its sessions, `module:Class`; imported when a session is opened."""
+    onednn: bool
+    """Whether oneDNN multiplies 8-bit numbers: with its own environment variable, and perhaps with saturation."""
     needs: str
     """Requirements, and what to do if they are missing."""
 
@@ -43,6 +47,7 @@ class Provider:
         return self.name if self.engine == "onnxruntime" else self.engine
 
 
+_ONNXRUNTIME = "unet_batch.session.onnxruntime_session:OnnxRuntimeSession"
 _FILE_PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 # Options that a job may set: names that the released parsers accept, without those that this package sets (device,
@@ -56,6 +61,8 @@ TABLE = (
         precisions=_FILE_PRECISIONS,
         options=frozenset(),
         arena="cpu:0",
+        session=_ONNXRUNTIME,
+        onednn=False,
         needs="it is part of ONNX Runtime: install unet-batch again",
     ),
     Provider(
@@ -71,6 +78,8 @@ TABLE = (
             """.split()  # noqa: SIM905 - a column of quoted names reads worse
         ),
         arena="gpu:0",
+        session=_ONNXRUNTIME,
+        onednn=False,
         needs="it needs an NVIDIA driver for CUDA 13 and its libraries: run `pip install unet-batch[cuda]`, or write "
         "session.providers: [cpu]",
     ),
@@ -87,6 +96,8 @@ TABLE = (
             """.split()  # noqa: SIM905
         ),
         arena="gpu:0",
+        session=_ONNXRUNTIME,
+        onednn=False,
         needs="it needs an NVIDIA driver for CUDA 13, its libraries and TensorRT 10: run `pip install unet-batch[cuda] "
         "'tensorrt-cu13>=10,<11'`, or write session.providers: [cuda]",
     ),
@@ -98,6 +109,8 @@ TABLE = (
         precisions=("fp32", "fp16", "bf16", "int8"),
         options=frozenset(),
         arena=None,
+        session="unet_batch.session.openvino_session:OpenVinoSession",
+        onednn=True,
         needs="run `pip install unet-batch[openvino]`, or write model.engine: onnxruntime",
     ),
 )
@@ -133,6 +146,8 @@ def find(engine: Engine, name: str) -> Provider:
         precisions=_FILE_PRECISIONS,
         options=None,
         arena=None,
+        session=_ONNXRUNTIME,
+        onednn=False,
         needs=f"it needs an ONNX Runtime built with {name}, and that provider's libraries",
     )
 

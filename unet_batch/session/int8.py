@@ -11,7 +11,9 @@ import numpy as np
 
 from unet_batch.errors import ModelRefused, ProviderMissing
 from unet_batch.model import graph
+from unet_batch.session.engines import find
 from unet_batch.session.machine import int8_instruction, processor_name
+from unet_batch.spec import Engine
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -29,13 +31,13 @@ SEVEN_BITS = 64
 """Two products of 255 and 64 add up to 32640, which fits into 16 bits: such weights are exact on every processor."""
 
 
-def wide_weights(model: ModelProto, engine: str) -> str | None:
+def wide_weights(model: ModelProto, engine: Engine) -> str | None:
     """The first tensor of 8-bit weights that needs exact products; None if every processor gives the same result.
 
     ONNX Runtime computes unsigned weights without saturation on every processor (its documentation of quantisation,
     "When and why do I need to try U8U8?"); for OpenVINO this is not known.
     """
-    types = (np.int8,) if engine == "onnxruntime" else (np.int8, np.uint8)
+    types = (np.int8, np.uint8) if find(engine, "cpu").onednn else (np.int8,)
     stored = graph.constants(model)
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in stored and len(stored[node.input[0]].dims) > 1:
@@ -54,9 +56,9 @@ def wide_weights(model: ModelProto, engine: str) -> str | None:
     return None
 
 
-def check_processor(data: bytes, engine: str, uri: str) -> None:
+def check_processor(data: bytes, engine: Engine, uri: str) -> None:
     """Raise ProviderMissing if this processor would compute other labels with an 8-bit file than other processors."""
-    if int8_instruction(engine) is not None:
+    if int8_instruction(onednn=find(engine, "cpu").onednn) is not None:
         return
     try:
         name = wide_weights(graph.read(data, uri), engine)

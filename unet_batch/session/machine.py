@@ -32,14 +32,14 @@ def instructions(cpuinfo: Path | None = None) -> frozenset[str]:
     return frozenset((_line("flags", cpuinfo) or _line("Features", cpuinfo) or "").split())
 
 
-def int8_instruction(engine: str = "onnxruntime") -> str | None:
+def int8_instruction(*, onednn: bool = False) -> str | None:
     """Why products of 8-bit numbers are exact here: an instruction, or the architecture if it is not x86.
 
-    None: they may saturate, or it is unknown. engine: OpenVINO obeys oneDNN's environment variable.
+    None: they may saturate, or it is unknown. onednn: whether the environment variable of oneDNN counts.
     """
     if platform.machine().lower() not in _X86:
         return platform.machine()
-    if engine == "openvino" and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _BELOW_VNNI:
+    if onednn and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in _BELOW_VNNI:
         return None
     found = instructions()
     return next((name for name in DOT_PRODUCTS if name in found), None)

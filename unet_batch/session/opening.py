@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
+from typing import cast
 
 from unet_batch.errors import ProviderMissing
 from unet_batch.model.model import Model
-from unet_batch.session.engines import check_file, check_model, find
+from unet_batch.session.engines import Provider, check_file, check_model, find
 from unet_batch.session.int8 import check_processor
-from unet_batch.session.onnxruntime_session import OnnxRuntimeSession
-from unet_batch.session.openvino_session import OpenVinoSession
 from unet_batch.session.session import Device, Session
 from unet_batch.spec import Engine, Precision, SessionSpec
 
@@ -32,7 +32,6 @@ def open_session(
     `model`. Raises ProviderMissing if no provider works, ContractError if the file cannot be opened or has another
     precision, JobError if engine, provider and precision do not match, OutOfMemory, SessionBroken.
     """
-    engines: dict[str, Callable[..., Session]] = {"onnxruntime": OnnxRuntimeSession, "openvino": OpenVinoSession}
     check_file(data, precision, f"the model {model.sha256[:12]}")
     reasons: list[str] = []
     for name in spec.providers:
@@ -44,7 +43,7 @@ def open_session(
         try:
             if precision == "int8" and not row.gpu:
                 check_processor(data, row.engine, f"the model {model.sha256[:12]}")
-            session = engines[row.engine](data, model, spec, device=device, provider=row, precision=precision)
+            session = _class_of(row)(data, model, spec, device=device, provider=row, precision=precision)
         except ProviderMissing as error:
             reasons.append(str(error))
             continue
@@ -52,3 +51,8 @@ def open_session(
             log.warning("the session runs on %s, because %s", session.provider, "; ".join(reasons))
         return session
     raise ProviderMissing("; ".join(reasons))
+
+
+def _class_of(row: Provider) -> Callable[..., Session]:
+    module, _, name = row.session.partition(":")
+    return cast("Callable[..., Session]", getattr(importlib.import_module(module), name))

@@ -50,9 +50,14 @@ FACTS = (NotFound, Changed, TooLarge, Denied)
 PROBES = 3
 """Of an output, until one of them got all its answers."""
 
-_EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-_KINDS: dict[str, type[Any]] = {"s3": S3Store, "gcs": GcsStore, "azure": AzureStore}
-"""By extra: the class of its stores."""
+_STORES: dict[str, tuple[str, type[Any]]] = {
+    "s3": ("s3", S3Store),
+    "gs": ("gcs", GcsStore),
+    "az": ("azure", AzureStore),
+    "abfs": ("azure", AzureStore),
+    "abfss": ("azure", AzureStore),
+}
+"""By scheme: the extra of this package that it needs, and its class. `objects.SCHEMES` has the names."""
 
 
 class Store(Protocol):
@@ -316,8 +321,7 @@ class Storage:
             raise JobError(f"{redact(uri)!r} is not the URI of a store; allowed are {', '.join(SCHEMES)}")
         if scheme == "file":
             return LocalStore()
-        extra = _EXTRAS[scheme]
-        kind = _KINDS[extra]
+        extra, kind = _STORES[scheme]
         options = kind.options(resolve_options(self._options), self._threads)
         try:
             fs = fsspec.filesystem(scheme, skip_instance_cache=True, **options)

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,7 +120,7 @@ def tune(
     model: Model,
     spec: SessionSpec,
     *,
-    engines: Sequence[Engine] = ("onnxruntime", "openvino"),
+    engines: Sequence[Engine] = get_args(Engine),
     threads: Sequence[int] | None = None,
     precision: Precision = "fp32",
     rounds: int = ROUNDS,

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from unet_batch.errors import UnetBatchError
 from unet_batch.gate.parity import Parity
 from unet_batch.model.model import Model
+from unet_batch.session.engines import TABLE
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device, Session
 from unet_batch.spec import Engine, Precision, SessionSpec
@@ -69,20 +70,20 @@ class Figures:
 
 
 def variants(source: bytes, quantised: bytes) -> list[Variant]:
-    """fp32 and int8 in ONNX Runtime, then what OpenVINO makes of both files.
+    """fp32 and int8 in ONNX Runtime, then fp32, bf16 and int8 of every other engine that is installed.
 
-    OpenVINO's rows are left out where it is not installed, bf16 where the processor has none.
+    bf16 is left out where the processor has none.
     """
-    found = [
-        Variant("fp32", source, "onnxruntime", "fp32"),
-        Variant("int8", quantised, "onnxruntime", "int8"),
-    ]
-    if importlib.util.find_spec("openvino") is None:
-        return found
-    found.append(Variant("OpenVINO fp32", source, "openvino", "fp32"))
-    if machine().bf16:
-        found.append(Variant("OpenVINO bf16", source, "openvino", "bf16"))
-    return [*found, Variant("OpenVINO int8", quantised, "openvino", "int8")]
+    found = [Variant("fp32", source, "onnxruntime", "fp32"), Variant("int8", quantised, "onnxruntime", "int8")]
+    for row in TABLE:
+        if row.engine != "onnxruntime" and importlib.util.find_spec(row.engine) is not None:
+            files: list[tuple[Precision, bytes]] = [("fp32", source), ("bf16", source), ("int8", quantised)]
+            found += [
+                Variant(f"{row.engine} {precision}", data, row.engine, precision)
+                for precision, data in files
+                if precision in row.precisions and (precision != "bf16" or machine().bf16)
+            ]
+    return found
 
 
 def measure(
