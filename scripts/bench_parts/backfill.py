@@ -71,7 +71,7 @@ def measure(folder: Path, days: int, *, seed: int = SEED) -> dict[str, Any]:
         again = run(prepared, window, faulty(dice, planted), choice=done, quiet=True)
     after = contents(folder / "out" / "predictions")
     stale = f"date={FIRST + timedelta(days=days // 2)}"
-    findings = [f for f in verify(prepared, window)[1] if f.partition != stale]
+    findings = [f for f in verify(prepared, window).findings if f.partition != stale]
     expected = planted.counts.total() - planted.of_day(stale.removeprefix("date="))
     bad = planted.counts.total() - planted.counts["sound"]
     found: dict[str, Any] = {

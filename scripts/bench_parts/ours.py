@@ -30,7 +30,7 @@ def run(job: JobSpec, images: int) -> dict[str, Any]:
     prepared = prepare(job)
     summary = run_job(prepared, window_of("all"), RayExecutor, quiet=True)
     seconds = time.perf_counter() - started - summary.start_s - summary.stop_s
-    partitions, findings = verify(prepared, window_of("all"))
+    proof = verify(prepared, window_of("all"))
     return {
         "variant": "ours",
         "seconds": seconds,
@@ -41,7 +41,7 @@ def run(job: JobSpec, images: int) -> dict[str, Any]:
         "score_s": summary.score_s,
         "stage_s": summary.stage_s,
         "batches": summary.batches,
-        "verified": (partitions, len(findings)) == (1, 0) and summary.ok == images,
+        "verified": (proof.partitions, len(proof.findings)) == (1, 0) and summary.ok == images,
         "driver_peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
         "worker_peak_mib": summary.peak_worker_rss_bytes >> 20,
     }
