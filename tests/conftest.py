@@ -1,4 +1,4 @@
-"""Fixtures that many suites share: servers of the stores' protocols, and fresh buckets in them."""
+"""Fixtures that many suites share: a project, servers of the stores' protocols, and fresh buckets in them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from pathlib import Path
 import hypothesis
 import pytest
 from programs import azurite
+from project_fixture import project
 from servers import S3_KEYS, moto, serving
 
 # A shared machine may pause any example; how long one takes is no property of the code.
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("shared")
 
+__all__ = ["project"]
+
 pytest_plugins = ["allowed_skips"]
-pytest.register_assert_rewrite("contracts.store_suite", "contracts.cloud_suite")
+pytest.register_assert_rewrite("contracts.store_suite", "contracts.cloud_suite", "contracts.session_suite")
 
 AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = (

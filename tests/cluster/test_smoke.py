@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from project_fixture import last_json, project
+from project_fixture import last_json
 
 pytestmark = pytest.mark.slow
 
-__all__ = ["project"]
 
 SMOKE = Path(__file__).parents[2] / "jobs" / "smoke.py"
 

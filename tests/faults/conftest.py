@@ -1,4 +1,4 @@
-"""Fixtures of the fault suite: a project, and processes that can be struck."""
+"""Fixtures of the fault suite: processes that can be struck."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 from faulty import Faulty
-from project_fixture import Project, project
-
-__all__ = ["project"]
+from project_fixture import Project
 
 PRELOADED = ["strikes", "onnxruntime", "pyarrow.parquet", "PIL.Image", "pytest"]
 

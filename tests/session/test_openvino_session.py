@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import pytest
 from contracts.session_suite import SessionSuite, tiles_of
-from model.run_out_of_memory import run_out_of_memory
 from models import TinyModel, threshold_model, unet_model
 from onnx import TensorProto, helper
+from session.run_out_of_memory import run_out_of_memory
 
 from unet_batch.errors import ContractError, ModelFailed, ProviderMissing, ShapeMismatch
 from unet_batch.model.contract import resolve

@@ -10,12 +10,10 @@ import sys
 
 import click
 import pytest
-from project_fixture import last_json, project
+from project_fixture import last_json
 
 from unet_batch.cli.main import cli
 from unet_batch.errors import JobError
-
-__all__ = ["project"]
 
 
 def commands(group: click.Group, *path: str) -> list[tuple[str, click.Command]]:

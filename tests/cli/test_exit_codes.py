@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from project_fixture import png, project
+from project_fixture import png
 
 from unet_batch.cli.main import cli
 from unet_batch.errors import ExitCode, UnetBatchError, overall
 
-ROOT = Path(__file__).parents[1]
-__all__ = ["project"]
+ROOT = Path(__file__).parents[2]
 
 
 def all_errors(base: type[UnetBatchError] = UnetBatchError) -> list[type[UnetBatchError]]:

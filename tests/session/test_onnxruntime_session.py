@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from contracts.session_suite import SessionSuite
-from model.run_out_of_memory import run_out_of_memory
 from models import TinyModel, free_model, threshold_model, unet_model
+from session.run_out_of_memory import run_out_of_memory
 
 from unet_batch.errors import JobError, ProviderMissing
 from unet_batch.model.contract import resolve

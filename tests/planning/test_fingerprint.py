@@ -15,7 +15,7 @@ from unet_batch.planning.fingerprint import OUTSIDE, fingerprint
 from unet_batch.spec import EnsembleSpec, InputSpec, JobSpec, ModelSpec, OutputSpec
 
 HASHED_BY_CONTENT = ("session.provider_options", "session.custom_ops")
-"""What such a field refers to is inside in part: `tests/model/test_engines.py` holds that."""
+"""What such a field refers to is inside in part: `tests/session/test_engines.py` holds that."""
 JOB = JobSpec(
     name="test",
     model=ModelSpec(path="model.onnx", ensemble=EnsembleSpec(members=("other.onnx",))),
