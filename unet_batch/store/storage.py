@@ -15,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar, cast
 
-import fsspec
-
 from unet_batch.errors import (
     AlreadyExists,
     Changed,
@@ -31,14 +29,11 @@ from unet_batch.errors import (
     UnetBatchError,
 )
 from unet_batch.options import Options, resolve_options
-from unet_batch.store.azure import AzureStore
 from unet_batch.store.conditional import ANYTHING, check
 from unet_batch.store.faults import meaning, retrying, translated
-from unet_batch.store.gcs import GcsStore
 from unet_batch.store.local import LocalStore
 from unet_batch.store.objects import SCHEMES, Names, Object, canonical, join, path_of, redact, scheme_of
 from unet_batch.store.ranges import RangeFile
-from unet_batch.store.s3 import S3Store
 
 __all__ = ["FACTS", "Object", "Storage", "canonical", "join"]
 
@@ -50,14 +45,8 @@ FACTS = (NotFound, Changed, TooLarge, Denied)
 PROBES = 3
 """Of an output, until one of them got all its answers."""
 
-_STORES: dict[str, tuple[str, type[Any]]] = {
-    "s3": ("s3", S3Store),
-    "gs": ("gcs", GcsStore),
-    "az": ("azure", AzureStore),
-    "abfs": ("azure", AzureStore),
-    "abfss": ("azure", AzureStore),
-}
-"""By scheme: the extra of this package that it needs, and its class. `objects.SCHEMES` has the names."""
+_EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+"""By scheme: the extra of this package that it needs; `_kind` has its class, and `objects.SCHEMES` the names."""
 
 
 class Store(Protocol):
@@ -321,8 +310,11 @@ class Storage:
             raise JobError(f"{redact(uri)!r} is not the URI of a store; allowed are {', '.join(SCHEMES)}")
         if scheme == "file":
             return LocalStore()
-        extra, kind = _STORES[scheme]
+        extra = _EXTRAS[scheme]
+        kind = _kind(extra)
         options = kind.options(resolve_options(self._options), self._threads)
+        import fsspec
+
         try:
             fs = fsspec.filesystem(scheme, skip_instance_cache=True, **options)
         except ImportError as error:
@@ -332,6 +324,21 @@ class Storage:
             raise JobError(f"`options` open no store at {scheme}:// ({redact(str(error))})") from error
         store: Store = kind(fs, self._retry)
         return store
+
+
+def _kind(extra: str) -> type[Any]:
+    """The class of an extra's stores. Local disks need none of them, nor fsspec and asyncio: 0.1 s in each process."""
+    if extra == "s3":
+        from unet_batch.store.s3 import S3Store
+
+        return S3Store
+    if extra == "gcs":
+        from unet_batch.store.gcs import GcsStore
+
+        return GcsStore
+    from unet_batch.store.azure import AzureStore
+
+    return AzureStore
 
 
 def _succeeds(put: Callable[[], str]) -> bool:
