@@ -16,6 +16,7 @@ import numpy as np
 
 from unet_batch.contract import Contract, ModelInput, ModelOutput
 from unet_batch.errors import UnetBatchError
+from unet_batch.job.cores import cores
 from unet_batch.model.contract import resolve
 from unet_batch.session.engines import TABLE, Provider, find
 from unet_batch.session.machine import DOT_PRODUCTS, instructions, processor_name
@@ -82,7 +83,7 @@ def machine(cpuinfo: Path | None = None) -> Machine:
     flags = instructions(cpuinfo)
     return Machine(
         processor=processor_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=cores(),
         memory_bytes=_memory_bytes(),
         int8=bool(flags.intersection(DOT_PRODUCTS)),
         bf16=bool(flags & {"avx512_bf16", "amx_bf16"}),

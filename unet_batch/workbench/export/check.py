@@ -8,7 +8,6 @@ Legend: N images, C channels, H, W pixels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from unet_batch.contract import Contract
 from unet_batch.errors import ModelRefused, UnetBatchError
 from unet_batch.gate.parity import Parity, Tolerance
+from unet_batch.job.cores import cores
 from unet_batch.model.contract import find_contract, resolve
 from unet_batch.model.graph import read
 from unet_batch.session.model_files import read_model
@@ -124,8 +124,7 @@ def verify(
 def _opened(data: bytes) -> Session:
     file = read_model(data, "the exported file", None)
     model = resolve(find_contract(file, None, "the exported file"), file, TilingSpec())
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return open_session(data, model, SessionSpec(), Device(threads=threads))
+    return open_session(data, model, SessionSpec(), Device(threads=cores()))
 
 
 def _batches(

@@ -7,7 +7,6 @@ Legend: N tiles, C channels, K classes, H, W pixels; P planes of labels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from unet_batch.errors import ContractError, ImageError, ModelRefused, Reason
 from unet_batch.gate.pack_reference import digest
 from unet_batch.gate.parity import decide, label_parity
 from unet_batch.imaging.preprocess import LARGEST, normalize, whole
+from unet_batch.job.cores import cores
 from unet_batch.model.model import Model
 from unet_batch.model.packed import FINITE, PIXELS, SourceType
 from unet_batch.session.plain_session import PlainSession
@@ -35,7 +35,7 @@ class Unpacked:
 
     def __init__(self, data: bytes, model: Model) -> None:
         self.model = model
-        self._session = PlainSession(data, threads=_cores())
+        self._session = PlainSession(data, threads=cores())
         self._known: dict[str, tuple[NDArray[np.float32], int]] = {}
 
     def run(self, pixels: NDArray[Any]) -> tuple[NDArray[np.float32], int]:
@@ -75,7 +75,7 @@ def prove(
     Raises ModelRefused where labels differ (not exact: more than HALF_FLIPPED of them) or a NaN goes unseen: tile by
     tile, and two in one batch.
     """
-    session = PlainSession(packed, threads=_cores())
+    session = PlainSession(packed, threads=cores())
     problems: list[str] = []
     moved = 0, 0
     for number, pixels in enumerate(pictures):
@@ -120,11 +120,6 @@ def prove_input(model: Model, source: SourceType, opset: int, ir_version: int) -
     found = PlainSession(data).run({PIXELS: pixels})["normal"]
     if not np.array_equal(found, in_model_layout(model, expected)):
         raise ModelRefused("the packed input differs from imaging.preprocess.normalize: this is a bug of unet-batch")
-
-
-def _cores() -> int:
-    """Cores that this process may use; all cores where the system has no affinity."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _tiles(model: Model, pictures: Sequence[NDArray[Any]]) -> NDArray[Any]:
