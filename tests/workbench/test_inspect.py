@@ -46,7 +46,7 @@ def test_a_unet_is_described():
     assert [(t.name, t.dtype, t.shape) for t in seen.inputs] == [("image", "float32", ("batch", 3, "height", "width"))]
     assert seen.parameters == sum(int(np.prod(tensor.dims)) for tensor in weights)
     assert seen.precision == "fp32"
-    assert (seen.structure.levels, len(seen.structure.skips)) == (3, 3)
+    assert (seen.levels, seen.multiple_hw) == (3, (8, 8))
     assert seen.tile_hw == (256, 256)
     assert seen.operators["Conv"] == seen.cpu_nodes["Conv"] == 15
     assert (seen.refusals, seen.cpu_problem, seen.cuda_estimate, seen.findings) == ((), None, {}, ())
@@ -73,7 +73,7 @@ def test_an_open_tile_is_rounded_up_to_whole_levels():
     for _ in range(3):
         here, width = net.conv(here, (width, 4), stride=3), 4
     seen = inspect(net.model(here).SerializeToString(), "m")
-    assert (seen.structure.multiple_hw, seen.tile_hw) == ((27, 27), (270, 270))
+    assert (seen.multiple_hw, seen.tile_hw) == ((27, 27), (270, 270))
 
 
 def test_a_tile_of_another_size_than_the_files_is_a_mismatch():
@@ -90,7 +90,6 @@ def test_a_tile_of_another_size_than_the_files_is_a_mismatch():
         (models.threshold_model(half_size=True), "the output of a tile of 256x256 is 128x128"),
         (models.threshold_model("nhwc", half_size=True), "the output of a tile of 256x256 is 128x128"),
         (models.threshold_model(batch=1), "the batch axis is fixed at 1"),
-        (models.threshold_model(), "no skip connection was found"),
     ],
 )
 def test_what_is_odd_about_a_file_is_said(made, expected):
@@ -186,7 +185,7 @@ def test_a_model_of_something_else_is_described_without_tiles():
     model = model_of(PLAIN)
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 10]))
     seen = inspect(model.SerializeToString(), "m")
-    assert (seen.tile_hw, seen.structure, seen.cost) == (None, None, None)
+    assert (seen.tile_hw, seen.multiple_hw, seen.cost) == (None, None, None)
     assert seen.findings[0].startswith("the first input is no batch of pictures (its shape: ['n', 10])")
 
 
@@ -231,19 +230,17 @@ def test_activations_quantised_at_run_time_are_warned_of():
 def test_the_json_holds_everything():
     """For machines: plain types, and the number of levels."""
     tree = json.loads(json.dumps(inspect(UNET.data, "unet.onnx").to_json()))
-    assert tree["structure"]["levels"] == 3
-    assert [skip["height"] for skip in tree["structure"]["skips"]] == [64, 128, 256]
+    assert (tree["levels"], tree["multiple_hw"]) == (3, [8, 8])
     assert tree["inputs"][0]["shape"] == ["batch", 3, "height", "width"]
     assert tree["cost"]["multiply_adds"] > 0
 
 
 def test_people_see_a_page():
-    """The figures, a table of skips, and the draft; names in brackets are no markup."""
+    """The figures and the draft; names in brackets are no markup."""
     page = printed(models.unet_model(None, 8, 2).data, "unet[bold].onnx")
     assert "unet[bold].onnx" in page
     assert "levels" in page
     assert "multiples of 4x4" in page
-    assert "cat0" in page
     assert "draft of a contract:" in page
     assert "  multiple: 4\n" in "\n".join(line.rstrip() for line in page.splitlines()) + "\n"
 
@@ -269,16 +266,10 @@ def test_outputs_that_a_contract_inside_chose_from_are_no_finding():
 
 
 @pytest.mark.real
-def test_the_nuclei_model_is_a_unet_of_four_skips():
-    """Counted by hand in a viewer: five pixel shuffles, four concatenations."""
+def test_the_nuclei_model_halves_five_times():
+    """Counted by hand in a viewer: five pixel shuffles."""
     seen = inspect(real_model("nuclei"), "nuclei.onnx")
-    assert [(skip.kind, skip.height) for skip in seen.structure.skips] == [
-        ("concat", 64),
-        ("concat", 128),
-        ("concat", 256),
-        ("concat", 512),
-    ]
-    assert (seen.structure.levels, seen.tile_hw) == (5, (1024, 1024))
+    assert (seen.levels, seen.tile_hw) == (5, (1024, 1024))
     assert (seen.parameters // 10**5, seen.precision, seen.opset) == (49, "fp32", 12)
     assert "layout: nhwc" in seen.contract
     assert "activation: softmax" in seen.contract
@@ -290,8 +281,7 @@ def test_the_nuclei_model_is_a_unet_of_four_skips():
 def test_the_clouds_model_is_followed_through_computed_paddings():
     """33 paddings whose sizes are computed inside, half-precision weights, and a symbol on the wrong axis."""
     seen = inspect(real_model("clouds"), "clouds.onnx")
-    assert [skip.height for skip in seen.structure.skips] == [16, 32, 64, 128]
-    assert seen.structure.levels == 5
+    assert seen.levels == 5
     assert (seen.parameters // 10**5, seen.precision, seen.opset) == (195, "fp16", 17)
     assert (seen.cost.uncounted, seen.cost.unsized) == (0, 0)
     assert ["carries the batch's symbol" in finding for finding in seen.findings] == [True]
@@ -299,15 +289,9 @@ def test_the_clouds_model_is_followed_through_computed_paddings():
 
 @pytest.mark.real
 def test_the_text_model_is_followed_with_every_axis_open():
-    """A feature pyramid: three additions and one concatenation of four levels."""
+    """A feature pyramid of four levels below a stride of 2."""
     seen = inspect(real_model("text"), "text.onnx")
-    assert [(skip.kind, skip.height) for skip in seen.structure.skips] == [
-        ("add", 16),
-        ("add", 32),
-        ("add", 64),
-        ("concat", 64),
-    ]
-    assert (seen.structure.multiple_hw, seen.parameters // 10**4) == ((32, 32), 245)
+    assert (seen.multiple_hw, seen.parameters // 10**4) == ((32, 32), 245)
     assert "activation: sigmoid" in seen.contract
     assert "- class_0\n" in seen.contract
     assert "class_1" not in seen.contract

@@ -109,7 +109,7 @@ def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
 def draft(file: ModelFile, *, multiple: int | None = None, activation: str | None = None) -> str:
     """A contract as YAML text with the file's declarations; other fields are marked to be checked.
 
-    multiple, activation: from the graph (`structure`), if known.
+    multiple, activation: from the graph, if known.
     """
     source, target = (tensors[0] if tensors else Tensor("", "float32", ()) for tensors in (file.inputs, file.outputs))
     layout = _guess_layout(source)

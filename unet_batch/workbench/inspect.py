@@ -25,7 +25,7 @@ from unet_batch.model.model import ModelFile, Tensor
 from unet_batch.model.shapes import InferredTensor, shapes, unknowable, with_outputs
 from unet_batch.session.plain_session import PlainSession
 from unet_batch.workbench.cost import Cost, cost
-from unet_batch.workbench.structure import Structure, structure
+from unet_batch.workbench.multiple import multiple_hw
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -69,7 +69,8 @@ class Inspection:
     refusals: tuple[str, ...]
     """Why a job would not take this file; such a file is not opened."""
     tile_hw: tuple[int, int] | None
-    structure: Structure | None
+    multiple_hw: tuple[int, int] | None
+    """What the rows and columns of a tile must be multiples of for every level to have whole pixels."""
     cost: Cost | None
     contract: str
     """The contract in the file's metadata, else a draft with what the file says, as YAML text."""
@@ -85,10 +86,12 @@ class Inspection:
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for `json.dumps`."""
-        tree = asdict(self)
-        if self.structure is not None:
-            tree["structure"]["levels"] = self.structure.levels
-        return tree
+        return {**asdict(self), "levels": self.levels}
+
+    @property
+    def levels(self) -> int | None:
+        """How often the network halves its input."""
+        return None if self.multiple_hw is None else math.ceil(math.log2(max(self.multiple_hw)))
 
 
 def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) -> Inspection:
@@ -114,7 +117,6 @@ def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) ->
         measured = _measure(model, file, layout, tile_hw, session)
     except ModelRefused as error:
         measured, unmeasured = None, (str(error),)
-    found = measured.structure if measured else None
     operators = Counter(node.op_type for node in model.graph.node)
     opsets = graph.opsets(model)
     target = file.outputs[0].name if file.outputs else ""
@@ -136,7 +138,7 @@ def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) ->
         precision=graph.precision(model),
         refusals=refusals,
         tile_hw=measured.tile_hw if measured else None,
-        structure=found,
+        multiple_hw=measured.multiple_hw if measured else None,
         cost=measured.cost if measured else None,
         contract=_embedded(file) or _completed(file, layout, measured, says.activation),
         contract_embedded=_embedded(file) is not None,
@@ -150,7 +152,7 @@ def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) ->
 @dataclass(frozen=True, slots=True)
 class _Measured:
     tile_hw: tuple[int, int]
-    structure: Structure
+    multiple_hw: tuple[int, int] | None
     cost: Cost
     output_dims: tuple[int, ...]
     """() where unknown."""
@@ -180,7 +182,7 @@ def _open(data: bytes) -> tuple[PlainSession | None, str | None]:
 def _measure(
     model: ModelProto, file: ModelFile, layout: str, tile_hw: tuple[int, int] | None, session: PlainSession | None
 ) -> _Measured | None:
-    """Structure and cost at one tile; None for a model whose first input is no picture. Raises ModelRefused."""
+    """Multiple and cost at one tile; None for a model whose first input is no picture. Raises ModelRefused."""
     if not _takes_pictures(file):
         return None
     source = file.inputs[0]
@@ -189,7 +191,7 @@ def _measure(
         raise ShapeMismatch(f"{file.uri} fixes its tiles at {fixed[0]}x{fixed[1]}: leave the tile's size out")
     wanted = tile_hw or (fixed[0] or DEFAULT_SIDE, fixed[1] or DEFAULT_SIDE)
     measured = _at(model, file, layout, wanted, session)
-    multiple = measured.structure.multiple_hw
+    multiple = measured.multiple_hw
     if tile_hw is None and multiple is not None:
         rounded = tuple(f or math.ceil(n / m) * m for f, n, m in zip(fixed, wanted, multiple, strict=True))
         if rounded != wanted:
@@ -219,7 +221,7 @@ def _at(
     found = cost(model, sizes)
     return _Measured(
         tile_hw=tile_hw,
-        structure=structure(model, sizes, 3 if layout == "nhwc" else 1),
+        multiple_hw=multiple_hw(model, sizes),
         cost=Cost(found.multiply_adds // batch, found.uncounted, found.peak_bytes // batch, found.unsized),
         output_dims=_output_dims(file, sizes),
     )
@@ -249,7 +251,7 @@ def _completed(file: ModelFile, layout: str, measured: _Measured | None, says: s
     if len(target.shape) == len(measured.output_dims) == 4 and not isinstance(target.shape[channels], int):
         counted = *target.shape[:channels], measured.output_dims[channels], *target.shape[channels + 1 :]
         file = replace(file, outputs=(replace(target, shape=counted), *file.outputs[1:]))
-    multiple = measured.structure.multiple_hw
+    multiple = measured.multiple_hw
     return draft(file, multiple=None if multiple is None else math.lcm(*multiple), activation=says)
 
 
@@ -272,8 +274,6 @@ def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measur
         returned = (dims[1], dims[2]) if layout == "nhwc" or len(dims) == 3 else (dims[2], dims[3])
         if returned != measured.tile_hw:
             yield f"the output of a tile of {by(measured.tile_hw)} is {by(returned)}"
-    if measured is not None and not measured.structure.skips:
-        yield "no skip connection was found: this is no U-Net, or its sizes could not be followed"
     if any(node.op_type in ("ConvInteger", "DynamicQuantizeLinear") for node in model.graph.node):
         yield (
             "activations are quantised by what each batch holds: a tile's labels depend on its neighbours, and it runs "

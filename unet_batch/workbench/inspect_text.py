@@ -30,13 +30,6 @@ def render(inspection: Inspection) -> list[RenderableType]:
     for name, value in _facts(inspection):
         facts.add_row(name, Text(value))
     shown: list[RenderableType] = [facts]
-    if inspection.structure is not None and inspection.structure.skips:
-        skips = Table(title="skip connections", title_justify="left")
-        for heading in ("node", "kind", "size"):
-            skips.add_column(heading, overflow="fold")
-        for skip in inspection.structure.skips:
-            skips.add_row(Text(skip.node), skip.kind, by((skip.height, skip.width)))
-        shown.append(skips)
     shown += [Text(f"• {sentence}") for sentence in inspection.findings]
     shown.append(Text("contract in the file's metadata:" if inspection.contract_embedded else "draft of a contract:"))
     shown.append(Syntax(_folded(inspection.contract), "yaml", background_color="default"))
@@ -59,13 +52,13 @@ def _facts(seen: Inspection) -> Iterator[tuple[str, str]]:
             yield word, f"{tensor.name}: {tensor.dtype} [{axes}]"
     yield "parameters", f"{seen.parameters:,} in {seen.precision}"
     yield "nodes", f"{seen.nodes}: {', '.join(f'{name} {count}' for name, count in seen.operators.items())}"
-    if seen.cost is not None and seen.structure is not None:
+    if seen.cost is not None:
         missing = f" (and {seen.cost.uncounted} products of unknown size)" if seen.cost.uncounted else ""
         yield f"a tile of {by(seen.tile_hw)}", f"{seen.cost.multiply_adds / 1e9:.2f} G multiply-adds{missing}"
         missing = f" (without {seen.cost.unsized} tensors of unknown size)" if seen.cost.unsized else ""
         yield "", f"{seen.cost.peak_bytes / 2**20:.1f} MiB of activations at most{missing}"
-        if seen.structure.multiple_hw is not None:
-            yield "levels", f"{seen.structure.levels}: height, width multiples of {by(seen.structure.multiple_hw)}"
+        if seen.multiple_hw is not None:
+            yield "levels", f"{seen.levels}: height, width multiples of {by(seen.multiple_hw)}"
     yield "on the CPU", seen.cpu_problem or f"all {sum(seen.cpu_nodes.values())} nodes that are left after folding"
     left = ", ".join(f"{name} {count}" for name, count in seen.cuda_estimate.items())
     yield "on CUDA", f"estimate: {f'left to the CPU: {left}' if left else 'no operator is known to lack a kernel'}"
