@@ -15,7 +15,7 @@ from unet_batch.decode.signatures import READ
 from unet_batch.session.engines import TABLE
 from unet_batch.spec import Engine, MaskOutput, Precision, ProviderName, ShardFormat
 from unet_batch.store.objects import SCHEMES
-from unet_batch.store.storage import _STORES
+from unet_batch.store.storage import _EXTRAS
 
 PACKAGE = Path(__file__).parents[1] / "unet_batch"
 
@@ -23,7 +23,7 @@ NAMES = {
     "container": {*get_args(ShardFormat)} - {"images"},  # "images" is a word of records and tables as well
     "image format": {"NPY"},  # the one with a reader of its own and no other meaning, as TIFF and PNG have
     "engine, provider": {*get_args(Engine), *get_args(ProviderName)} - {"onnxruntime", "cpu", "tensorrt", "cuda"},
-    "store": {*SCHEMES, *(extra for extra, _ in _STORES.values())} - {"file", "s3", "gcs"},
+    "store": {*SCHEMES, *_EXTRAS.values()} - {"file", "s3", "gcs"},
 }
 """Names of each kind, without those that mean something else, too: the reference engine and its providers (options of
 ONNX Runtime are set by provider), the service name of S3's own protocol, and an alias in manifests."""
@@ -91,5 +91,5 @@ def test_the_names_that_a_job_file_takes_are_those_of_the_tables():
     assert set(get_args(Engine)) == {row.engine for row in TABLE}
     assert set(get_args(ProviderName)) == {row.name for row in TABLE}
     assert set(get_args(Precision)) == {precision for row in TABLE for precision in row.precisions}
-    assert set(SCHEMES) == {"file", *_STORES}
+    assert set(SCHEMES) == {"file", *_EXTRAS}
     assert "NPY" in READ
