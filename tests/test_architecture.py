@@ -58,10 +58,10 @@ OWNERS = {
     "aiohttp": {"store/gcs.py"},
     "azure": {"store/azure.py"},
     "PIL": {"decode/decode.py", "decode/exif.py", "imaging/encode.py", "imaging/resize.py"},
-    "tifffile": {"decode/tiff.py", "decode/tiff_planes.py"},
+    "tifffile": {"decode/tiff.py", "decode/tiff_planes.py", "imaging/encode.py"},
     "imagecodecs": {"decode/decode.py"},
     "tenacity": {"store/faults.py"},
-    "click": {f"cli/{name}.py" for name in ("cluster", "command", "main", "model", "report", "run")},
+    "click": {f"cli/{name}.py" for name in ("cluster", "command", "main", "model", "report", "review", "run")},
     "jinja2": {"review/page.py"},
     "yaml": {"strict.py", "model/contract.py", "workbench/export/contract.py", "workbench/packing/pack.py"},
 }

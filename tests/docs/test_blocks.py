@@ -14,6 +14,7 @@ FOLLOWED = {
     "docs/how-to/nightly.md": "test_how_to.py",
     "docs/how-to/read-the-table.md": "test_how_to.py",
     "docs/how-to/rollback.md": "test_how_to.py",
+    "docs/how-to/see-the-masks.md": "test_how_to.py",
     "docs/how-to/s3.md": "test_s3_page.py",
 }
 """Pages whose commands run, and the file of this folder that follows each."""

@@ -1,4 +1,4 @@
-"""Pictures for display: a thumbnail of the model's input with the borders of its masks.
+"""Pictures for display: the image with its masks, small with their borders, or at full size with a fill as well.
 
 Arrays and colours only. Contrast is stretched for display; no model reads these arrays.
 Legend: H, W pixels; C channels.
@@ -6,6 +6,7 @@ Legend: H, W pixels; C channels.
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,7 +20,28 @@ DISPLAYED_PERCENTILES = (1, 99.8)
 COVERED = 64
 """Coverage (of 255) from which a thumbnail's pixel belongs to a mask; low, so that thin structures keep a border."""
 
+FILL = 0.3
+"""Share of the class's colour inside its mask: the tissue below stays visible."""
+PX_PER_LINE = 1500
+"""Longer side of a picture, in pixels, for each pixel of a line's half width."""
+
 Color = tuple[int, int, int]
+
+COLORS: tuple[Color, ...] = (
+    (255, 196, 0), (86, 180, 233), (0, 190, 140), (240, 110, 60), (214, 140, 190), (130, 120, 240), (180, 210, 60),
+)  # fmt: skip
+"""Of labels from 1 on, after Okabe and Ito's set for people who do not see all colours."""
+GOLDEN = 0.618034
+"""Step of the hue beyond them, of the whole circle: neighbours differ as far as they can, and none comes twice."""
+
+
+def label_color(label: int) -> Color:
+    """The colour of a label (1 or more); each label has its own."""
+    if label <= len(COLORS):
+        return COLORS[max(label, 1) - 1]
+    value = (0.95, 0.7)[label % 2]
+    red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN % 1, 0.75, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def displayed(image_hwc: NDArray[Any], color: str) -> NDArray[Any]:
@@ -71,6 +93,28 @@ def thumbnail(
         borders.append((border(levels[..., 0] >= COVERED), color))
     for line_hw, _ in borders:
         drawn_hwc[_spread(line_hw) & ~line_hw] //= 2  # a dark outline keeps the line visible on bright tissue
+    for line_hw, color in borders:
+        drawn_hwc[line_hw] = color
+    return drawn_hwc
+
+
+def full_size(image_hwc: NDArray[Any], masks: Iterable[tuple[NDArray[np.bool_], Color]]) -> NDArray[np.uint8]:
+    """The picture at its own size with its masks filled and outlined, uint8 (H, W, 3).
+
+    image_hwc: as `displayed` returns it; other dtypes than uint8 are stretched. masks: any size, of the whole picture.
+    """
+    drawn_hwc = np.array(image_hwc if image_hwc.dtype == np.uint8 else stretch(image_hwc))
+    size_hw = (drawn_hwc.shape[0], drawn_hwc.shape[1])
+    borders = []
+    for mask_hw, color in masks:
+        same = mask_hw.shape == size_hw
+        whole_hw = mask_hw if same else resize(mask_hw.astype(np.uint8)[..., None], size_hw, "nearest")[..., 0] > 0
+        tinted = drawn_hwc[whole_hw] * (1 - FILL) + np.array(color) * FILL
+        drawn_hwc[whole_hw] = tinted.round().astype(np.uint8)
+        line_hw = border(whole_hw)
+        for _ in range(max(size_hw) // PX_PER_LINE):
+            line_hw = _spread(line_hw)
+        borders.append((line_hw, color))
     for line_hw, color in borders:
         drawn_hwc[line_hw] = color
     return drawn_hwc

@@ -1,0 +1,1 @@
+"""Masks of published rows as files that other tools open."""
