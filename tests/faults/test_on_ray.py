@@ -35,14 +35,24 @@ AT_ONCE = 2
 """Units that one actor works on; there is an actor for each core."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nodes() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
-    """A cluster: a head without cores, a node with one core and a node with two; and what a driver needs to join it."""
+    """A cluster: a head without cores, a node with one core and a node with two; and what a driver needs to join it.
+
+    One for the file: each test starts again the nodes that it lost.
+    """
     with three_nodes() as found:
         yield found
 
 
-@pytest.mark.parametrize("point", ["before a part", "inside the put of a part", "after a part"])
+@pytest.mark.parametrize(
+    "point",
+    [
+        "inside the put of a part",
+        pytest.param("before a part", marks=pytest.mark.matrix),
+        pytest.param("after a part", marks=pytest.mark.matrix),
+    ],
+)
 @pytest.mark.cluster
 def test_a_node_that_is_lost_costs_the_units_in_flight_on_it(faulty, nodes, point):
     """A raylet dies at a moment of one of its workers, and with it the node: the run ends by itself, complete."""
@@ -80,7 +90,7 @@ def test_a_node_on_which_no_session_starts_costs_no_unit_a_try(faulty, sound):
         assert "no driver on this node" in told["error"]
 
 
-@pytest.mark.parametrize("program", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("program", ["raylet", pytest.param("gcs_server", marks=pytest.mark.matrix)])
 def test_a_ray_that_is_lost_is_one_sentence_and_the_next_run_goes_on(faulty, program):
     """Its native part would end the driver with exit code 1 and without a word, after 15 and after 60 seconds."""
     project = faulty.project

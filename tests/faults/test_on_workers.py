@@ -25,7 +25,15 @@ IMAGES, UNIT = 24, 3
 LIMITS = (f"limits.unit_images={UNIT}",)
 AT_ONCE = 2
 """Units that one worker works on; there is a worker for each core."""
-ON_THIS_MACHINE = pytest.mark.parametrize("executor", ["processes", pytest.param("ray", marks=pytest.mark.ray)])
+ON_RAY = {
+    "ray": [pytest.mark.ray],
+    "cluster": [pytest.mark.ray, pytest.mark.cluster],
+}
+ON_THIS_MACHINE = pytest.mark.parametrize("executor", ["processes", pytest.param("ray", marks=ON_RAY["ray"])])
+IN_THE_MATRIX = pytest.mark.parametrize(
+    "executor", ["processes", pytest.param("ray", marks=[*ON_RAY["ray"], pytest.mark.matrix])]
+)
+"""Ray only where the matrix runs: another test with the same kind of fault always runs on it."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +45,20 @@ class Workers:
     cores: int
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        "processes",
-        pytest.param("ray", marks=pytest.mark.ray),
-        pytest.param("cluster", marks=[pytest.mark.ray, pytest.mark.cluster]),
-    ],
-)
+def on_all_workers(names: str, cases: dict[str, tuple[object, ...]], *, always: set[str]) -> pytest.MarkDecorator:
+    """Every case, by its id, on every kind of worker; on Ray what `always` does not name only in the matrix."""
+    assert always <= cases.keys()
+    found = []
+    for executor in ("processes", *ON_RAY):
+        for name, values in cases.items():
+            marks = list(ON_RAY.get(executor, []))
+            if executor in ON_RAY and name not in always:
+                marks.append(pytest.mark.matrix)
+            found.append(pytest.param(executor, *values, id=f"{executor}-{name}", marks=marks))
+    return pytest.mark.parametrize(f"workers,{names}", found, indirect=["workers"])
+
+
+@pytest.fixture(scope="module")
 def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
     """Processes, an embedded Ray, and a cluster: a head without cores, a node with one core and a node with two."""
     if request.param != "cluster":
@@ -54,10 +68,15 @@ def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
         yield Workers({"address": cluster.head, "environment": environment}, CORES)
 
 
-@pytest.mark.parametrize(
-    ("point", "act"),
-    [("before a part", "kill"), ("inside the put of a part", "kill"), ("after a part", "kill"), ("a batch", "broken")],
-    ids=["before a part", "inside the put of a part", "after a part", "a device context lost"],
+@on_all_workers(
+    "point,act",
+    {
+        "inside the put of a part": ("inside the put of a part", "kill"),
+        "before a part": ("before a part", "kill"),
+        "after a part": ("after a part", "kill"),
+        "a device context lost": ("a batch", "broken"),
+    },
+    always={"inside the put of a part", "a device context lost"},
 )
 def test_a_worker_that_dies_is_replaced_and_its_units_are_redone_in_the_same_run(faulty, workers, point, act):
     """Exit code 0: one process was struck, nothing is left open, and its units alone were decoded twice."""
@@ -74,15 +93,16 @@ def test_a_worker_that_dies_is_replaced_and_its_units_are_redone_in_the_same_run
     assert faulty.left_after_sweep() == []
 
 
-@pytest.mark.parametrize(
-    ("point", "nth"),
-    [
-        ("a part has arrived", 1),
-        ("a part has arrived", 3),
-        ("rows are chosen", 1),
-        ("the file is written", 1),
-        ("inside the put of the rows", 1),
-    ],
+@on_all_workers(
+    "point,nth",
+    {
+        "three parts have arrived": ("a part has arrived", 3),
+        "a part has arrived": ("a part has arrived", 1),
+        "rows are chosen": ("rows are chosen", 1),
+        "the file is written": ("the file is written", 1),
+        "inside the put of the rows": ("inside the put of the rows", 1),
+    },
+    always={"three parts have arrived"},
 )
 def test_a_driver_that_is_killed_is_followed_by_a_run_that_completes(faulty, workers, point, nth):
     """Another executor may go on; what was staged is not decoded again, and the lease of the dead blocks nobody."""
@@ -109,7 +129,11 @@ def test_a_driver_that_is_killed_is_followed_by_a_run_that_completes(faulty, wor
     assert faulty.left_after_sweep() == []
 
 
-@pytest.mark.parametrize("point", ["after the put of the rows", "before the lease ends", "before the record ends"])
+@on_all_workers(
+    "point",
+    {p: (p,) for p in ("after the put of the rows", "before the lease ends", "before the record ends")},
+    always={"after the put of the rows"},
+)
 def test_a_driver_that_is_killed_after_it_published_leaves_nothing_to_do(faulty, workers, point):
     """The put was the commit, wherever the units were scored."""
     project = faulty.project
@@ -126,8 +150,15 @@ def test_a_driver_that_is_killed_after_it_published_leaves_nothing_to_do(faulty,
     assert faulty.left_after_sweep() == []
 
 
-@ON_THIS_MACHINE
-@pytest.mark.parametrize("weather", [{"slow": 0.3}, {"flaky": "2026"}], ids=["slow", "reset once for each object"])
+@pytest.mark.parametrize(
+    ("executor", "weather"),
+    [
+        pytest.param("processes", {"slow": 0.3}, id="processes-slow"),
+        pytest.param("processes", {"flaky": "2026"}, id="processes-reset once for each object"),
+        pytest.param("ray", {"slow": 0.3}, id="ray-slow", marks=[*ON_RAY["ray"], pytest.mark.matrix]),
+        pytest.param("ray", {"flaky": "2026"}, id="ray-reset once for each object", marks=ON_RAY["ray"]),
+    ],
+)
 def test_a_store_that_is_slow_or_breaks_off_costs_time_and_nothing_else(faulty, executor, weather):
     """In the driver and in every worker: each image is decoded once, and nothing is reported."""
     project = faulty.project
@@ -160,7 +191,7 @@ def test_parts_that_no_listing_shows_are_redone_and_count_once(faulty, executor)
     assert faulty.left_after_sweep() == []
 
 
-@ON_THIS_MACHINE
+@IN_THE_MATRIX
 def test_rows_and_images_that_a_listing_shows_late_are_scored_once(faulty, executor):
     """An image that the listing hides is added by the next run, which finds the published rows by their name."""
     project = faulty.project
@@ -192,7 +223,7 @@ def test_a_process_that_stands_still_is_ended_and_its_unit_is_scored_elsewhere(f
     assert faulty.left_after_sweep() == []
 
 
-@ON_THIS_MACHINE
+@IN_THE_MATRIX
 def test_an_image_of_very_many_tiles_outlives_the_limit(faulty, executor):
     """Each batch is progress: 150,000 tiles take longer than the limit, and get their row."""
     project = faulty.project

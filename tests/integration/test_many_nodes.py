@@ -59,6 +59,7 @@ def test_mistakes_are_exit_code_2_wherever_they_are_seen(job):
     assert "there is no s3://" in said
 
 
+@pytest.mark.matrix
 def test_a_killed_driver_costs_the_units_in_flight(job):
     """Ctrl-C does not end the job; the same submission is refused while it runs, and goes on after the kill."""
     images = 48
@@ -114,6 +115,7 @@ def test_a_job_that_is_stopped_ends_in_order(job):
     assert (code, again["result"]["published"]) == (0, 1), said
 
 
+@pytest.mark.matrix
 def test_a_lost_node_costs_the_units_in_flight_on_it(job):
     """Nobody helps: the run ends by itself, complete, with exit code 0. The node stays lost."""
     images = 48
@@ -134,6 +136,7 @@ def test_a_lost_node_costs_the_units_in_flight_on_it(job):
     assert job.left_after_sweep() == []
 
 
+@pytest.mark.matrix
 def test_a_submission_after_a_lost_head_resumes(job):
     """The driver dies with the head's node; another cluster scores what was not staged, while the first one's workers
     may still be at it. The last test: the head stays lost."""

@@ -13,7 +13,7 @@ import yaml
 from corpora import cache_folder
 from remote_job import KEYS, RemoteJob
 
-pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.s3, pytest.mark.real]
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.s3, pytest.mark.real, pytest.mark.matrix]
 
 ROOT = Path(__file__).parents[2]
 DAYS = {"18": (6, 2), "19": (5, 0), "20": (6, 0), "21": (4, 0)}

@@ -20,7 +20,7 @@ NAME = "2026-11-21"
 IMAGES = 24
 SIDE = 900
 """A picture of this size takes some tenths of a second: a run is still under way when it is signalled."""
-EXECUTORS = ["local", "processes", pytest.param("ray", marks=pytest.mark.ray)]
+EXECUTORS = ["processes", pytest.param("ray", marks=pytest.mark.ray)]
 
 
 @pytest.fixture
@@ -73,9 +73,18 @@ def works(project) -> dict:
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(
-    ("number", "name"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
+    ("executor", "number", "name"),
+    [
+        *[
+            (executor, number, name)
+            for executor in ("local", "processes")
+            for number, name in [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
+        ],
+        pytest.param("ray", signal.SIGINT, "Ctrl-C", marks=[pytest.mark.ray, pytest.mark.matrix]),
+        pytest.param("ray", signal.SIGTERM, "SIGTERM", marks=pytest.mark.ray),
+        pytest.param("ray", signal.SIGHUP, "SIGHUP", marks=[pytest.mark.ray, pytest.mark.matrix]),
+    ],
 )
 def test_a_signal_ends_a_run_in_order(slow, executor, number, name):
     """Exit code 3 and its JSON line, the record ended, the lease given back, no stack; the next run does the rest."""
@@ -101,7 +110,9 @@ def test_a_signal_ends_a_run_in_order(slow, executor, number, name):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("seconds", [0.0, 1.0, 3.0])
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(0.0, marks=pytest.mark.matrix), 1.0, pytest.param(3.0, marks=pytest.mark.matrix)]
+)
 def test_a_signal_while_ray_starts_ends_the_command_in_order(slow, seconds):
     """Ray has handlers of its own by then."""
     process = start(slow, "ray")
@@ -115,7 +126,7 @@ def test_a_signal_while_ray_starts_ends_the_command_in_order(slow, seconds):
     assert list((slow.folder / "out" / "_work").glob("leases/*")) == []
 
 
-@pytest.mark.parametrize("executor", EXECUTORS[1:])
+@pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_signal_to_every_process_of_a_job_ends_it_in_order(slow, executor):
     """What `timeout`, service managers and batch systems send: the workers outlast it, and end with the run."""
     process = start(slow, executor, start_new_session=True)

@@ -26,7 +26,7 @@ from unet_batch.imaging.masks import rle
 from unet_batch.spec import load_job, parse_yaml, validate
 
 ROOT = Path(__file__).resolve().parents[2]
-SHELL = ["scripts/setup", "scripts/test", "scripts/check", "scripts/demo", ".ci/run"]
+SHELL = ["scripts/setup", "scripts/test", "scripts/matrix_due", "scripts/check", "scripts/demo", ".ci/run"]
 
 
 def load(path: str) -> ModuleType:
