@@ -1,8 +1,8 @@
-"""Ours: the job end to end, from listing the archive to one published partition, on an embedded Ray.
+"""Ours: the job end to end, from listing the archive to one published partition, in worker processes.
 
-As a program: ours.py PHOTOS MODEL OUT IMAGES [ENGINE PRECISION REFERENCE] prints one JSON line. Ray's start and, after
-the publication, its end are timed apart, as for naive; starting the actors, opening their sessions and the gate are
-part of the time.
+As a program: ours.py PHOTOS MODEL OUT IMAGES [ENGINE PRECISION REFERENCE] prints one JSON line. Starting the processes,
+opening their sessions and the gate are part of the time. `ours_on_ray` is the same on an embedded Ray, whose start and,
+after the publication, end are timed apart, as for naive.
 """
 
 from __future__ import annotations
@@ -16,19 +16,22 @@ from typing import Any
 
 from limit import job_of
 
+from unet_batch.job.process_executor import ProcessExecutor
+from unet_batch.job.run import MakeExecutor
 from unet_batch.job.run import run as run_job
 from unet_batch.job.verify import verify
-from unet_batch.on_ray.executor import RayExecutor
 from unet_batch.planning.prepare import prepare
 from unet_batch.planning.survey import window_of
 from unet_batch.spec import JobSpec
+from unet_batch.table.without_pandas import forgo_pandas
 
 
-def run(job: JobSpec, images: int) -> dict[str, Any]:
-    """Seconds from the job file to the published partition, without Ray's start and end; and what verify says."""
+def run(job: JobSpec, images: int, executor: MakeExecutor = ProcessExecutor) -> dict[str, Any]:
+    """Seconds from the job file to the published partition, without what the executor calls its start and end; and what
+    verify says."""
     started = time.perf_counter()
     prepared = prepare(job)
-    summary = run_job(prepared, window_of("all"), RayExecutor, quiet=True)
+    summary = run_job(prepared, window_of("all"), executor, quiet=True)
     seconds = time.perf_counter() - started - summary.start_s - summary.stop_s
     proof = verify(prepared, window_of("all"))
     return {
@@ -48,6 +51,7 @@ def run(job: JobSpec, images: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    forgo_pandas()  # as the command line does where no Ray Data is wanted
     wanted, _, count = job_of(sys.argv[1:])
     print(json.dumps(run(wanted, count)), flush=True)
     os._exit(0)  # pyarrow may abort while the interpreter winds down, long after the result is written
