@@ -20,7 +20,7 @@ from unet_batch.store.storage import _EXTRAS
 PACKAGE = Path(__file__).parents[1] / "unet_batch"
 
 NAMES = {
-    "container": {*get_args(ShardFormat)} - {"images"},  # "images" is a word of records and tables as well
+    "container": {*get_args(ShardFormat)} - {"images", "manifest"},  # keys of records and of written lists as well
     "image format": {"NPY"},  # the one with a reader of its own and no other meaning, as TIFF and PNG have
     "engine, provider": {*get_args(Engine), *get_args(ProviderName)} - {"onnxruntime", "cpu", "tensorrt", "cuda"},
     "store": {*SCHEMES, *_EXTRAS.values()} - {"file", "s3", "gcs"},
