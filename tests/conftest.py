@@ -163,3 +163,10 @@ def exact_int8() -> None:
 
     if int8_instruction(onednn=True) is None:
         pytest.skip("this processor has no exact 8-bit products (AMX, AVX512-VNNI or AVX-VNNI)")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the gate's verdicts, empty: those of other tests do not count here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "unet-batch" / "checks"

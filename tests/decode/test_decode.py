@@ -9,19 +9,16 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from encoded import GRAY, LIMITS, RGB, npy, only, saved, tiff
 from PIL import Image, ImageOps
 
 from unet_batch.contract import ModelInput
-from unet_batch.decode.decode import Page, decode
+from unet_batch.decode.decode import decode
 from unet_batch.errors import ImageError, ShapeMismatch
 from unet_batch.imaging.encode import encode_png
 from unet_batch.imaging.preprocess import fit
-from unet_batch.spec import LimitsSpec
 
-RGB = ModelInput()
 BGR = ModelInput(color="bgr")
-GRAY = ModelInput(color="gray", channels=1)
-LIMITS = LimitsSpec()
 
 DEEP = np.array([[0, 255, 256], [1000, 32768, 65535]], np.uint16)
 """A conversion to 8 bits would lose all values except the first two."""
@@ -31,24 +28,6 @@ COLORS = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]]], np.
 
 def bands(channels: int) -> ModelInput:
     return ModelInput(color="bands", channels=channels)
-
-
-def saved(image: Image.Image, format_: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format_, **options)
-    return file.getvalue()
-
-
-def tiff(array: np.ndarray, **options: object) -> bytes:
-    file = io.BytesIO()
-    tifffile.imwrite(file, array, **options)
-    return file.getvalue()
-
-
-def npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
 
 
 def deep_png(array: np.ndarray, color_type: int, *extra: tuple[bytes, bytes], after: bool = False) -> bytes:
@@ -64,11 +43,6 @@ def chunked_png(*chunks: tuple[bytes, bytes]) -> bytes:
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in (*chunks, (b"IEND", b""))
     )
-
-
-def only(data: bytes, spec: ModelInput, limits: LimitsSpec = LIMITS) -> Page:
-    (page,) = decode(data, spec, limits)
-    return page
 
 
 def pixels(data: bytes, spec: ModelInput) -> np.ndarray:

@@ -11,46 +11,21 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
+from encoded import GRAY, LIMITS, RGB, npy, only, saved, tiff
 from PIL import Image, ImageFile
 
 from unet_batch.contract import ModelInput
-from unet_batch.decode.decode import Page, decode
+from unet_batch.decode.decode import decode
 from unet_batch.errors import ImageError, Reason
 from unet_batch.spec import LimitsSpec
 
-RGB = ModelInput()
-GRAY = ModelInput(color="gray", channels=1)
-LIMITS = LimitsSpec()
 SMALL = LimitsSpec(max_image_pixels=99)
-
-
-def saved(image: Image.Image, format_: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format_, **options)
-    return file.getvalue()
-
-
-def tiff(array: np.ndarray, **options: object) -> bytes:
-    file = io.BytesIO()
-    tifffile.imwrite(file, array, **options)
-    return file.getvalue()
-
-
-def npy(array: np.ndarray, *, allow_pickle: bool = False) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=allow_pickle)
-    return file.getvalue()
 
 
 def noise(mode: str = "RGB", side: int = 64) -> Image.Image:
     """A picture of noise: half of its file holds half of its pixels; seed 3."""
     values = np.random.default_rng(3).integers(0, 256, (side, side, 3), dtype=np.uint8)
     return Image.fromarray(values).convert(mode)
-
-
-def only(data: bytes, spec: ModelInput = RGB, limits: LimitsSpec = LIMITS) -> Page:
-    (page,) = decode(data, spec, limits)
-    return page
 
 
 def reason(data: bytes, spec: ModelInput = RGB, limits: LimitsSpec = LIMITS) -> Reason:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from encoded import LIMITS
 from PIL import Image
 
 from unet_batch.contract import ModelInput
@@ -24,7 +25,6 @@ from unet_batch.errors import ImageError, Reason, UnetBatchError
 from unet_batch.spec import LimitsSpec
 
 SPEC = ModelInput()
-LIMITS = LimitsSpec()
 HASTY = LimitsSpec(image_timeout_s=0.5)
 LEAN = LimitsSpec(decode_memory_bytes=1 << 28)
 

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from encoded import LIMITS, RGB
 from PIL import Image
 
 from unet_batch.contract import ModelInput
 from unet_batch.decode.decode import Page, decode
 from unet_batch.errors import ImageError, Reason
 from unet_batch.spec import LimitsSpec
-
-RGB = ModelInput()
-LIMITS = LimitsSpec()
 
 
 def only(data: bytes, limits: LimitsSpec = LIMITS) -> Page:

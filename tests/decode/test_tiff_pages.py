@@ -9,15 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from encoded import GRAY, LIMITS, RGB
 
 from unet_batch.contract import ModelInput
 from unet_batch.decode.decode import Page, decode
 from unet_batch.errors import ImageError, Reason
-from unet_batch.spec import LimitsSpec
-
-GRAY = ModelInput(color="gray", channels=1)
-RGB = ModelInput()
-LIMITS = LimitsSpec()
 
 
 def flat(value: int, side: int = 16, dtype: Any = np.uint8) -> np.ndarray:

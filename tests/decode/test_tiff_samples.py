@@ -10,27 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+from encoded import GRAY, RGB, only
 from PIL import Image
 
 from unet_batch.contract import ModelInput
-from unet_batch.decode.decode import Page, decode
 from unet_batch.errors import ImageError, Reason
-from unet_batch.spec import LimitsSpec
-
-GRAY = ModelInput(color="gray", channels=1)
-RGB = ModelInput()
-LIMITS = LimitsSpec()
 
 
 def saved(array: np.ndarray, **how: Any) -> bytes:
     file = io.BytesIO()
     tifffile.imwrite(file, array, **{"metadata": None, **how})
     return file.getvalue()
-
-
-def only(data: bytes, spec: ModelInput, limits: LimitsSpec = LIMITS) -> Page:
-    (page,) = decode(data, spec, limits)
-    return page
 
 
 def content(data: bytes, spec: ModelInput) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -19,13 +18,6 @@ from unet_batch.errors import ModelRefused
 DAY, NAME = "2026/11/21", "2026-11-21"
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """Verdicts of other tests do not count here."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "unet-batch" / "checks"
 
 
 def changed(project, change) -> tuple[str, str]:

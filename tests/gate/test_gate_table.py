@@ -34,13 +34,6 @@ NOT_JUDGED = "cannot judge"
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch) -> Path:
-    """Verdicts of other tests do not count here."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "unet-batch" / "checks"
-
-
 class Files:
     """A good file in `good.onnx`, and what a test makes of it in `model.onnx`, each with a contract beside it."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -33,13 +32,6 @@ from unet_batch.worker.worker import Settings, build_infer, build_load
 DAY, NAME = "2026/11/21", "2026-11-21"
 SIDE = 32
 openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="OpenVINO is not installed")
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch) -> Path:
-    """Verdicts of other tests do not count here."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "unet-batch" / "checks"
 
 
 def packed(made: TinyModel, **taken) -> tuple[bytes, Model]:
