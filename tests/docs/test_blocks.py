@@ -10,6 +10,7 @@ from blocks import ROOT, Block, blocks, first_missing, play
 FOLLOWED = {
     "README.md": "test_tutorial.py",
     "docs/tutorial.md": "test_tutorial.py",
+    "docs/how-to/evaluate.md": "test_how_to.py",
     "docs/how-to/exit-3.md": "test_how_to.py",
     "docs/how-to/nightly.md": "test_how_to.py",
     "docs/how-to/read-the-table.md": "test_how_to.py",

@@ -22,7 +22,7 @@ from unet_batch.cli.cluster import submit
 from unet_batch.cli.command import Exit, finish, job_command, print_result, say, with_json
 from unet_batch.cli.model import doctor, model
 from unet_batch.cli.report import report
-from unet_batch.cli.review import masks
+from unet_batch.cli.review import evaluate, masks
 from unet_batch.cli.run import backfill, plan, run
 from unet_batch.errors import ExitCode, UnetBatchError
 from unet_batch.job import stopping
@@ -185,7 +185,22 @@ def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, top
     finish(found.to_json())
 
 
-for _command in (plan, run, backfill, submit, status, verify, report, masks, compare, sweep, schema, model, doctor):
+for _command in (
+    plan,
+    run,
+    backfill,
+    submit,
+    status,
+    verify,
+    report,
+    masks,
+    evaluate,
+    compare,
+    sweep,
+    schema,
+    model,
+    doctor,
+):
     cli.add_command(_command)
 with_json(cli)
 

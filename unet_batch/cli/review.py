@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unet_batch.cli.command import finish, job_command
+from unet_batch.errors import JobError
 
 if TYPE_CHECKING:
     from unet_batch.spec import JobSpec
@@ -63,3 +64,74 @@ def masks(job: JobSpec, window: str, format_: str, out: str) -> None:
         err=True,
     )
     finish(found.to_json(), exit_code=found.exit_code)
+
+
+@job_command("all")
+@click.option("--truth", "pattern", metavar="PATTERN", required=True, help="Where an image's label image lies.")
+@click.option(
+    "--min-dice",
+    "least",
+    multiple=True,
+    metavar="CLASS=DICE",
+    help="Exit code 5 if the class's mean Dice is below it. May be repeated.",
+)
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Worst images that are listed.")
+def evaluate(job: JobSpec, window: str, pattern: str, least: tuple[str, ...], top: int) -> None:
+    """Hold published masks against label images: Dice, IoU, precision, recall and confusion. Nothing is scored.
+
+    PATTERN is a URI or path, read with the job's input.options. It may hold {stem}, {name}, {folder} and {page} of the
+    image, and {date} or another column of the partition. Label images are indexed or gray PNG, BMP, GIF or TIFF of
+    the image's size; their pixel values are those of `unet-batch masks --to png` (with one class, 255 is that class).
+
+    Empty masks follow MONAI's DiceMetric: "mean Dice" takes the images whose truth has the class (ignore_empty=True),
+    "with empty" takes all of them: 1 where neither has it, 0 where only the prediction has it. A Parquet file beside
+    the reports has the figures of every image.
+
+    \b
+    Examples:
+      unet-batch evaluate job.yaml --truth 'truth/{date}/{stem}.png'
+      unet-batch evaluate job.yaml --truth 's3://bucket/truth/{folder}/{stem}.png' --min-dice nucleus=0.9
+    """
+    from unet_batch.cli.terminal import plain, print_table
+    from unet_batch.planning.prepare import new_run_id, prepare
+    from unet_batch.planning.survey import window_of
+    from unet_batch.review.evaluate import RULES
+    from unet_batch.review.evaluate import evaluate as hold_against
+    from unet_batch.review.evaluation_tables import tables
+    from unet_batch.store.storage import join
+
+    prepared = prepare(job)
+    wanted = dict(_least(text, prepared.model.contract.output.classes) for text in least)
+    found = hold_against(prepared, window_of(window), pattern, top=top)
+    for title, headings, rows in tables(found):
+        print_table(title, headings, rows)
+    for why, count in found.not_compared.most_common(REASONS_SHOWN):
+        click.echo(f"note: {count} image(s) not compared: {plain(why)}", err=True)
+    click.echo(f"note: {RULES}", err=True)
+    failures = found.failures(wanted)
+    for failure in failures:
+        click.echo(f"problem: {plain(failure)}", err=True)
+    uri = join(prepared.output.reports, f"{new_run_id(prepared.job)}-evaluation.parquet")
+    if found.images:
+        prepared.output.store.put(uri, found.parquet())
+        click.echo(f"wrote the figures of every image to {plain(uri)}", err=True)
+    if not found.compared:
+        click.echo(
+            "problem: no image was compared: nothing is published in the window, or no truth was found", err=True
+        )
+    result = {**found.to_json(), "failures": failures, "rows": uri if found.images else None}
+    finish(result, exit_code=found.exit_code(failures))
+
+
+def _least(text: str, classes: tuple[str, ...]) -> tuple[str, float]:
+    """Class and Dice of `--min-dice`. Raises JobError."""
+    name, equals, number = text.rpartition("=")
+    if not equals or name not in classes:
+        raise JobError(f"--min-dice {text}: write CLASS=DICE, with one of the classes {', '.join(classes)}")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise JobError(f"--min-dice {text}: a Dice is a number from 0 to 1")
+    return name, value

@@ -52,6 +52,10 @@ class Runs:
             y, end = 0, height - 1
         return x, y, int(right[-1]) - x + 1, end - y + 1
 
+    def edges(self) -> Edges:
+        """Start and stop of each run, alternating."""
+        return np.stack([self.starts, self.stops], axis=1).ravel().astype(np.int64)
+
     def rle(self) -> str:
         """COCO's `counts`, as text; pycocotools reads it with `size` = [height, width]."""
         pixels = self.size_hw[0] * self.size_hw[1]

@@ -1,0 +1,304 @@
+"""`unet-batch evaluate`: published masks against label images, with figures of MONAI and NumPy as oracles."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tifffile
+from models import threshold_model, unet_model
+from PIL import Image
+from project_fixture import SIZE, last_json, png, project
+
+from unet_batch.decode.labels import read_labels
+from unet_batch.errors import ExitCode, ImageError, JobError
+from unet_batch.planning.survey import window_of
+from unet_batch.review.evaluate import Evaluation, evaluate
+from unet_batch.review.evaluation_tables import tables
+from unet_batch.review.masks.rows import Labels
+from unet_batch.review.truth import NO_TRUTH, masks_in
+from unet_batch.spec import LimitsSpec
+
+__all__ = ["project"]
+
+DAY, NAME = "2026/11/21", "2026-11-21"
+PATTERN = "truth/{date}/{stem}.png"
+
+
+def encoded(labels: np.ndarray, format_: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(labels).save(out, format_)
+    return out.getvalue()
+
+
+def rows_of_class_1(count: int, value: int = 1) -> np.ndarray:
+    labels = np.zeros((SIZE, SIZE), np.uint8)
+    labels[:count] = value
+    return labels
+
+
+def put_truth(project, stem: str, labels: np.ndarray | bytes, day: str = NAME) -> None:
+    path = project.folder / "truth" / day / f"{stem}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(labels if isinstance(labels, bytes) else encoded(labels))
+
+
+def evaluated(project, *overrides: str, pattern: str = PATTERN, window: str = "all", top: int = 10) -> Evaluation:
+    pattern = f"{project.folder}/{pattern}"
+    return evaluate(project.prepared(*overrides), window_of(window), pattern, top=top)
+
+
+@pytest.fixture
+def scored(project):
+    """Predicted are the first 8 rows of 32; `dark` has no mask. The truth is 8 rows, 16 rows and none."""
+    project.fill(DAY, 3)
+    project.put(f"{DAY}/dark.png", png(1, bright_rows=0))
+    project.put(f"{DAY}/broken.png", b"no picture")
+    project.run()
+    for stem, rows in (("000", 8), ("001", 16), ("002", 0), ("dark", 0)):
+        put_truth(project, stem, rows_of_class_1(rows))
+    return project
+
+
+def test_figures_by_hand(scored):
+    """Of all pixels together: 16 of 24 predicted rows are true, 16 of 24 true rows were found."""
+    found = evaluated(scored)
+    score = found.classes["class_1"]
+    pair = score.overlap
+    assert (found.images, found.compared, found.not_compared) == (5, 4, {"rejected: decode.unrecognized": 1})
+    assert (pair.area_a_px, pair.area_b_px, pair.shared_px) == (24 * SIZE, 24 * SIZE, 16 * SIZE)
+    assert pair.dice == pytest.approx(2 / 3)
+    assert pair.iou == pytest.approx(1 / 2)
+    assert (score.images_predicted, score.images_truth, score.found_in_vain) == (3, 2, 1)
+    figures = found.to_json()["classes"]["class_1"]
+    assert (figures["precision"], figures["recall"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+
+
+def test_empty_masks_by_both_rules(scored):
+    """Two images have the class in their truth; of the others, one was found in vain and one is empty on both sides."""
+    found = evaluated(scored)
+    score = found.classes["class_1"]
+    assert score.mean_dice == pytest.approx((1 + 2 / 3) / 2)
+    assert score.mean_dice_with_empty(found.compared) == pytest.approx((1 + 2 / 3 + 0 + 1) / 4)
+    assert "ignore_empty" in found.to_json()["rules"]
+
+
+def test_the_confusion_has_every_pixel_once(scored):
+    found = evaluated(scored)
+    assert found.confusion == {
+        ("class_1", "class_1"): 16 * SIZE,
+        ("class_1", None): 8 * SIZE,
+        (None, "class_1"): 8 * SIZE,
+        (None, None): 96 * SIZE,
+    }
+    assert sum(found.confusion.values()) == found.pixels == 4 * SIZE * SIZE
+
+
+def test_the_worst_images_come_first(scored):
+    found = evaluated(scored, top=2)
+    assert [(dice, key.rpartition("/")[2]) for dice, _, key in found.worst] == [
+        (0.0, "002.png"),
+        (pytest.approx(2 / 3), "001.png"),
+    ]
+
+
+def test_every_image_has_its_rows_in_a_parquet_file(scored):
+    rows = pq.read_table(io.BytesIO(evaluated(scored).parquet())).to_pylist()
+    by_name = {row["image_key"].rpartition("/")[2]: row for row in rows}
+    assert len(rows) == len(by_name) == 5
+    assert by_name["001.png"] == {
+        "image_key": f"file://{scored.folder}/archive/{DAY}/001.png",
+        "partition": f"date={NAME}",
+        "note": None,
+        "class": "class_1",
+        "predicted_px": 8 * SIZE,
+        "truth_px": 16 * SIZE,
+        "shared_px": 8 * SIZE,
+        "dice": pytest.approx(2 / 3),
+        "iou": 0.5,
+        "precision": 1.0,
+        "recall": 0.5,
+    }
+    assert (by_name["002.png"]["recall"], by_name["002.png"]["dice"]) == (None, 0.0)
+    assert by_name["dark.png"]["class"] is None
+    assert by_name["broken.png"]["note"] == "rejected: decode.unrecognized"
+
+
+def multiclass(project, activation: str = "logits") -> tuple[Evaluation, np.ndarray, np.ndarray]:
+    """A U-Net of four classes with random weights on noise, random truth; the evaluation, predicted and true labels."""
+    random = np.random.default_rng(5)
+    made = unet_model(32, 4, 2, classes=4, seed=1)
+    (project.folder / "model.onnx").write_bytes(made.data)
+    (project.folder / "model.yaml").write_text(made.contract_yaml)
+    true = random.integers(0, 4, (6, 40, 56)).astype(np.uint8)
+    true[0][true[0] == 2] = 0  # a truth without the class
+    for i in range(6):
+        project.put(f"{DAY}/{i}.png", encoded(random.integers(0, 255, (40, 56, 3), np.uint8)))
+        put_truth(project, str(i), true[i])
+    project.run("output.masks=[rle,png]")
+    rows = project.rows(NAME)
+    predicted = np.stack([np.asarray(Image.open(io.BytesIO(row["mask"]["bytes"]))) for row in rows])
+    return evaluated(project, "output.masks=[rle,png]"), predicted, true
+
+
+def test_the_confusion_matrix_of_many_classes_is_that_of_dense_labels(project):
+    """NumPy's bincount over the label maps is the oracle."""
+    found, predicted, true = multiclass(project)
+    wanted = np.bincount(predicted.ravel() * 4 + true.ravel(), minlength=16).reshape(4, 4)
+    names = [None, "class_1", "class_2", "class_3"]
+    assert [[found.confusion[a, b] for b in names] for a in names] == wanted.tolist()
+
+
+@pytest.mark.slow
+def test_mean_dice_is_monais(project):
+    """DiceMetric with `ignore_empty` on and off, and ConfusionMatrixMetric's precision and recall over all pixels."""
+    torch = pytest.importorskip("torch")
+    metrics = pytest.importorskip("monai.metrics")
+    found, predicted, true = multiclass(project)
+    one_hot = [
+        torch.nn.functional.one_hot(torch.from_numpy(x.astype(np.int64)), 4).movedim(-1, 1) for x in (predicted, true)
+    ]
+    for ignore in (True, False):
+        metric = metrics.DiceMetric(include_background=False, ignore_empty=ignore, reduction="mean_batch")
+        metric(*one_hot)
+        wanted = metric.aggregate().tolist()
+        scores = found.classes.values()
+        got = [s.mean_dice if ignore else s.mean_dice_with_empty(found.compared) for s in scores]
+        assert got == pytest.approx(wanted, abs=1e-6)
+    for name, figure in (("precision", "precision"), ("sensitivity", "recall")):
+        metric = metrics.ConfusionMatrixMetric(include_background=False, metric_name=name, reduction="sum_batch")
+        metric(*one_hot)
+        wanted = metric.aggregate()[0].tolist()
+        got = [c[figure] for c in found.to_json()["classes"].values()]
+        got = [float("nan") if value is None else value for value in got]  # a class that is nowhere predicted
+        assert got == pytest.approx(wanted, abs=1e-6, nan_ok=True)
+
+
+# The truth ------------------------------------------------------------------------------------------------------------
+
+
+def test_masks_of_this_package_are_a_truth(scored):
+    """`masks --to png` writes what `evaluate` reads: a perfect score."""
+    from unet_batch.review.masks.export import export
+
+    export(scored.prepared(), window_of("all"), "png", f"{scored.folder}/copied")
+    found = evaluated(scored, pattern="copied/{folder}/{stem}.png")
+    assert (found.compared, found.classes["class_1"].overlap.dice) == (4, 1.0)
+
+
+def test_images_without_a_truth_are_counted(scored):
+    (scored.folder / "truth" / NAME / "001.png").unlink()
+    found = evaluated(scored)
+    assert (found.compared, found.not_compared[NO_TRUTH]) == (3, 1)
+    assert found.exit_code([]) == ExitCode.COMPLETE
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (rows_of_class_1(8, value=7), "truth has the value 7, which is no class"),
+        (np.zeros((SIZE, SIZE + 1), np.uint8), "truth has another size"),
+        (np.zeros((SIZE, SIZE, 3), np.uint8), "truth cannot be read: a label image is indexed or gray"),
+        (b"no picture", "truth cannot be read"),
+    ],
+)
+def test_a_truth_that_cannot_be_used_needs_a_person(scored, labels, said):
+    put_truth(scored, "000", labels)
+    found = evaluated(scored)
+    assert any(why.startswith(said) for why in found.not_compared), found.not_compared
+    assert (found.compared, found.exit_code([])) == (3, ExitCode.NEEDS_ACTION)
+
+
+def test_255_is_the_class_where_there_is_one_only(scored):
+    put_truth(scored, "000", rows_of_class_1(8, value=255))
+    assert evaluated(scored).compared == 4
+    several = masks_in(rows_of_class_1(8, value=255), Labels({1: "a", 2: "b"}, 0, 0))
+    assert several == "truth has the value 255, which is no class"
+
+
+def test_palette_indices_are_values_and_not_colours():
+    labels = np.array([[0, 1], [2, 1]], np.uint8)
+    image = Image.fromarray(labels).convert("L")
+    indexed = Image.frombytes("P", image.size, image.tobytes())
+    indexed.putpalette([0, 0, 0, 250, 0, 0, 0, 0, 250])
+    out = io.BytesIO()
+    indexed.save(out, "PNG")
+    np.testing.assert_array_equal(read_labels(out.getvalue(), LimitsSpec()), labels)
+
+
+def test_sixteen_bits_and_tiff_are_read():
+    labels = np.array([[0, 300], [65535, 1]], np.uint16)
+    tiff = io.BytesIO()
+    tifffile.imwrite(tiff, labels)
+    np.testing.assert_array_equal(read_labels(encoded(labels), LimitsSpec()), labels)
+    np.testing.assert_array_equal(read_labels(tiff.getvalue(), LimitsSpec()), labels)
+
+
+def test_jpeg_is_no_label_image():
+    with pytest.raises(ImageError):
+        read_labels(encoded(rows_of_class_1(8), "JPEG"), LimitsSpec())
+
+
+def test_the_limit_on_pixels_holds_before_a_pixel_is_decoded():
+    limits = LimitsSpec(max_image_pixels=SIZE * SIZE - 1)
+    with pytest.raises(ImageError, match="max_image_pixels"):
+        read_labels(encoded(rows_of_class_1(8)), limits)
+
+
+@pytest.mark.parametrize(("pattern", "said"), [("truth/{day}/{stem}.png", "{day}"), ("truth/all.png", "one file")])
+def test_a_pattern_that_names_no_file_of_an_image_is_refused(scored, pattern, said):
+    with pytest.raises(JobError, match=said.replace("{", r"\{")):
+        evaluated(scored, pattern=pattern)
+
+
+def test_classes_that_overlap_are_compared_one_by_one(project):
+    """A label image has one class for each pixel; values begin at 1, as in `masks --to png`."""
+    made = threshold_model("nchw", 1, 2, size=SIZE, activation="sigmoid")
+    (project.folder / "model.onnx").write_bytes(made.data)
+    (project.folder / "model.yaml").write_text(made.contract_yaml)
+    project.fill(DAY, 1)
+    project.run()
+    put_truth(project, "000", rows_of_class_1(8, value=1))
+    found = evaluated(project)
+    first, second = found.classes.values()
+    assert (first.overlap.dice, second.overlap.shared_px, second.images_predicted) == (1.0, 0, 1)
+    assert (None, None) not in found.confusion
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_dice_below_the_limit_is_one_sentence(scored):
+    found = evaluated(scored)
+    assert found.failures({"class_1": 0.8}) == []
+    [sentence] = found.failures({"class_1": 0.9})
+    assert sentence == "mean Dice of class_1 is 0.8333, below --min-dice 0.9"
+    assert found.exit_code([sentence]) == ExitCode.NEEDS_ACTION
+
+
+def test_nothing_compared_is_not_success(project):
+    assert evaluated(project).exit_code([]) == ExitCode.UNFINISHED
+
+
+def test_tables_show_what_the_json_has(scored):
+    shown = {title: rows for title, _, rows in tables(evaluated(scored))}
+    classes, confusion, worst = shown.values()
+    assert classes == [("class_1", "2", "0.6666", "0.5000", "0.6666", "0.6666", "0.8333", "0.6666")]
+    assert confusion == [("class_1", "512", "256"), ("(none)", "256", "3,072")]
+    assert worst[0][:2] == ("0.0000", "class_1")
+
+
+@pytest.mark.slow
+def test_the_command_is_a_gate(scored):
+    """Exit code 5 below --min-dice, 2 for a class that there is not, and a Parquet file beside the reports."""
+    words = ("evaluate", "job.yaml", "--truth", PATTERN)
+    fine = scored.command(*words, "--min-dice", "class_1=0.8")
+    low = scored.command(*words, "--min-dice", "class_1=0.9")
+    wrong = scored.command(*words, "--min-dice", "nucleus=0.9")
+    assert (fine.returncode, low.returncode, wrong.returncode) == (0, 5, 2), fine.stderr + wrong.stderr
+    assert "below --min-dice 0.9" in low.stderr
+    rows = last_json(fine)["rows"].removeprefix("file://")
+    assert pq.read_table(rows).num_rows == 5
+    assert "/out/reports/" in rows

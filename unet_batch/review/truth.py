@@ -1,0 +1,88 @@
+"""The truth of an image: label images that lie where a pattern says, as masks by class name."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from numpy.typing import NDArray
+
+from unet_batch.archive.names import suffix_of
+from unet_batch.decode.labels import read_labels
+from unet_batch.errors import Changed, ImageError, JobError, NotFound, TooLarge
+from unet_batch.imaging.masks import runs_by_label
+from unet_batch.planning.prepare import Prepared
+from unet_batch.review.agreement import Masks, Said
+from unet_batch.review.masks.names import archive_root, relative_name
+from unet_batch.review.masks.rows import Labels
+from unet_batch.review.originals import Row
+from unet_batch.store.storage import canonical
+from unet_batch.table.rows import partition_values
+
+NO_TRUTH = "no truth"
+FIELDS = ("stem", "name", "folder", "page")
+"""Of a pattern, besides the columns of the partition: `{date}`, `{site}` …"""
+ALL = 255
+"""What tools paint masks with that have one class only."""
+
+_FIELD = re.compile(r"\{(\w*)\}")
+
+
+class Truth:
+    """Where the label image of a row lies, and what it holds."""
+
+    def __init__(self, prepared: Prepared, pattern: str) -> None:
+        """pattern: a URI or path with FIELDS or columns of the partition in braces; read with `input.options`."""
+        if "{" not in pattern:
+            raise JobError(f"--truth {pattern} is one file for all images: write e.g. truth/{{date}}/{{stem}}.png")
+        self._pattern = canonical(pattern)
+        self._prepared = prepared
+        self._labels = Labels.of(prepared.model.contract.output)
+        self._root = archive_root(prepared.job.input.uri)
+
+    def uri(self, row: Row, partition: str) -> str:
+        """The URI of a row's label image. Raises JobError for a field that there is not."""
+        name = relative_name(row, self._root)
+        folder, _, last = name.rpartition("/")
+        values = {
+            "stem": last[: len(last) - len(suffix_of(last))],
+            "name": last,
+            "folder": folder,
+            "page": str(row["page"]),
+            **partition_values(partition),
+        }
+        unknown = [field for field in _FIELD.findall(self._pattern) if field not in values]
+        if unknown:
+            known = ", ".join(f"{{{field}}}" for field in sorted(values))
+            raise JobError(f"--truth has a field {{{unknown[0]}}}; there are {known}")
+        return _FIELD.sub(lambda found: values[found[1]], self._pattern)
+
+    def of(self, row: Row, partition: str) -> Said:
+        """The masks of a row's label image, or a word why there are none. Raises StorageError where the store fails."""
+        limits = self._prepared.job.limits
+        try:
+            data = self._prepared.archive.read(self.uri(row, partition), max_bytes=limits.max_image_bytes)
+            labels_hw = read_labels(data, limits)
+        except NotFound:
+            return NO_TRUTH
+        except (TooLarge, Changed) as error:
+            return f"truth cannot be read: {error.code}"
+        except ImageError as error:
+            return f"truth cannot be read: {error.message} ({error.reason})"
+        return masks_in(labels_hw, self._labels)
+
+
+def masks_in(labels_hw: NDArray[Any], labels: Labels) -> Said:
+    """The masks of a label image by class name, or a word where it has a value that is no class.
+
+    Values are those of `unet-batch masks --to png`. Where the contract has one class beside the background, an image of
+    0 and 255 alone is one of that class.
+    """
+    found = runs_by_label(labels_hw)
+    if len(labels.names) == 1 and ALL not in labels.names and found.keys() <= {0, ALL} and labels.background == 0:
+        found = {next(iter(labels.names)) if value == ALL else value: runs for value, runs in found.items()}
+    unknown = sorted(found.keys() - labels.names.keys() - {labels.background})
+    if unknown:
+        return f"truth has the value {unknown[0]}, which is no class"
+    edges = {labels.names[value]: runs.edges() for value, runs in found.items() if value in labels.names}
+    return Masks(edges, (labels_hw.shape[0], labels_hw.shape[1]))
