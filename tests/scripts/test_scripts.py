@@ -244,7 +244,7 @@ def test_a_rejection_becomes_a_grey_tile_and_a_scored_image_gets_its_outline(
     sheet = contact_sheet.draw_sheet([scored, rejected])
 
     border, inside = sheet.getpixel((8 + 80, 8 + 160)), sheet.getpixel((8 + 160, 8 + 160))
-    assert (border, inside) == (contact_sheet.outputLINE, (0, 0, 0))
+    assert (border, inside) == (contact_sheet.OUTLINE, (0, 0, 0))
     assert sheet.getpixel((8 + 320 + 8 + 300, 8 + 300)) == contact_sheet.GREY
 
 
