@@ -124,7 +124,7 @@ def test_nightly_takes_another_window_and_joins_the_cluster_that_is_named(tmp_pa
     assert result.returncode == 0, result.stderr
     assert len(published(tmp_path / "out/predictions")) == DAYS
     joins = python("jobs/nightly.py", "jobs/nightly.yaml", *options, ray_address="127.0.0.1:1")
-    assert (joins.returncode, "--address goes with --executor ray" in joins.stderr) == (2, True)
+    assert (joins.returncode, "--address needs --executor ray" in joins.stderr) == (2, True)
 
 
 def test_backfill_scores_what_is_missing(tmp_path):

@@ -42,7 +42,7 @@ def test_a_model_with_nothing_to_quantise_is_refused(project):
     project.fill("2026/11/21", 6)
     result = project.command("model", "quantize", "job.yaml", "--out", "int8.onnx", "--images", "6")
     assert (result.returncode, (project.folder / "int8.onnx").exists()) == (2, False), result.stderr
-    assert "nothing of" in result.stderr
+    assert "no layer of" in result.stderr
 
 
 @pytest.mark.slow

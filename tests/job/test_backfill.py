@@ -230,7 +230,7 @@ def test_a_deadline_is_the_next_such_time_in_local_time(text, meant):
 @pytest.mark.parametrize("text", ["six", "25:00", "2026-13-01", ""])
 def test_a_deadline_that_is_no_time_is_one_sentence(text):
     """Exit code 2."""
-    with pytest.raises(JobError, match="neither a time"):
+    with pytest.raises(JobError, match="is not a time"):
         parse_deadline(text, datetime.now(UTC))
 
 

@@ -108,7 +108,7 @@ def test_the_command_line_rescores_and_says_what_it_would(project):
     ]
     assert record["select"] == "rescore"
     wrong = project.command(*words, "--select", "failed")
-    assert (wrong.returncode, "leave out --select failed" in wrong.stderr) == (2, True)
+    assert (wrong.returncode, "remove --select failed" in wrong.stderr) == (2, True)
 
 
 def test_a_rejection_that_a_rescoring_does_not_repeat_is_replaced(project, monkeypatch):

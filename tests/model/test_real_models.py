@@ -183,7 +183,7 @@ def test_a_model_with_half_precision_weights_is_not_quantised(project):
         "model", "quantize", "job.yaml", "--out", "int8.onnx", "--images", "3"
     )
     assert result.returncode == 2
-    assert "is in fp16 already: quantise the fp32 file that it was made from" in result.stderr
+    assert "is already in fp16: quantise the fp32 file that it was made from" in result.stderr
 
 
 @pytest.mark.parametrize(("name", "precision"), [("clouds", "fp16"), ("text", "fp32")])

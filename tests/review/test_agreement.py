@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unet_batch.imaging.masks import edges, rle
-from unet_batch.review.agreement import OK, OTHER_SIZE, Agreement, Found, Masks, Said, agree_on
+from unet_batch.review.agreement import OK, OTHER_SIZE, Agreement, CountedImages, Masks, MasksOrReason, agree_on
 
 SIDE = 4
 
@@ -24,7 +24,7 @@ def predicted(levels: str, size: int = SIDE) -> Masks:
     return masks(np.array(list(levels.ljust(size * size, "."))).reshape(size, size))
 
 
-def of(*pairs: tuple[Said, Said], top: int = 10) -> Agreement:
+def of(*pairs: tuple[MasksOrReason, MasksOrReason], top: int = 10) -> Agreement:
     found = Agreement(top)
     for i, (a, b) in enumerate(pairs):
         found.add(f"k{i}", agree_on(a, b))
@@ -72,11 +72,11 @@ def test_every_image_lies_in_one_place():
 
     assert found.compared == 1
     assert found.not_compared == {
-        (OK, corrupt): Found(2, "k1"),
-        (corrupt, OK): Found(1, "k3"),
-        (corrupt, timeout): Found(1, "k4"),
-        (corrupt, corrupt): Found(1, "k5"),
-        (OK, OTHER_SIZE): Found(1, "k6"),
+        (OK, corrupt): CountedImages(2, "k1"),
+        (corrupt, OK): CountedImages(1, "k3"),
+        (corrupt, timeout): CountedImages(1, "k4"),
+        (corrupt, corrupt): CountedImages(1, "k5"),
+        (OK, OTHER_SIZE): CountedImages(1, "k6"),
     }
 
 

@@ -53,7 +53,7 @@ def test_workers_that_had_nothing_to_do_are_no_slow_stage(placed):
     """Four short stages in a long time: actors started, or waited for units."""
     found = bottleneck(did(session=1.5, score_s=20.0, **placed))
     assert found.name == "idle"
-    assert "of the time of scoring, and started or waited for the rest." in found.sentence
+    assert "of the time of scoring, and started or waited in the remaining time." in found.sentence
 
 
 def test_the_sentence_says_how_much_of_what():

@@ -19,7 +19,7 @@ from pycocotools import mask as coco
 from unet_batch.cli.terminal import print_table
 from unet_batch.errors import Damaged, JobError
 from unet_batch.planning.survey import window_of
-from unet_batch.review.agreement import OK, OTHER_SIZE, Found
+from unet_batch.review.agreement import OK, OTHER_SIZE, CountedImages
 from unet_batch.review.compare import ONLY_A, ONLY_B, OTHER_VERSION, Comparison, compare
 from unet_batch.review.compare_tables import tables
 from unet_batch.review.sides import AREAS_ONLY
@@ -137,10 +137,10 @@ def test_images_that_one_side_rejects_are_named_with_their_reasons(project):
     there, back = compared(project, a, b).total, compared(project, b, a).total
 
     bad = f"file://{project.folder}/archive/{DAY}/bad.png"
-    alike = {("decode.unrecognized", "decode.unrecognized"): Found(1, bad)}
+    alike = {("decode.unrecognized", "decode.unrecognized"): CountedImages(1, bad)}
     assert there.compared == 3
-    assert there.not_compared == {(OK, "decode.too_many_pixels"): Found(1, key), **alike}
-    assert back.not_compared == {("decode.too_many_pixels", OK): Found(1, key), **alike}
+    assert there.not_compared == {(OK, "decode.too_many_pixels"): CountedImages(1, key), **alike}
+    assert back.not_compared == {("decode.too_many_pixels", OK): CountedImages(1, key), **alike}
 
 
 def test_pages_and_members_are_images(project, three):
@@ -238,7 +238,7 @@ def test_the_side_without_rows_is_named_with_its_partitions(project, three):
 
     assert found.notes == ("B has no rows in 2 partition(s) of the window: date=2026-11-19, date=2026-11-20",)
     first = f"file://{project.folder}/archive/2026/11/19/000.png"
-    assert (found.total.compared, found.total.not_compared) == (2, {ONLY_A: Found(4, first)})
+    assert (found.total.compared, found.total.not_compared) == (2, {ONLY_A: CountedImages(4, first)})
 
 
 def test_nothing_on_either_side_is_said(project, three):
@@ -249,7 +249,7 @@ def test_nothing_on_either_side_is_said(project, three):
 
     assert (found.partitions, found.total.compared) == ({}, 0)
     assert found.notes[0] == f"A and B have no rows in 1 partition(s) of the window: date={NAME}"
-    assert found.notes[-1] == "A and B are the same rows: nothing can differ"
+    assert found.notes[-1] == "A and B are the same rows"
 
 
 def test_another_jobs_output_can_be_side_b(project, three):
@@ -293,7 +293,7 @@ def test_an_image_that_changed_between_the_runs_is_not_compared(project):
     project.run()
     after = compared(project, a, b).total
 
-    assert (before.compared, before.not_compared) == (2, {OTHER_VERSION: Found(1, changed)})
+    assert (before.compared, before.not_compared) == (2, {OTHER_VERSION: CountedImages(1, changed)})
     assert (after.compared, after.unchanged, after.not_compared) == (3, 3, {})
 
 
@@ -325,7 +325,7 @@ def test_masks_of_another_geometry_are_not_comparable(project):
     found = compared(project, a, b).total
 
     assert (found.compared, found.unchanged) == (1, 1)
-    assert found.not_compared == {(OK, OTHER_SIZE): Found(1, key)}
+    assert found.not_compared == {(OK, OTHER_SIZE): CountedImages(1, key)}
 
 
 @pytest.mark.parametrize("cut", [False, True])

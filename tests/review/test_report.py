@@ -24,16 +24,16 @@ from unet_batch.errors import JobError
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.planning.survey import window_of
 from unet_batch.review import report
-from unet_batch.review.page import queries, render, verdict
+from unet_batch.review.page import queries, render, run_state
 from unet_batch.review.pictures import draw
-from unet_batch.review.report import Report, gather
+from unet_batch.review.report import RunReport, gather
 from unet_batch.review.run_records import newest_record, read_record
 
 DAY, PARTITION = "2026/11/21", "date=2026-11-21"
 AMBER = (255, 196, 0)
 
 
-def gathered(project: Project, *overrides: str, run: str | None = None, window: str = "all", pictures=4) -> Report:
+def gathered(project: Project, *overrides: str, run: str | None = None, window: str = "all", pictures=4) -> RunReport:
     prepared = project.prepared(*overrides)
     record = newest_record(prepared, window_of(window)) if run is None else read_record(prepared.output, run)
     return gather(prepared, record, pictures=pictures)
@@ -87,7 +87,7 @@ def test_a_complete_run(project):
     facts = dict(found.facts)
     assert (facts["provider"], facts["precision"], facts["fingerprint"]) == ("cpu", "fp32", run.fingerprint)
     assert {"python", "pyarrow", "unet-batch"} <= facts.keys()
-    assert (verdict(found).state, len(found.queue), len(found.sample)) == ("complete", 4, 4)
+    assert (run_state(found).state, len(found.queue), len(found.sample)) == ("complete", 4, 4)
 
 
 def test_a_partition_above_its_limit_says_why_and_shows_its_rejections(project):
@@ -104,7 +104,7 @@ def test_a_partition_above_its_limit_says_why_and_shows_its_rejections(project):
         ("decode.unrecognized", 1),
         ("decode.truncated", 1),
     }
-    assert (verdict(found).state, found.exit_code) == ("incomplete", 5)
+    assert (run_state(found).state, found.exit_code) == ("incomplete", 5)
 
 
 def test_staged_parts_that_were_not_read_are_counted(project, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_killed_run_has_no_end(project):
     found = gathered(project, run=run)
     assert (found.exit_code, found.ended, found.speed, found.published) == (None, None, None, 0)
     assert (found.partitions[0].now, found.partitions[0].notes) == ("not published", ())
-    assert verdict(found).state == "unknown"
+    assert run_state(found).state == "unknown"
 
 
 def test_what_others_published_since_is_told(project):
@@ -160,9 +160,9 @@ def test_what_others_published_since_is_told(project):
     found = gathered(project, run=first)
     assert (found.partitions[0].now, found.figures.counts.rows) == ("replaced", 0)
     assert third in found.partitions[0].notes[0]
-    assert (verdict(found).state, verdict(found).sentence) == (
+    assert (run_state(found).state, run_state(found).sentence) == (
         "replaced",
-        "The run was complete, but readers do not see its rows in 1 of 1 partition any more.",
+        "The run was complete, but readers no longer see its rows in 1 of 1 partition.",
     )
     project.data("2026-11-21").unlink()
     assert gathered(project, run=first).partitions[0].now == "gone"
@@ -212,7 +212,7 @@ def test_an_unknown_run_names_the_nearest(project):
     """One sentence, and never a path that leads elsewhere."""
     project.fill(DAY, 1)
     run = project.run().run
-    with pytest.raises(JobError, match=f"is called {run}x: the nearest are {run}"):
+    with pytest.raises(JobError, match=f"is called {run}x: similar names are {run}"):
         gathered(project, run=f"{run}x")
     with pytest.raises(JobError, match=r"is called \.\./\.\./job"):
         gathered(project, run="../../job")
@@ -317,7 +317,7 @@ def test_rows_without_masks_have_pictures_without_outlines(project):
     project.fill(DAY, 1)
     project.run("output.masks=[]")
     [picture] = gathered(project, "output.masks=[]").sample
-    assert (picture.note, has_outline(picture.jpeg)) == ("without outlines: its row holds areas, and no mask", False)
+    assert (picture.note, has_outline(picture.jpeg)) == ("without outlines: its row holds only areas", False)
 
 
 def test_an_image_that_was_deleted_or_changed_since_is_a_sentence(project):
@@ -347,7 +347,7 @@ def test_a_tar_that_was_deleted_since_is_a_sentence(project):
     path.unlink()
     [picture] = gathered(project).sample
     assert picture.jpeg is None
-    assert picture.note.startswith("cannot be shown any more")
+    assert picture.note.startswith("can no longer be shown")
 
 
 def test_a_row_that_moved_meanwhile_is_a_sentence(project):

@@ -12,8 +12,8 @@ from project_fixture import Project, png
 
 from unet_batch.planning.survey import window_of
 from unet_batch.review.bottleneck import Bottleneck
-from unet_batch.review.page import PARTITIONS_SHOWN, _bytes, _percent, _seconds, queries, render, verdict
-from unet_batch.review.report import PartitionLine, Report, gather
+from unet_batch.review.page import PARTITIONS_SHOWN, _bytes, _percent, _seconds, queries, render, run_state
+from unet_batch.review.report import PartitionLine, RunReport, gather
 from unet_batch.review.run_records import newest_record
 
 DAY = "2026/11/21"
@@ -64,13 +64,13 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.text).split())
 
 
-def report_of(project: Project, *overrides: str, pictures: int = 4) -> Report:
+def report_of(project: Project, *overrides: str, pictures: int = 4) -> RunReport:
     prepared = project.prepared(*overrides)
     return gather(prepared, newest_record(prepared, window_of("all")), pictures=pictures)
 
 
 @pytest.fixture
-def report(project) -> Report:
+def report(project) -> RunReport:
     """Three images, one of them with an empty mask, and one rejection."""
     project.fill(DAY, 3)
     project.put(f"{DAY}/dark.png", png(1, bright_rows=0))
@@ -187,12 +187,12 @@ def test_many_partitions_show_those_that_need_somebody(report):
 def test_the_verdict_comes_first(report):
     """One sentence for every way in which a night may end."""
     missing = PartitionLine("date=2026-11-22", "missing", 3, 3, "not published", None, ("x",))
-    assert verdict(report).sentence == "Every image that was listed in 1 partition has exactly one row."
+    assert run_state(report).sentence == "Every image that was listed in 1 partition has exactly one row."
     both = replace(report, exit_code=3, partitions=(*report.partitions, missing))
-    assert verdict(both).sentence == "1 of 2 partitions is not published."
+    assert run_state(both).sentence == "1 of 2 partitions is not published."
     met = replace(report, exit_code=3)
-    assert verdict(met).sentence == "Its partitions were published, but the run met a problem."
-    assert verdict(replace(report, exit_code=None)).state == "unknown"
+    assert run_state(met).sentence == "Its partitions were published, but the run had a problem."
+    assert run_state(replace(report, exit_code=None)).state == "unknown"
 
 
 def test_queries_quote_what_they_name(report):

@@ -217,7 +217,7 @@ def test_code_that_branches_on_sizes_narrows_the_sizes_of_the_file(out: Path) ->
 def test_code_that_branches_on_sizes_is_refused_where_no_other_size_is_right(out: Path) -> None:
     """Exported at odd sides, the file would pad even ones too."""
     message = refused("branches_on_sizes", out, any_size=True, input_chw=(1, 33, 33))
-    assert "would give PyTorch's results at 33x33 only" in message
+    assert "would be right at 33x33 only" in message
 
 
 def test_a_file_that_is_wrong_at_every_size_is_not_blamed_on_sizes(out: Path) -> None:
@@ -290,7 +290,7 @@ def test_one_of_several_outputs_is_chosen_by_name(out: Path) -> None:
 
 def test_several_outputs_need_a_choice(out: Path) -> None:
     """Their names are in the message, and a wrong choice is answered with them."""
-    assert "returns 2 outputs (mask, twice): say which one is the mask" in refused("two_outputs", out)
+    assert "returns 2 outputs (mask, twice): choose the mask with --output" in refused("two_outputs", out)
     assert "no output depth; it has: mask, twice" in refused("two_outputs", out, JobError, output="depth")
 
 
@@ -315,12 +315,12 @@ def test_a_binary_network_has_one_channel_and_one_class(out: Path) -> None:
 
 def test_a_wrong_number_of_classes_is_a_sentence(out: Path) -> None:
     """How many channels there are."""
-    assert "returns 3 channels (2x3x32x32), but 2 class(es) are named" in refused("small", out, classes=("a", "b"))
+    assert "returns 3 channels (2x3x32x32), but there are 2 class name(s)" in refused("small", out, classes=("a", "b"))
 
 
 def test_logits_that_are_called_probabilities_are_refused(out: Path) -> None:
     """Their range says so."""
-    assert "are no probabilities: the activation is logits, not softmax" in refused("small", out, activation="softmax")
+    assert "are not probabilities: the activation is logits, not softmax" in refused("small", out, activation="softmax")
 
 
 def test_probabilities_are_not_called_logits(out: Path) -> None:
@@ -337,19 +337,19 @@ def test_probabilities_are_not_called_logits(out: Path) -> None:
 @pytest.mark.parametrize(
     ("factory", "sentence"),
     [
-        ("drops_out", "the network's answer depends on chance: module middle gives another output in every run"),
+        ("drops_out", "the network's result is random: module middle gives another output in every run"),
         (
             "normalises_batches",
-            "an image's mask depends on its batch neighbours: module middle computes over the whole",
+            "a mask depends on other images of the batch: module middle computes over the whole",
         ),
         ("never_evaluates", "the network itself stays in training mode after eval()"),
         ("holds_nan", "the network returns NaN or infinity in PyTorch already"),
-        ("freezes_batch", "the network freezes its batch axis at 2"),
-        ("branches_on_pixels", r"the network chooses its way by the values of its pixels (export_networks.py:"),
+        ("freezes_batch", "the network fixes its batch axis at 2"),
+        ("branches_on_pixels", r"the network branches on the values of its pixels (export_networks.py:"),
         ("leaves_torch", "PyTorch cannot capture the network (export_networks.py:"),
         (
             "otherwise_while_exporting",
-            "PyTorch captured something else than the network computes, first in module middle",
+            "the program that PyTorch captured differs from the network, first in module middle",
         ),
     ],
 )
@@ -362,7 +362,7 @@ def test_a_network_that_cannot_be_exported_is_refused_with_its_reason(out: Path,
     ("factory", "function", "advice"),
     [
         ("kth_value", "kthvalue", "ONNX has TopK since opset 1, but PyTorch's exporter does not use it here; use topk"),
-        ("singular_values", "linalg_svd", "take it out of the network, or write it with other operators"),
+        ("singular_values", "linalg_svd", "remove it from the network, or replace it by other operators"),
         ("inverts", "linalg_inv", "no opset has an operator for it; compute the inverse beforehand"),
         ("cumulates", "cumprod", "ONNX has CumProd since opset 26, but"),
     ],
@@ -414,7 +414,7 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(tmp_path: Path)
     """A file where a folder is needed; not even the factory is called."""
     (tmp_path / "file").write_text("")
     message = refused("fails", tmp_path / "file" / "deep" / "net.onnx", JobError)
-    assert "is no folder that you may write to" in message
+    assert "is not a writable folder" in message
 
 
 def test_a_module_of_the_current_folder_is_found(tmp_path: Path) -> None:
@@ -493,7 +493,7 @@ def test_a_tolerance_that_nothing_meets_refuses_and_says_how_far_it_was(out: Pat
     strict = Tolerance(max_flipped=0.0, min_dice=1.0, max_abs_error=0.0)
     message = refused("attends", out, tolerance=strict)
     assert "the largest error of a value is" in message
-    assert "each node by itself is right" in message
+    assert "each single node is right" in message
 
 
 def test_the_contract_is_yaml_in_the_metadata(out: Path) -> None:
@@ -547,6 +547,6 @@ def test_the_contract_lies_beside_the_file_too(out):
 def test_a_contract_that_was_corrected_is_not_replaced(out):
     """Somebody's work, and nothing is written then."""
     out.with_suffix(".yaml").write_text("# mine\n")
-    with pytest.raises(JobError, match="says something else than this export would"):
+    with pytest.raises(JobError, match="differs from the contract of this export"):
         exported("small", out)
     assert not out.exists()

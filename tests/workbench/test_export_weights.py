@@ -78,7 +78,7 @@ def test_a_broken_safetensors_file_is_a_sentence(tmp_path: Path) -> None:
     """Never an error of its library."""
     pytest.importorskip("safetensors")
     (tmp_path / "net.safetensors").write_bytes(b"junk")
-    assert "no safetensors file, or a broken one" in refused(tmp_path / "net.safetensors")
+    assert "not a safetensors file, or damaged" in refused(tmp_path / "net.safetensors")
 
 
 def test_without_safetensors_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_missing_foreign_and_misshapen_tensors_are_named(path: Path, trained: An
     torch.save({**trained, "head.weight": torch.zeros(1), "0.weight": torch.zeros(2, 1, 5, 5)}, path)
     message = refused(path)
     assert "1 tensor(s) that the network needs are missing: 0.bias;" in message
-    assert "1 tensor(s) that the file holds are not the network's: head.weight;" in message
+    assert "1 tensor(s) in the file are not in the network: head.weight;" in message
     assert "1 tensor(s) have another shape: 0.weight is 2x1x5x5, not 2x1x3x3" in message
     assert "factory's arguments" in message
 
@@ -116,7 +116,7 @@ def test_missing_foreign_and_misshapen_tensors_are_named(path: Path, trained: An
 def test_many_wrong_tensors_are_counted(path: Path) -> None:
     """Three names and a number."""
     torch.save({f"layer{n}": torch.zeros(1) for n in range(9)}, path)
-    assert "9 tensor(s) that the file holds are not the network's: layer0, layer1, layer2 and 6 more" in refused(path)
+    assert "9 tensor(s) in the file are not in the network: layer0, layer1, layer2 and 6 more" in refused(path)
 
 
 def test_a_misfit_leaves_the_network_as_it_was(path: Path, trained: Any) -> None:
@@ -175,7 +175,7 @@ def test_a_torchscript_archive_is_refused(path: Path) -> None:
 def test_what_is_no_weights_file_is_a_sentence(path: Path, data: bytes) -> None:
     """Never an error of torch or pickle."""
     path.write_bytes(data)
-    assert refused(path).startswith(f"weights {path} are no file of torch.save, or a broken one: ")
+    assert refused(path).startswith(f"weights {path} are not a file of torch.save, or it is damaged: ")
 
 
 @pytest.mark.parametrize("tree", [{}, {"epoch": 3}, [1, 2], {"state_dict": {"a": 1}}])

@@ -86,7 +86,7 @@ def test_a_tile_of_another_size_than_the_files_is_a_mismatch():
     ("made", "expected"),
     [
         (models.threshold_model(two_outputs=True), "the model has 2 outputs: choose one with output.name"),
-        (models.threshold_model(lying_symbols=True), "output mask carries the batch's symbol on another axis"),
+        (models.threshold_model(lying_symbols=True), "output mask has the batch's symbol on another axis"),
         (models.threshold_model(half_size=True), "the output of a tile of 256x256 is 128x128"),
         (models.threshold_model("nhwc", half_size=True), "the output of a tile of 256x256 is 128x128"),
         (models.threshold_model(batch=1), "the batch axis is fixed at 1"),
@@ -186,7 +186,7 @@ def test_a_model_of_something_else_is_described_without_tiles():
     model.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 10]))
     seen = inspect(model.SerializeToString(), "m")
     assert (seen.tile_hw, seen.multiple_hw, seen.cost) == (None, None, None)
-    assert seen.findings[0].startswith("the first input is no batch of pictures (its shape: ['n', 10])")
+    assert seen.findings[0].startswith("the first input is not a batch of images (its shape: ['n', 10])")
 
 
 def test_a_second_input_is_found():
@@ -224,7 +224,7 @@ def test_activations_quantised_at_run_time_are_warned_of():
     net = Network()
     net.nodes.append(helper.make_node("DynamicQuantizeLinear", ["image"], ["quantised", "scale", "zero"]))
     seen = inspect(net.model(net.add("DequantizeLinear", "quantised", "scale", "zero")).SerializeToString(), "m")
-    assert "a tile's labels depend on its neighbours" in seen.findings[-1]
+    assert "a tile's labels depend on other tiles" in seen.findings[-1]
 
 
 def test_the_json_holds_everything():
@@ -284,7 +284,7 @@ def test_the_clouds_model_is_followed_through_computed_paddings():
     assert seen.levels == 5
     assert (seen.parameters // 10**5, seen.precision, seen.opset) == (195, "fp16", 17)
     assert (seen.cost.uncounted, seen.cost.unsized) == (0, 0)
-    assert ["carries the batch's symbol" in finding for finding in seen.findings] == [True]
+    assert ["has the batch's symbol" in finding for finding in seen.findings] == [True]
 
 
 @pytest.mark.real

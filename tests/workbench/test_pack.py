@@ -159,7 +159,7 @@ def test_a_packed_contract_pads_with_the_source_value_that_becomes_the_padding(s
     packed = pack(made.data, resolved(made.data, changed(made.contract, source=source)), PackSpec())
     taken = packed.model.contract.input
     assert (taken.padding, taken.pad_value, taken.pad_units) == expected
-    assert ("rejects pictures that need padding" in " ".join(packed.notes)) == (expected[0] == "refuse")
+    assert ("rejects images that need padding" in " ".join(packed.notes)) == (expected[0] == "refuse")
 
 
 def test_a_letterbox_whose_padding_no_source_value_becomes_is_not_packed():
@@ -226,7 +226,7 @@ def test_a_normalisation_by_the_picture_itself_stays_outside(kind):
     """A graph sees tiles, never the picture that they were cut from; the output alone can be packed."""
     made = models.threshold_model()
     model = resolved(made.data, changed(made.contract, source={"normalize": {"kind": kind}}))
-    with pytest.raises(ModelRefused, match=f"normalize {kind} is a statistic of each picture"):
+    with pytest.raises(ModelRefused, match=f"normalize {kind} needs statistics of the whole image"):
         pack(made.data, model, PackSpec())
     packed = pack(made.data, model, PackSpec(pre=False))
     assert packed.model.contract.input.normalize.kind == kind
@@ -502,7 +502,7 @@ def test_a_half_precision_network_is_packed():
     ("made", "spec", "sentence"),
     [
         (models.threshold_model(), PackSpec(pre=False, post=False), "neither its input nor its output"),
-        (models.threshold_model(activation="labels"), PackSpec(), "it returns labels already: pack the input"),
+        (models.threshold_model(activation="labels"), PackSpec(), "it already returns labels: pack only the input"),
         (models.threshold_model(channels=4, classes=300), PackSpec(), "300 classes do not fit into uint8"),
     ],
 )
@@ -563,7 +563,7 @@ def test_notes_say_what_changes_for_a_job():
     """Overlap, resizing, probabilities, and the one type of pictures that is left."""
     made = models.threshold_model(size=64)
     notes = " ".join(packed_of(made).notes)
-    assert "takes uint8 pictures and rejects others" in notes
+    assert "takes uint8 images and rejects others" in notes
     assert "cannot be blended where tiles overlap" in notes
     assert "no mean_probability" in notes
     stretched = changed(made.contract, source={"fit": "stretch"})
@@ -577,7 +577,7 @@ def test_a_file_whose_reference_labels_are_constant_says_that_a_change_goes_unse
     net = Network()
     data = net.model(net.conv("image", (3, 2))).SerializeToString()
     contract = changed(models.threshold_model("nchw", 3, 2).contract)
-    sentence = "the gate cannot notice a changed file: name the unpacked model in `check.reference`"
+    sentence = "the gate cannot notice a changed file: write the unpacked model in `check.reference`"
     assert sentence in " ".join(pack(data, resolved(data, contract), PackSpec()).notes)
     assert sentence not in " ".join(packed_of(models.threshold_model()).notes)
 

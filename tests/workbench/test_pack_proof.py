@@ -49,7 +49,7 @@ def test_another_weight_is_found():
     values = numpy_helper.to_array(weight).copy()
     values[1] *= 1.1
     weight.CopyFrom(numpy_helper.from_array(values, "weight"))
-    with pytest.raises(ModelRefused, match=r"the labels of the network: picture 0: [\d,]+ of 1,024 labels differ"):
+    with pytest.raises(ModelRefused, match=r"other labels than the network: picture 0: [\d,]+ of 1,024 labels differ"):
         proven(model.SerializeToString())
 
 
@@ -78,7 +78,7 @@ def test_a_guard_that_cries_without_reason_is_found():
     model = honest()
     last(model, "finite").output[0] = "guard"
     model.graph.node.append(helper.make_node("Sub", ["guard", "guard"], ["finite"]))
-    with pytest.raises(ModelRefused, match="finite scores count as NaN"):
+    with pytest.raises(ModelRefused, match="finite scores are reported as NaN"):
         proven(model.SerializeToString())
 
 
@@ -93,7 +93,7 @@ def test_a_guard_that_sleeps_is_found():
     constant(changed, "one", np.uint8([1]))
     changed.graph.node.append(helper.make_node("Add", ["none", "one"], ["finite"]))
     bright = [np.full((8, 8, 3), 255, np.uint8)]
-    with pytest.raises(ModelRefused, match="goes unseen"):
+    with pytest.raises(ModelRefused, match="is not detected"):
         prove(changed.SerializeToString(), packed.model, Unpacked(made.data, model), bright, exact=True)
 
 

@@ -83,7 +83,7 @@ def test_a_limit_of_memory_is_remembered(tmp_path):
 
 def test_ladders_of_another_precision_are_not_mixed(profile, tmp_path):
     """int8 does not begin with fp32's seconds."""
-    with pytest.raises(JobError, match="int8 cannot begin with what was measured in fp32"):
+    with pytest.raises(JobError, match="int8 cannot use measurements in fp32"):
         remember(profile, LadderMemory("int8", folder=tmp_path))
 
 
@@ -111,7 +111,7 @@ def test_a_batch_that_would_fill_the_memory_is_not_tried(tiny, model, monkeypatc
     monkeypatch.setattr(module, "peak_bytes", lambda *a, shape_nhwc, **k: ((2 + 2 * shape_nhwc[0]) * 10**9, 10**8))
     found = tune(tiny.data, model, SessionSpec(), engines=["onnxruntime"], threads=[1], rounds=1)
     assert [p.batch for p in found.points] == [1, 2]
-    assert "batches from 4 on: 1 sessions side by side would need about 10 GB" in found.left_out[0]
+    assert "batches from 4 on: 1 sessions at once would need about 10 GB" in found.left_out[0]
     assert found.limits == ()  # a job's ladder, which has the machine to itself, may climb on
 
 
@@ -139,7 +139,7 @@ def test_the_size_of_tile_can_be_chosen_where_it_is_open(tiny, model):
     assert found.tile_hw == (32, 64)
     with pytest.raises(JobError, match="fixes its tiles at 16x16"):
         tune(tiny.data, model, spec, tile_hw=(32, 32))
-    with pytest.raises(JobError, match="no multiples of 2"):
+    with pytest.raises(JobError, match="not multiples of 2"):
         tune(made.data, free, spec, tile_hw=(33, 32))
 
 

@@ -17,11 +17,11 @@ from unet_batch.planning.selection import SELECTIONS
 @click.option("--window", metavar="A..B", help=WINDOW_HELP)
 @click.option("--address", metavar="URL", help="Job server; default: http://127.0.0.1:8265.")
 @click.option("--backfill", "select", type=click.Choice(SELECTIONS), help="Backfill there with this selection.")
-@click.option("--follow", is_flag=True, help="Show its output, and leave with its exit code; Ctrl-C leaves it running.")
+@click.option("--follow", is_flag=True, help="Show the job's output, end with its exit code; Ctrl-C leaves it running.")
 @click.option(
-    "--forward-env", multiple=True, metavar="NAME", help="Variable that travels with its value. May be repeated."
+    "--forward-env", multiple=True, metavar="NAME", help="Environment variable to send with its value. May be repeated."
 )
-@click.option("--image", "in_image", is_flag=True, help="The nodes' image has this package: it does not travel.")
+@click.option("--image", "in_image", is_flag=True, help="The nodes' image contains this package, so it is not sent.")
 @click.option("--trust-network", is_flag=True, help="Accept plain http to another machine without a token.")
 @scoring
 def submit(
@@ -36,7 +36,7 @@ def submit(
     trust_network: bool,
     scoring: Scoring,
 ) -> None:
-    """Run the same on a cluster, as a Ray job. Submitting again resumes."""
+    """Run the job on a cluster, as a Ray job. Submitting again resumes it."""
     from unet_batch.on_ray.submission import ADDRESS, Submission
     from unet_batch.on_ray.submit import submit as send
 

@@ -1,4 +1,4 @@
-"""What all commands share: a job file with its overrides, the one line of JSON, and the exit code."""
+"""Shared parts of all commands: a job file with its overrides, the line of JSON, and the exit code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WINDOW_HELP = "Partitions: A..B, A, last, all, today or yesterday (days as 2026-
 
 
 def job_command(window: str | None) -> Callable[[Callable[..., None]], click.Command]:
-    """A command on a job file, with --set and --window. window: its default; None takes the job file's."""
+    """A command on a job file, with --set and --window. window: its default; None: the job file's."""
 
     def decorate(body: Callable[..., None]) -> click.Command:
         @functools.wraps(body)
@@ -43,39 +43,40 @@ OPTIONS: tuple[click.Option, ...] = (
         ["--max-active"],
         type=click.IntRange(min=1),
         metavar="N",
-        help="Hold and score at most N partitions at a time (each group starts its sessions anew); default: all.",
+        help="Hold and score at most N partitions at a time (each group starts new sessions); default: all.",
     ),
     click.Option(
         ["--deadline"],
         metavar="TIME",
-        help="06:00 (the next one, local time) or 2026-11-22T06:00: begin no unit that may end after it, and publish "
-        "what is complete by then.",
+        help="06:00 (the next one, local time) or 2026-11-22T06:00: start no unit that may end after it, and publish "
+        "the partitions that are complete by then.",
     ),
     click.Option(
         ["--wait", "wait_s"],
         type=click.FloatRange(min=0),
         default=0.0,
         metavar="SECONDS",
-        help="Wait so long for the leases of a run that may have died; one that renews them is never waited for.",
+        help="Seconds to wait for the leases of a run that may have died; a run that renews its leases is not waited "
+        "for.",
     ),
     click.Option(
         ["--rescore"],
         is_flag=True,
-        help="Score every image of the window again, also where its rows are published and up to date; the old rows "
+        help="Score every image of the window again, even if its rows are published and up to date; the old rows "
         "stay until the new ones replace them.",
     ),
     click.Option(
         ["--report", "with_report"],
         is_flag=True,
-        help="Write the page about the run at its end; whatever becomes of it, the exit code is the run's.",
+        help="Write the report at the end of the run; it does not change the exit code.",
     ),
 )
-"""What every command that scores takes, here or on a cluster: `run`, `backfill` and `submit`."""
+"""Options of every command that scores: `run`, `backfill` and `submit`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """The values of OPTIONS, in one place."""
+    """The values of OPTIONS."""
 
     newest_first: bool
     max_active: int | None
@@ -99,7 +100,7 @@ class Scoring:
 
 
 def scoring(body: Callable[..., None]) -> Callable[..., None]:
-    """The options of commands that score; the body gets them as one `scoring`."""
+    """Decorator: adds OPTIONS to a command; the body gets them as `scoring`."""
 
     @functools.wraps(body)
     def command(**given: Any) -> None:
@@ -120,12 +121,12 @@ def parse_deadline(text: str, now: datetime) -> datetime:
             return moment if moment.tzinfo else moment.replace(tzinfo=now.tzinfo)
         moment = datetime.combine(now.date(), time.fromisoformat(text), now.tzinfo)
     except ValueError as error:
-        raise JobError(f"--deadline {text!r} is neither a time like 06:00 nor one like 2026-11-22T06:00") from error
+        raise JobError(f"--deadline {text!r} is not a time such as 06:00 or 2026-11-22T06:00") from error
     return moment if moment > now else moment + timedelta(days=1)
 
 
 def say(passed: PassedOver, problems: Sequence[str] = ()) -> None:
-    """What lies in the archive and does not count, in one line, and what keeps a run from being complete."""
+    """Print what was passed over in the archive, in one line, and the problems of a run."""
     from unet_batch.cli.terminal import plain
 
     if passed.total:
@@ -135,7 +136,7 @@ def say(passed: PassedOver, problems: Sequence[str] = ()) -> None:
 
 
 class Exit(Exception):
-    """Leaves the command line with an exit code, after the result was printed."""
+    """Ends the command line with an exit code, after the result was printed."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -143,17 +144,17 @@ class Exit(Exception):
 
 
 _json_wanted: list[bool] = []
-"""Not empty where --json was given. The edge of the process has one answer for all its commands."""
+"""Not empty if --json was given; one state for all commands of the process."""
 
 
 def with_json(command: click.Command) -> None:
-    """Give a command, or every command of a group, the option --json, unless it has one of its own."""
+    """Add --json to a command, or to every command of a group, unless it has its own."""
     if isinstance(command, click.Group):
         for inner in command.commands.values():
             with_json(inner)
         return
     if all("--json" not in option.opts for option in command.params):
-        text = "Print the result as one line of JSON on stdout, also where stdout is a terminal."
+        text = "Print the result as one line of JSON on stdout, even if stdout is a terminal."
         command.params.append(click.Option(["--json"], is_flag=True, expose_value=False, callback=_want, help=text))
 
 
@@ -162,15 +163,15 @@ def _want(_context: click.Context, _option: click.Parameter, wanted: bool) -> No
 
 
 def finish(result: dict[str, Any], *, exit_code: int = ExitCode.COMPLETE) -> NoReturn:
-    """End a command with its result, which is the last line of stdout where a program reads it."""
+    """End a command with its result; without a terminal, it is the last line of stdout."""
     print_result(result, ExitCode(exit_code))
     raise Exit(exit_code)
 
 
 def print_result(result: dict[str, Any], exit_code: ExitCode) -> None:
-    """The result as one line of JSON on stdout, with the exit code and its name.
+    """Print the result as one line of JSON on stdout, with the exit code and its name.
 
-    A terminal gets none unless --json asked for it: the people before it read stderr.
+    On a terminal only with --json, because the messages on stderr are enough there.
     """
     sys.stderr.flush()
     if sys.__stdout__ is None or (sys.__stdout__.isatty() and not _json_wanted):

@@ -1,6 +1,6 @@
-"""The command line: arguments in, library calls, one JSON object as the last line of stdout. People read stderr.
+"""The command line: arguments, library calls, and one JSON object as the last line of stdout. Messages go to stderr.
 
-Library errors become exit codes here and nowhere else.
+Only this module converts library errors to exit codes.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ log = logging.getLogger(__name__)
 
 
 def main() -> NoReturn:
-    """Run the command line and leave the process with its exit code.
+    """Run the command line and end the process with its exit code.
 
-    The process leaves through os._exit: pyarrow can abort at interpreter exit after reading from a Python file object
-    (24 of 25 runs of one script did), which would replace our exit code.
+    The process ends with os._exit: pyarrow may abort at interpreter exit after reading from a Python file object (24 of
+    25 runs of one script), which would replace our exit code.
     """
     _log_to_stderr()
     stopping.install()
-    sys.stdout = sys.stderr  # Ray prints what its workers died of; stdout is for the result alone
+    sys.stdout = sys.stderr  # Ray prints messages; stdout is only for the result
     code: int = ExitCode.UNEXPECTED
     try:
         forwarded.take_in_driver()
@@ -57,7 +57,9 @@ def main() -> NoReturn:
         code = ExitCode.SETUP
     except (KeyboardInterrupt, click.Abort):
         signal = stopping.stopped_by() or "Ctrl-C"
-        code = _ended("run.stopped", f"stopped by {signal}; run the same command again to go on", ExitCode.UNFINISHED)
+        code = _ended(
+            "run.stopped", f"stopped by {signal}; run the same command again to continue", ExitCode.UNFINISHED
+        )
     except UnetBatchError as error:
         code = _ended(error.code, str(error), error.exit_code)
     except Exception:
@@ -70,7 +72,7 @@ def main() -> NoReturn:
 
 
 def _log_to_stderr() -> None:
-    """Lines with their time in UTC, as windows, runs and leases have it."""
+    """Log to stderr with times in UTC, as in windows, runs and leases."""
     shape = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
     shape.converter = gmtime
     lines = logging.StreamHandler(sys.stderr)
@@ -87,14 +89,14 @@ EXIT_CODES = "\b\nExit codes:\n" + "\n".join(f"  {code:d}  {code.meaning}" for c
 def cli() -> None:
     """Score archives of images with a U-Net in ONNX, and prove that every image has exactly one row.
 
-    Where several exit codes apply, the first of 3, 5, 4 is given; the JSON line has its name, too.
+    If several exit codes apply, it is the first of 3, 5, 4; the JSON line also has its name.
     """
 
 
 @job_command("all")
-@click.option("--list", "every", is_flag=True, help="Every partition on a line, however many there are.")
+@click.option("--list", "every", is_flag=True, help="List every partition.")
 def status(job: JobSpec, window: str, every: bool) -> None:
-    """Say of each partition whether it is published, partial, missing, stale or held by a run."""
+    """Show for each partition whether it is published, partial, missing, stale or held by a run."""
     from unet_batch.cli.terminal import print_status
     from unet_batch.job.verify import overview
     from unet_batch.planning.prepare import prepare
@@ -113,10 +115,10 @@ def status(job: JobSpec, window: str, every: bool) -> None:
 
 
 @job_command("all")
-@click.option("--keep-other-models", is_flag=True, help="Keep other models' parts: a rollback then needs no session.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@click.option("--keep-other-models", is_flag=True, help="Keep other models' parts: a rollback then needs no scoring.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
 def sweep(job: JobSpec, window: str, keep_other_models: bool, dry_run: bool) -> None:
-    """Remove what runs left behind: parts whose rows are published, dead leases, markers, indexes of lost tars."""
+    """Remove leftovers of runs: parts with published rows, dead leases, markers, indexes of deleted tars."""
     from unet_batch.job.sweep import sweep as remove
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
@@ -129,7 +131,7 @@ def sweep(job: JobSpec, window: str, keep_other_models: bool, dry_run: bool) -> 
 
 @job_command("all")
 def verify(job: JobSpec, window: str) -> None:
-    """Hold published rows against the archive as it is now; exit code 3 when they disagree."""
+    """Compare published rows with the current archive; exit code 3 if they disagree."""
     from unet_batch.cli.terminal import plain
     from unet_batch.job.verify import verify as compare
     from unet_batch.planning.prepare import prepare
@@ -164,12 +166,13 @@ def schema(as_json: bool) -> None:
 @job_command("all")
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
-@click.option("--b-output", metavar="URI", help="Another job's output, where B is looked for.")
+@click.option("--b-output", metavar="URI", help="Another job's output that holds B.")
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Images that differ most.")
 def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, top: int) -> None:
-    """Compare the masks of two runs, or models: what one reads before promoting a new one.
+    """Compare the masks of two runs or models, e.g. before promoting a new model.
 
-    A and B are runs, the first digits of a fingerprint, `published` (what readers see) or `job` (this job's own).
+    A and B are runs, the first digits of a fingerprint, `published` (the rows that readers see) or `job` (this job's
+    fingerprint).
     """
     from unet_batch.cli.terminal import print_table
     from unet_batch.planning.prepare import prepare
@@ -206,7 +209,7 @@ with_json(cli)
 
 
 def _ended(code: str, message: str, exit_code: ExitCode) -> ExitCode:
-    """Tell of an error: people on stderr; schedulers on stdout, unless it is a set-up to correct or a bug to report."""
+    """Report an error on stderr; also as JSON on stdout, unless it is a wrong set-up or a bug."""
     from unet_batch.cli.terminal import plain
 
     print(f"error [{code}]: {plain(message)}", file=sys.stderr)  # noqa: T201

@@ -1,4 +1,4 @@
-"""The `model` commands: from a network to a verified, packed file, and what this machine can run."""
+"""The `model` commands: export, inspect, pack, quantize, tune, check; and `doctor`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unet_batch.workbench.export.forms import NORMALIZE_FORMS
 
 @click.group()
 def model() -> None:
-    """Make a model fit to score with: export, inspect, pack, quantize, tune, check."""
+    """Prepare a model for scoring: export, inspect, pack, quantize, tune, check."""
 
 
 @model.command()
@@ -24,27 +24,27 @@ def model() -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The ONNX file to write.")
 @click.option("--input", "input_text", required=True, metavar="CxHxW", help="Channels, height, width: 1x256x256.")
 @click.option("--classes", required=True, metavar="N|A,B,…", help="Number of classes, or their names by channel.")
-@click.option("--weights", type=click.Path(path_type=Path), help="State dict: torch.save or safetensors; no code runs.")
+@click.option("--weights", type=click.Path(path_type=Path), help="State dict: torch.save or safetensors; runs no code.")
 @click.option(
     "--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="Argument of the factory. May be repeated."
 )
 @click.option("--dynamic", default="batch", show_default=True, help="Open axes: batch, or batch,height,width.")
 @click.option("--opset", default=20, show_default=True, help="Version of ONNX's operators.")
-@click.option("--normalize", metavar="HOW", help=f"What it was trained with: {NORMALIZE_FORMS}.")
-@click.option("--color", type=click.Choice(["gray", "rgb", "bgr", "bands"]), help="What its channels mean.")
+@click.option("--normalize", metavar="HOW", help=f"Normalisation of the training: {NORMALIZE_FORMS}.")
+@click.option("--color", type=click.Choice(["gray", "rgb", "bgr", "bands"]), help="Meaning of the input channels.")
 @click.option(
     "--fit",
     type=click.Choice(["tile", "stretch", "letterbox", "pad", "none"]),
     default="tile",
     show_default=True,
-    help="How a picture meets its size.",
+    help="How an image gets the input's size.",
 )
 @click.option(
     "--activation",
     type=click.Choice(["logits", "softmax", "sigmoid", "labels"]),
-    help="What its numbers are; left out: what the graph says.",
+    help="Meaning of the output values; default: from the graph.",
 )
-@click.option("--output", help="Which of several outputs is the mask: a dict's key, or a place in a tuple.")
+@click.option("--output", help="Output with the mask, if there are several: a dict's key or a position in a tuple.")
 def export(
     factory: str,
     out: Path,
@@ -60,9 +60,9 @@ def export(
     activation: Literal["logits", "softmax", "sigmoid", "labels"] | None,
     output: str | None,
 ) -> None:
-    """Export a PyTorch network to ONNX and verify the file against it; nothing is written unless they agree.
+    """Export a PyTorch network to ONNX and verify the file; it is written only if it agrees with the network.
 
-    What nothing in a network says is asked for on a terminal; without it the file has no contract.
+    On a terminal the command asks for missing settings; without them the file has no contract.
     """
     from unet_batch.workbench.export.arguments import parse_args, parse_input, parse_normalize
     from unet_batch.workbench.export.contract import contract_path, contract_text
@@ -71,9 +71,9 @@ def export(
 
     input_chw = parse_input(input_text)
     if normalize is None and sys.stdin.isatty():
-        normalize = click.prompt(f"What was it trained with ({NORMALIZE_FORMS})", err=True)
+        normalize = click.prompt(f"Normalisation of the training ({NORMALIZE_FORMS})", err=True)
     if color is None and input_chw[0] == 3 and sys.stdin.isatty():
-        color = click.prompt("What are its channels", type=click.Choice(["rgb", "bgr", "bands"]), err=True)
+        color = click.prompt("Meaning of the channels", type=click.Choice(["rgb", "bgr", "bands"]), err=True)
     report = export_network(
         ExportSpec(
             factory=factory,
@@ -107,9 +107,9 @@ def export(
 
 @model.command()
 @click.argument("path", metavar="MODEL")
-@click.option("--size", metavar="HxW", help="Tile to count for, where the model takes any size.")
+@click.option("--size", metavar="HxW", help="Tile size for the figures, if the model takes any size.")
 def inspect(path: str, size: str | None) -> None:
-    """Say what a model takes and returns, what it costs, and what a contract would have to say."""
+    """Show a model's inputs, outputs and cost, and its contract or a draft."""
     from unet_batch.cli.terminal import console
     from unet_batch.store.storage import Storage, canonical
     from unet_batch.workbench.inspect import inspect as inspect_model
@@ -125,12 +125,12 @@ def inspect(path: str, size: str | None) -> None:
 @model.command()
 @click.argument("path", metavar="MODEL")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The packed ONNX file to write.")
-@click.option("--contract", help="Contract of the model; left out: beside it, or in its metadata.")
+@click.option("--contract", help="Contract of the model; default: beside it, or in its metadata.")
 @click.option("--source", type=click.Choice(["uint8", "uint16"]), default="uint8", show_default=True, help="Pixels in.")
 @click.option("--pre/--no-pre", default=True, show_default=True, help="Layout and normalisation in the graph.")
-@click.option("--post/--no-post", default=True, show_default=True, help="Labels out, instead of scores.")
+@click.option("--post/--no-post", default=True, show_default=True, help="Labels instead of scores.")
 def pack(path: str, out: Path, contract: str | None, source: Any, **parts: bool) -> None:
-    """Put preprocessing and the decision into the graph, proven to give the same labels."""
+    """Move pre- and postprocessing into the graph, and prove that the labels stay the same."""
     from unet_batch.session.model_files import model_at
     from unet_batch.spec import TilingSpec
     from unet_batch.workbench.files import replace_file
@@ -164,8 +164,8 @@ def pack(path: str, out: Path, contract: str | None, source: Any, **parts: bool)
 @click.option("--window", metavar="A..B", help=WINDOW_HELP)
 @click.option("--images", type=click.IntRange(min=3), default=24, show_default=True, help="Tiles to calibrate with.")
 @click.option("--kind", type=click.Choice(["int8", "fp16"]), default="int8", show_default=True, help="int8 for CPUs.")
-@click.option("--any-cpu", is_flag=True, help="Weights in 7 bits: right on processors without VNNI or AMX too.")
-@click.option("--table", is_flag=True, help="Measure it beside other variants, in turns: takes minutes.")
+@click.option("--any-cpu", is_flag=True, help="Weights in 7 bits: also right on processors without VNNI or AMX.")
+@click.option("--table", is_flag=True, help="Also measure other variants; takes minutes.")
 def quantize(
     job: str,
     out: Path,
@@ -176,7 +176,7 @@ def quantize(
     any_cpu: bool,
     table: bool,
 ) -> None:
-    """Quantise a job's model with images of its archive; layers stay fp32 until its `check` would agree."""
+    """Quantise a job's model with images of its archive, within the tolerances of `check`."""
     from unet_batch.cli.terminal import print_table
     from unet_batch.gate.parity import Tolerance
     from unet_batch.planning.prepare import prepare
@@ -189,25 +189,25 @@ def quantize(
     from unet_batch.workbench.sample import archive_tiles
 
     spec = load_job(job, overrides)
-    # The source is calibrated here and not judged: it needs no reference, whatever it holds.
+    # The source is only calibrated here, so it needs no reference.
     prepared = prepare(spec.model_copy(update={"check": spec.check.model_copy(update={"images": 0})}))
     sample = archive_tiles(prepared, window_of(spec.window if window is None else window), images)
     tolerance = Tolerance(spec.check.max_flipped, spec.check.min_dice, spec.check.max_abs_error)
     asked = QuantizeSpec(kind=kind, tolerance=tolerance, reduce_range=True if any_cpu else None)
     made = quantize_model(prepared.model_bytes, prepared.model, sample.tiles_nhwc, asked)
     if file_precision(made.data) != kind:
-        raise ModelRefused(f"nothing of {spec.model.path} was quantised: its first and last layers stay fp32")
+        raise ModelRefused(f"no layer of {spec.model.path} was quantised: its first and last layers stay fp32")
     replace_file(out, made.data)
     report = made.report.to_json()
     heading, *lines = rows(made.report)
-    print_table("against fp32, on tiles that it was not calibrated with", heading, lines)
+    print_table("compared with fp32, on tiles not used for calibration", heading, lines)
     if table and kind == "int8":
         from unet_batch.workbench import variants
 
         ways = variants.variants(prepared.model_bytes, made.data)
         figures = variants.measure(ways, prepared.model, list(sample.tiles_nhwc[2::3]))
         heading, *lines = variants.rows(figures)
-        print_table("variants, measured in turns", heading, lines)
+        print_table("variants, interleaved runs", heading, lines)
     for note in made.report.notes:
         click.echo(f"note: {note}", err=True)
     replace_file(out.with_suffix(".quantize.json"), json.dumps(report, indent=1).encode())
@@ -216,12 +216,12 @@ def quantize(
 
 @model.command()
 @click.argument("path", metavar="MODEL")
-@click.option("--contract", help="Contract of the model; left out: beside it, or in its metadata.")
+@click.option("--contract", help="Contract of the model; default: beside it, or in its metadata.")
 @click.option("--batch-max", type=click.IntRange(min=1), default=8, show_default=True, help="Largest batch to try.")
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Turns of each point.")
-@click.option("--size", metavar="HxW", help="Tile to measure with, where the model takes any size.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each point.")
+@click.option("--size", metavar="HxW", help="Tile size, if the model takes any size.")
 @click.option(
-    "--remember/--no-remember", default=True, show_default=True, help="Keep the curve for this machine's jobs."
+    "--remember/--no-remember", default=True, show_default=True, help="Store the result for jobs on this machine."
 )
 def tune(
     path: str,
@@ -231,7 +231,7 @@ def tune(
     size: str | None,
     remember: bool,
 ) -> None:
-    """Measure batch sizes, threads and engines on this machine, and keep what a job's ladder would find."""
+    """Measure batch sizes, threads and engines on this machine, and store the result for jobs."""
     from unet_batch.cli.terminal import print_table
     from unet_batch.session.engines import file_precision
     from unet_batch.session.ladder import LadderMemory
@@ -262,7 +262,7 @@ def tune(
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
 @click.option("--window", metavar="A..B", help=WINDOW_HELP)
 def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
-    """Hold a job's session against a trusted one on images of its archive, as every run does before its first unit."""
+    """Compare a job's session with a trusted one on images of its archive, as every run does before its first unit."""
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
     from unet_batch.spec import load_job
@@ -272,7 +272,7 @@ def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
 
     spec = load_job(job, overrides)
     if spec.model.engine != "onnxruntime" and spec.model.ensemble is None:
-        # Here a crash would end this very command, without a word.
+        # A crash here would end this command without a message.
         prepared = prepare(spec)
         scored = prepared.model
         shape = (scored.batch or 1, *tile_of(scored, None), scored.contract.input.channels)
@@ -293,7 +293,7 @@ def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
 
 
 def _classes(text: str) -> tuple[str, ...]:
-    """`3` as background and two classes, or names as they are."""
+    """Class names: `3` means background and two classes; other texts are lists of names."""
     if not text.isdecimal():
         return tuple(name.strip() for name in text.split(","))
     count = int(text)
@@ -301,10 +301,10 @@ def _classes(text: str) -> tuple[str, ...]:
 
 
 def _any_size(text: str) -> bool:
-    """Whether height and width are open; the batch always is, and the two only together."""
+    """Whether height and width are open; they are open only together, and the batch always is."""
     names = {name.strip() for name in text.split(",") if name.strip()}
     if names - {"batch"} not in (set(), {"height", "width"}):
-        raise JobError(f"--dynamic {text!r} is neither batch nor batch,height,width")
+        raise JobError(f"--dynamic {text!r} is not batch or batch,height,width")
     return len(names - {"batch"}) == 2
 
 
@@ -319,7 +319,7 @@ def _size(text: str) -> tuple[int, int]:
 @click.argument("job", metavar="[JOB]", required=False, type=click.Path())
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=SET_HELP)
 def doctor(job: str | None, overrides: tuple[str, ...]) -> None:
-    """Say what this machine can run, why not the rest, and whether a job's stores and model are in order."""
+    """Show what this machine can run, why not the rest, and whether a job's stores and model are in order."""
     from unet_batch.cli.terminal import print_table
     from unet_batch.spec import load_job
     from unet_batch.workbench.diagnosis import diagnose_job

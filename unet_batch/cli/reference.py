@@ -1,4 +1,4 @@
-"""The reference of job file, contract, table, reasons and exit codes, generated from the code that they describe."""
+"""The reference of job file, contract, columns, reasons and exit codes, generated from the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that turns a run into a page."""
+"""The command that writes the report of a run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from unet_batch.spec import JobSpec
 
 PICTURES = 12
-"""Three lines of each kind on a wide screen."""
+"""Default number of pictures of each kind: three rows on a wide screen."""
 PATIENCE_S = 600.0
-"""How long a run waits for its page: hundreds of times what one takes."""
+"""How long a run waits for its report: hundreds of times the normal duration."""
 
 
 @job_command("all")
@@ -31,12 +31,12 @@ PATIENCE_S = 600.0
     default=PICTURES,
     show_default=True,
     metavar="N",
-    help="Pictures of the least certain images, and as many of a sample that stays the same; 0: none.",
+    help="Pictures of the least confident images, and the same number of a fixed sample; 0: none.",
 )
 def report(job: JobSpec, window: str, run: str | None, out: str | None, pictures: int) -> None:
-    """Write the page about a run: what was published and what was not, how fast, and which images to look at.
+    """Write the report of a run: partitions, rejections, speed, and images to review.
 
-    RUN is the name of a record; left out, it is the newest run that worked on the window.
+    RUN is the name of a run; default: the latest run that worked on the window.
     """
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
@@ -47,7 +47,7 @@ def report(job: JobSpec, window: str, run: str | None, out: str | None, pictures
     from unet_batch.store.objects import canonical
 
     if pictures > MOST_PICTURES:
-        raise JobError(f"--pictures {pictures}: a page holds at most {MOST_PICTURES} of each kind")
+        raise JobError(f"--pictures {pictures}: a report has at most {MOST_PICTURES} of each kind")
     prepared = prepare(job)
     record = newest_record(prepared, window_of(window)) if run is None else read_record(prepared.output, run)
     found = gather(prepared, record, pictures=pictures)
@@ -78,9 +78,9 @@ def report(job: JobSpec, window: str, run: str | None, out: str | None, pictures
 
 
 def report_apart(job: JobSpec, run: str) -> str | None:
-    """The URI of the page about a run that has ended, written by a process of its own; None, with a sentence, for none.
+    """Write the report of a finished run in a child process; returns its URI, or None after a message.
 
-    Whatever a picture does to its decoder, a store to the page, or a person to both: the run has ended as it has.
+    A child process, so that a crash, a slow store or Ctrl-C cannot change the result of the run.
     """
     try:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="unet-batch-", suffix=".yaml") as file:

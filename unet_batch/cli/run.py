@@ -1,4 +1,4 @@
-"""The commands that score on this machine, and the one that says what they would do."""
+"""The commands `plan`, `run` and `backfill`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
     from unet_batch.spec import JobSpec
 
 EXECUTORS = ("auto", "processes", "ray", "local")
-"""What may run units; `chosen` says which one `auto` is."""
+"""Choices of --executor; `chosen` resolves `auto`."""
 
 
 def runner(body: Callable[..., None]) -> Callable[..., None]:
-    """The options of commands that score on this machine; the body gets them as `start`, what begins the run."""
+    """Decorator: adds the options of commands that score on this machine."""
     executor = click.option(
         "--executor",
         type=click.Choice(EXECUTORS),
         default="auto",
         show_default=True,
-        help="processes: one for each core of this machine. ray: Ray Data, on a cluster or embedded. local: a plain "
-        "loop in this process. auto: processes; ray with --address, for GPUs, or where RAY_ADDRESS is set.",
+        help="processes: one for each core of this machine. ray: Ray Data, on a cluster or embedded. local: a loop in "
+        "this process. auto: processes; ray with --address, for GPUs, or if RAY_ADDRESS is set.",
     )
     address = click.option(
         "--address", metavar="HOST:PORT", help="Ray cluster to join; --executor ray without it embeds Ray."
@@ -42,14 +42,14 @@ def runner(body: Callable[..., None]) -> Callable[..., None]:
 
 @job_command(None)
 def plan(job: JobSpec, window: str) -> None:
-    """Say what a run would score: images, units, bytes. Changes nothing."""
+    """Show what a run would score: images, units, bytes. Changes nothing."""
     _plan(job, window, "due")
 
 
 @job_command(None)
 @runner
 def run(job: JobSpec, window: str, **how: Any) -> None:
-    """Score what the window still needs and publish every complete partition. Resuming is running again."""
+    """Score the open images of the window and publish every complete partition. Run it again to resume."""
     _run(job, window, "due", **how)
 
 
@@ -58,15 +58,15 @@ def run(job: JobSpec, window: str, **how: Any) -> None:
     "--select",
     type=click.Choice(SELECTIONS),
     show_default="missing",
-    help="missing: partitions without published rows. failed: rejections that another try may end differently, alone. "
-    "changed: published ones whose model, settings or images are others now. all: all of these.",
+    help="missing: partitions without published rows. failed: only rejections whose cause may be temporary. "
+    "changed: published partitions whose model, settings or images have changed. all: all of these.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be scored, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be scored; change nothing.")
 @runner
 def backfill(job: JobSpec, window: str, select: Select | None, dry_run: bool, scoring: Scoring, **how: Any) -> None:
-    """Score many partitions with one pool of sessions; each is published as soon as it is complete."""
+    """Score many partitions with one pool of sessions; each is published when it is complete."""
     if scoring.rescore and select not in (None, "all"):
-        raise JobError(f"--rescore scores every image of the window: leave out --select {select}")
+        raise JobError(f"--rescore scores every image of the window: remove --select {select}")
     if dry_run:
         _plan(job, window, select or "missing", rescore=scoring.rescore)
     _run(job, window, select or "missing", scoring=scoring, **how)
@@ -141,7 +141,7 @@ def _run(
     from unet_batch.worker.worker import Settings
 
     if address is not None and executor not in ("auto", "ray"):
-        raise JobError("--address goes with --executor ray")
+        raise JobError("--address needs --executor ray")
     kind = chosen(executor, address, job)
     if kind != "ray":
         forgo_pandas()

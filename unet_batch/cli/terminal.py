@@ -1,6 +1,6 @@
-"""What people read on stderr: text, tables, and a calendar of partitions.
+"""Output for a terminal on stderr: text, tables, and a calendar of partitions.
 
-Names, paths and messages are shown as they are: nothing in them is markup, and what a terminal would obey is escaped.
+Names, paths and messages are printed without markup, and control characters are escaped.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from unet_batch.job.verify import PartitionStatus
 from unet_batch.table.rows import partition_values
 
 CALENDAR_FROM = 11
-"""Partitions from which on a calendar says more than a list."""
+"""Number of partitions from which a calendar is shown in place of a list."""
 LISTED = 20
 TEXTS = (
     *("partition", "state", "holder", "subject", "reason", "class", "of class", "image", "for example"),
     *("side", "A", "B", "in A", "in B"),
 )
-"""Columns of words, set to the left; the others are figures."""
+"""Columns of text, aligned left; the others are numbers."""
 HEADED = (1, 5, 10, 15, 20, 25, 30)
-"""Days with their number above the calendar, which is 70 columns wide."""
+"""Days whose number is shown above the calendar, which is 70 columns wide."""
 NO_IMAGES = "·"
-"""A day of which the archive has nothing, and nothing is published."""
+"""A day without images in the archive and without published rows."""
 MARKS = {
     "published": ("P", "green"),
     "held": ("H", "cyan"),
@@ -41,17 +41,17 @@ MARKS = {
 
 
 def console() -> Console:
-    """The console of stderr. It prints text, never markup: `[cuda]` stays, and a path may hold `[/x]`."""
+    """The console of stderr, without markup: `[cuda]` and `[/x]` are printed literally."""
     return Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 
 def plain(value: object) -> str:
-    """A value as text without control characters and lone surrogates: each is shown as Python writes it, `\\x1b`."""
+    """A value as text; control characters and lone surrogates are written as in Python, `\\x1b`."""
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(value))
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table: words to the left, figures to the right."""
+    """Print a table: texts aligned left, numbers right."""
     table = Table(title=Text(plain(title), style="italic"), title_justify="left")
     for name in columns:
         table.add_column(Text(name), justify="left" if name in TEXTS else "right", overflow="fold")
@@ -61,7 +61,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
 
 
 def print_status(title: str, found: Sequence[PartitionStatus], *, every: bool) -> None:
-    """Partitions as a list where there are few (or `every`), else as a calendar and a list of what is not published."""
+    """Print partitions as a list if there are few (or `every`), else as a calendar and a list of unpublished ones."""
     days = {day: s for s in found if (day := _day(s.partition)) is not None}
     if every or len(found) < CALENDAR_FROM or len(days) < len(found):
         _print_list(title, found)
@@ -97,7 +97,7 @@ def _print_list(title: str, found: Sequence[PartitionStatus]) -> None:
 
 
 def _mark(days: dict[date, PartitionStatus], month: tuple[int, int], number: int) -> tuple[str, str]:
-    """A day's letter and colour: a dot where the archive has nothing, nothing where the month has no such day."""
+    """A day's mark and colour: a dot without images, empty if the month has no such day."""
     try:
         day = date(*month, number)
     except ValueError:
@@ -106,7 +106,7 @@ def _mark(days: dict[date, PartitionStatus], month: tuple[int, int], number: int
 
 
 def _day(partition: str) -> date | None:
-    """The day of a partition that is nothing but one."""
+    """The day of a partition `date=…`, else None."""
     values = partition_values(partition)
     try:
         return date.fromisoformat(values["date"]) if set(values) == {"date"} else None

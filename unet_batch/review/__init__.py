@@ -1,1 +1,1 @@
-"""What people look at after a run: the report, its pictures, and two sides compared."""
+"""Review after a run: the report, its pictures, and the comparison of two runs or models."""

@@ -1,8 +1,8 @@
 """How far two sets of masks agree over many images: two runs, or any other masks of the same images.
 
-Takes what each side says of an image: its masks, or a word why it has none. Knows no store, no file and no job.
-`imaging.mask_agreement` compares the masks of one image and has the rules for empty masks. Over many images, Dice and
-IoU of a class are those of all pixels together.
+Each side gives the masks of an image, or the reason why it has none. `imaging.mask_agreement` compares the masks of one
+image and defines the rules for empty masks. Over many images, Dice and IoU of a class are computed from the pixels of
+all images.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from unet_batch.imaging.mask_agreement import ImageAgreement, Overlap, agree
 from unet_batch.imaging.masks import Edges
 
 OK = "ok"
-"""What is said of a side that has masks where the other one has none."""
+"""The text of a side with masks if the other side has none."""
 OTHER_SIZE = "ok, at another size"
 TOP = 10
-"""Images that are kept as the ones that differ most."""
+"""Default number of images with the largest differences to keep."""
 
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """The masks that one side has of one image."""
+    """The masks of one side for one image."""
 
     edges: Mapping[str, Edges]
-    """By class name, without the classes that have no pixel."""
+    """Class name → edges of its mask; without classes that have no pixel."""
     size_hw: tuple[int, int]
-    """Of the masks; of the image, where it has no mask at all."""
+    """Rows and columns of the masks; of the image if it has no mask."""
 
 
-Said = Masks | str
-"""What a side says of an image: masks, or a word for what it has instead, such as the reason of a rejection."""
-Words = tuple[str, str]
-"""What A and B say of an image that is not compared."""
+MasksOrReason = Masks | str
+"""The masks of a side for an image, or a text why there are none, e.g. the reason of a rejection."""
+ReasonPair = tuple[str, str]
+"""The texts of A and B for an image that is not compared."""
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """How many images something is true of, and the first of them."""
+class CountedImages:
+    """A number of images, and one example."""
 
     images: int
     example: str
@@ -49,14 +49,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
-    """An image and how far its masks agree."""
+    """An image and the agreement of its masks."""
 
     key: str
     found: ImageAgreement
 
     @property
     def order(self) -> tuple[float, int, str]:
-        """Sorts the images that differ most first; of equals, the first key."""
+        """Sort key: the largest differences first, then by image key."""
         return -self.found.flipped_share, -self.found.flipped_px, self.key
 
     def to_json(self) -> dict[str, Any]:
@@ -79,9 +79,9 @@ class ClassAgreement:
     images: int = 0
     """Images in which either side has it."""
     overlap: Overlap = field(default_factory=Overlap)
-    """Of all images together."""
+    """Over all images."""
     sum_dice: float = 0.0
-    """Of the Dice of each image in which either side has the class."""
+    """Sum of the Dice of each image in which either side has the class."""
 
     def add(self, pair: Overlap) -> None:
         """Count one image in which either side has the class."""
@@ -93,7 +93,7 @@ class ClassAgreement:
 
     @property
     def mean_dice(self) -> float | None:
-        """Mean of the Dice of each image: small objects count as much as large ones."""
+        """Mean of the Dice of the images: small objects count as much as large ones."""
         return self.sum_dice / self.images if self.images else None
 
     def to_json(self) -> dict[str, Any]:
@@ -114,28 +114,28 @@ class Agreement:
     """Counts and sums over many images. Every image is either compared or in `not_compared`."""
 
     top: int = TOP
-    """Images that `most_flipped` keeps."""
+    """Length of `most_flipped`."""
     compared: int = 0
     """Images with masks on both sides."""
     unchanged: int = 0
-    """Of which the masks are the same in every pixel."""
+    """Number of these whose masks are the same in every pixel."""
     pixels: int = 0
     flipped_px: int = 0
     """Pixels whose set of classes differs."""
     classes: dict[str, ClassAgreement] = field(default_factory=dict)
     """By name."""
     confusion: Counter[tuple[str | None, str | None]] = field(default_factory=Counter)
-    """Flipped pixels by the class that only A has there and the class that only B has; None for no class."""
-    not_compared: dict[Words, Found] = field(default_factory=dict)
-    """By what A and B say."""
+    """(class of A, class of B) → pixels with the first class only in A and the second only in B; None: no class."""
+    not_compared: dict[ReasonPair, CountedImages] = field(default_factory=dict)
+    """Texts of A and B → images."""
     most_flipped: list[Ranked] = field(default_factory=list)
-    """The images with the largest share of flipped pixels, the worst first."""
+    """The images with the largest shares of flipped pixels, largest first."""
 
-    def add(self, key: str, found: ImageAgreement | Words, images: int = 1) -> None:
-        """Count an image, as `agree_on` compared it. images: how many say these words, of which key is the first."""
+    def add(self, key: str, found: ImageAgreement | ReasonPair, images: int = 1) -> None:
+        """Count the result of `agree_on`. images: number of images with this result; key is the first of them."""
         if isinstance(found, tuple):
-            before = self.not_compared.get(found, Found(0, key))
-            self.not_compared[found] = Found(before.images + images, before.example)
+            before = self.not_compared.get(found, CountedImages(0, key))
+            self.not_compared[found] = CountedImages(before.images + images, before.example)
             return
         self.compared += 1
         self.unchanged += found.flipped_px == 0
@@ -149,11 +149,11 @@ class Agreement:
 
     @property
     def flipped_share(self) -> float | None:
-        """Share of all pixels whose set of classes differs; None where nothing was compared."""
+        """Share of all pixels whose set of classes differs; None if nothing was compared."""
         return self.flipped_px / self.pixels if self.pixels else None
 
     def to_json(self) -> dict[str, Any]:
-        """Counts, and all that follows from them, for `json.dumps`; without the images that differ most."""
+        """Counts and derived figures, for `json.dumps`; without the images that differ most."""
         return {
             "compared": self.compared,
             "unchanged": self.unchanged,
@@ -169,11 +169,11 @@ class Agreement:
         }
 
 
-def agree_on(a: Said, b: Said) -> ImageAgreement | Words:
-    """How far the masks of one image agree; where they cannot be compared, what A and B say."""
+def agree_on(a: MasksOrReason, b: MasksOrReason) -> ImageAgreement | ReasonPair:
+    """How far the masks of one image agree, or the texts of A and B if they cannot be compared."""
     if isinstance(a, str) or isinstance(b, str):
         return a if isinstance(a, str) else OK, b if isinstance(b, str) else OK
-    sizes = {side.size_hw for side in (a, b) if side.edges} or {a.size_hw}  # an empty mask fits any size
+    sizes = {side.size_hw for side in (a, b) if side.edges} or {a.size_hw}  # the size of an empty mask does not matter
     if len(sizes) > 1:
         return OK, OTHER_SIZE
     height, width = sizes.pop()

@@ -1,6 +1,6 @@
-"""Where the time of a run went, and what to do about it: sentences from a summary, as a pure function.
+"""Where the time of a run was spent, and what to do about it: pure functions of a summary.
 
-Knows how the stages overlap in each placement; knows no store and no rows.
+The stages overlap in each placement in a different way; `_pace` describes how.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from unet_batch.job.summary import Summary
 
 Stage = Literal["read", "decode", "session", "encode"]
 STAGES: tuple[Stage, ...] = ("read", "decode", "session", "encode")
-"""In the order in which an image passes through them."""
+"""In processing order."""
 
 WORDS: Mapping[str, str] = {
     "read": "waiting for the store's bytes",
@@ -24,24 +24,24 @@ WORDS: Mapping[str, str] = {
     "start": "starting the executor",
 }
 ADVICE: Mapping[str, str] = {
-    "read": "Run closer to the store, raise `resources.fetch_threads`, or keep images in shards: many small objects "
-    "wait longer than a few large ones.",
-    "decode": "Give it more cores (beside GPUs: `resources.load_actors`), or store images nearer to the size that the "
-    "model sees; where the contract resizes JPEGs, `input.reduced_jpeg` decodes fewer pixels, and changes them.",
-    "session": "This is the work itself. `unet-batch model tune` finds the batch size and the engine that pay, "
-    "`unet-batch model quantize` a faster file; else more workers.",
-    "encode": "Write less: leave png out of `output.masks`, set `output.confidence: false` where nobody reads it, or "
-    "`output.geometry: model` where masks may have the model's size. If the output's store is slow, raise "
-    "`limits.unit_images`, so that fewer parts are put.",
+    "read": "Run closer to the store, raise `resources.fetch_threads`, or store images in shards: many small objects "
+    "take longer than a few large ones.",
+    "decode": "Use more cores (with GPUs: `resources.load_actors`), or store images at about the model's size. If the "
+    "contract resizes JPEGs, `input.reduced_jpeg` decodes fewer pixels, but changes them.",
+    "session": "The model itself takes the time. `unet-batch model tune` finds the best batch size and engine, "
+    "`unet-batch model quantize` makes a faster file; otherwise use more workers.",
+    "encode": "Write less: remove png from `output.masks`, set `output.confidence: false` if it is not used, or "
+    "`output.geometry: model` if masks may have the model's size. If the output's store is slow, raise "
+    "`limits.unit_images`, so that there are fewer parts to put.",
     "publish": "Publishing merges a partition's parts in the driver: run it near the output's store, and raise "
     "`limits.unit_images`, so that there are fewer parts to merge.",
-    "idle": "A short run is mostly start: actors load the model, and a gate looks at the session, before the first "
-    "unit. Let one run score several partitions (`unet-batch backfill`). In a long run, units that are too few leave "
-    "workers without one: lower `limits.unit_images`.",
-    "start": "Short runs pay it over and over: let one run score several partitions (`unet-batch backfill`).",
+    "idle": "Most of a short run is start-up: actors load the model, and the gate checks the session, before the first "
+    "unit. Score several partitions in one run (`unet-batch backfill`). In a long run, workers may have no unit: lower "
+    "`limits.unit_images`, so that there are more units.",
+    "start": "Short runs spend most of their time on it: score several partitions in one run (`unet-batch backfill`).",
 }
 OCCUPIED_LEAST = 0.5
-"""Workers that are in no stage for longer than in all of them would not be sped up much by a faster stage."""
+"""Share of their time that workers must spend in stages; below it, a faster stage would not help much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +51,24 @@ class StageTime:
     stage: Stage
     words: str
     seconds: float
-    """Of all workers together."""
+    """Sum over all workers."""
     share: float
-    """Of the seconds of all stages."""
+    """Share of the seconds of all stages."""
     per_image_ms: float
 
 
 @dataclass(frozen=True, slots=True)
 class Bottleneck:
-    """What a run would have to do faster to be faster."""
+    """What limits the speed of a run."""
 
     name: str
-    """A stage, `publish`, `start`, or `idle` where workers had nothing to do."""
+    """A stage, `publish`, `start`, or `idle` if workers had no unit."""
     sentence: str
     advice: str
 
 
 def stage_times(did: Summary) -> tuple[StageTime, ...]:
-    """All four stages in their order; none where nothing was scored."""
+    """All four stages in order; empty if nothing was scored."""
     seconds = {stage: did.stage_s.get(f"{stage}_s", 0.0) for stage in STAGES}
     total, images = sum(seconds.values()), did.ok + did.rejected
     if total <= 0 or not images:
@@ -79,7 +79,7 @@ def stage_times(did: Summary) -> tuple[StageTime, ...]:
 
 
 def bottleneck(did: Summary) -> Bottleneck | None:
-    """What a run waited for longest; None where nothing was scored."""
+    """What a run waited for longest; None if nothing was scored."""
     spent = {time.stage: time.seconds for time in stage_times(did)}
     if not spent:
         return None
@@ -90,18 +90,17 @@ def bottleneck(did: Summary) -> Bottleneck | None:
     stage, occupied_s = _pace(spent, did)
     if did.workers and occupied_s < OCCUPIED_LEAST * did.score_s:
         share = occupied_s / did.score_s
-        text = f"The bottleneck is no stage: the workers were in one for {share:.0%} of the time of scoring"
-        return Bottleneck("idle", f"{text}, and started or waited for the rest.", ADVICE["idle"])
+        text = f"The bottleneck is not a stage: the workers were in one for {share:.0%} of the time of scoring"
+        return Bottleneck("idle", f"{text}, and started or waited in the remaining time.", ADVICE["idle"])
     return Bottleneck(stage, f"The bottleneck is {_noun(stage)}: {_evidence(stage, spent, did)}.", ADVICE[stage])
 
 
 def _pace(spent: Mapping[Stage, float], did: Summary) -> tuple[Stage, float]:
-    """The stage that sets the pace, and the seconds for which it occupied each actor of its kind.
+    """The slowest stage, and the seconds for which it occupied each actor of its kind.
 
-    A worker has two units under way, on Ray and as a process: it waits for the bytes of one, or of both, while at most
-    one is computed, so reading costs time only where it takes longer than all that the worker computes meanwhile. The
-    plain loop does one after the other. With actors of their own for loading, the slower kind sets the pace, whatever
-    the seconds of the other one add up to; there the session and the encoding of another unit go on side by side.
+    A worker, on Ray or as a process, works on two units: it reads one while it computes the other, so reading counts
+    only if it takes longer than the computing. The plain loop reads and computes in turn. With separate load actors,
+    the slower kind of actors counts; there the session and the encoding of another unit run in parallel.
     """
     workers = max(did.workers, 1)
     if did.loaders:
@@ -124,7 +123,7 @@ def _evidence(stage: Stage, spent: Mapping[Stage, float], did: Summary) -> str:
     total = sum(spent.values())
     text = f"{spent[stage]:,.1f} s {WORDS[stage]}, {spent[stage] / total:.0%} of all stages' time"
     if not where or did.score_s <= 0 or (share := spent[stage] / (where * did.score_s)) > 1:
-        return text  # an older record, or stages that overlap in one worker
+        return text  # an older record, or stages that overlap in a worker
     return f"{text}, and {share:.0%} of the time of {where} {kind}{'s' if where > 1 else ''}"
 
 

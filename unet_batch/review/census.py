@@ -1,7 +1,7 @@
-"""What the published rows of some partitions say together: counts, reasons, areas, confidences, and whom to look at.
+"""Figures over the published rows of some partitions: counts, reasons, areas, confidences, and images to review.
 
-Knows columns, and reads neither masks nor stores: plain Arrow over a few columns, row group by row group, so that any
-engine that reads the table finds the same figures. In memory are 8 bytes per class and image, and a few names.
+Plain Arrow over a few columns without masks, one row group at a time, so that any engine that reads the table finds the
+same figures. Memory: 8 bytes per class and image, and a few names.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ COLUMNS = [
     "classes.list.element.id", "classes.list.element.name", "classes.list.element.fraction",
 ]  # fmt: skip
 EXAMPLES = 3
-"""Images that stand for a reason."""
+"""Example images per reason."""
 BINS = 20
 QUANTILES = (0.05, 0.5, 0.95)
-AREA_TOPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-CONFIDENCE_FEET = (0.99, 0.98, 0.95, 0.9, 0.8, 0.5, 0.0)
-"""Where histograms may end and begin: round numbers, so that two nights can be laid side by side."""
+AREA_HISTOGRAM_MAXIMA = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+CONFIDENCE_HISTOGRAM_MINIMA = (0.99, 0.98, 0.95, 0.9, 0.8, 0.5, 0.0)
+"""Allowed upper and lower ends of histograms: round numbers, so that two reports can be compared."""
 FEW = 0.5
-"""Empty masks are worth a look where fewer images than this share have one."""
+"""Share of images with empty masks below which the report lists examples of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Rows of one partition, or of all."""
+    """Numbers of rows, of one partition or of all."""
 
     rows: int = 0
     ok: int = 0
     rejected: int = 0
     of_this_run: int = 0
-    """Rows that the run scored; the others were there when it began, or came later."""
+    """Rows that this run scored; other runs scored the rest."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -55,7 +55,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """All images that were rejected for one reason."""
+    """The images that were rejected for one reason."""
 
     reason: str
     images: int
@@ -65,7 +65,7 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """How often values lie between neighbouring edges; the last bin holds its upper edge, too."""
+    """Number of values between neighbouring edges; the last bin includes its upper edge."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -78,11 +78,11 @@ class ClassFigures:
     id: int
     name: str
     images: int
-    """Images that have at least one pixel of it."""
+    """Images with at least one pixel of the class."""
     share: float
-    """Of all scored images."""
+    """Share of all scored images."""
     mean: float | None
-    """Mean area fraction over the images that have it; None where none has."""
+    """Mean area fraction over these images; None if there are none."""
     quantiles: tuple[float, ...]
     """QUANTILES of the same."""
     histogram: Histogram | None
@@ -90,10 +90,10 @@ class ClassFigures:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Candidate:
-    """An image to look at, and where its row lies."""
+    """An image to review, and the place of its row."""
 
     rank: float
-    """Images are looked at in this order."""
+    """Sort key of the review."""
     image_key: str
     partition: str
     row: int
@@ -104,29 +104,29 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Everything that was counted."""
+    """All figures of a census."""
 
     counts: Counts
     rejected: tuple[Rejected, ...]
     classes: tuple[ClassFigures, ...]
     confidence: Histogram | None
-    """None where rows hold no confidence."""
+    """None if the rows have no confidence."""
     mean_confidence: float | None
     queue: tuple[Candidate, ...]
     """The least confident images first."""
     empty: int
     """Scored images without a pixel of any class."""
     empty_examples: tuple[str, ...]
-    """Image keys of the first of them, where most images are not empty."""
+    """Image keys of the first of them, if most images are not empty."""
     sample: tuple[Candidate, ...]
-    """The images whose keys have the smallest hashes: the same ones, however often their rows are replaced."""
+    """The images whose keys have the smallest hashes: the same images even if their rows are replaced."""
 
 
 class Census:
-    """Figures that grow by one partition at a time."""
+    """Collects figures, one partition at a time."""
 
     def __init__(self, run: str, *, queue: int, sample: int, classes: Mapping[int, str] | None = None) -> None:
-        """queue, sample: how many images are kept for a look. classes: by id, those that may occur in no image."""
+        """queue, sample: number of images to keep for review. classes: id → name, also of classes without pixels."""
         self._run = run
         self._most = {"queue": queue, "sample": sample}
         self._names = dict(classes or {})
@@ -141,17 +141,19 @@ class Census:
         self._empty_examples: list[str] = []
 
     def add(self, partition: str, file: pq.ParquetFile) -> Counts:
-        """Count a published object's rows. Raises ArrowException, OSError or KeyError for one that is damaged."""
+        """Count the rows of a published object. Raises ArrowException, OSError or KeyError if it is damaged."""
         of_file, first = Counts(), 0
         groups = range(file.metadata.num_row_groups)
-        for table in [file.read_row_group(group, columns=COLUMNS) for group in groups]:  # all are sound, or none counts
+        for table in [
+            file.read_row_group(group, columns=COLUMNS) for group in groups
+        ]:  # read all first, so that a damaged object counts nothing
             of_file += self._add(partition, table, first)
             first += len(table)
         self._counts += of_file
         return of_file
 
     def figures(self) -> Figures:
-        """What was found so far."""
+        """The figures so far."""
         confidences = np.concatenate(self._confidences) if self._confidences else np.empty(0)
         mostly_full = self._empty < FEW * self._counts.ok
         return Figures(
@@ -161,7 +163,7 @@ class Census:
                 for reason, images in sorted(self._reasons.items(), key=lambda entry: (-entry[1], entry[0]))
             ),
             classes=tuple(self._class(id_, name) for id_, name in sorted(self._names.items())),
-            confidence=_histogram(confidences, _foot(confidences), 1.0) if confidences.size else None,
+            confidence=_histogram(confidences, _lower_end(confidences), 1.0) if confidences.size else None,
             mean_confidence=float(confidences.mean()) if confidences.size else None,
             queue=tuple(self._queue),
             empty=self._empty,
@@ -235,7 +237,7 @@ class Census:
         if pieces is None:
             return ClassFigures(id_, name, 0, 0.0, None, (), None)
         found = np.concatenate(pieces)
-        top = next(top for top in AREA_TOPS if found.max() <= top or top == AREA_TOPS[-1])
+        top = next(top for top in AREA_HISTOGRAM_MAXIMA if found.max() <= top or top == AREA_HISTOGRAM_MAXIMA[-1])
         return ClassFigures(
             id=id_,
             name=name,
@@ -264,9 +266,11 @@ def _candidate(partition: str, row: Mapping[str, Any], rank: float) -> Candidate
     )
 
 
-def _foot(values: NDArray[np.float64]) -> float:
+def _lower_end(values: NDArray[np.float64]) -> float:
     lowest = float(values.min())
-    return next(foot for foot in CONFIDENCE_FEET if lowest >= foot or foot == CONFIDENCE_FEET[-1])
+    return next(
+        foot for foot in CONFIDENCE_HISTOGRAM_MINIMA if lowest >= foot or foot == CONFIDENCE_HISTOGRAM_MINIMA[-1]
+    )
 
 
 def _histogram(values: NDArray[np.float64], low: float, high: float) -> Histogram:
@@ -275,7 +279,7 @@ def _histogram(values: NDArray[np.float64], low: float, high: float) -> Histogra
 
 
 def rows_at(file: pq.ParquetFile, rows: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Some rows of a published object, whole, in the order asked for; reads no other row group than theirs."""
+    """The given rows of a published object, in the given order; reads only their row groups."""
     found: dict[int, dict[str, Any]] = {}
     first = 0
     for group in range(file.metadata.num_row_groups):

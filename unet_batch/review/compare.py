@@ -1,7 +1,4 @@
-"""Compare the rows of two runs or models, image by image.
-
-Knows which rows belong to the same image; reads no archive and no model, and changes nothing.
-"""
+"""Compares the rows of two runs or models, image by image. Reads no archive and no model; changes nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import Any
 from unet_batch.archive.window import Window
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import EVERYTHING, Scope
-from unet_batch.review.agreement import TOP, Agreement, Said, Words, agree_on
+from unet_batch.review.agreement import TOP, Agreement, MasksOrReason, ReasonPair, agree_on
 from unet_batch.review.run_records import EXAMPLES
 from unet_batch.review.sides import Rows, Side
 from unet_batch.store.storage import canonical
@@ -22,7 +19,7 @@ from unet_batch.table.rows import partition_values
 log = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 1024
-"""Rows of each side that are read together; only their masks are in memory, and all keys."""
+"""Rows of each side that are read together; memory holds their masks, and all keys."""
 ONLY_A, ONLY_B = ("a row", "no row"), ("no row", "a row")
 OTHER_VERSION = ("a row", "a row of another version")
 
@@ -34,13 +31,13 @@ class Comparison:
     a: Side
     b: Side
     partitions: Mapping[str, Agreement]
-    """Those in which either side has rows; the buckets of a partition are taken together."""
+    """The partitions in which either side has rows; the buckets of a partition count together."""
     total: Agreement
     notes: tuple[str, ...]
     """Sentences about rows that are missing."""
 
     def to_json(self) -> dict[str, Any]:
-        """All figures, for `json.dumps`; the images that differ most are those of all partitions together."""
+        """All figures, for `json.dumps`; the images with the largest differences are those of all partitions."""
         return {
             "a": self.a.to_json(),
             "b": self.b.to_json(),
@@ -53,22 +50,22 @@ class Comparison:
 def compare(
     prepared: Prepared, a: str, b: str, window: Window, *, b_output: str | None = None, top: int = TOP
 ) -> Comparison:
-    """The rows of B held against those of A, partition by partition.
+    """Compare the rows of B with those of A, partition by partition.
 
-    a, b: a run of the output, which stands for all rows of its fingerprint, whichever run scored them; the first 8 or
-    more hex digits of a fingerprint; `published`, whatever readers see; or `job`, the fingerprint of this job.
-    b_output: URI of another job's output, where b is looked for; read with this job's `output.options`.
-    top: how many images that differ most are kept.
+    a, b: a run of the output (all rows of its fingerprint, also of other runs); the first 8 or more hex digits of a
+    fingerprint; `published`, the rows that readers see; or `job`, the fingerprint of this job.
+    b_output: URI of another job's output that holds b; read with this job's `output.options`.
+    top: number of images with the largest differences to keep.
 
-    Rows of a fingerprint are those that its next publication would take. Rows are of the same image where image key
-    and version are equal; a version that was scored on one side only does not count where another one was on both.
-    Raises JobError where a word names nothing, Damaged for a published object that cannot be read, and StorageError
-    where the store fails.
+    The rows of a fingerprint are those that its next publication would choose. Rows with equal image key and version
+    belong to the same image. A version that only one side has does not count if both sides have another version.
+    Raises JobError for an unknown name, Damaged for a published object that cannot be read, and StorageError if the
+    store fails.
     """
     other = prepared
     if b_output is not None:
         other = replace(prepared, output=replace(prepared.output, uri=canonical(b_output).rstrip("/")))
-    # `last` is the newest day that either side has rows of, so it is found among all of them.
+    # `last` is the newest day with rows of either side, so all days are needed to find it.
     scope = EVERYTHING if window.kind == "last" else Scope(window)
     sides = Side(prepared, a, scope), Side(other, b, scope)
     total = Agreement(top)
@@ -96,8 +93,8 @@ def compare(
     return Comparison(*sides, dict(sorted(partitions.items())), total, notes)
 
 
-def _paired(a: Rows, b: Rows) -> Iterator[tuple[str, Said, Said]]:
-    """What both sides say of the images that both have, in the order in which A is read fastest."""
+def _paired(a: Rows, b: Rows) -> Iterator[tuple[str, MasksOrReason, MasksOrReason]]:
+    """The masks of both sides for the images that both have, in the order in which A is read fastest."""
     both = sorted(a.names & b.names, key=lambda name: (a.bucket(name), name))
     for begin in range(0, len(both), ROWS_AT_ONCE):
         some = both[begin : begin + ROWS_AT_ONCE]
@@ -105,8 +102,8 @@ def _paired(a: Rows, b: Rows) -> Iterator[tuple[str, Said, Said]]:
             yield key, said_a, said_b
 
 
-def _unpaired(a: Rows, b: Rows) -> Iterator[tuple[str, Words, int]]:
-    """The first of the images that only one side has, or of which each side has another version; and how many."""
+def _unpaired(a: Rows, b: Rows) -> Iterator[tuple[str, ReasonPair, int]]:
+    """Images of only one side, and images with different versions: example, texts of both sides, and number."""
     both = {key for key, _ in a.names & b.names}
     rest_a = {key for key, _ in a.names - b.names} - both
     rest_b = {key for key, _ in b.names - a.names} - both
@@ -124,6 +121,6 @@ def _absences(without: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 def _sameness(total: Agreement, *, same: bool) -> Iterator[str]:
     if same:
-        yield "A and B are the same rows: nothing can differ"
+        yield "A and B are the same rows"
     elif not total.compared:
         yield "no image has a prediction on both sides"

@@ -1,4 +1,4 @@
-"""A comparison as tables of texts: title, headings and rows. It formats figures and computes none."""
+"""A comparison as tables of texts: title, headings and rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from unet_batch.review.agreement import Agreement
 from unet_batch.review.compare import ONLY_A, ONLY_B, Comparison
 
 DIGITS_SHOWN = 12
-"""Of digests, in tables; the JSON has all of them."""
+"""Digits of digests in tables; the JSON has all of them."""
 
 TableOfTexts = tuple[str, Sequence[str], Sequence[Sequence[str]]]
 
@@ -23,7 +23,7 @@ def tables(comparison: Comparison) -> Iterator[TableOfTexts]:
     if len(lines) != 1:
         lines.append(("all", total))
     headings = ("partition", "compared", "only A", "only B", "others", "flipped", "lowest Dice")
-    yield "images, and the share of pixels that flip", headings, [(name, *_partition(found)) for name, found in lines]
+    yield "images, and their share of flipped pixels", headings, [(name, *_partition(found)) for name, found in lines]
     if total.classes:
         classes = [
             (name, f"{c.images_a:,}", f"{c.images_b:,}", *map(_score, (c.overlap.dice, c.overlap.iou, c.mean_dice)))
@@ -64,7 +64,7 @@ def _share(share: float | None) -> str:
 
 
 def _score(score: float | None) -> str:
-    """A Dice or IoU, rounded down: 1.0000 is a perfect one."""
+    """A Dice or IoU, rounded down, so that 1.0000 means exactly 1."""
     return "" if score is None else f"{math.floor(score * 1e4) / 1e4:.4f}"
 
 

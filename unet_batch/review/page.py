@@ -1,7 +1,7 @@
-"""A report as one HTML file that needs nothing else: no network, no script; pictures inside it, charts as SVG.
+"""A report as one self-contained HTML file: no network, no scripts, embedded pictures, charts as SVG.
 
-Knows how figures are written and which sentence comes first; computes none. All text is escaped by the template's
-engine, because names of images and messages are other people's text; a policy in the page forbids scripts besides.
+Formats figures and computes none. The template engine escapes all text, because image names and messages are untrusted;
+a policy in the page forbids scripts as well.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from typing import Literal
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from unet_batch.review.pictures import color_of
-from unet_batch.review.report import Report
+from unet_batch.review.report import RunReport
 from unet_batch.store.objects import path_of, scheme_of
 
 PARTITIONS_SHOWN = 100
-"""Lines of partitions: those that need somebody come first."""
+"""Most lines of partitions; those that need action come first."""
 FILES_NAMED = 31
-"""Partitions whose files the queries name; of more, they take the whole table by its fingerprint."""
+"""Most files in the SQL queries; with more partitions, the queries select the table by fingerprint."""
 
 SMALLEST_SHARE = 1e-6
 """Less than a pixel of a megapixel."""
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What an operator reads first."""
+class RunState:
+    """The state of the run's partitions, the first sentence of the page."""
 
     state: Literal["complete", "incomplete", "replaced", "unknown"]
     sentence: str
 
 
-def render(report: Report, *, now: datetime | None = None) -> bytes:
+def render(report: RunReport, *, now: datetime | None = None) -> bytes:
     """The page, UTF-8. now: the moment that it names as its own."""
     shown = sorted(report.partitions, key=lambda line: line.partition, reverse=True)
     shown.sort(key=lambda line: (line.published, not line.notes))
     page = _template().render(
         report=report,
-        verdict=verdict(report),
+        verdict=run_state(report),
         lines=sorted(shown[:PARTITIONS_SHOWN], key=lambda line: line.partition),
         hidden=max(len(shown) - PARTITIONS_SHOWN, 0),
         queries=queries(report),
@@ -52,28 +52,28 @@ def render(report: Report, *, now: datetime | None = None) -> bytes:
     return page.lstrip().encode()
 
 
-def verdict(report: Report) -> Verdict:
-    """Whether all is well, in one sentence."""
+def run_state(report: RunReport) -> RunState:
+    """Whether the run's partitions are complete, in one sentence."""
     total = len(report.partitions)
     later = sum(line.now in ("replaced", "gone", "damaged") for line in report.partitions)
     missing = total - report.published - later
     if report.exit_code is None:
         rest = f"Published so far: {report.published} of {_partitions(total)}."
-        return Verdict("unknown", f"The record has no end: this run was killed, or is still at work. {rest}")
+        return RunState("unknown", f"The record has no end: this run was killed, or is still running. {rest}")
     if report.exit_code == 0 and report.published == total:
-        return Verdict("complete", f"Every image that was listed in {_partitions(total)} has exactly one row.")
+        return RunState("complete", f"Every image that was listed in {_partitions(total)} has exactly one row.")
     if report.exit_code == 0:
-        text = f"The run was complete, but readers do not see its rows in {later:,} of {_partitions(total)} any more."
-        return Verdict("replaced", text)
+        text = f"The run was complete, but readers no longer see its rows in {later:,} of {_partitions(total)}."
+        return RunState("replaced", text)
     if not missing:
-        return Verdict("incomplete", "Its partitions were published, but the run met a problem.")
-    return Verdict(
+        return RunState("incomplete", "Its partitions were published, but the run had a problem.")
+    return RunState(
         "incomplete", f"{missing:,} of {_partitions(total)} {'is' if missing == 1 else 'are'} not published."
     )
 
 
-def queries(report: Report) -> str:
-    """SQL that finds the page's figures again in the published rows; DuckDB's dialect."""
+def queries(report: RunReport) -> str:
+    """SQL (DuckDB) that computes the page's figures from the published rows."""
     lines = [line for line in report.partitions if line.published]
     root = f"{report.output}/predictions"
     names = [f"{root}/{line.partition}/data.parquet" for line in lines]
@@ -103,7 +103,7 @@ def _partitions(count: int) -> str:
     return "1 partition" if count == 1 else f"{count:,} partitions"
 
 
-# How things are written ---------------------------------------------------------------------------------------------
+# Formats ------------------------------------------------------------------------------------------------------------
 
 
 @cache
@@ -130,7 +130,7 @@ def _template() -> Template:
 
 
 def _percent(share: float) -> str:
-    """Two figures that mean something: 12%, 1.2%, 0.012%."""
+    """A share with two significant digits: 12%, 1.2%, 0.012%."""
     if share <= 0 or share >= 0.0995:
         return f"{share:.1%}" if 0 < share < 1 else f"{share:.0%}"
     if share < SMALLEST_SHARE:

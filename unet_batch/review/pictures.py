@@ -1,7 +1,7 @@
-"""Thumbnails of scored images with the borders of their masks: pinned versions from the archive, masks from their rows.
+"""Thumbnails of scored images with the borders of their masks: images from the archive, masks from the rows.
 
-A picture that cannot be had becomes a sentence in its place, because a page about a run must not fail on one image that
-was deleted since.
+Images are read at their scored versions. A picture that cannot be made is replaced by a sentence, because a report must
+not fail if an image was deleted later.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from unet_batch.review.originals import NoPicture, masks_of, originals
 from unet_batch.table.parts import open_stream
 
 THUMBNAIL_PX = 384
-"""Longer side: half as much again as a page shows, for dense screens; a grainy picture has 60 kB then."""
+"""Longer side: 1.5 times the size on the page, for dense screens; a noisy picture then has 60 kB."""
 MOST_PICTURES = 60
-"""Of each kind: 120 grainy ones are a page of 10 MB, which still opens at once."""
+"""Most pictures of each kind: 120 noisy ones make a page of 10 MB."""
 MOST_PIXELS = 400_000_000
-"""Decoded for one page: about half a minute, and a few hundred megabytes at a time at most."""
+"""Most pixels to decode for one page: about half a minute, and a few hundred megabytes at a time."""
 ROW_COLUMNS = [
     "image_key", "uri", "member", "page", "source_version", "height", "width", "classes", "mask", "confidence"
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """An image as a page shows it, or why it does not."""
+class ReportPicture:
+    """A picture on the page, or the reason why there is none."""
 
     candidate: Candidate
     jpeg: bytes | None
     height: int
-    """Of the source picture."""
+    """Rows of the source image."""
     width: int
     classes: tuple[tuple[int, str, float], ...]
-    """Id, name and area fraction of what was found in it."""
+    """Id, name and area fraction of its classes."""
     stretched: bool = False
     """Whether contrast was stretched for display."""
     note: str = ""
-    """Why there is no picture, or why it has no outlines."""
+    """Why there is no picture, or why there are no outlines."""
 
 
 def color_of(id_: int) -> Color:
@@ -55,12 +55,12 @@ def color_of(id_: int) -> Color:
     return label_color(id_)
 
 
-def draw(prepared: Prepared, candidates: Sequence[Candidate]) -> tuple[Picture, ...]:
-    """A picture of every image, in their order. Only what says that a store or a job is wrong as a whole is raised."""
+def draw(prepared: Prepared, candidates: Sequence[Candidate]) -> tuple[ReportPicture, ...]:
+    """A picture of every image, in order. Raises only errors that concern the store or the job as a whole."""
     rows = dict(_rows(prepared, candidates))
-    found: dict[Candidate, Picture] = {}
+    found: dict[Candidate, ReportPicture] = {}
     for candidate, note in _without_row(candidates, rows):
-        found[candidate] = Picture(candidate, None, 0, 0, (), note=note)
+        found[candidate] = ReportPicture(candidate, None, 0, 0, (), note=note)
     left = MOST_PIXELS
     wanted: list[Candidate] = []
     for candidate, row in rows.items():
@@ -76,7 +76,7 @@ def draw(prepared: Prepared, candidates: Sequence[Candidate]) -> tuple[Picture, 
 
 
 def _rows(prepared: Prepared, candidates: Sequence[Candidate]) -> Iterator[tuple[Candidate, dict[str, Any]]]:
-    """The rows of all images that still lie where they were counted a moment ago."""
+    """The rows of the images whose rows have not been replaced since they were counted."""
     for partition in dict.fromkeys(candidate.partition for candidate in candidates):
         here = [candidate for candidate in candidates if candidate.partition == partition]
         try:
@@ -115,6 +115,6 @@ def _drawn(
 
 def _picture(
     candidate: Candidate, row: Mapping[str, Any], *, jpeg: bytes | None = None, stretched: bool = False, note: str = ""
-) -> Picture:
+) -> ReportPicture:
     classes = tuple((area["id"], area["name"], area["fraction"]) for area in row["classes"] or ())
-    return Picture(candidate, jpeg, row["height"], row["width"], classes, stretched, note)
+    return ReportPicture(candidate, jpeg, row["height"], row["width"], classes, stretched, note)

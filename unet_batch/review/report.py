@@ -1,7 +1,7 @@
-"""The facts of one run, for the page that an operator opens in the morning.
+"""The data of one run's report.
 
-Two sources, never mixed: what the run's record says of its work, and what the published rows of its partitions say of
-the images. Knows no HTML. A figure that neither source holds is None, and left out of the page.
+Two sources, which are not mixed: the run's record describes its work, and the published rows of its partitions describe
+the images. A figure that neither source holds is None and is left out of the page. No HTML here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from unet_batch.planning.prepare import Prepared
 from unet_batch.records import image_key
 from unet_batch.review.bottleneck import Bottleneck, StageTime, bottleneck, stage_times
 from unet_batch.review.census import EXAMPLES, Census, Counts, Figures, Rejected
-from unet_batch.review.pictures import Picture, draw
+from unet_batch.review.pictures import ReportPicture, draw
 from unet_batch.review.run_records import RunRecord, WorkedOn
 from unet_batch.store.objects import redact
 from unet_batch.table.parts import RowKey, open_rows, open_stream, row_keys
@@ -27,9 +27,9 @@ from unet_batch.table.publish import Published, read_commit
 from unet_batch.table.rowset import choose
 
 QUEUE = 20
-"""Images that the review queue names, pictures or not: what one person looks at before the first coffee is cold."""
+"""Images in the review queue."""
 STAGED_PARTS = 500
-"""Parts of one unpublished partition that are read for its rejections; each is a whole object."""
+"""Most staged parts of one unpublished partition that are read for its rejections; each is a whole object."""
 Now = Literal["published", "not published", "replaced", "gone", "damaged"]
 DAMAGE = (pa.ArrowException, OSError, KeyError, ValueError, TypeError)
 
@@ -44,14 +44,14 @@ class PartitionLine:
     images: int
     """Sources of its inventory then."""
     open: int
-    """Of which this run had to score."""
+    """Number of these that the run had to score."""
     now: Now
-    """published: readers see rows of this run's fingerprint. replaced, gone: the run published it, and they do not any
-    more."""
+    """published: readers see rows of this run's fingerprint. replaced, gone: the run published it, but readers no
+    longer see its rows."""
     counts: Counts | None
-    """Of those rows; None where there are none."""
+    """Counts of those rows; None if there are none."""
     notes: tuple[str, ...]
-    """Why it is not published, or what happened to it since."""
+    """Why it is not published, or what happened to it later."""
 
     @property
     def published(self) -> bool:
@@ -60,52 +60,52 @@ class PartitionLine:
 
 @dataclass(frozen=True, slots=True)
 class RejectedLine:
-    """One reason, over published or over staged rows."""
+    """One reason of rejections, over published or staged rows."""
 
     reason: str
     images: int
     can_help: bool
-    """Whether scoring the same bytes again may end differently."""
+    """Whether another run over the same bytes may give another result."""
     examples: tuple[tuple[str, str], ...]
     """Image key and message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What the record says about time; figures that it does not hold are None."""
+    """The times in the record; None for figures that it does not hold."""
 
     images_per_s: float | None
     read_bytes: int | None
     seconds: tuple[tuple[str, float], ...]
-    """What the driver did, in order: starting, scoring, publishing, stopping."""
+    """The phases of the driver, in order: starting, scoring, publishing, stopping."""
     stages: tuple[StageTime, ...]
     bottleneck: Bottleneck | None
     workers: int | None
     loaders: int
     batches: tuple[tuple[int, int], ...]
-    """(tiles in a batch, how often)."""
+    """(tiles in a batch, number of such batches)."""
     out_of_memory: int
     peak_worker_rss_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """One run and what became of it."""
+class RunReport:
+    """One run and the current state of its partitions."""
 
     run: str
     job: str
     root: str
-    """What all image keys begin with, and a page leaves out."""
+    """Common prefix of all image keys; the page leaves it out."""
     output: str
     started: datetime | None
     ended: datetime | None
     select: str
     exit_code: int | None
-    """None where the record has no end: the run was killed, or is at work."""
+    """None if the record has no end: the run was killed, or is still running."""
     problems: tuple[str, ...]
-    """Of the run as a whole; those of a partition are in its line."""
+    """Problems of the run as a whole; those of a partition are in its line."""
     hints: tuple[str, ...]
-    """What may be wrong with the rows though nothing failed."""
+    """What may be wrong with the rows although nothing failed."""
     partitions: tuple[PartitionLine, ...]
     figures: Figures
     rejected: tuple[RejectedLine, ...]
@@ -113,26 +113,26 @@ class Report:
     staged_rejected: tuple[RejectedLine, ...]
     """Over staged rows of partitions that are not published."""
     staged_unread: int
-    """Staged parts that were not read for it, because a partition has more than STAGED_PARTS."""
+    """Number of staged parts that were not read, because a partition has more than STAGED_PARTS."""
     speed: Speed | None
-    queue: tuple[Picture, ...]
-    sample: tuple[Picture, ...]
+    queue: tuple[ReportPicture, ...]
+    sample: tuple[ReportPicture, ...]
     facts: tuple[tuple[str, str], ...]
-    """Where the rows come from: model, fingerprint, provider, versions."""
+    """Provenance of the rows: model, fingerprint, provider, versions."""
     fingerprint: str
 
     @property
     def published(self) -> int:
-        """Partitions of which readers see rows of this run's fingerprint."""
+        """Number of partitions in which readers see rows of this run's fingerprint."""
         return sum(line.published for line in self.partitions)
 
     def shown(self, image_key: str) -> str:
-        """An image key as the page writes it: without what all of them begin with, and without anything signed."""
+        """An image key for the page: without the common prefix and without signatures."""
         return redact(image_key).removeprefix(self.root)
 
 
-def gather(prepared: Prepared, record: RunRecord, *, pictures: int) -> Report:
-    """Everything that is known of a run. Raises StorageError where the output's store fails.
+def gather(prepared: Prepared, record: RunRecord, *, pictures: int) -> RunReport:
+    """The report of a run. Raises StorageError if the output's store fails.
 
     pictures: most thumbnails of the review queue, and of the sample.
     """
@@ -143,7 +143,7 @@ def gather(prepared: Prepared, record: RunRecord, *, pictures: int) -> Report:
     open_ones = [line.partition for line in lines if not line.published]
     did = record.did
     staged, unread = _staged_rejected(prepared, record.fingerprint, open_ones)
-    return Report(
+    return RunReport(
         run=record.run,
         job=str(record.job.get("name", prepared.job.name)),
         root=_root(prepared.job.input.uri),
@@ -168,7 +168,7 @@ def gather(prepared: Prepared, record: RunRecord, *, pictures: int) -> Report:
 
 
 def _class_names(prepared: Prepared, record: RunRecord) -> dict[int, str]:
-    """The classes that rows of the run may hold, by id; none where the job has another fingerprint now."""
+    """The classes of the run's rows, by id; empty if the job now has another fingerprint."""
     if prepared.fingerprint != record.fingerprint:
         return {}
     output = prepared.model.contract.output
@@ -179,7 +179,7 @@ def _class_names(prepared: Prepared, record: RunRecord) -> dict[int, str]:
 
 
 def _root(uri: str) -> str:
-    """The folder in which all days of an archive lie, or the archive's own."""
+    """The folder above the days of an archive, or the archive's folder."""
     before, day, _ = uri.partition("{")
     return redact((before.rpartition("/")[0] if day else uri.rstrip("/")) + "/")
 
@@ -188,7 +188,7 @@ def _root(uri: str) -> str:
 
 
 def _line(prepared: Prepared, record: RunRecord, worked: WorkedOn, census: Census) -> PartitionLine:
-    """A partition's line; its rows are counted where they are of the run's fingerprint."""
+    """A partition's line; its rows are counted if they have the run's fingerprint."""
     name, notes = worked.partition, _problems_of(record, worked.partition)
     counts: Counts | None = None
     now: Now = "not published"
@@ -207,13 +207,13 @@ def _line(prepared: Prepared, record: RunRecord, worked: WorkedOn, census: Censu
 
 
 def _problems_of(record: RunRecord, partition: str) -> list[str]:
-    """What the run said about a partition, without its name."""
+    """The run's problems with a partition, without its name."""
     problems = record.did.problems if record.did else []
     return [redact(text.removeprefix(f"{partition}: ")) for text in problems if _is_of(text, partition)]
 
 
 def _problems_of_all(record: RunRecord) -> Iterator[str]:
-    """What the run said about no partition in particular."""
+    """The run's problems that do not belong to a single partition."""
     names = [worked.partition for worked in record.partitions]
     for text in record.did.problems if record.did else []:
         if not any(_is_of(text, name) for name in names):
@@ -225,7 +225,7 @@ def _is_of(problem: str, partition: str) -> bool:
 
 
 def _since(record: RunRecord, published: Published | None) -> list[str]:
-    """What others published there, as far as the run did not."""
+    """What other runs published in the partition."""
     if published is None:
         return []
     commit = published.commit
@@ -246,10 +246,7 @@ def _rejected_line(found: Rejected) -> RejectedLine:
 def _staged_rejected(
     prepared: Prepared, fingerprint: str, partitions: Sequence[str]
 ) -> tuple[tuple[RejectedLine, ...], int]:
-    """Rejections that wait in parts, where an operator must decide about them before anything is published.
-
-    And how many parts were not read for them.
-    """
+    """Rejections in staged parts of partitions that are not published, and the number of parts that were not read."""
     reasons: Counter[str] = Counter()
     examples: dict[str, list[tuple[str, str]]] = {}
     unread = 0
@@ -265,7 +262,7 @@ def _staged_rejected(
 
 
 def _staged(prepared: Prepared, uris: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Key, reason and message of every image in some parts whose winning row is a rejection."""
+    """Key, reason and message of every image in some parts whose chosen row is a rejection."""
     keys: list[list[RowKey]] = []
     messages: list[list[str | None]] = []
     for text in prepared.output.store.read_many([(uri, None) for uri in uris]):
@@ -275,7 +272,7 @@ def _staged(prepared: Prepared, uris: Sequence[str]) -> Iterator[tuple[str, str,
             file = open_rows(text)
             found = row_keys(file), file.read(columns=["message"]).column("message").to_pylist()
         except DAMAGE:
-            continue  # the next run says which part is damaged, and scores its images again
+            continue  # the next run reports the damaged part and scores its images again
         keys.append(found[0])
         messages.append(found[1])
     for winner in choose(keys).values():

@@ -1,6 +1,6 @@
-"""Runs as their records tell of them: found by name or by window, read with distrust, and typed.
+"""The records of runs: found by name or window, parsed as untrusted input.
 
-Knows what `publisher.Record` wrote, by this version or an earlier one, and that a run that was killed wrote no end.
+Reads the records of `publisher.Record`, of this version and earlier ones. The record of a killed run has no end.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ from unet_batch.table.output import Output
 
 EXAMPLES = 3
 STAMP_CHARACTERS = len("20261121T233000")
-"""Of a run's name, its second; of runs that began in the same one, the records say which was later."""
+"""Length of the time stamp in a run's name, to the second; the records decide between runs of the same second."""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkedOn:
-    """A partition as a run found it."""
+    """A partition at the start of a run."""
 
     partition: str
     state: str
-    """missing, partial, stale, or published where rejections were tried again."""
+    """missing, partial, stale, or published (if rejections were retried)."""
     images: int
     """Sources of its inventory."""
     open: int
-    """Of which had no row yet."""
+    """Number of these without a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What a run set out to do, and what it did."""
+    """The plan of a run, and what it did."""
 
     run: str
     started: datetime | None
     ended: datetime | None
-    """None where the run was killed, is still at work, or was written down by an earlier version."""
+    """None if the run was killed, is still running, or was recorded by an earlier version."""
     select: str
     version: str
     """Of this package."""
@@ -56,27 +56,27 @@ class RunRecord:
     fingerprint: str
     model: str
     job: Mapping[str, Any]
-    """The job as it was then; secrets are references."""
+    """The job at that time; secrets are references."""
     partitions: tuple[WorkedOn, ...]
     passed: PassedOver
-    """What lay in the archive and counted as no image; nothing in older records."""
+    """Names in the archive that were passed over; empty in older records."""
     did: Summary | None
-    """None where the record has no end."""
+    """None if the record has no end."""
 
 
 def read_record(output: Output, run: str) -> RunRecord:
-    """The record of a run. Raises JobError where there is none, naming the nearest, and where it is damaged."""
+    """The record of a run. Raises JobError if there is none (with the nearest names), and if it is damaged."""
     runs = run_names(output)
     if run not in runs:
         near = difflib.get_close_matches(run, runs, n=EXAMPLES, cutoff=0.5) or runs[:EXAMPLES]
-        instead = f"the nearest are {', '.join(near)}" if near else "it has no records of runs yet"
+        instead = f"similar names are {', '.join(near)}" if near else "it has no records of runs yet"
         raise JobError(f"no run of {output.uri} is called {run}: {instead}")
     return listed_record(output, run)
 
 
 def newest_record(prepared: Prepared, window: Window) -> RunRecord:
-    """The record of the run that began last, of those that worked on a partition of the window. Raises JobError."""
-    # What `last` means is the archive's to say; every other window says it itself.
+    """The record of the latest run that worked on a partition of the window. Raises JobError."""
+    # Only the archive can resolve `last`.
     found_now = archive_partitions(prepared, window, keep=False).partitions if window.kind == "last" else ()
     scope = resolved(window, found_now)
     for _, runs in groupby(run_names(prepared.output), key=lambda run: run[:STAMP_CHARACTERS]):
@@ -89,7 +89,7 @@ def newest_record(prepared: Prepared, window: Window) -> RunRecord:
 
 
 def run_names(output: Output) -> list[str]:
-    """Names of all runs that left a record, the newest first: they begin with the time at which they began."""
+    """Names of all runs with a record, newest first: names begin with the start time."""
     uris = (found.uri for found in output.store.list(output.runs))
     names = (uri.rpartition("/")[2] for uri in uris)
     return sorted((name.removesuffix(".json") for name in names if name.endswith(".json")), reverse=True)
@@ -126,7 +126,7 @@ def _moment(text: str | None) -> datetime | None:
 
 
 def _summary(did: Mapping[str, Any] | None) -> Summary | None:
-    """What the run did, as far as this version knows its fields."""
+    """The summary in a record, with the fields that this version knows."""
     if did is None:
         return None
     known = {field.name for field in fields(Summary)}

@@ -1,7 +1,7 @@
-"""The rows that a word names: where an output keeps them, and the masks in them.
+"""The two sides of a comparison: the rows that a name selects, and their masks.
 
-Keeps the keys of a partition's rows in memory and reads masks on request. Of several rows of one image it takes the one
-that publication takes (`rowset`). Reads run records and the output, and never the archive or a model.
+Keeps the keys of a partition's rows in memory and reads masks on request. Of several rows of one image it uses the one
+that publication would choose (`rowset`). Reads run records and the output, not the archive or a model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import Scope, without_bucket
 from unet_batch.planning.survey import published_inside
 from unet_batch.records import image_key
-from unet_batch.review.agreement import OK, Masks, Said
+from unet_batch.review.agreement import OK, Masks, MasksOrReason
 from unet_batch.review.run_records import EXAMPLES, RunRecord, listed_record, run_names
 from unet_batch.store.storage import Storage
 from unet_batch.table.merge import Containers
@@ -32,7 +32,7 @@ from unet_batch.table.rowset import Name, choose
 
 PUBLISHED, JOB = "published", "job"
 AREAS_ONLY = "ok, areas only (output.masks without rle)"
-NO_MASK = "ok, with runs that are no mask"
+NO_MASK = "ok, with runs that are not a mask"
 
 _COLUMNS = pa.schema([schema("all").field(name) for name in ("height", "width", "status", "reason", "classes")])
 _HEX = re.compile(r"[0-9a-f]{8,64}")
@@ -53,37 +53,37 @@ class Rows:
         """Image key and version of every row."""
 
     def bucket(self, name: Name) -> int:
-        """Rows of one bucket are read fastest together, in the order of names."""
+        """The bucket of a row. Rows are read fastest by bucket, in the order of names."""
         return self._buckets[self._places[name][0]]
 
-    def take(self, names: Sequence[Name]) -> Iterator[Said]:
-        """What the rows of these names say, in this order. Raises Damaged or StorageError."""
-        return _said(self._files.take([self._places[name] for name in names], _COLUMNS))
+    def take(self, names: Sequence[Name]) -> Iterator[MasksOrReason]:
+        """The masks in the rows of these names, in order. Raises Damaged or StorageError."""
+        return _masks_of_rows(self._files.take([self._places[name] for name in names], _COLUMNS))
 
 
 class Side:
-    """One side of a comparison: the rows that one word names, and a count of what was read."""
+    """One side of a comparison: the rows that a name selects, with counts of the rows read so far."""
 
     def __init__(self, prepared: Prepared, asked: str, scope: Scope) -> None:
-        """Lists the output. Raises JobError where the word names nothing.
+        """Lists the output. Raises JobError for an unknown name.
 
         asked: `published`, `job`, a run, or the first 8 or more hex digits of a fingerprint.
         """
         self._prepared = prepared
         named = None if asked == PUBLISHED else _named(prepared, asked)
         self.fingerprint = named[0] if named else None
-        """Whose rows count; None: all that are published."""
+        """The fingerprint of the rows that count; None: all published rows."""
         self._model = named[1] if named else ""
         self._visible = set(published_inside(prepared.output, scope))
         self._parts = self._staged(scope)
         self.asked = asked
         self.output = prepared.output.uri
         self.models: dict[str, str] = {}
-        """By the fingerprints of the rows, the SHA-256 of their ONNX files."""
+        """Fingerprint of the rows → SHA-256 of their ONNX files."""
         self.images = 0
-        """Rows that were read."""
+        """Number of rows read so far."""
         self.partitions: dict[str, list[str]] = {}
-        """By partition, its buckets, or itself."""
+        """Partition → its buckets, or the partition itself."""
         for name in sorted(self._visible | self._parts.keys()):
             self.partitions.setdefault(without_bucket(name), []).append(name)
 
@@ -99,7 +99,7 @@ class Side:
         return rows
 
     def to_json(self) -> dict[str, Any]:
-        """What was read so far, for `json.dumps`."""
+        """The side with the rows read so far, for `json.dumps`."""
         return {
             "asked": self.asked,
             "output": self.output,
@@ -136,8 +136,8 @@ class Side:
         return {name: sorted(uris) for name, uris in parts.items()}
 
 
-def _said(table: pa.Table) -> Iterator[Said]:
-    """What each row of a table with _COLUMNS says. Read by column, which is several times as fast as row by row."""
+def _masks_of_rows(table: pa.Table) -> Iterator[MasksOrReason]:
+    """The masks of each row of a table with _COLUMNS, read by column, which is several times faster than by row."""
     classes = table.column("classes").combine_chunks()
     fields = ("name", ["rle", "size"], ["rle", "counts"])
     cells = list(zip(*(pc.struct_field(classes.values, field).to_pylist() for field in fields), strict=True))
@@ -147,7 +147,7 @@ def _said(table: pa.Table) -> Iterator[Said]:
         yield _masks(cells[begin:end], (height, width)) if status == OK else reason
 
 
-def _masks(cells: Sequence[tuple[str, list[int] | None, str | None]], source_hw: tuple[int, int]) -> Said:
+def _masks(cells: Sequence[tuple[str, list[int] | None, str | None]], source_hw: tuple[int, int]) -> MasksOrReason:
     """The masks of a row. cells: name, size and COCO counts of each class."""
     found, sizes = {}, {source_hw} if not cells else set()
     for name, size, counts in cells:
@@ -162,7 +162,7 @@ def _masks(cells: Sequence[tuple[str, list[int] | None, str | None]], source_hw:
 
 
 def _named(prepared: Prepared, asked: str) -> tuple[str, str]:
-    """The fingerprint that a word names, and its model. Raises JobError where it names none, or several."""
+    """The fingerprint of a name, and its model. Raises JobError for an unknown or ambiguous name."""
     if asked == JOB:
         return prepared.fingerprint, prepared.model.sha256
     runs = run_names(prepared.output)
@@ -177,7 +177,7 @@ def _named(prepared: Prepared, asked: str) -> tuple[str, str]:
     found = sorted(name for name in known if _HEX.fullmatch(digits) and name.startswith(digits))
     if len(found) > 1:
         several = ", ".join(found[:EXAMPLES])
-        raise JobError(f"{asked} is the beginning of several fingerprints ({several}): write more of its digits")
+        raise JobError(f"{asked} is the beginning of several fingerprints ({several}): write more digits")
     if not found:
         last = f"its last runs are {', '.join(runs[:EXAMPLES])}" if runs else "it has no runs yet"
         raise JobError(

@@ -1,1 +1,1 @@
-"""What people do to a model file: export, inspect, pack, quantize, tune. No worker imports it."""
+"""Tools for model files: export, inspect, pack, quantize, tune. No worker imports this package."""

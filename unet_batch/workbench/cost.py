@@ -1,7 +1,7 @@
 """The cost of a graph per tile: multiply-adds, and the largest number of bytes of values in memory at once.
 
-Knows nodes and the sizes of tensors, as `shapes` found them. Use the figures to compare models: an engine fuses,
-reorders and pads, so a run measures others.
+Computed from the nodes and the sizes of tensors (`shapes`). Use the figures to compare models; an engine fuses,
+reorders and pads, so measurements of a run differ.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ _WEIGHTS_AT = {
     "MatMulInteger": 1,
     "QLinearMatMul": 3,
 }
-"""Operators whose multiply-adds are counted, and the number of the input with their weights; others cost little."""
+"""Operator → number of the input with its weights. Multiply-adds of other operators are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one run of a graph costs, at the sizes it was measured with."""
+    """The cost of one run of a graph at given sizes."""
 
     multiply_adds: int
     """Of convolutions and matrix products."""
     uncounted: int
     """Convolutions and matrix products of unknown size, which are missing in `multiply_adds`."""
     peak_bytes: int
-    """Most bytes of values at once when nodes run in the file's order; ONNX Runtime on a CPU takes about twice this."""
+    """Most bytes of values at once if nodes run in the file's order; ONNX Runtime on a CPU takes about twice this."""
     unsized: int
     """Tensors of unknown size, which are missing in `peak_bytes`."""
 
 
 def cost(model: ModelProto, sizes: Mapping[str, InferredTensor]) -> Cost:
-    """Multiply-adds and peak memory of a graph at these sizes. Constants and what follows from them alone are free."""
+    """Multiply-adds and peak memory of a graph at these sizes. Tensors that depend only on constants do not count."""
     products = [_multiply_adds(node, sizes) for node in model.graph.node if node.op_type in _WEIGHTS_AT]
     peak, unsized = _peak(model, sizes)
     return Cost(
@@ -68,7 +68,7 @@ def _multiply_adds(node: NodeProto, sizes: Mapping[str, InferredTensor]) -> int 
     came, factor, went = first.known, second.known, out.known
     if came is None or factor is None or went is None:
         return None
-    if node.op_type == "ConvTranspose":  # weights are (channels in, channels out / group, ...): every input meets them
+    if node.op_type == "ConvTranspose":  # weights are (channels in, channels out / group, ...)
         return math.prod(came) * math.prod(factor[1:])
     if node.op_type == "Gemm":
         return math.prod(went) * came[0 if attribute(node, "transA", 0) else 1]
@@ -99,7 +99,7 @@ def _peak(model: ModelProto, sizes: Mapping[str, InferredTensor]) -> tuple[int, 
                 alive[name] = bytes_of(name)
                 total += alive[name]
         peak = max(peak, total)
-        # A value is freed after its last reader, at once if it has none; outputs stay to the end.
+        # A value is freed after its last reader, or at once if it has none; outputs stay to the end.
         for name in {*node.input, *node.output} & alive.keys():
             if last.get(name, place) <= place and name not in returned:
                 total -= alive.pop(name)

@@ -1,4 +1,4 @@
-"""Whether what a job needs is in order: stores, model, contract and providers. Changes nothing that lasts."""
+"""Checks the requirements of a job: stores, model, contract and providers. Makes no lasting changes."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from unet_batch.planning.prepare import Prepared, new_run_id, prepare
 from unet_batch.planning.survey import archive_partitions, nothing_found, surveyed, vanished, window_of
 from unet_batch.session.session import Device
 from unet_batch.spec import JobSpec
-from unet_batch.workbench.doctor import Finding
+from unet_batch.workbench.doctor import CheckResult
 from unet_batch.worker.worker import Settings, build_infer
 
 ANOTHER = "write another --window"
 
 
-def diagnose_job(job: JobSpec) -> list[Finding]:
-    """A finding for the model, the session, the archive and the output; behind a model that fails nothing is tried."""
+def diagnose_job(job: JobSpec) -> list[CheckResult]:
+    """One check result each for model, session, archive and output; after a failed model nothing else is tried."""
     try:
         prepared = prepare(job)
     except UnetBatchError as error:
-        return [Finding("job model", False, str(error))]
+        return [CheckResult("job model", False, str(error))]
     agreed = f"{job.model.path} agrees with its contract; fingerprint {prepared.fingerprint[:12]}"
-    return [Finding("job model", True, agreed), *_tried(prepared)]
+    return [CheckResult("job model", True, agreed), *_tried(prepared)]
 
 
 def check_job(job: JobSpec, window: Window) -> bool:
-    """Open the job's session on this machine and put it through the gate; False where the gate has nothing to check.
+    """Open the job's session on this machine and run the gate; False if the gate has nothing to check.
 
-    Raises ModelRefused beyond the tolerances, JobError where the window holds no image, and what opening raises.
+    Raises ModelRefused beyond the tolerances, JobError if the window holds no image, and the errors of opening.
     """
     prepared = prepare(job)
     for partition, sources in archive_partitions(prepared, window, keep=False).partitions.items():
@@ -58,7 +58,7 @@ def _settings(prepared: Prepared, *, check_unit: bytes | None = None) -> Setting
     )
 
 
-def _tried(prepared: Prepared) -> Iterator[Finding]:
+def _tried(prepared: Prepared) -> Iterator[CheckResult]:
     def session() -> str:
         build_infer(_settings(prepared), Device(threads=1))
         return f"{prepared.job.model.engine} opened it on this machine"
@@ -95,6 +95,6 @@ def _tried(prepared: Prepared) -> Iterator[Finding]:
     ]
     for name, step in steps:
         try:
-            yield Finding(name, True, step() or "")
+            yield CheckResult(name, True, step() or "")
         except UnetBatchError as error:
-            yield Finding(name, False, str(error))
+            yield CheckResult(name, False, str(error))

@@ -1,6 +1,6 @@
-"""What runs on this machine: every engine and provider opened and tried, and what the machine has for them.
+"""Which engines and providers run on this machine, and the machine's resources for them.
 
-Knows the table of engines and how to open a session. Trusts no list of compiled-in providers: each one scores a tile.
+Each provider is opened and scores a tile; lists of compiled-in providers are not used.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from unet_batch.session.session import Device
 from unet_batch.spec import Precision, SessionSpec, TilingSpec
 
 SIDE = 16
-"""Pixels on each side of the tile that is tried."""
+"""Side of the test tile, in pixels."""
 TOLERANCE = 0.02
-"""How far a result may lie from the right one: bf16 keeps 8 bits, and the model is one multiplication."""
+"""Largest error of a result: bf16 has 8 bits, and the model is one multiplication."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """Whether one thing that a job may ask for works here."""
+class CheckResult:
+    """Whether one provider, or one requirement of a job, works here."""
 
     subject: str
     """`onnxruntime cpu`, `openvino cpu in bf16`, `installation` …"""
     runs: bool
     reason: str
-    """What ran, or in one sentence why it does not and what to do."""
+    """What ran, or one sentence on why it does not run and what to do."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,27 +48,28 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What this machine offers to sessions on the CPU."""
+    """The resources of this machine for sessions on the CPU."""
 
     processor: str
     cores: int
-    """That this process may use: its affinity, not the host's count."""
+    """Cores that this process may use: its affinity, not the host's number."""
     memory_bytes: int | None
-    """Of the machine; None where nobody says."""
+    """Memory of the machine or container; None if unknown."""
     int8: bool
-    """AMX, AVX512-VNNI or AVX-VNNI: quantised models pay. Without it 8-bit products may saturate, and are slower."""
+    """AMX, AVX512-VNNI or AVX-VNNI: quantised models are faster. Otherwise 8-bit products may saturate and are slower.
+    """
     bf16: bool
-    """AVX512-BF16 or AMX: bf16 pays."""
+    """AVX512-BF16 or AMX: bf16 is faster."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def diagnose(providers: Sequence[str] = ()) -> list[Finding]:
-    """Every row of the table, tried on this machine, and the installation of ONNX Runtime.
+def diagnose(providers: Sequence[str] = ()) -> list[CheckResult]:
+    """Try every row of the table on this machine, and check the installation of ONNX Runtime.
 
-    Tried in fp32, and in tf32 and bf16 where that ran; fp16 and int8 need files of their own and no other libraries.
-    providers: names of further ONNX Runtime providers to try. Opening TensorRT builds an engine, which takes seconds.
+    Tried in fp32, and if that runs, in tf32 and bf16; fp16 and int8 need other files but no other libraries.
+    providers: names of more ONNX Runtime providers to try. Opening TensorRT builds an engine, which takes seconds.
     """
     findings = [_installation()]
     for row in (*TABLE, *(find("onnxruntime", name) for name in providers)):
@@ -79,7 +80,7 @@ def diagnose(providers: Sequence[str] = ()) -> list[Finding]:
 
 
 def machine(cpuinfo: Path | None = None) -> Machine:
-    """This machine, as far as it says. cpuinfo: Linux's list of processors; without one, no instruction counts."""
+    """This machine. cpuinfo: Linux's list of processors; without it, no instructions are reported."""
     flags = instructions(cpuinfo)
     return Machine(
         processor=processor_name(),
@@ -90,16 +91,16 @@ def machine(cpuinfo: Path | None = None) -> Machine:
     )
 
 
-def _installation() -> Finding:
+def _installation() -> CheckResult:
     try:
         check_installation()
     except UnetBatchError as error:
-        return Finding("installation", False, str(error))
-    return Finding("installation", True, "one distribution owns ONNX Runtime")
+        return CheckResult("installation", False, str(error))
+    return CheckResult("installation", True, "one distribution owns ONNX Runtime")
 
 
-def _tried(row: Provider, precision: Precision) -> Finding:
-    """Opens a model of one convolution, x · 2 + 1, and scores a tile with it."""
+def _tried(row: Provider, precision: Precision) -> CheckResult:
+    """Open a model of one convolution, x · 2 + 1, and score a tile."""
     subject = f"{row.engine} {row.name}" + ("" if precision == "fp32" else f" in {precision}")
     try:
         file = read_model(_one_convolution(), "the trial model", None)
@@ -108,13 +109,14 @@ def _tried(row: Provider, precision: Precision) -> Finding:
         session = open_session(file.data, model, spec, Device(threads=1), engine=row.engine, precision=precision)
         found = session.run(np.full((1, SIDE, SIDE, 1), 0.5, np.float32))
     except UnetBatchError as error:
-        return Finding(subject, False, str(error))
-    except Exception as error:  # noqa: BLE001 - a broken library may raise anything, and that is the finding
-        return Finding(subject, False, f"{type(error).__name__}: {error}")
+        return CheckResult(subject, False, str(error))
+    except Exception as error:  # noqa: BLE001 - a broken library may raise anything; that is the result
+        return CheckResult(subject, False, f"{type(error).__name__}: {error}")
     wrong = float(np.abs(found - 2.0).max())
     if not wrong <= TOLERANCE:  # a NaN is wrong too
-        return Finding(subject, False, f"it runs on {session.device_name}, but is off by {wrong:.3g}: do not use it")
-    return Finding(subject, True, f"a tile was scored on {session.device_name}")
+        text = f"it runs on {session.device_name}, but its results are wrong by {wrong:.3g}: do not use it"
+        return CheckResult(subject, False, text)
+    return CheckResult(subject, True, f"a tile was scored on {session.device_name}")
 
 
 def _contract() -> Contract:
@@ -124,7 +126,7 @@ def _contract() -> Contract:
 
 
 def _one_convolution() -> bytes:
-    """An ONNX file as an exporter of 2023 would write it."""
+    """An ONNX file with one convolution."""
     from onnx import TensorProto, helper
 
     shape: list[str | int | None] = ["batch", 1, SIDE, SIDE]
@@ -144,10 +146,10 @@ def _one_convolution() -> bytes:
 
 
 def _memory_bytes() -> int | None:
-    """The container's limit where there is a smaller one, else the machine's memory."""
+    """The container's limit if it is smaller, else the machine's memory."""
     found: list[int] = []
     with contextlib.suppress(OSError, ValueError, AttributeError):
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     with contextlib.suppress(OSError, ValueError):
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" where there is no limit
+        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" means no limit
     return min(found, default=None)

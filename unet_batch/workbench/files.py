@@ -1,4 +1,4 @@
-"""Model files on the local disk, written whole."""
+"""Atomic writes of model files to the local disk."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from unet_batch.errors import JobError
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Writes a file whole: readers see the old one or the new one. Raises JobError."""
+    """Write a file atomically: readers see the old file or the new one. Raises JobError."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft.write_bytes(data)
         draft.replace(path)
     except OSError as error:
-        with contextlib.suppress(OSError):  # the first one says what is wrong
+        with contextlib.suppress(OSError):  # the first error is reported
             draft.unlink(missing_ok=True)
         raise JobError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -1,6 +1,6 @@
-"""Small changes to ONNX graphs: names, declarations, metadata, and what nobody needs any more.
+"""Small changes to ONNX graphs: names, declarations, metadata, and removal of unused nodes.
 
-Knows the `onnx` package, which is loaded when a function needs it. Knows no contract and no session.
+Each function imports `onnx` on use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def declare(name: str, dtype: str, shape: Shape) -> ValueInfoProto:
-    """An input or output. dtype: NumPy's name. shape: sizes, symbols, or None for an open axis, as are 0 and below."""
+    """An input or output. dtype: NumPy's name. shape: sizes, symbols, or None for an open axis; also 0 and below."""
     from onnx import helper
 
     axes = [None if isinstance(size, int) and size <= 0 else size for size in shape]
@@ -28,7 +28,7 @@ def declare(name: str, dtype: str, shape: Shape) -> ValueInfoProto:
 def build(
     nodes: Sequence[NodeProto], taken: ValueInfoProto, returned: ValueInfoProto, *, opset: int, ir_version: int
 ) -> bytes:
-    """The file of a graph with one input and one output."""
+    """The bytes of a model with one input and one output."""
     from onnx import helper
 
     graph = helper.make_graph(list(nodes), "part", [taken], [returned])
@@ -38,7 +38,7 @@ def build(
 
 
 def check(model: ModelProto) -> None:
-    """Raises ModelRefused where ONNX's own checker, shape inference included, finds fault."""
+    """Raise ModelRefused if ONNX's checker, with shape inference, finds an error."""
     from onnx import checker, shape_inference
 
     try:
@@ -48,7 +48,7 @@ def check(model: ModelProto) -> None:
 
 
 def set_metadata(model: ModelProto, entries: Mapping[str, str]) -> None:
-    """Adds or replaces entries of the model's custom metadata, and keeps the others."""
+    """Add or replace entries of the model's custom metadata; keep other entries."""
     merged = metadata(model) | dict(entries)
     del model.metadata_props[:]
     for key, value in merged.items():
@@ -57,14 +57,14 @@ def set_metadata(model: ModelProto, entries: Mapping[str, str]) -> None:
 
 
 def without_metadata(model: ModelProto, key: str) -> None:
-    """Removes an entry of the model's custom metadata."""
+    """Remove an entry of the model's custom metadata."""
     kept = {name: value for name, value in metadata(model).items() if name != key}
     del model.metadata_props[:]
     set_metadata(model, kept)
 
 
 def rename(model: ModelProto, names: Mapping[str, str]) -> None:
-    """Gives tensors of a graph other names, everywhere."""
+    """Rename tensors everywhere in a graph."""
     for node in model.graph.node:
         for side in (node.input, node.output):
             for place, name in enumerate(side):
@@ -76,7 +76,7 @@ def rename(model: ModelProto, names: Mapping[str, str]) -> None:
 
 
 def prune(model: ModelProto) -> None:
-    """Takes out nodes, constants and declarations that no output needs."""
+    """Remove nodes, constants and declarations that no output needs."""
     graph = model.graph
     needed = {value.name for value in graph.output}
     for place in range(len(graph.node) - 1, -1, -1):

@@ -1,7 +1,7 @@
 """Describe an ONNX file: its tensors, its network, its cost, and a draft of its contract.
 
-Opens one plain CPU session, for what the file does not declare. Knows no store, no job and no GPU: the statement about
-CUDA is an estimate from a list of operators.
+Opens one CPU session, for facts that the file does not declare. The statement about CUDA is an estimate from a list of
+operators, without a GPU.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from onnx import ModelProto
 
 DEFAULT_SIDE = 256
-"""Side of the tile that figures are for where file, contract and caller leave it open; rounded up to the multiple."""
+"""Side of the tile for the figures if file, contract and caller leave it open; rounded up to the multiple."""
 NOT_ON_CUDA = frozenset(
     """
     Acos Acosh Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Col2Im ConvInteger Cosh Det
@@ -40,13 +40,13 @@ NOT_ON_CUDA = frozenset(
     QLinearMatMul QLinearMul QLinearSigmoid QLinearSoftmax QLinearWhere Sinh Tan Unique
     """.split()  # noqa: SIM905 - a column of quoted names reads worse
 )
-"""Operators without a CUDA kernel: not in ONNX Runtime's docs/OperatorKernels.md under CUDAExecutionProvider, and no
-such kernel class in the provider library of onnxruntime-gpu 1.31.1 (its type names were read, nothing was run)."""
+"""Operators without a CUDA kernel: not in ONNX Runtime's docs/OperatorKernels.md under CUDAExecutionProvider, and
+without a kernel class in the provider library of onnxruntime-gpu 1.31.1 (by its type names; nothing was run)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What one ONNX file holds. Figures are per tile of `tile_hw`; None where the file does not let them be known."""
+    """The description of one ONNX file. Figures are per tile of `tile_hw`; None if unknown."""
 
     uri: str
     sha256: str
@@ -55,37 +55,37 @@ class Inspection:
     ir_version: int
     opset: int
     domains: dict[str, int]
-    """Version of every other operator set that the file names."""
+    """Version of every other operator set of the file."""
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     metadata: tuple[str, ...]
-    """Keys of the file's own metadata."""
+    """Keys of the file's metadata."""
     nodes: int
     operators: dict[str, int]
-    """How often each operator occurs, most often first."""
+    """Operator → number of nodes, most frequent first."""
     parameters: int
-    """Number of trained values, running statistics of normalisation included."""
+    """Number of trained values, with running statistics of normalisation."""
     precision: Precision
     refusals: tuple[str, ...]
-    """Why a job would not take this file; such a file is not opened."""
+    """Why a job would refuse this file; such a file is not opened."""
     tile_hw: tuple[int, int] | None
     multiple_hw: tuple[int, int] | None
-    """What the rows and columns of a tile must be multiples of for every level to have whole pixels."""
+    """The rows and columns of a tile must be multiples of these, so that every level has whole pixels."""
     cost: Cost | None
     contract: str
-    """The contract in the file's metadata, else a draft with what the file says, as YAML text."""
+    """The contract in the file's metadata, else a draft, as YAML text."""
     contract_embedded: bool
     cpu_nodes: dict[str, int]
-    """Operators that ONNX Runtime's CPU provider took, in a session that was really opened."""
+    """Operator → number of nodes on ONNX Runtime's CPU provider, in a session that was really opened."""
     cpu_problem: str | None
     """Why no CPU session could be opened or run."""
     cuda_estimate: dict[str, int]
-    """ESTIMATE, without a GPU: operators that the CUDA provider has no kernel for and leaves to the CPU."""
+    """ESTIMATE, without a GPU: operators without a CUDA kernel, which run on the CPU."""
     findings: tuple[str, ...]
     """Facts that matter for the contract, a sentence each."""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, for `json.dumps`."""
+        """All fields, for `json.dumps`."""
         return {**asdict(self), "levels": self.levels}
 
     @property
@@ -95,10 +95,10 @@ class Inspection:
 
 
 def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) -> Inspection:
-    """Describe the file in these bytes. tile_hw: size that figures are for, where the file leaves it open.
+    """Describe the file in these bytes. tile_hw: tile size for the figures, if the file leaves it open.
 
-    Raises ModelRefused where the bytes are no model, ShapeMismatch for a tile that the file cannot take. Everything
-    else that is unusual about a model becomes a finding.
+    Raises ModelRefused if the bytes are not a model, ShapeMismatch for a tile that the file cannot take. Other unusual
+    properties of a model become findings.
     """
     model = graph.read(data, uri)
     refusals = tuple(graph.refusals(model))
@@ -155,17 +155,17 @@ class _Measured:
     multiple_hw: tuple[int, int] | None
     cost: Cost
     output_dims: tuple[int, ...]
-    """() where unknown."""
+    """() if unknown."""
 
 
 def _embedded(file: ModelFile) -> str | None:
-    """The contract in the file's metadata; None where there is none, or where it is longer than any is read."""
+    """The contract in the file's metadata; None if there is none, or if it is too long."""
     text = file.metadata.get(METADATA_KEY)
     return text if text and len(text.encode()) <= MAX_CONTRACT_BYTES else None
 
 
 def _layout(file: ModelFile) -> str:
-    """The layout of the input: as an embedded contract says, else as the draft guesses."""
+    """The layout of the input: from an embedded contract, else from the draft."""
     if METADATA_KEY in file.metadata:
         with contextlib.suppress(UnetBatchError):
             return find_contract(file, None, file.uri).input.layout
@@ -182,7 +182,7 @@ def _open(data: bytes) -> tuple[PlainSession | None, str | None]:
 def _measure(
     model: ModelProto, file: ModelFile, layout: str, tile_hw: tuple[int, int] | None, session: PlainSession | None
 ) -> _Measured | None:
-    """Multiple and cost at one tile; None for a model whose first input is no picture. Raises ModelRefused."""
+    """Multiple and cost at one tile; None for a model whose first input is not an image. Raises ModelRefused."""
     if not _takes_pictures(file):
         return None
     source = file.inputs[0]
@@ -200,7 +200,7 @@ def _measure(
 
 
 def _takes_pictures(file: ModelFile) -> bool:
-    """Whether the first input has four axes, or declares none."""
+    """Whether the first input has four axes, or no declared shape."""
     return bool(file.inputs) and len(file.inputs[0].shape) in (0, 4)
 
 
@@ -214,7 +214,7 @@ def _at(
     feed = {t.name: tuple(d if isinstance(d, int) and d > 0 else 1 for d in t.shape) for t in others}
     feed[source.name] = dims
     sizes = shapes(model, feed)
-    # Sizes that are computed inside the graph: one run on zeros knows them, where inference gives up.
+    # For sizes that are computed inside the graph and that inference cannot know, one run on zeros gives them.
     hidden = unknowable(model)
     if session is not None and hidden and any(size.known is None for size in sizes.values()):
         sizes = shapes(model, feed, _computed(model, file, feed, hidden))
@@ -244,7 +244,7 @@ def _output_dims(file: ModelFile, sizes: Mapping[str, InferredTensor]) -> tuple[
 
 
 def _completed(file: ModelFile, layout: str, measured: _Measured | None, says: str | None) -> str:
-    """The draft with what the graph says beyond its tensors; the draft itself guesses 32 and logits."""
+    """The draft with the multiple and activation from the graph; by itself, the draft has 32 and logits."""
     if measured is None:
         return draft(file)
     target, channels = file.outputs[0], 3 if layout == "nhwc" else 1
@@ -258,10 +258,10 @@ def _completed(file: ModelFile, layout: str, measured: _Measured | None, says: s
 def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measured | None) -> Iterator[str]:
     if not _takes_pictures(file):
         shape = list(file.inputs[0].shape) if file.inputs else "none"
-        yield f"the first input is no batch of pictures (its shape: {shape}), so tiles have no size or cost"
+        yield f"the first input is not a batch of images (its shape: {shape}), so tiles have no size or cost"
     if len(file.inputs) > 1:
         yield f"the model needs {len(file.inputs)} inputs; a job feeds one: export it with one input"
-    if len(file.outputs) > 1 and METADATA_KEY not in file.metadata:  # a contract inside has chosen already
+    if len(file.outputs) > 1 and METADATA_KEY not in file.metadata:  # a contract in the file has chosen one
         yield f"the model has {len(file.outputs)} outputs: choose one with output.name"
     for source in file.inputs[:1]:
         if batch := source.fixed("batch", layout):
@@ -269,20 +269,20 @@ def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measur
         first = source.shape[0] if source.shape else None
         for target in file.outputs:
             if isinstance(first, str) and first in target.shape[1:]:
-                yield f"output {target.name} carries the batch's symbol on another axis: the file declares it wrongly"
+                yield f"output {target.name} has the batch's symbol on another axis: the file's declaration is wrong"
     if measured is not None and len(dims := measured.output_dims) in (3, 4):
         returned = (dims[1], dims[2]) if layout == "nhwc" or len(dims) == 3 else (dims[2], dims[3])
         if returned != measured.tile_hw:
             yield f"the output of a tile of {by(measured.tile_hw)} is {by(returned)}"
     if any(node.op_type in ("ConvInteger", "DynamicQuantizeLinear") for node in model.graph.node):
         yield (
-            "activations are quantised by what each batch holds: a tile's labels depend on its neighbours, and it runs "
+            "activations are quantised dynamically for each batch: a tile's labels depend on other tiles, and it runs "
             "slower than fp32 on CPUs; quantise it statically"
         )
 
 
 def _against_contract(model: ModelProto, file: ModelFile, says: Meaning) -> Iterator[str]:
-    """Where the graph says something else than the contract in its own metadata, and what is wrong under any."""
+    """Contradictions between the graph and the contract in its metadata, and problems with any contract."""
     embedded = None
     try:
         embedded = find_contract(file, None, file.uri) if METADATA_KEY in file.metadata else None
@@ -300,5 +300,5 @@ def _against_contract(model: ModelProto, file: ModelFile, says: Meaning) -> Iter
 
 
 def by(size_hw: tuple[int, int] | None) -> str:
-    """A size as people write it."""
+    """A size as text, e.g. 256x256."""
     return "x".join(map(str, size_hw or ()))

@@ -1,7 +1,4 @@
-"""An inspected ONNX file as text and tables for people.
-
-Knows what `inspect` found, and rich. Knows no graph.
-"""
+"""An inspection of an ONNX file as text and tables for a terminal."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 COMMENT_CHARS = 78
-"""Of a line of comment in a drafted contract."""
+"""Longest line of a comment in a drafted contract."""
 
 
 def render(inspection: Inspection) -> list[RenderableType]:
-    """The inspection for people: tables and text for a rich console."""
+    """The inspection as tables and text for a rich console."""
     from rich.syntax import Syntax
     from rich.table import Table
     from rich.text import Text
@@ -37,7 +34,7 @@ def render(inspection: Inspection) -> list[RenderableType]:
 
 
 def _folded(contract: str) -> str:
-    """The contract with its comments in lines that no terminal cuts off, so that it can be copied."""
+    """The contract with its comments in short lines, so that it can be copied from a terminal."""
     comment = textwrap.TextWrapper(COMMENT_CHARS, subsequent_indent="# ")
     return "\n".join(comment.fill(line) if line.startswith("# ") else line for line in contract.splitlines())
 

@@ -1,6 +1,6 @@
 """The peak memory of a session, measured in a process of its own: `python -m unet_batch.workbench.peak FOLDER`.
 
-Knows sessions and the kernel's figures of a process. The memory of the calling process is not included.
+From the kernel's figures of that process; the memory of the calling process is not included.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from unet_batch.session.session import Device
 from unet_batch.spec import Engine, Precision, SessionSpec
 
 LIMIT_S = 300.0
-"""Of one measurement."""
+"""Time limit of one measurement."""
 RUNS = 3
-"""Batches until the memory of a session no longer grows."""
+"""Number of batches; then the memory of a session no longer grows."""
 
 
 def peak_bytes(
@@ -39,9 +39,9 @@ def peak_bytes(
     engine: Engine = "onnxruntime",
     precision: Precision = "fp32",
 ) -> tuple[int, int]:
-    """Peak of the resident bytes of a process that runs the batch, and its bytes before it opened the session.
+    """Peak resident bytes of a process that runs the batch, and its bytes before it opened the session.
 
-    Raises ModelFailed where it could not run the batch, with its last line of output or the signal that ended it.
+    Raises ModelFailed if it cannot run the batch, with its last line of output or the signal that ended it.
     """
     done = _child(data, model, spec, shape_nhwc=shape_nhwc, threads=threads, engine=engine, precision=precision)
     if (crash := _crash(done, engine, precision)) is not None:
@@ -64,7 +64,7 @@ def crash_message(
 ) -> str | None:
     """A sentence if the engine kills its process on this file, as OpenVINO 2026.4 does on some; else None.
 
-    Runs in a process of its own. An engine that raises an error does not crash.
+    Runs in a child process. An engine that only raises an error does not crash.
     """
     done = _child(data, model, spec, shape_nhwc=shape_nhwc, threads=1, engine=engine, precision=precision)
     return _crash(done, engine, precision)
@@ -74,8 +74,8 @@ def _crash(done: subprocess.CompletedProcess[str], engine: Engine, precision: Pr
     if done.returncode >= 0:
         return None
     return (
-        f"{engine} crashes on this file in {precision} ({signal.strsignal(-done.returncode)}): take another engine, or "
-        "quantise the model otherwise"
+        f"{engine} crashes on this file in {precision} ({signal.strsignal(-done.returncode)}): use another engine, or "
+        "quantise the model with other settings"
     )
 
 
@@ -89,7 +89,7 @@ def _child(
     engine: Engine,
     precision: Precision,
 ) -> subprocess.CompletedProcess[str]:
-    """A process that opened the session and ran such a batch, or failed."""
+    """A finished process that opened the session and ran such a batch, or failed."""
     with tempfile.TemporaryDirectory(prefix="unet-batch-") as name:
         folder = Path(name)
         (folder / "model.onnx").write_bytes(data)
@@ -110,7 +110,7 @@ def _child(
 
 
 def main(folder: Path) -> None:
-    """Opens the session that FOLDER describes, runs a batch some times and prints bytes before and at the peak."""
+    """Open the session described in FOLDER, run a batch RUNS times, print the bytes before and at the peak."""
     asked = json.loads((folder / "asked.json").read_text())
     model = Model.from_json((folder / "model.json").read_bytes())
     spec = SessionSpec.model_validate_json((folder / "spec.json").read_text())
@@ -127,12 +127,12 @@ def main(folder: Path) -> None:
 
 
 def _import_engine(engine: str) -> None:
-    """So that the libraries are in the figure before the model, and only the model in the difference."""
-    importlib.import_module(engine)  # an engine has the name of its library
+    """Import the engine's library, so that the difference of the two figures is the model alone."""
+    importlib.import_module(engine)  # engines are named like their libraries
 
 
 def _highest_bytes() -> int:
-    """Not `ru_maxrss` where it can be helped: a child begins with its parent's."""
+    """Peak resident bytes of this process; not `ru_maxrss` if possible, because a child inherits its parent's."""
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():
@@ -145,4 +145,4 @@ def _highest_bytes() -> int:
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
     sys.stdout.flush()
-    os._exit(0)  # nothing is left to write, and engines may take seconds to go
+    os._exit(0)  # all is written, and engines may take seconds to shut down

@@ -1,6 +1,6 @@
-"""A model in 8 or 16 bits that says what its float original says: calibrated, measured, and taken back where it errs.
+"""Quantises a model to 8 or 16 bits within a tolerance of its float original.
 
-Knows contracts, tiles and tolerances; sessions are plain ones on the CPU. Knows no archive, and no quantiser's library.
+Calibrates, measures, and returns the layers with the largest errors to fp32. Sessions run on the CPU.
 
 Legend: N tiles, C channels, H, W pixels.
 """
@@ -30,26 +30,26 @@ from unet_batch.workbench.export.contract import contract_text
 from unet_batch.workbench.quantize_graph import FloatGraph
 
 QUANTIZE_KEY = "unet_batch.quantize"
-"""Metadata of the new file: what was done, and from which file."""
+"""Metadata entry of the new file: settings, and the original file."""
 VERSION = 1
-"""Of that entry."""
+"""Version of that entry."""
 HELD_OUT = 3
-"""Every third tile is kept out of the calibration and judges the result."""
+"""Every third tile is not used for calibration, but to measure the result."""
 MOST_GROUPS = 16
-"""Runs of layers that are tried and taken back one by one; each costs a quantisation and a session."""
+"""Most groups of layers that are measured and returned to fp32 one by one; each needs a quantisation and a session."""
 HALF_LIMIT = 65504 / 4
-"""Nodes that meet larger values stay fp32 in an fp16 file: half precision ends at 65504, and calibration tiles are not
-all there is."""
-SEED = "the seed figure to compare with: TensorRT int8 on a Jetson AGX Xavier, 2.3 times faster with 65 % less memory"
+"""Nodes with larger values stay fp32 in an fp16 file: half precision ends at 65504, and other tiles may have larger
+values than the calibration tiles."""
+SEED = "for comparison: TensorRT int8 on a Jetson AGX Xavier is 2.3 times faster with 65 % less memory"
 
 
 TOLERANCE = Tolerance(max_flipped=0.001, min_dice=0.995)
-"""The defaults of the job file's `check`, which holds the same two files against each other later."""
+"""The defaults of the job file's `check`, which compares the same two files later."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizeSpec:
-    """How a model is quantised. The defaults err least at full speed."""
+    """How a model is quantised. The defaults have the smallest error at full speed."""
 
     kind: Literal["int8", "fp16"] = "int8"
     """int8: for CPUs with VNNI, and OpenVINO. fp16: for GPUs."""
@@ -58,29 +58,29 @@ class QuantizeSpec:
     keep_first: bool = True
     """The first layer stays fp32."""
     keep_last: bool = True
-    """The last layer stays fp32; what comes behind it always does in int8."""
+    """The last layer stays fp32; nodes after it always stay fp32 in int8."""
     operators: tuple[str, ...] | None = None
-    """Operators that may be quantised, such as Conv; None: all that ONNX Runtime knows. int8 only."""
+    """Operators to quantise, such as Conv; None: all that ONNX Runtime supports. int8 only."""
     reduce_range: bool | None = None
-    """Weights in 7 bits, which every processor computes alike; in 8 bits products saturate without VNNI or AMX, and
-    sessions refuse the file there. None: as this processor needs. int8 only."""
+    """Weights in 7 bits, with the same results on every processor. With 8 bits, products saturate without VNNI or AMX,
+    and sessions refuse the file on such processors. None: as needed on this processor. int8 only."""
     tolerance: Tolerance = TOLERANCE
-    """Against fp32, on the held-out tiles."""
+    """Tolerance against fp32 on the held-out tiles."""
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One mixture of precisions, judged on the held-out tiles."""
+    """One mixture of precisions, measured on the held-out tiles."""
 
     kept: int
-    """Layers in fp32."""
+    """Number of layers in fp32."""
     parity: Parity
     breaches: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What was done and how far the result is from its original."""
+class QuantizeReport:
+    """The quantisation, and the difference between the result and its original."""
 
     source_sha256: str
     spec: QuantizeSpec
@@ -91,18 +91,18 @@ class Report:
     calibration_tiles: int
     held_out_tiles: int
     attempts: tuple[Attempt, ...]
-    """In the order in which they were made; the last one is the result."""
+    """In order; the last one is the result."""
     sensitivity: tuple[tuple[str, float], ...]
-    """First node of each group of neighbours, and the mean error of a value when that group alone is quantised, largest
-    first; empty where the first attempt passed."""
+    """First node of each group of layers, and the mean error of a value if only this group is quantised, largest first;
+    empty if the first attempt passed."""
     source_bytes: int
     file_bytes: int
     notes: tuple[str, ...]
-    """What a user has to do or know, a sentence each."""
+    """Remarks for the user, a sentence each."""
 
     @property
     def parity(self) -> Parity:
-        """Of the result, on the held-out tiles."""
+        """The parity of the result on the held-out tiles."""
         return self.attempts[-1].parity
 
     def to_json(self) -> dict[str, Any]:
@@ -115,25 +115,25 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A file that was measured against its original."""
+    """A quantised file and its report."""
 
     data: bytes
     model: Model
-    report: Report
+    report: QuantizeReport
 
 
 def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spec: QuantizeSpec) -> Quantized:
     """The model in fewer bits, within the tolerance on tiles that it was not calibrated with.
 
-    data: the fp32 file that `model` was resolved from. images_nhwc: tiles (H, W, C) of the contract's dtype and of one
-    size, normalised, at least two. Where the tolerance is breached, the group of layers that errs most goes back to
-    fp32, then the next one. The new file carries the old one's metadata, the contract, and `unet_batch.quantize`.
-    Raises JobError for too few tiles, ShapeMismatch for tiles that the model does not take, ModelRefused where the file
-    is none to quantise or no mixture passes.
+    data: the fp32 file of `model`. images_nhwc: tiles (H, W, C) of the contract's dtype and of one size, normalised, at
+    least two. While the tolerance is exceeded, the group of layers with the largest error returns to fp32. The new file
+    has the old metadata, the contract, and `unet_batch.quantize`.
+    Raises JobError for too few tiles, ShapeMismatch for tiles that the model does not take, ModelRefused if the file
+    cannot be quantised or no mixture passes.
     """
     tiles = list(images_nhwc)
     if len(tiles) < 2:
-        raise JobError(f"{len(tiles)} tiles are too few: one is to calibrate with and another one to judge by")
+        raise JobError(f"{len(tiles)} tiles are too few: at least one to calibrate and one to measure are needed")
     for tile in tiles:
         check_tiles(model, np.repeat(tile[None], model.batch or 1, axis=0))
     judges = tiles[HELD_OUT - 1 :: HELD_OUT] or tiles[-1:]
@@ -143,7 +143,7 @@ def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spe
     feeds = [batch_of_one(model, tile) for tile in seen]
     with FloatGraph(data, model.input_name, feeds, reduce_range=reduced) as floats:
         if not floats.layers:
-            raise ModelRefused("the model has no layer with weights of its own, so there is nothing to quantise")
+            raise ModelRefused("the model has no layer with weights, so there is nothing to quantise")
         trial = _Trial(floats, model, spec, expected=_outputs(data, model, judges), tiles=judges)
         made, attempts, kept, ranking = trial.search()
     entry = {
@@ -159,7 +159,7 @@ def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spe
         "min_dice": min(attempts[-1].parity.dice),
     }
     result = _with_metadata(data, made, model, entry)
-    report = Report(
+    report = QuantizeReport(
         source_sha256=model.sha256,
         spec=spec,
         reduce_range=reduced,
@@ -177,12 +177,12 @@ def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spe
 
 
 def batch_of_one(model: Model, tile_hwc: NDArray[Any]) -> NDArray[Any]:
-    """A tile as the model takes it; a fixed batch axis is filled with it."""
+    """A batch of one tile for the model; a fixed batch axis is filled with copies."""
     return in_model_layout(model, np.repeat(tile_hwc[None], model.batch or 1, axis=0))
 
 
 class _Trial:
-    """One model on its way to fewer bits."""
+    """The search for a mixture of precisions of one model."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class _Trial:
         self._floats, self._model, self._spec = floats, model, spec
         self._expected, self._tiles = expected, tiles
         self.layers = floats.layers
-        # The CPU computes most of an fp16 file in fp32, so a session here need not show an overflow.
+        # The CPU computes most of an fp16 file in fp32, so a CPU session may not show an overflow.
         self._large = floats.beyond(HALF_LIMIT) if spec.kind == "fp16" else ()
         self._make: Callable[[Collection[str]], bytes] = self._int8 if spec.kind == "int8" else self._fp16
 
@@ -220,14 +220,14 @@ class _Trial:
                     break
         if attempts[-1].breaches:
             raise ModelRefused(
-                f"no mixture of {spec.kind} and fp32 keeps the masks: with {attempts[-1].kept} of {len(layers)} layers "
-                f"in fp32 still {'; '.join(attempts[-1].breaches)}. Use the fp32 file, more calibration images, or a "
-                "wider tolerance"
+                f"no mixture of {spec.kind} and fp32 is within the tolerance: even with {attempts[-1].kept} of "
+                f"{len(layers)} layers in fp32, {'; '.join(attempts[-1].breaches)}. Use the fp32 file, more "
+                "calibration images, or a wider tolerance"
             )
         return made, attempts, tuple(name for name in self.layers if name in keep), ranking
 
     def _ranked(self, keep: set[str]) -> list[tuple[float, tuple[str, ...]]]:
-        """Groups of nodes with the mean error of a value when each alone is quantised, largest first."""
+        """Groups of nodes with the mean error of a value if only this group is quantised, largest first."""
         everything = {name for group in self._floats.groups(MOST_GROUPS) for name in group}
         found = []
         for group in self._floats.groups(MOST_GROUPS):
@@ -255,7 +255,7 @@ class _Trial:
 
 
 def _outputs(data: bytes, model: Model, tiles: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    """What a file says to tiles one by one: (N, K, h, w)."""
+    """The outputs of a file for tiles one by one: (N, K, h, w)."""
     session = PlainSession(data)
     found = []
     for tile in tiles:
@@ -266,7 +266,7 @@ def _outputs(data: bytes, model: Model, tiles: Sequence[NDArray[Any]]) -> NDArra
 
 
 def _with_metadata(source: bytes, made: bytes, model: Model, entry: dict[str, Any]) -> bytes:
-    """The new file with the old one's metadata and declared axes, and with its contract inside, checked."""
+    """The new file with the old metadata and declared axes, and with its contract; checked."""
     old, new = graph.read(source, "the model"), graph.read(made, "the quantised model")
     own = {METADATA_KEY: contract_text(model.contract), QUANTIZE_KEY: json.dumps(entry, separators=(",", ":"))}
     graph_edit.set_metadata(new, graph.metadata(old) | own)
@@ -283,8 +283,8 @@ def _with_metadata(source: bytes, made: bytes, model: Model, entry: dict[str, An
 
 def _notes(spec: QuantizeSpec, parity: Parity, *, reduced: bool, kept: int, layers: int) -> Iterable[str]:
     yield (
-        f"write model.precision: {spec.kind}, and check.reference: the fp32 file, so that every machine compares the "
-        "two on images of the archive before it scores"
+        f"write model.precision: {spec.kind}, and the fp32 file in check.reference, so that every machine compares "
+        "both on images of the archive before it scores"
     )
     if spec.kind == "int8":
         here = machine()
@@ -292,30 +292,30 @@ def _notes(spec: QuantizeSpec, parity: Parity, *, reduced: bool, kept: int, laye
             yield f"{here.processor} has no VNNI: int8 is not faster here"
         if not reduced:
             yield (
-                "the file is right on processors with AMX, AVX512-VNNI or AVX-VNNI, and on ARM; sessions on others "
-                "refuse it: `--any-cpu` makes one for all"
+                "the file is right on processors with AMX, AVX512-VNNI or AVX-VNNI, and on ARM; sessions on other "
+                "processors refuse it: `--any-cpu` makes a file for all processors"
             )
         yield SEED
     else:
         yield (
-            "fp16 pays on GPUs, and was judged on the CPU, which computes most of it in fp32: the first verdict on a "
-            "GPU's arithmetic is that of check"
+            "fp16 is for GPUs, but was measured on the CPU, which computes most of it in fp32: `check` is the first "
+            "comparison on a GPU"
         )
     if parity.images < 4:
-        yield f"only {parity.images} held-out tile(s) judged the result: give more images"
+        yield f"the result was measured on only {parity.images} held-out tile(s): use more images"
     if all(count in (0, parity.pixels) for count in parity.reference_px):
         yield (
-            "the fp32 file says one and the same in every pixel of the held-out tiles, so that Dice proves nothing: "
-            "take images on which it finds something"
+            "the fp32 file gives the same label in every pixel of the held-out tiles, so Dice is no evidence: "
+            "use images with more than one class"
         )
     limit = spec.tolerance
     if 2 * parity.flipped_share > limit.max_flipped > 0 or 2 * (1 - min(parity.dice)) > 1 - limit.min_dice > 0:
-        yield "the result is near a limit of the tolerance, so that `check` may refuse it on other images"
+        yield "the result is near a limit of the tolerance, so `check` may refuse it on other images"
     if kept > layers / 2:
-        yield f"{kept} of {layers} layers stay fp32, so little is gained"
+        yield f"{kept} of {layers} layers stay fp32, so the gain is small"
 
 
-def rows(report: Report) -> list[list[str]]:
+def rows(report: QuantizeReport) -> list[list[str]]:
     """The attempts as a table: layers in fp32, share of flipped labels, Dice of each class, verdict."""
     found = [["layers in fp32", "labels flipped", *(f"Dice {name}" for name in report.parity.classes), "verdict"]]
     for attempt in report.attempts:

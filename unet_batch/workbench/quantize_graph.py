@@ -1,7 +1,6 @@
-"""A float graph turned into one of 8 or 16 bits: ONNX Runtime's quantiser, and what it has to be told.
+"""Converts a float graph to 8 or 16 bits with ONNX Runtime's quantiser.
 
-Knows graphs, calibration tiles in the model's own layout, and the owner of the quantiser, which is loaded when a graph
-is opened. Knows no contract, and not whether the result is any good.
+The quantiser is imported when a graph is opened. `quantize` measures the results.
 """
 
 from __future__ import annotations
@@ -28,25 +27,25 @@ if TYPE_CHECKING:
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that hold most of the weights and most of the work."""
 OLDEST_OPSET = 13
-"""QuantizeLinear has an axis, and so scales per channel, since opset 13."""
+"""QuantizeLinear has an axis, for scales per channel, since opset 13."""
 NEWER_OPSET = 17
-"""What older files are converted to."""
+"""Older files are converted to this opset."""
 FP32_IN_HALF = ("InstanceNormalization", "LayerNormalization", "LRN", "ReduceMean", "ReduceSum", "Resize", "Softmax")
-"""Operators that stay fp32 in an fp16 file: sums over many pixels overflow 65504 or lose their last bits, and the
-scales of a Resize are float32 by definition."""
+"""Operators that stay fp32 in an fp16 file: sums over many pixels overflow at 65504 or lose their last bits, and the
+scales of a Resize must be float32."""
 
 
 class FloatGraph:
-    """A float model, optimised for quantisation, with its calibration. A context manager: it keeps a folder."""
+    """A float model, optimised for quantisation, with its calibration. A context manager with a temporary folder."""
 
     def __init__(self, data: bytes, input_name: str, tiles: Sequence[NDArray[Any]], *, reduce_range: bool) -> None:
         """tiles: one batch each, in the model's layout. reduce_range: weights in 7 bits, for processors without VNNI.
 
-        Raises ModelRefused where the file is no plain float model.
+        Raises ModelRefused if the file is not a float model.
         """
         model = graph.parse(data, "the model")
         if (found := graph.precision(model)) != "fp32":
-            raise ModelRefused(f"the model is in {found} already: quantise the fp32 file that it was made from")
+            raise ModelRefused(f"the model is already in {found}: quantise the fp32 file that it was made from")
         self._folder = tempfile.TemporaryDirectory(prefix="unet-batch-")
         self._root = Path(self._folder.name)
         self._input, self._tiles, self._reduce = input_name, tiles, reduce_range
@@ -73,7 +72,7 @@ class FloatGraph:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the nodes with weights to quantise, in the order in which they run."""
+        """Names of the nodes with weights to quantise, in execution order."""
         stored = graph.constants(self._model)
         return tuple(
             node.name
@@ -83,7 +82,7 @@ class FloatGraph:
 
     @property
     def tail(self) -> tuple[str, ...]:
-        """Names of the nodes that no layer comes after: the activation at the end, which 8 bits would blur."""
+        """Names of the nodes after the last layer, e.g. the final activation, which needs more than 8 bits."""
         layers, needed = set(self.layers), set[str]()
         before: set[str] = set()
         for node in reversed(self._model.graph.node):
@@ -93,7 +92,7 @@ class FloatGraph:
         return tuple(node.name for node in self._model.graph.node if node.name not in before)
 
     def groups(self, most: int) -> list[tuple[str, ...]]:
-        """The nodes up to the last layer in at most so many runs of neighbours, each with about as many layers."""
+        """The nodes up to the last layer in at most `most` consecutive groups with similar numbers of layers."""
         layers, tail = self.layers, set(self.tail)
         each = -(-len(layers) // most)
         starts = set(layers[::each])
@@ -106,7 +105,7 @@ class FloatGraph:
         return [tuple(names) for names in found if names]
 
     def beyond(self, limit: float) -> tuple[str, ...]:
-        """Names of the nodes that take or return a value of such a magnitude, constant or on a calibration tile."""
+        """Names of the nodes with an input or output value above this magnitude, constant or on a calibration tile."""
         watched = graph.read(self.data, "the model")
         known = {value.name for value in watched.graph.output}
         for name in (name for node in watched.graph.node for name in node.output if name and name not in known):
@@ -127,14 +126,14 @@ class FloatGraph:
     ) -> bytes:
         """The model with QDQ pairs: activations uint8, weights int8, ranges from the smallest and largest value.
 
-        keep: nodes that stay fp32. only: the nodes that are quantised; None: all that can be. Calibrates at the first
-        call only.
+        keep: nodes that stay fp32. only: the nodes to quantise; None: all possible nodes. Calibrates only at the first
+        call.
         """
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
         target = self._root / "quantised.onnx"
         names = None if only is None else sorted(only) or ["(none)"]
-        # Ranges of every tensor are collected once, whatever this call keeps: they are of the float model.
+        # Ranges of all tensors of the float model are collected once; they do not depend on `keep`.
         cache = self._root / f"ranges-{'-'.join(operators or ('all',))}.json"
         with _quiet():
             quantize_static(
@@ -173,7 +172,7 @@ class FloatGraph:
 
 
 class _Reader:
-    """Calibration tiles, as the quantiser asks for them: one feed after another, then None."""
+    """Calibration tiles with the quantiser's interface: one feed per call, then None."""
 
     def __init__(self, name: str, tiles: Sequence[NDArray[Any]]) -> None:
         self._feeds = iter([{name: tile} for tile in tiles])
@@ -183,7 +182,7 @@ class _Reader:
 
 
 class _quiet:  # noqa: N801 - reads as the statement it is
-    """Silences the quantiser's advice to the root logger, which it gives on every call."""
+    """Suppresses the quantiser's advice on the root logger, which it writes at every call."""
 
     def __enter__(self) -> None:
         self._level = logging.root.level
@@ -194,7 +193,7 @@ class _quiet:  # noqa: N801 - reads as the statement it is
 
 
 def _sort(model: ModelProto) -> None:
-    """Puts every node behind those that it needs: the converter appends its casts at the end."""
+    """Sort nodes topologically: the converter appends its casts at the end."""
     waiting = list(model.graph.node)
     made = {name for node in waiting for name in node.output}
     ordered, known = [], set[str]()
@@ -207,14 +206,14 @@ def _sort(model: ModelProto) -> None:
             else:
                 later.append(node)
         if len(later) == len(waiting):
-            raise ModelRefused("the graph of the converted model has a circle: it cannot be converted")
+            raise ModelRefused("the graph of the converted model has a cycle: it cannot be converted")
         waiting = later
     del model.graph.node[:]
     model.graph.node.extend(ordered)
 
 
 def _join_casts(model: ModelProto) -> None:
-    """Takes out the ways to fp16 and back between two fp32 nodes: each would round, and overflow, for nothing."""
+    """Remove casts to fp16 and back between two fp32 nodes: they only round or overflow."""
     from onnx import TensorProto
 
     to_half = {
@@ -235,7 +234,7 @@ def _peak(values: NDArray[Any]) -> float:
 
 
 def _newer(model: ModelProto) -> ModelProto:
-    """The model in an opset that knows scales per channel. Raises ModelRefused where it cannot be converted."""
+    """The model in an opset with scales per channel. Raises ModelRefused if it cannot be converted."""
     from onnx import version_converter
 
     if graph.opsets(model).get("", 0) >= OLDEST_OPSET:
@@ -250,7 +249,7 @@ def _newer(model: ModelProto) -> ModelProto:
 
 
 def _prepared(model: ModelProto, folder: Path) -> ModelProto:
-    """Shapes inferred, batch norms folded, and every node with a name of its own."""
+    """The model with inferred shapes, folded batch norms, and unique node names."""
     from onnxruntime.quantization import quant_pre_process
 
     source, target = folder / "source.onnx", folder / "prepared.onnx"
@@ -258,7 +257,7 @@ def _prepared(model: ModelProto, folder: Path) -> ModelProto:
     try:
         with _quiet():
             quant_pre_process(source, target, skip_symbolic_shape=True)
-    except Exception as error:  # it raises whatever its passes raise
+    except Exception as error:  # its passes may raise anything
         raise ModelRefused(f"the model cannot be prepared for quantisation: {' '.join(str(error).split())}") from error
     prepared = graph.read(target.read_bytes(), "the model")
     names = Counter(node.name for node in prepared.graph.node)

@@ -1,6 +1,6 @@
-"""Tiles of real images of a job's archive: what a model is calibrated, tuned and compared on.
+"""Tiles of real images from a job's archive, to calibrate, tune and compare models.
 
-Reads, decodes, fits and normalises as a run does. Knows no session, and changes nothing.
+Reads, decodes, fits and normalises as in a run. Changes nothing.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from unet_batch.worker.tiles import spread_tiles
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Tiles of one size, and where each was cut."""
+    """Tiles of one size, and their places."""
 
     tiles_nhwc: NDArray[Any]
     """(N, H, W, C) of the contract's dtype, normalised."""
     places: tuple[str, ...]
-    """By tile: the image's key, and top and left in pixels of the fitted image."""
+    """For each tile: the image's key, and top and left in pixels of the fitted image."""
 
 
 def archive_tiles(prepared: Prepared, window: Window, count: int) -> Sample:
-    """So many tiles from images spread evenly over a window, fewer where the window holds no more.
+    """Up to `count` tiles from images spread evenly over a window.
 
-    Images are taken at equal distances in the order of their keys; each gives its middle tile, or several at equal
-    distances where there are fewer images than tiles wanted. Images that cannot be read are replaced by others. Where
-    tiles have several sizes (a model that takes any), those of the commonest one are returned.
-    Raises JobError where count is below 1 or no image could be read, and UnetBatchError where the store fails.
+    Images are chosen at equal distances in the order of their keys. Each gives its middle tile, or several tiles at
+    equal distances if there are fewer images than `count`. Unreadable images are replaced by others. If tiles have
+    several sizes (a model that takes any), those of the most frequent size are returned.
+    Raises JobError if count is below 1 or no image could be read, and UnetBatchError if the store fails.
     """
     if count < 1:
-        raise JobError(f"a sample of {count} tiles is none: ask for 1 or more")
+        raise JobError(f"a sample of {count} tiles is empty: use 1 or more")
     singles = _spread(prepared, window, count)
     load = Load(prepared.job, prepared.model)
     found: list[tuple[str, NDArray[Any]]] = []
@@ -65,7 +65,7 @@ def archive_tiles(prepared: Prepared, window: Window, count: int) -> Sample:
 
 
 def _spread(prepared: Prepared, window: Window, count: int) -> list[Unit]:
-    """Every image as a unit of its own: first `count` at equal distances, then the others."""
+    """Every image as its own unit: first `count` at equal distances, then the others."""
     every: list[Unit] = []
     for partition, sources in archive_partitions(prepared, window, keep=False).partitions.items():
         plan = plan_partition(

@@ -1,6 +1,6 @@
-"""Measure batch sizes, engines and numbers of threads on this machine, and keep the result for the ladders of jobs.
+"""Measures batch sizes, engines and numbers of threads on this machine, and stores the result for the ladders of jobs.
 
-Knows sessions, clocks and ladders. Knows no images: zeros cost what pixels cost.
+The tiles are zeros: the time does not depend on the pixels.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ KNEE = 0.95
 """The recommended batch is the smallest with this share of the best throughput."""
 ROUNDS = 5
 BUDGET_S = 60.0
-"""Time for one batch size, all sessions together: slow models get fewer rounds, at least two."""
+"""Time for one batch size in all sessions; slow models get fewer rounds, at least two."""
 MEMORY_SHARE = 0.5
-"""Largest share of the machine's memory that all open sessions together are expected to need."""
+"""Largest share of the machine's memory for all open sessions together, as expected."""
 TILE_TYPES = ("float32", "float16", "uint8", "uint16")
-"""Types of tiles that a curve is kept for: a packed graph costs what the network costs, within 3 %."""
+"""Dtypes of tiles for which a curve is stored: a packed graph takes as long as the network, within 3 %."""
 SIDE = 256
-"""Tile of a model that takes any, rounded up to its multiple."""
+"""Side of the tile for a model that takes any size, rounded up to its multiple."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One batch size of one way to run the model."""
+    """The measurement of one batch size with one engine and number of threads."""
 
     engine: Engine
     provider: str
-    """What really ran."""
+    """The provider that really ran."""
     threads: int
     batch: int
     seconds: float
-    """Of one batch: the median over rounds of the faster of two runs."""
+    """Seconds of one batch: the median over rounds of the faster of two runs."""
     fastest_s: float
-    """The fastest run of all: what a ladder keeps."""
+    """Seconds of the fastest run; the ladder stores it."""
     peak_bytes: int | None
-    """Of a process that holds nothing but this session; None where it was not asked for."""
+    """Peak of a process with only this session; None if not measured."""
 
     @property
     def tiles_per_s(self) -> float:
@@ -65,16 +65,16 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What was measured on one machine for one model and one size of tile."""
+    """The measurements on one machine for one model and one tile size."""
 
     model_sha256: str
     device_name: str
     precision: Precision
     tile_hw: tuple[int, int]
     points: tuple[Point, ...]
-    """By engine and threads, batches ascending."""
+    """Sorted by engine, threads and batch size."""
     limits: tuple[tuple[Engine, int, int], ...]
-    """Engine, threads and the largest batch that fitted, where a larger one did not."""
+    """(engine, threads, largest batch that fits), if a larger one did not fit."""
     left_out: tuple[str, ...]
     """Engines and batch sizes that were not measured, and why."""
 
@@ -94,7 +94,7 @@ class Profile:
         return tree
 
     def rows(self) -> list[list[str]]:
-        """The table as text, the heading first; the knee of each curve is marked."""
+        """The table as text, heading first; the knee of each curve is marked."""
         found = [["engine", "threads", "batch", "tiles/s", "ms per tile", "peak MB", ""]]
         for point in self.points:
             knee = point == self.knee(point.engine, point.threads)
@@ -129,13 +129,13 @@ def tune(
 ) -> Profile:
     """Throughput and peak memory by engine, threads and batch size.
 
-    threads: None means 1 and, where there are more, all cores. The batches are those of a job's ladder: up to
-    `spec.batch_max`, on a CPU up to 8. For each batch size all sessions take turns, so that a busy machine slows all
-    of them. An engine that is not installed is left out and named; an unknown combination of engine and provider too.
+    threads: None means 1 and all cores. The batches are those of a job's ladder: up to `spec.batch_max`, on a CPU up to
+    8. For each batch size all sessions run in turn, so that a busy machine slows all of them. Engines that are not
+    installed, and impossible combinations of engine and provider, are listed in `left_out`.
     tile_hw: for a model that takes any size; None means 256, rounded up to its multiple. memory: whether a process is
-    started for each point to find its peak; only then is left out what would fill this machine's memory, or crash.
-    Raises ProviderMissing where no engine runs, JobError for a number of threads below 1 or a size of tile that the
-    model does not take.
+    started for each point to measure its peak; only then are batches left out that would fill the memory, or crash.
+    Raises ProviderMissing if no engine runs, JobError for a number of threads below 1 or a tile size that the model
+    does not take.
     """
     tried = tuple(threads) if threads is not None else tuple(dict.fromkeys((1, machine().cores)))
     if not tried or min(tried) < 1 or rounds < 1:
@@ -176,11 +176,11 @@ def tune(
 def remember(profile: Profile, memory: LadderMemory, *, threads: int = 1) -> int:
     """Store the curves of sessions with this many threads for the ladders of jobs; returns the number of curves.
 
-    A ladder that finds them chooses its batch size without measuring. `memory.precision` must be the profile's.
-    Raises JobError where it is another.
+    A ladder with stored curves chooses its batch size without measuring. Raises JobError if `memory.precision` is not
+    the profile's.
     """
     if memory.precision != profile.precision:
-        raise JobError(f"ladders in {memory.precision} cannot begin with what was measured in {profile.precision}")
+        raise JobError(f"ladders in {memory.precision} cannot use measurements in {profile.precision}")
     kept = 0
     for engine in dict.fromkeys(point.engine for point in profile.points):
         curve = profile.curve(engine, threads)
@@ -219,7 +219,7 @@ class _Measuring:
     left_out: list[str] = field(default_factory=list)
 
     def measure(self, opened: Sequence[tuple[Engine, int, Session]]) -> None:
-        """Every batch size that fits, and the limits of those that ran out of memory."""
+        """Measure every batch size that fits, and record the limits."""
         on_cpus = all(on_cpu(session.provider) for _, _, session in opened)
         cap = min(self.spec.batch_max, CPU_BATCH_MAX) if on_cpus else self.spec.batch_max
         sizes = sizes_up_to(cap) if self.model.batch is None else (self.model.batch,)
@@ -227,8 +227,8 @@ class _Measuring:
         for size in sizes:
             if on_cpus and (needed := self._expected_bytes(size)) > MEMORY_SHARE * (machine().memory_bytes or needed):
                 self.left_out.append(
-                    f"batches from {size} on: {len(running)} sessions side by side would need about "
-                    f"{needed / 1e9:.0f} GB, which is much of this machine's memory"
+                    f"batches from {size} on: {len(running)} sessions at once would need about "
+                    f"{needed / 1e9:.0f} GB, a large part of this machine's memory"
                 )
                 break
             started = time.perf_counter()
@@ -249,7 +249,7 @@ class _Measuring:
     def _fitting(
         self, running: Sequence[tuple[Engine, int, Session]], batch_nhwc: NDArray[Any], *, smallest: bool
     ) -> list[tuple[Engine, int, Session]]:
-        """Run the batch once in each session; returns those that have room for it, and notes a limit for others."""
+        """Run the batch once in each session; returns the sessions in which it fits, and records limits for others."""
         fitting = []
         for way in running:
             try:
@@ -293,7 +293,7 @@ class _Measuring:
 
 
 def tile_of(model: Model, wanted: tuple[int, int] | None) -> tuple[int, int]:
-    """The size of tile to measure with. Raises JobError where the model does not take the wanted one."""
+    """The tile size for the measurement. Raises JobError if the model does not take the wanted one."""
     multiple = model.contract.input.multiple
     if wanted is None:
         side = -(-SIDE // multiple) * multiple
@@ -301,5 +301,5 @@ def tile_of(model: Model, wanted: tuple[int, int] | None) -> tuple[int, int]:
     if model.tile_hw not in (None, wanted):
         raise JobError(f"the model fixes its tiles at {model.tile_hw[0]}x{model.tile_hw[1]}: leave the size out")
     if wanted[0] % multiple or wanted[1] % multiple:
-        raise JobError(f"tiles of {wanted[0]}x{wanted[1]} are no multiples of {multiple}")
+        raise JobError(f"tiles of {wanted[0]}x{wanted[1]} are not multiples of {multiple}")
     return wanted

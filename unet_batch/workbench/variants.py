@@ -1,6 +1,6 @@
 """One model in several precisions and engines: time, memory and labels against fp32 in ONNX Runtime.
 
-Knows sessions, tiles and clocks. Speeds are ratios of runs in turn, because absolute ones drift on a shared machine.
+Speeds are ratios of interleaved runs, because absolute speeds drift on a shared machine.
 
 Legend: N tiles, C channels, H, W pixels.
 """
@@ -32,9 +32,9 @@ from unet_batch.workbench.peak import peak_bytes
 log = logging.getLogger(__name__)
 
 ROUNDS = 7
-"""Times that every variant runs in turn; the ratio is the median over them."""
+"""Rounds in which every variant runs; the ratio is the median over them."""
 RUNS = 2
-"""Batches in a row of one variant, of which the faster counts."""
+"""Consecutive batches of one variant; the faster counts."""
 BATCH_PX = 1 << 18
 """Pixels of a batch: 4 tiles of 256², one of 512² or more."""
 
@@ -50,19 +50,19 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """What one variant costs and how far it is from the first one, fp32 in ONNX Runtime."""
+class VariantFigures:
+    """The cost of one variant, and its difference to the first one, fp32 in ONNX Runtime."""
 
     name: str
     file_bytes: int
     peak_bytes: int
-    """Of a process that holds nothing but the session."""
+    """Peak of a process with only this session."""
     model_bytes: int
-    """Of that, what came with the session: without the interpreter and the libraries."""
+    """The part of it that the session added, without the interpreter and the libraries."""
     tiles_per_s: float
     """Median, one thread."""
     speed: float
-    """Times as fast as fp32: the median over rounds of the ratio to fp32's time in the same round."""
+    """Speed relative to fp32: the median over rounds of the ratio to fp32's time in the same round."""
     parity: Parity
 
     def to_json(self) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Figures:
 def variants(source: bytes, quantised: bytes) -> list[Variant]:
     """fp32 and int8 in ONNX Runtime, then fp32, bf16 and int8 of every other engine that is installed.
 
-    bf16 is left out where the processor has none.
+    bf16 is left out if the processor does not have it.
     """
     found = [Variant("fp32", source, "onnxruntime", "fp32"), Variant("int8", quantised, "onnxruntime", "int8")]
     for row in TABLE:
@@ -88,12 +88,12 @@ def variants(source: bytes, quantised: bytes) -> list[Variant]:
 
 def measure(
     ways: Iterable[Variant], model: Model, tiles_nhwc: Sequence[NDArray[Any]], *, rounds: int = ROUNDS
-) -> list[Figures]:
-    """Figures of every variant that runs on this machine, the first one's too; it must be fp32 in ONNX Runtime.
+) -> list[VariantFigures]:
+    """VariantFigures of every variant that runs on this machine. The first variant must be fp32 in ONNX Runtime.
 
-    tiles_nhwc: real images, (H, W, C) of the contract's dtype and of one size; better ones that calibrated nothing.
-    Variants run in turn, `rounds` times, on one thread. One that does not run is left out with a log line.
-    Raises what the first one raises.
+    tiles_nhwc: real images, (H, W, C) of the contract's dtype and of one size, preferably not used for calibration.
+    Variants run in turn, `rounds` times, on one thread. A variant that does not run is left out with a warning.
+    Raises the errors of the first variant.
     """
     spec, opened = SessionSpec(), list[tuple[Variant, Session, Model]]()
     peaks: list[tuple[int, int]] = []
@@ -102,7 +102,7 @@ def measure(
     for way in ways:
         own = replace(model, sha256=hashlib.sha256(way.data).hexdigest())
         try:
-            # First in a process of its own: an engine may crash on a file (seen once).
+            # First in a child process: an engine may crash on a file.
             shape = (size, *tiles_nhwc[0].shape)
             peak = peak_bytes(way.data, own, spec, shape_nhwc=shape, engine=way.engine, precision=way.precision)
             session = open_session(way.data, own, spec, Device(1), engine=way.engine, precision=way.precision)
@@ -120,7 +120,7 @@ def measure(
     found = []
     for (way, session, _), mine, (peak_now, before) in zip(opened, seconds, peaks, strict=True):
         found.append(
-            Figures(
+            VariantFigures(
                 name=way.name,
                 file_bytes=len(way.data),
                 peak_bytes=peak_now,
@@ -136,9 +136,9 @@ def measure(
 def interleaved(
     sessions: Sequence[Session], batch_nhwc: NDArray[Any], *, rounds: int, warm: bool = True
 ) -> list[list[float]]:
-    """By session: seconds of its fastest run in each round; the sessions take turns within a round.
+    """For each session, the seconds of its fastest run in each round; within a round the sessions run in turn.
 
-    warm: whether each runs the batch once before, for the plans and memory of a new shape.
+    warm: whether each session runs the batch once before, to prepare plans and memory for the shape.
     """
     seconds: list[list[float]] = [[] for _ in sessions]
     for session in sessions if warm else ():
@@ -154,8 +154,8 @@ def interleaved(
     return seconds
 
 
-def rows(figures: Sequence[Figures]) -> list[list[str]]:
-    """The table as text, the heading first."""
+def rows(figures: Sequence[VariantFigures]) -> list[list[str]]:
+    """The table as text, heading first."""
     classes = figures[0].parity.classes
     heading = ["variant", "file MB", "peak MB", "of the model MB", "tiles/s", "× fp32", "labels flipped"]
     body = [

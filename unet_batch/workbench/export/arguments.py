@@ -1,7 +1,4 @@
-"""What a person writes to describe an export, as values: the input's size, the normalisation, arguments of a factory.
-
-Knows texts and the contract's words.
-"""
+"""Parses the arguments of an export: the input's size, the normalisation, arguments of a factory."""
 
 from __future__ import annotations
 
@@ -31,8 +28,8 @@ def parse_input(text: str) -> tuple[int, int, int]:
 def parse_args(texts: Sequence[str]) -> dict[str, Any]:
     """Arguments of a factory from `name=value` texts; a value is a Python literal, else a plain text.
 
-    Raises JobError for what is not of that form, and for true, false and null, which Python writes otherwise and which
-    would be texts (and so true) in silence.
+    Raises JobError for other forms, and for true, false and null: they are not Python literals and would silently
+    become non-empty texts.
     """
     args: dict[str, Any] = {}
     for text in texts:
@@ -43,7 +40,7 @@ def parse_args(texts: Sequence[str]) -> dict[str, Any]:
             raise JobError(f"the factory argument {name} is given twice")
         if value in ("true", "false", "null", "none"):
             meant = {"true": "True", "false": "False"}.get(value, "None")
-            raise JobError(f"the factory argument {text} would be a text: write {name}={meant}")
+            raise JobError(f"the factory argument {text} would become a text: write {name}={meant}")
         try:
             args[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -52,7 +49,7 @@ def parse_args(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def parse_normalize(text: str, channels: int) -> Normalize:
-    """The normalisation that a network was trained with, as `NORMALIZE_FORMS` says. Raises JobError."""
+    """The normalisation of a text in one of `NORMALIZE_FORMS`. Raises JobError."""
     name, _, numbers = text.strip().partition(":")
     plain: dict[str, Normalize] = {"unit": Divide(), "zscore": ZScore(), "percentile": Percentile(), "none": Raw()}
     try:
@@ -69,7 +66,7 @@ def parse_normalize(text: str, channels: int) -> Normalize:
             mean, _, std = numbers.partition("/")
             return MeanStd(mean=_floats(mean), std=_floats(std))
     except (ValueError, ValidationError) as error:
-        raise JobError(f"--normalize {text!r} holds no numbers where they belong: write {NORMALIZE_FORMS}") from error
+        raise JobError(f"--normalize {text!r} has invalid numbers: write {NORMALIZE_FORMS}") from error
     raise JobError(f"--normalize {text!r} is unknown: write {NORMALIZE_FORMS}")
 
 

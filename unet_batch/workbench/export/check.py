@@ -1,7 +1,6 @@
-"""An exported file held against the network it came from: run as a job would run it, at several batches and sizes.
+"""Compares an exported file with its network: run as in a job, with several batches and sizes.
 
-Knows sessions, parity and tolerances. Changes nothing; a file that is out of tolerance is refused with the first node
-that diverges.
+A file beyond the tolerance is refused; the message names the first node that diverges.
 
 Legend: N images, C channels, H, W pixels.
 """
@@ -34,18 +33,18 @@ Array = npt.NDArray[Any]
 Size = tuple[int, int]
 
 BATCHES = (1, 2, 5)
-"""One alone, the size that was exported with, and one that nothing divides."""
+"""A single image, the batch size of the export, and a prime number."""
 GIVEN_BATCH = 4
 SAME = 1e-2
-"""Share of the largest value below which two outputs are of the same sizes; how equal they are is tried afterwards."""
+"""Coarse tolerance, as a share of the largest value, while the multiple is searched; `verify` uses the strict one."""
 MAX_FLIPPED, MIN_DICE = 1e-4, 0.999
 RELATIVE_ERROR = 1e-4
-"""Largest error of a value, as a share of the largest one (of 1 where that is smaller): float32 on both sides."""
+"""Largest error of a value, as a share of the largest value (at least 1): both sides compute in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One batch that PyTorch and ONNX Runtime both scored."""
+    """One batch that both PyTorch and ONNX Runtime scored."""
 
     images: Literal["random", "given"]
     batch: int
@@ -58,7 +57,7 @@ class Trial:
 
 
 def random_images(count: int, channels: int, size: Size, *, seed: int) -> Array:
-    """float32 (count, channels, H, W): values in [0, 1), and in every second image normal noise, as z-scores are."""
+    """float32 (count, channels, H, W): values in [0, 1); every second image is normal noise, like z-scores."""
     random = np.random.default_rng(seed)
     images = random.random((count, channels, *size), np.float32)
     images[1::2] = random.standard_normal(images[1::2].shape, np.float32)
@@ -66,9 +65,9 @@ def random_images(count: int, channels: int, size: Size, *, seed: int) -> Array:
 
 
 def multiple_of(data: bytes, network: Any, images_nchw: Array, *, ratio: float, least: int) -> int | None:
-    """What the sides of a file's images must be a multiple of, so that it gives PyTorch's results; None: unknown.
+    """The multiple for the sides of images with which a file gives PyTorch's results; None if unknown.
 
-    At least the network's own multiple: Python code that branches on sizes is captured for one kind of sizes only.
+    At least the network's multiple. It may be larger: code that branches on sizes is captured for one branch only.
     """
     session = PlainSession(data)
 
@@ -93,11 +92,11 @@ def verify(
     tolerance: Tolerance | None = None,
     seed: int = 0,
 ) -> list[Trial]:
-    """Every trial of a file: 1, 2 and 5 random images, more sizes where sides are open, and the given images.
+    """Run all trials of a file: 1, 2 and 5 random images, more sizes if sides are open, and the given images.
 
-    data: the file with its contract inside, opened as a job opens it: from bytes, on the CPU. tolerance: left out, the
-    one of this module's constants. given_nchw: float32, normalised as the network was trained.
-    Raises ModelRefused where a trial is out of tolerance or cannot run, with the first node that diverges.
+    data: the file with its contract, opened as in a job: from bytes, on the CPU. tolerance: default: this module's
+    constants. given_nchw: float32, normalised as in training.
+    Raises ModelRefused if a trial exceeds the tolerance or cannot run; the message names the first wrong node.
     """
     session = _opened(data)
     output = session.model.contract.output
@@ -110,13 +109,13 @@ def verify(
             found = session.run(np.ascontiguousarray(images.transpose(0, 2, 3, 1)))
             parity = Parity.of(expected, found, output)
         except UnetBatchError as error:
-            culprit = _culprit(data, captured, network, images[:1])
-            raise ModelRefused(_refusal(kind, images, str(error), culprit)) from error
+            where = _first_wrong_node(data, captured, network, images[:1])
+            raise ModelRefused(_refusal(kind, images, str(error), where)) from error
         breaches = (tolerance or _tolerance(parity)).breaches(parity)
         if breaches:
             worst = int(np.abs(np.nan_to_num(expected - found, nan=np.inf)).max(axis=(1, 2, 3)).argmax())
-            culprit = _culprit(data, captured, network, images[worst : worst + 1])
-            raise ModelRefused(_refusal(kind, images, "; ".join(breaches), culprit))
+            where = _first_wrong_node(data, captured, network, images[worst : worst + 1])
+            raise ModelRefused(_refusal(kind, images, "; ".join(breaches), where))
         trials.append(Trial(kind, len(images), (images.shape[2], images.shape[3]), parity))
     return trials
 
@@ -149,22 +148,19 @@ def _tolerance(parity: Parity) -> Tolerance:
     return Tolerance(MAX_FLIPPED, MIN_DICE, RELATIVE_ERROR * max(1.0, parity.reference_peak))
 
 
-def _refusal(kind: str, images: Array, problem: str, culprit: str) -> str:
+def _refusal(kind: str, images: Array, problem: str, where: str) -> str:
     count, _, height, width = images.shape
-    return (
-        f"the exported file does not give PyTorch's results for {count} {kind} image(s) of {height}x{width}: "
-        f"{problem}; {culprit}"
-    )
+    return f"the exported file differs from PyTorch for {count} {kind} image(s) of {height}x{width}: {problem}; {where}"
 
 
-def _culprit(data: bytes, captured: Captured, network: Any, image_1chw: Array) -> str:
-    """Where the results of a file go astray on an image."""
+def _first_wrong_node(data: bytes, captured: Captured, network: Any, image_1chw: Array) -> str:
+    """Where the results of a file first differ on an image."""
     try:
         module = captured_otherwise(outputs_by_module(network, image_1chw), captured.program, image_1chw)
         if module is not None:
             first = f", first in module {module}" if module else ""
-            return f"PyTorch captured something else than the network computes{first}"
+            return f"the program that PyTorch captured differs from the network{first}"
         found = first_divergence(read(data, "the exported file"), captured.program, image_1chw)
     except ModelRefused as error:
         return str(error)
-    return str(found) if found else "each node by itself is right, so ONNX Runtime's optimiser changes the result"
+    return str(found) if found else "each single node is right, so ONNX Runtime's optimiser changes the result"

@@ -1,10 +1,8 @@
-"""The first node of an ONNX graph whose output is not what PyTorch computes there, and the module that it came from.
+"""Finds the first node of an ONNX graph whose output differs from PyTorch, and its module.
 
-Knows the graph that PyTorch's exporter writes, where tensors bear the names that the captured program gives them, and
-runs one node at a time. Knows no contract, no tolerance of labels and no file.
-
-Every node is fed with PyTorch's own values, so an error is that of the node alone: rounding does not add up along the
-graph, and what follows a wrong node is not blamed for it.
+In a graph of PyTorch's exporter, tensors have the same names as in the captured program. Nodes run one at a time, each
+with PyTorch's values as inputs. So an error belongs to that node: rounding does not accumulate, and nodes after a wrong
+node are not reported.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ import numpy.typing as npt
 from unet_batch.errors import ModelRefused, UnetBatchError
 from unet_batch.session.plain_session import PlainSession
 from unet_batch.workbench.export.network import share
-from unet_batch.workbench.export.problems import Place, brief, noted_place, place_of
+from unet_batch.workbench.export.problems import CodePlace, brief, noted_place, place_of
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -27,39 +25,38 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 WRONG = 1e-4
-"""Error of a single node, as a share of its largest value, that is no rounding."""
+"""Error of a single node, as a share of its largest value, that is more than rounding."""
 SUSPECT = 1e-5
-"""The same for a node that is only named where no other one is wrong. Sound nodes of U-Nets stayed below 3e-6."""
+"""The same for a node that is reported only if no other node is wrong. Correct nodes of U-Nets stay below 3e-6."""
 
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """A node that does not compute what the network computes there."""
+    """A node whose result differs from the network's."""
 
     node: str
     operator: str
-    """ONNX's name of what the node does."""
-    place: Place
-    """Where in the network."""
+    """ONNX's name of the operator."""
+    place: CodePlace
+    """CodePlace in the network."""
     share: float
-    """Largest error as a share of the largest value; infinite where the shape, or only one side, is wrong."""
+    """Largest error as a share of the largest value; infinite if the shape differs, or NaN is on one side only."""
     with_nodes: tuple[str, ...]
-    """Nodes before it that stand for the same operation of PyTorch, and whose outputs PyTorch does not know."""
+    """Earlier nodes of the same PyTorch operation, whose outputs have no counterpart in PyTorch."""
     problem: str | None = None
-    """What else than a value is wrong: a shape, or a node that cannot run."""
+    """A problem other than a wrong value: a shape, or a node that cannot run."""
 
     def __str__(self) -> str:
         among = f" (or {', '.join(self.with_nodes)}, which feed it)" if self.with_nodes else ""
-        error = self.problem or f"its output is off by {self.share:.2g} of its largest value"
+        error = self.problem or f"its output is wrong by {self.share:.2g} of its largest value"
         return f"the first node that diverges is {self.operator} {self.node}{among}, from {self.place}: {error}"
 
 
 def first_divergence(model: ModelProto, program: Any, image_1chw: Array) -> Divergence | None:
-    """The first node, in the graph's order, that diverges from the captured program; None where no single one does.
+    """The first node, in the graph's order, that diverges from the captured program; None if no single node does.
 
-    model: the graph as exported (or changed since). program: the `ExportedProgram` that the exporter returned with it.
-    image_1chw: float32 (1, C, H, W), of any size that the graph accepts.
-    None with a wrong result means that ONNX Runtime's optimiser changes it: each node by itself is right.
+    model: the exported graph. program: its `ExportedProgram`. image_1chw: float32 (1, C, H, W), of any size that the
+    graph accepts. None with a wrong result means that ONNX Runtime's optimiser changes it.
     """
     wanted, nodes = _run_program(program, image_1chw)
     last = program.graph_signature.user_outputs[0]
@@ -67,7 +64,7 @@ def first_divergence(model: ModelProto, program: Any, image_1chw: Array) -> Dive
     nodes[model.graph.output[0].name] = nodes[last]
     values: dict[str, Array] = {model.graph.input[0].name: image_1chw}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    unknown: dict[str, tuple[str, ...]] = {}  # by tensor that PyTorch does not know: the nodes that made it
+    unknown: dict[str, tuple[str, ...]] = {}  # tensor without a counterpart in PyTorch → its nodes
     suspect: Divergence | None = None
     for node in model.graph.node:
         makers = tuple(dict.fromkeys(maker for name in node.input for maker in unknown.get(name, ())))
@@ -79,7 +76,7 @@ def first_divergence(model: ModelProto, program: Any, image_1chw: Array) -> Dive
             return Divergence(node.name, node.op_type, place, np.inf, makers, f"it cannot run: {error}")
         for name, array in found.items():
             right = wanted.get(name)
-            if right is None or (array.dtype.kind != "f" and right.shape != array.shape):  # sizes have other shapes
+            if right is None or (array.dtype.kind != "f" and right.shape != array.shape):  # a size tensor
                 values[name] = array
                 unknown[name] = (*makers, node.name)
                 continue
@@ -96,9 +93,9 @@ def first_divergence(model: ModelProto, program: Any, image_1chw: Array) -> Dive
 
 
 def captured_otherwise(network_outputs: Mapping[str, Array], program: Any, image_1chw: Array) -> str | None:
-    """The first module that the captured program computes otherwise than the network, by path; None where none does.
+    """The path of the first module whose result differs between captured program and network; None if none does.
 
-    network_outputs: by module path in order of finishing, as `export_network.outputs_by_module` gives them.
+    network_outputs: by module path in the order of completion, from `network.outputs_by_module`.
     """
     values, nodes = _run_program(program, image_1chw)
     output = values[program.graph_signature.user_outputs[0]]
@@ -110,7 +107,7 @@ def captured_otherwise(network_outputs: Mapping[str, Array], program: Any, image
             if "@" not in key and not key.startswith("_empty"):  # @: a later call of the same module
                 captured.setdefault(str(path), []).append(values[name])
     for path, array in network_outputs.items():
-        # What a module returns need not be what it computed last.
+        # A module may return another tensor than the one it computed last.
         if path in captured and not any(_equal(array, value) for value in captured[path]):
             return path
     return ""
@@ -121,7 +118,7 @@ def _equal(reference: Array, other: Array) -> bool:
 
 
 def _run_program(program: Any, image_1chw: Array) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Every tensor of a captured program by its node's name, and the nodes. Raises ModelRefused where it fails."""
+    """Every tensor of a captured program by its node's name, and the nodes. Raises ModelRefused if it fails."""
     import torch
 
     values: dict[str, Array] = {}
@@ -155,7 +152,7 @@ def _run_program(program: Any, image_1chw: Array) -> tuple[dict[str, Array], dic
 def _run_node(
     model: ModelProto, node: NodeProto, values: Mapping[str, Array], stored: Mapping[str, Any]
 ) -> dict[str, Array]:
-    """The outputs of one node alone, in ONNX Runtime without its optimiser."""
+    """The outputs of a single node in ONNX Runtime without its optimiser."""
     from onnx import helper
 
     fed = {name: values[name] for name in node.input if name in values}

@@ -1,7 +1,6 @@
-"""A PyTorch network becomes one ONNX file with its contract inside, and is only written when it gives the same masks.
+"""Exports a PyTorch network to one ONNX file with its contract; writes it only if it gives the same masks.
 
-`export` is the whole of it: build, load weights, examine, capture, verify, write. Knows the order of these steps, the
-contract of the file and what the file says of its origin. PyTorch and onnx are imported by the steps that need them.
+`export` runs all steps: build, load weights, examine, capture, verify, write. The steps import PyTorch and onnx.
 """
 
 from __future__ import annotations
@@ -45,67 +44,67 @@ NEEDED = ("torch", "onnx", "onnxscript")
 
 @dataclass(frozen=True, slots=True)
 class ExportSpec:
-    """What is exported, and into which file."""
+    """The settings of an export."""
 
     factory: str
-    """MODULE:FACTORY, a callable that returns a `torch.nn.Module`; MODULE may lie in the current folder."""
+    """MODULE:FACTORY, a callable that returns a `torch.nn.Module`; MODULE may be in the current folder."""
     out: Path
     """The ONNX file; its report is written beside it as `<name>.export.json`. Both are replaced."""
     input_chw: tuple[int, int, int]
     """Channels, height and width of the network's input."""
     classes: tuple[str, ...]
-    """Names by channel of the output; one name alone is a binary model."""
+    """Names by channel of the output; a single name means a binary model."""
     args: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of the factory."""
     weights: Path | None = None
-    """A file of `torch.save` or safetensors; None: the weights that the factory gives."""
+    """A file of `torch.save` or safetensors; None: the weights of the factory."""
     activation: Literal["logits", "softmax", "sigmoid", "labels"] | None = None
-    """What the network's numbers are; None: what the exported graph says, where it is certain."""
+    """Meaning of the network's values; None: taken from the exported graph if certain."""
     threshold: float = 0.5
-    """Probability above which a pixel belongs to a class, where every class stands for itself."""
+    """Probability above which a pixel belongs to a class, for independent classes."""
     background: int | None = 0
-    """Which class is nothing."""
+    """The background class."""
     normalize: Normalize | None = None
-    """From pixels to what the network was trained on; enters the contract, and happens outside of the graph. Nothing in
-    a network says it: None leaves the file without a contract."""
+    """Normalisation of the training; part of the contract, not of the graph. A network does not hold it: None leaves
+    the file without a contract."""
     color: Literal["gray", "rgb", "bgr", "bands"] | None = None
-    """What the channels mean; None: gray for one, bands for other numbers than three, and unknown for three."""
+    """What the channels mean; None: gray for one channel, unknown for three, bands for other numbers."""
     fit: Literal["tile", "stretch", "letterbox", "pad", "none"] = "tile"
-    """How a picture meets the network's size."""
+    """How an image gets the network's size."""
     any_size: bool = False
     """Whether height and width are open; the batch always is."""
     opset: int = 20
     """Version of ONNX's operators."""
     output: str | None = None
-    """Which of several outputs is the mask: a dict's key, or a place in a tuple."""
+    """The output with the mask, if there are several: a dict's key, or a position in a tuple."""
     images_nchw: Array | None = None
-    """float32 images to verify with, normalised as the network was trained, beside random ones."""
+    """float32 (N, C, H, W) images to verify with, normalised as in training, in addition to random ones."""
     tolerance: Tolerance | None = None
-    """How far ONNX Runtime may be from PyTorch; None: the constants of `export_check`."""
+    """Tolerance between ONNX Runtime and PyTorch; None: the constants of `export.check`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What was exported, and how it was found to be right."""
+    """The exported file and its verification."""
 
     path: Path
     sha256: str
     size_bytes: int
     contract: Contract | None
-    """Inside the file and beside it; None where something that it must say was not given."""
+    """In the file and beside it; None if a required option was not given."""
     parameters: int
     nodes: int
     opset: int
     input_shape: tuple[int | str, ...]
-    """Of the file: numbers, and the names of open axes."""
+    """Numbers, and names of open axes."""
     output_shape: tuple[int | str, ...]
     provenance: Mapping[str, Any]
-    """What the file itself says of its origin."""
+    """The file's metadata about its origin."""
     parity: Parity
-    """Of all trials together."""
+    """Over all trials."""
     trials: tuple[Trial, ...]
     notes: tuple[str, ...]
-    """What the person who exports should know, a sentence each."""
+    """Remarks for the user, a sentence each."""
     seconds: float
 
     def to_json(self) -> dict[str, Any]:
@@ -129,17 +128,17 @@ class ExportReport:
 
 
 def export(spec: ExportSpec) -> ExportReport:
-    """Exports a network, verifies the file against it, and writes the file and its report.
+    """Export a network, verify the file against it, and write the file and its report.
 
-    Nothing is written unless every trial is within tolerance.
-    Raises JobError for wrong arguments and missing packages; ModelRefused, with the place in the network, where it
-    cannot be exported or the file would give other masks.
+    Nothing is written unless every trial is within the tolerance.
+    Raises JobError for wrong arguments and missing packages; ModelRefused, with the place in the network, if it cannot
+    be exported or the file would give other masks.
     """
     began = time.perf_counter()
     _require_packages()
     size = (spec.input_chw[1], spec.input_chw[2])
     given = _given_images(spec)
-    contract = _contract(spec)  # wrong arguments are found before the long steps
+    contract = _contract(spec)  # report wrong arguments before the long steps
     network = build(spec.factory, spec.args)
     weights = load_weights(network, spec.weights) if spec.weights else None
     images = random_images(2, spec.input_chw[0], size, seed=0)
@@ -160,7 +159,7 @@ def export(spec: ExportSpec) -> ExportReport:
     if spec.activation is None and found.activation in ("softmax", "sigmoid", "labels"):
         return export(replace(spec, activation=cast(Any, found.activation)))  # names and trials depend on it
     missing = _missing(spec, found, contract)
-    set_metadata(captured.model, {METADATA_KEY: contract_text(contract)})  # what the file is verified under
+    set_metadata(captured.model, {METADATA_KEY: contract_text(contract)})  # the file is verified with its contract
     multiple, notes = _multiple(spec, examined, captured, network, images)
     contract = _with_multiple(contract, multiple, given)
     set_metadata(captured.model, {METADATA_KEY: contract_text(contract)})
@@ -211,7 +210,7 @@ def export(spec: ExportSpec) -> ExportReport:
 
 
 def report_path(out: Path) -> Path:
-    """Where the report of an exported file lies."""
+    """The path of the report of an exported file."""
     return out.with_suffix(".export.json")
 
 
@@ -222,13 +221,13 @@ def _require_packages() -> None:
 
 
 def missing_words(spec: ExportSpec) -> list[str]:
-    """What nobody but the person who trained the network knows, and has not said: options of `model export`."""
+    """Options of `model export` that are missing and that only the user knows."""
     found = [] if spec.normalize is not None else ["--normalize"]
     return [*found, "--color"] if spec.color is None and spec.input_chw[0] == 3 else found
 
 
 def _missing(spec: ExportSpec, found: Meaning, contract: Contract) -> list[str]:
-    """The same, after the graph was asked what its numbers are. Raises ModelRefused where it contradicts."""
+    """The same, with the activation from the graph. Raises ModelRefused if the graph contradicts the options."""
     if problems := contradictions(found, contract.output, "nchw"):
         raise ModelRefused(f"{'; '.join(problems)} (--activation of this command)")
     unsaid = spec.activation is None and found.activation is None
@@ -243,7 +242,7 @@ def _contract(spec: ExportSpec) -> Contract:
         raise JobError(f"{spec.out} does not end in .onnx")
     folder = next(parent for parent in spec.out.absolute().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise JobError(f"{spec.out} cannot be written: {folder} is no folder that you may write to")
+        raise JobError(f"{spec.out} cannot be written: {folder} is not a writable folder")
     tree = {
         "input": {
             "name": INPUT_NAME,
@@ -268,7 +267,7 @@ def _contract(spec: ExportSpec) -> Contract:
 def _multiple(
     spec: ExportSpec, examined: Examined, captured: Captured, network: Any, images: Array
 ) -> tuple[int, list[str]]:
-    """What sides must be a multiple of in the file, and what there is to say about it."""
+    """The multiple for the sides of images in the file, and notes about it."""
     of_network = examined.multiple or 1
     if not spec.any_size:
         return of_network, []
@@ -276,10 +275,10 @@ def _multiple(
     of_file = multiple_of(data, network, images, ratio=examined.ratio, least=of_network)
     if of_file is None:
         _, height, width = spec.input_chw
-        # A file that is wrong at its own size too is refused for that, with the node that is.
+        # A file that is wrong at its own size too is refused later, with the wrong node.
         verify(data, captured, network, size=(height, width), any_size=False, tolerance=spec.tolerance)
         raise ModelRefused(
-            f"the file would give PyTorch's results at {height}x{width} only, because the network's code branches on "
+            f"the file would be right at {height}x{width} only, because the network's code branches on "
             "sizes: leave height and width fixed, or export with sides of another multiple"
         )
     if of_file == of_network:
@@ -291,7 +290,7 @@ def _multiple(
 
 def _with_multiple(contract: Contract, multiple: int, given: Array | None) -> Contract:
     if given is not None and any(side % multiple for side in given.shape[2:]):
-        raise JobError(f"the given images are {given.shape[2]}x{given.shape[3]}, no multiples of {multiple}")
+        raise JobError(f"the given images are {given.shape[2]}x{given.shape[3]}, not multiples of {multiple}")
     return contract.model_copy(update={"input": contract.input.model_copy(update={"multiple": multiple})})
 
 

@@ -1,7 +1,6 @@
-"""A network captured by PyTorch and written as an ONNX graph that other programs can trust.
+"""Captures a network with `torch.export` and converts it to an ONNX graph with named open axes.
 
-Knows `torch.export`, PyTorch's exporter and what its graphs need afterwards: named open axes, no leftovers. Knows no
-contract and no file. Verifying the graph is another module's work.
+Also removes the exporter's notes from the graph. `check` verifies the graph.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ Array = npt.NDArray[Any]
 INPUT_NAME = "image"
 AXES = {0: "batch", 2: "height", 3: "width"}
 MOST_TILES = 4096
-"""Largest batch that PyTorch has to reason about."""
+"""Upper bound of the batch axis for PyTorch."""
 OPSETS = range(16, 26)
-"""Below 14 Relu cannot be converted and the opset stays 18 in silence; 16 has been tried. 25 is the last that has."""
+"""Tested versions, 16 to 25. Below 14, Relu cannot be converted and the opset silently stays 18."""
 _KEPT = "pkg.torch.onnx.name_scopes"
-"""The exporter's note on a node that stays in the file; the others hold paths of the machine it was made on."""
+"""The exporter's only note on nodes that stays in the file; the others contain paths of the machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A network as a graph, and PyTorch's own view of the same."""
+    """A network as an ONNX graph and as PyTorch's exported program."""
 
     model: ModelProto
     program: Any
-    """`torch.export.ExportedProgram`: its nodes are named as the graph's tensors are."""
+    """`torch.export.ExportedProgram`: its nodes have the names of the graph's tensors."""
     notes: tuple[str, ...]
 
 
@@ -55,13 +54,13 @@ def capture(
     opset: int,
     output_name: str,
 ) -> Captured:
-    """The network as an ONNX graph in one piece, its batch axis open, and height and width where any_size says so.
+    """The network as an ONNX graph in one file with an open batch axis; with any_size also open height and width.
 
-    images_nchw: at least two, at the size that stays where sides are fixed. same_size: whether a mask has its
-    image's. The graph names its open axes batch, height and width, has no batch normalisation that a convolution could
-    have absorbed, and says of each node which module it was.
-    Raises JobError for an opset outside OPSETS; ModelRefused, with the place in the network, for what cannot be
-    captured or written, for a frozen axis, and for adaptive pooling that would be wrong at other sizes.
+    images_nchw: at least two; their size is the fixed size. same_size: whether masks have the size of their images.
+    Open axes are named batch, height and width. Batch normalisations are folded into convolutions if possible. Each
+    node holds the name of its module.
+    Raises JobError for an opset outside OPSETS; ModelRefused, with the place in the network, if it cannot be captured
+    or converted, for a fixed axis, and for adaptive pooling that would be wrong at other sizes.
     """
     if opset not in OPSETS:
         raise JobError(f"opset {opset} is not supported: write one of {OPSETS.start} to {OPSETS.stop - 1}")
@@ -71,7 +70,7 @@ def capture(
         model, program = _graph(program, images_nchw, opset, output_name)
     if opsets(model).get("") != opset:
         raise ModelRefused(
-            f"the graph could not be converted to opset {opset}, and has {opsets(model).get('')}: export with that one"
+            f"the graph could not be converted to opset {opset}, and has {opsets(model).get('')}: export with this one"
         )
     if found := refusals(model):
         raise ModelRefused(f"the exported graph would be refused later: {'; '.join(found)}")
@@ -81,13 +80,13 @@ def capture(
 
 
 def without_traces(model: ModelProto) -> None:
-    """Removes what the exporter noted on nodes, except the module each one was."""
+    """Remove the exporter's notes on nodes, except the module of each node."""
     for node in model.graph.node:
         kept = [(entry.key, entry.value) for entry in node.metadata_props if entry.key == _KEPT]
         del node.metadata_props[:]
         for key, value in kept:
             node.metadata_props.add(key=key, value=value)
-    # Sizes inside the graph are PyTorch's formulas; every reader infers its own.
+    # Sizes inside the graph are PyTorch's formulas; readers infer their own.
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output, *model.graph.initializer):
         del value.metadata_props[:]
@@ -99,7 +98,7 @@ def _program(network: Any, images_nchw: Array, *, any_size: bool) -> Any:
     import torch
 
     axes = {number: name for number, name in AXES.items() if name == "batch" or any_size}
-    # Sides are left to PyTorch: U-Nets accept multiples only, which a named range cannot say.
+    # PyTorch infers the sides: U-Nets accept only multiples, which a named range cannot express.
     sizes = {
         number: torch.export.Dim("batch", min=1, max=MOST_TILES) if name == "batch" else torch.export.Dim.DYNAMIC
         for number, name in axes.items()
@@ -133,7 +132,7 @@ def _graph(program: Any, images_nchw: Array, opset: int, output_name: str) -> tu
 
 
 def _refuse_adaptive_pooling(program: Any, *, any_size: bool) -> None:
-    """Refuses what PyTorch's exporter writes wrongly (a size that is baked in) or as thousands of nodes."""
+    """Refuse adaptive pooling that PyTorch's exporter writes with a fixed size, or as thousands of nodes."""
     for node in program.graph.nodes:
         operator = str(node.target).split(".")[1:2]
         if operator not in (["adaptive_avg_pool2d"], ["adaptive_max_pool2d"]):
@@ -157,29 +156,29 @@ def _refuse_adaptive_pooling(program: Any, *, any_size: bool) -> None:
 
 
 def _name_axes(model: ModelProto, *, any_size: bool, same_size: bool) -> None:
-    """Calls open axes batch, height and width. Raises ModelRefused where one of them is not open after all."""
+    """Name open axes batch, height and width. Raises ModelRefused if one of them is fixed."""
     source, target = model.graph.input[0].type.tensor_type.shape.dim, model.graph.output[0].type.tensor_type.shape.dim
     names: dict[str, str] = {}
     for number, name in AXES.items():
         wanted = name == "batch" or any_size
         symbol = source[number].dim_param
         if wanted and not symbol:
-            raise ModelRefused(f"the graph's {name} axis is frozen at {source[number].dim_value}")
+            raise ModelRefused(f"the graph's {name} axis is fixed at {source[number].dim_value}")
         if symbol:
             names[symbol] = name
             source[number].dim_param = name
     sides = dict(zip(range(len(target) - 2, len(target)), ("height", "width"), strict=True))
     for number, dim in enumerate(target):
         if dim.dim_param and same_size and number in sides:
-            dim.dim_param = sides[number]  # PyTorch's formula also says what happens at sizes that do not fit
+            dim.dim_param = sides[number]  # replaces PyTorch's formula, which also covers sizes that are not allowed
         elif dim.dim_param:
             dim.dim_param = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), dim.dim_param)
     if not target[0].dim_param:
-        raise ModelRefused(f"the output's batch axis is frozen at {target[0].dim_value}")
+        raise ModelRefused(f"the output's batch axis is fixed at {target[0].dim_value}")
 
 
 def _batch_norms(model: ModelProto) -> list[str]:
-    """Notes on batch normalisations that stay. Raises ModelRefused where one should not."""
+    """Notes on batch normalisations that remain. Raises ModelRefused if one should have been folded."""
     uses: dict[str, int] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -194,12 +193,12 @@ def _batch_norms(model: ModelProto) -> list[str]:
             raise ModelRefused(
                 f"batch normalisation {node.name} was not folded into {maker.name}: a fault of onnxscript"
             )
-    return [f"{len(kept)} batch normalisation(s) follow no convolution, and stay nodes of their own"] if kept else []
+    return [f"{len(kept)} batch normalisation(s) follow no convolution and remain as nodes"] if kept else []
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps PyTorch's own remarks to itself: what matters is raised, or is in the report."""
+    """Suppress PyTorch's warnings: errors are raised, and the report has the notes."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "torch.fx")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,7 +1,6 @@
-"""The user's network before it is exported: built, run in PyTorch, and asked whether its results can be trusted.
+"""Builds the user's network, runs it in PyTorch, and checks its results before the export.
 
-Knows `MODULE:FACTORY`, PyTorch, and what a mask network has to do: same answer twice, same answer whatever the batch
-neighbours, one output of the right shape. Knows no ONNX.
+A mask network must give the same result in every run and in every batch, and one output of the right shape.
 
 Legend: N images, C channels, K classes, H, W pixels.
 """
@@ -29,20 +28,20 @@ Array = npt.NDArray[Any]
 Size = tuple[int, int]
 
 MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-"""What sides may have to be a multiple of: halvings, with at most one division by three."""
+"""Multiples of the sides to try: powers of two, with at most one factor of three."""
 TRIED_PX = 96
-"""Sides of about this length are tried: the smallest that leaves six halvings something to convolve."""
+"""Approximate length of the sides to try: the smallest that allows six halvings."""
 REPEATABLE = 1e-4
-"""Largest difference between two runs that is rounding and not chance: as a share of the largest value, or, of label
-maps, the share of labels that differ. What depends on chance or neighbours differs a hundred times as much."""
+"""Largest difference between two runs that counts as rounding: as a share of the largest value or, for label maps, of
+the labels. Random results, and results that depend on the batch, differ a hundred times as much."""
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What was learned about a network by running it."""
+    """The results of running a network."""
 
     multiple: int | None
-    """Sides must be a multiple of this; None: it runs at its own size only."""
+    """Sides must be a multiple of this; None: it runs only at its own size."""
     ratio: float
     """Sides of the mask, as a share of the image's."""
     notes: tuple[str, ...]
@@ -51,8 +50,8 @@ class Examined:
 def build(factory: str, args: Mapping[str, Any]) -> Any:
     """The module that `MODULE:FACTORY` returns, in evaluation mode, float32, on the CPU, without gradients.
 
-    MODULE is looked for in the current folder too. Raises JobError where it cannot be imported or called, or returns
-    something else.
+    MODULE may also be in the current folder. Raises JobError if it cannot be imported or called, or returns something
+    else.
     """
     module_name, colon, attribute = factory.partition(":")
     if module_name.endswith(".py") or "/" in module_name:
@@ -97,7 +96,7 @@ def run(network: Any, images_nchw: Array) -> Array:
 
 
 def runs(network: Any, images_nchw: Array) -> bool:
-    """Whether the network has an output for these images at all."""
+    """Whether the network runs on these images without an error."""
     try:
         run(network, images_nchw)
     except Exception:  # noqa: BLE001 - a network may raise anything
@@ -106,11 +105,10 @@ def runs(network: Any, images_nchw: Array) -> bool:
 
 
 def examine(network: Any, images_nchw: Array, output: ModelOutput) -> Examined:
-    """Runs a network on two images, and on others of other sizes.
+    """Run a network on two images, and on images of other sizes.
 
-    Raises ModelRefused, with the first module that is to blame where there is one, for a network that fails, is still
-    in training mode, returns the wrong thing or NaN, depends on chance or on batch neighbours, or whose mask does not
-    cover its picture.
+    Raises ModelRefused, with the first wrong module if known, if the network fails, stays in training mode, returns the
+    wrong type or NaN, is random, depends on other images of the batch, or if its mask does not cover its image.
     """
     training = [name or "the network itself" for name, module in network.named_modules() if module.training]
     if training:
@@ -143,13 +141,13 @@ def smallest_multiple(
     ratio: float | None,
     least: int = 1,
 ) -> int | None:
-    """The smallest number whose multiples can be sides of an image; None where none is found.
+    """The smallest number whose multiples can be sides of an image; None if none is found.
 
-    scores: an image's output, or any error where it has none. ratio: what a side of the output has to be as a share of
-    the image's; None: anything. least: the number is a multiple of this.
+    scores: returns an image's output or raises any error. ratio: required side of the output as a share of the
+    image's; None: any. least: the number must be a multiple of this.
     """
     for multiple in (number for number in MULTIPLES if number % least == 0):
-        # A factor without 2 and 3, so that the side is a multiple of this number and of no larger one in the list.
+        # The factor has no 2 or 3, so the side is a multiple of this number but of no larger one in the list.
         factor = next(n for n in range(1, TRIED_PX * 2) if n % 2 and n % 3 and n * multiple >= TRIED_PX)
         side = factor * multiple
         sizes = ((side, side), (side + multiple, side), (side, side + multiple))
@@ -162,16 +160,16 @@ def _fits(scores: Callable[[Array], Array], images_nchw: Array, size: Size, rati
     image = np.resize(images_nchw[:1], (1, images_nchw.shape[1], *size))
     try:
         shape = scores(image).shape[-2:]
-    except Exception:  # noqa: BLE001 - whatever it raises, it does not run at this size
+    except Exception:  # noqa: BLE001 - any error means that it does not run at this size
         return False
     return ratio is None or shape == (size[0] * ratio, size[1] * ratio)
 
 
 def with_one_output(network: Any, images_nchw: Array, wanted: str | None) -> Any:
-    """The network, or one around it that returns a single tensor of the several it returns.
+    """The network, or a wrapper that returns one of its outputs.
 
-    wanted: key of a dict, or place in a tuple or list. Left out: the only one. Raises ModelRefused where it is not
-    clear which one is meant, JobError where there is no such one.
+    wanted: key of a dict, or position in a tuple or list; None: the only output. Raises ModelRefused if the choice is
+    ambiguous, JobError if there is no such output.
     """
     import torch
 
@@ -187,7 +185,7 @@ def with_one_output(network: Any, images_nchw: Array, wanted: str | None) -> Any
     try:
         with torch.no_grad():
             found = network(torch.from_numpy(images_nchw))
-    except Exception:  # noqa: BLE001 - `examine` runs it again, and says why it fails
+    except Exception:  # noqa: BLE001 - `examine` runs it again and reports the error
         return network
     if isinstance(found, torch.Tensor):
         return network
@@ -204,7 +202,7 @@ def with_one_output(network: Any, images_nchw: Array, wanted: str | None) -> Any
     if chosen is None:
         names = ", ".join(str(key) for key in keys)
         if wanted is None:
-            raise ModelRefused(f"the network returns {len(keys)} outputs ({names}): say which one is the mask")
+            raise ModelRefused(f"the network returns {len(keys)} outputs ({names}): choose the mask with --output")
         raise JobError(f"the network has no output {wanted}; it has: {names}")
     return OneOutput(chosen).eval()
 
@@ -212,7 +210,7 @@ def with_one_output(network: Any, images_nchw: Array, wanted: str | None) -> Any
 def first_difference(one: Mapping[str, Array], other: Mapping[str, Array], tolerance: float) -> str | None:
     """The first module whose outputs differ by more than a share of their largest value.
 
-    Both: outputs by module path, in the order in which the modules finished.
+    Both: outputs by module path, in the order of completion.
     """
     for name, array in one.items():
         others = other.get(name)
@@ -222,7 +220,7 @@ def first_difference(one: Mapping[str, Array], other: Mapping[str, Array], toler
 
 
 def share(reference: Array, other: Array) -> float:
-    """Largest difference as a share of the reference's largest magnitude; infinite where NaN is on one side only."""
+    """Largest difference as a share of the reference's largest magnitude; infinite if NaN is on one side only."""
     if not reference.size:
         return 0.0
     reference, other = np.nan_to_num(reference.astype(np.float64), nan=np.inf), np.nan_to_num(other, nan=np.inf)
@@ -233,7 +231,7 @@ def share(reference: Array, other: Array) -> float:
 
 
 def outputs_by_module(network: Any, images_nchw: Array) -> dict[str, Array]:
-    """What every module returned at its first call, in the order in which they finished; the innermost first."""
+    """The result of every module at its first call, in the order of completion: inner modules first."""
     import torch
 
     found: dict[str, Array] = {}
@@ -241,7 +239,7 @@ def outputs_by_module(network: Any, images_nchw: Array) -> dict[str, Array]:
     def keep(name: str) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
             if isinstance(output, torch.Tensor) and name not in found:
-                found[name] = output.detach().clone().numpy()  # cloned: a later module may work in place
+                found[name] = output.detach().clone().numpy()  # cloned: a later module may change it in place
 
         return hook
 
@@ -276,8 +274,8 @@ def _checked_ratio(found: Any, images_nchw: Array, output: ModelOutput) -> float
         raise ModelRefused(f"the network returns {said} for a batch of {batch}, not (N, {planes}, H, W)")
     if shape[1] != planes:
         raise ModelRefused(
-            f"the network returns {shape[1]} channels ({said}), but {len(output.classes)} class(es) are named: name "
-            "one per channel"
+            f"the network returns {shape[1]} channels ({said}), but there are {len(output.classes)} class name(s): "
+            "write one per channel"
         )
     ratio = float(shape[2] / height)
     if shape[3] / width != ratio or not (ratio.is_integer() or (1 / ratio).is_integer()):
@@ -286,13 +284,13 @@ def _checked_ratio(found: Any, images_nchw: Array, output: ModelOutput) -> float
             "cover it: pad its convolutions"
         )
     if found.is_floating_point() and not found.isfinite().all():
-        raise ModelRefused("the network returns NaN or infinity in PyTorch already: check its weights")
+        raise ModelRefused("the network returns NaN or infinity in PyTorch: check its weights")
     lowest, highest = float(found.min()), float(found.max())
     if output.activation in ("softmax", "sigmoid") and not (
         -PROBABILITY_SLACK <= lowest <= highest <= 1 + PROBABILITY_SLACK
     ):
         raise ModelRefused(
-            f"the network returns values from {lowest:.3g} to {highest:.3g}, which are no probabilities: the "
+            f"the network returns values from {lowest:.3g} to {highest:.3g}, which are not probabilities: the "
             f"activation is logits, not {output.activation}"
         )
     return ratio
@@ -309,14 +307,14 @@ def _refuse_unsteady(network: Any, images_nchw: Array, output: ModelOutput) -> N
         once, again = (outputs_by_module(network, one_image) for _ in range(2))
         module = first_difference(once, again, REPEATABLE)
         raise ModelRefused(
-            f"the network's answer depends on chance: {_named(module)} gives another output in every run (dropout "
+            f"the network's result is random: {_named(module)} gives another output in every run (dropout "
             "called without training=self.training?)"
         )
     if differ(run(network, one_image), together[:1]):
         neighbours = {name: array[:1] for name, array in outputs_by_module(network, images_nchw).items()}
         module = first_difference(outputs_by_module(network, one_image), neighbours, REPEATABLE)
         raise ModelRefused(
-            f"an image's mask depends on its batch neighbours: {_named(module)} computes over the whole batch (a batch "
+            f"a mask depends on other images of the batch: {_named(module)} computes over the whole batch (a batch "
             "normalisation without running statistics, or a maximum of all images?)"
         )
 
@@ -329,7 +327,7 @@ def _looks_like_probabilities(found_nkhw: Array, output: ModelOutput) -> list[st
     if output.activation != "logits" or found_nkhw.min() < 0 or found_nkhw.max() > 1:
         return []
     kind = "softmax" if len(output.classes) > 1 and np.allclose(found_nkhw.sum(axis=1), 1, atol=1e-3) else "sigmoid"
-    return [f"all values are in [0, 1], as probabilities are: if they are, the activation is {kind}"]
+    return [f"all values are in [0, 1]: if they are probabilities, the activation is {kind}"]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Why PyTorch could not turn a network into ONNX, and where in the network: one sentence each.
+"""Why PyTorch could not convert a network to ONNX, and where in the network: one sentence each.
 
-Knows the errors of PyTorch's exporter by their texts (its classes are private), and which operators have a stand-in.
-Changes nothing.
+Recognises the errors of PyTorch's exporter by their texts (its classes are private), and knows replacements for some
+operators.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ ALTERNATIVES: dict[str, tuple[str | None, str]] = {
     "erfinv": (None, "use a polynomial in its place"),
     "histc": (None, "compare with each edge and sum"),
     "kthvalue": ("TopK", "use topk"),
-    "linalg_inv": (None, "compute the inverse beforehand and keep it as a buffer"),
+    "linalg_inv": (None, "compute the inverse beforehand and store it as a buffer"),
     "median": ("TopK", "use sort, or topk"),
     "mode": (None, "use one comparison and sum per value"),
     "nanmedian": ("TopK", "use sort, or topk, on values that are numbers"),
     "rrelu": ("LeakyRelu", "use LeakyReLU with the mean of both slopes, which is what evaluation does"),
     "searchsorted": (None, "use bucketize, or compare and sum"),
 }
-"""By PyTorch's function: ONNX's operator for it, where one exists, and what to use instead. Each was seen to fail with
-PyTorch 2.13 and onnxscript 0.7."""
+"""PyTorch's function → ONNX's operator for it, if any, and what to use instead. Each fails with PyTorch 2.13 and
+onnxscript 0.7."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where in the user's network an operation comes from."""
+class CodePlace:
+    """The place of an operation in the user's network."""
 
     module: str
     """Path of the module, such as `encoder.levels.0`; empty for the network itself."""
     kind: str
     """Class of the module, without its package."""
     line: str | None
-    """File and line of the user's own code, where one is known."""
+    """File and line of the user's code, if known."""
 
     def __str__(self) -> str:
         module = f"module {self.module}" if self.module else "the network itself"
@@ -52,31 +52,31 @@ class Place:
         return module + kind + line
 
 
-def place_of(meta: Mapping[str, Any]) -> Place:
+def place_of(meta: Mapping[str, Any]) -> CodePlace:
     """The place of a node of an exported program, from the node's `meta`."""
     stack = [entry for key, entry in (meta.get("nn_module_stack") or {}).items() if not key.startswith("_empty")]
     module, kind = stack[-1] if stack else ("", "")
     kind = kind if isinstance(kind, str) else kind.__name__
-    return Place(str(module), kind.rpartition(".")[2], user_line(meta.get("stack_trace") or ""))
+    return CodePlace(str(module), kind.rpartition(".")[2], user_line(meta.get("stack_trace") or ""))
 
 
-def noted_place(node: Any) -> Place:
-    """The place of a node of an ONNX graph, from what PyTorch's exporter noted on it; no line of code."""
+def noted_place(node: Any) -> CodePlace:
+    """The place of a node of an ONNX graph, from the exporter's note; without a line of code."""
     notes = {entry.key: entry.value for entry in node.metadata_props}
     scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "['', '']"))
     kinds = ast.literal_eval(notes.get("pkg.torch.onnx.class_hierarchy", "['', '']"))
-    return Place(str(scopes[-2]), str(kinds[-2]).rpartition(".")[2], None)
+    return CodePlace(str(scopes[-2]), str(kinds[-2]).rpartition(".")[2], None)
 
 
 def user_line(stack_trace: str) -> str | None:
-    """`file:line` of the innermost frame of a printed trace that is neither PyTorch's nor a container's."""
+    """`file:line` of the innermost frame of a printed trace outside PyTorch and container modules."""
     frames = re.findall(r'File "([^"]+)", line (\d+)', stack_trace)
     own = [f"{Path(file).name}:{line}" for file, line in frames if not _foreign(file)]
     return own[-1] if own else None
 
 
 def error_line(error: BaseException) -> str | None:
-    """`file:line` of the innermost frame of an error that is the user's own code."""
+    """`file:line` of the innermost frame of an error in the user's code."""
     own = [
         f"{Path(frame.filename).name}:{frame.lineno}"
         for frame in traceback.extract_tb(error.__traceback__)
@@ -86,7 +86,7 @@ def error_line(error: BaseException) -> str | None:
 
 
 def brief(error: BaseException) -> str:
-    """An error as half a sentence: its class and the first line of its text."""
+    """An error as a phrase: its class and the first line of its text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
@@ -100,13 +100,13 @@ def capture_problem(error: Exception, axes: Mapping[int, str]) -> str:
     if frozen:
         sizes = " and ".join(f"{_axis(marked, axes)} axis at {size}" for marked, size in frozen)
         return (
-            f"the network freezes its {sizes}: somewhere it takes a size as a plain number, as view(2, ...) and "
-            "int(x.shape[0]) do (write -1, or x.shape[0] itself), or has a parameter of that size"
+            f"the network fixes its {sizes}: it uses a size as a plain number, as in view(2, ...) or "
+            "int(x.shape[0]) (write -1, or x.shape[0] itself), or has a parameter of that size"
         )
     if "data-dependent" in text:
         return (
-            f"the network chooses its way by the values of its pixels{at}, which a graph cannot: use torch.where, or "
-            "take the choice out of the network"
+            f"the network branches on the values of its pixels{at}, which a graph cannot do: use torch.where, or "
+            "move the branch out of the network"
         )
     if "Constraints violated" in text:
         guards = [row.strip(" -") for row in text.splitlines() if "guard" in row]
@@ -129,7 +129,7 @@ def conversion_problem(error: Exception) -> str:
 
 def _advice(name: str) -> str:
     if name not in ALTERNATIVES:
-        return "take it out of the network, or write it with other operators"
+        return "remove it from the network, or replace it by other operators"
     operator, instead = ALTERNATIVES[name]
     since = _first_opset(operator) if operator else None
     if since is None:
@@ -145,7 +145,7 @@ def _first_opset(operator: str) -> int | None:
 
 
 def _node_in_work(chain: list[BaseException]) -> Any:
-    """The node of the program that the exporter was translating: its errors do not carry it, but its frames do."""
+    """The program's node that the exporter was converting: found in the frames of its errors."""
     from torch.fx import Node
 
     for error in chain:
@@ -157,7 +157,7 @@ def _node_in_work(chain: list[BaseException]) -> Any:
 
 
 def _function(node: Any) -> str:
-    """What the user's code called, such as `cumprod`; the node itself may be a part of what that became."""
+    """The function that the user's code called, such as `cumprod`; the node may be only a part of it."""
     called = node.meta.get("torch_fn")
     return str(called[1]).rpartition(".")[2] if called else str(node.target)
 
@@ -180,12 +180,12 @@ def _foreign(file: str) -> bool:
 
 
 def file_for_module(path: str, attribute: str) -> str:
-    """What to write instead of the path of a Python file."""
+    """The message for a path of a Python file in place of a module."""
     folder, name = os.path.split(os.path.normpath(path.removesuffix(".py")))
     outside = os.path.isabs(folder) or folder.startswith(os.pardir)
     start = f"start in {folder} and " if outside else ""
     module = name if outside or not folder else ".".join([*folder.split(os.sep), name])
     return (
-        f"{path} is a file, and MODULE:FACTORY names a module: {start}write {module}:{attribute or 'FACTORY'} (modules "
-        "are looked for in the folder that you start from, too)"
+        f"{path} is a file, but MODULE:FACTORY needs a module: {start}write {module}:{attribute or 'FACTORY'} (modules "
+        "in the working directory are found too)"
     )

@@ -1,7 +1,7 @@
-"""Weights files: what PyTorch people save, read into a network without running any code of the file.
+"""Loads weights files into a network without running code from the file.
 
-Knows `torch.save` files, safetensors, and the wrappings that training tools put around a state dict. Knows nothing of
-ONNX. A file that needs code to be read (a pickled network) is refused: reading it would run whatever it says.
+Supports `torch.save` files, safetensors, and the checkpoints of training tools. A file that needs code to be read (a
+pickled network) is refused: it could run any code.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from typing import Any
 from unet_batch.errors import JobError, ModelRefused
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "network_weights")
-"""Where training tools keep the state dict in a checkpoint: Lightning and MMEngine, plain scripts, nnU-Net."""
+"""Keys of the state dict in checkpoints: Lightning and MMEngine, plain scripts, nnU-Net."""
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
-"""What wrappers put before every key: DataParallel, torch.compile, Lightning and its like."""
+"""Prefixes of keys added by wrappers: DataParallel, torch.compile, Lightning and others."""
 _SHOWN = 3
-"""Keys that a message names; the rest are counted."""
+"""Most keys in a message; the rest are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A weights file that was loaded."""
+    """A loaded weights file."""
 
     sha256: str
     notes: tuple[str, ...]
-    """What the person who exports should know, a sentence each."""
+    """Remarks for the user, a sentence each."""
 
 
 def load_weights(module: Any, path: Path) -> Weights:
-    """Loads a weights file into a `torch.nn.Module`, every tensor of both accounted for.
+    """Load a weights file into a `torch.nn.Module`; all tensors of both must match.
 
-    Reads `.safetensors`, and what `torch.save` wrote of a state dict or of a checkpoint that holds one.
-    Raises JobError where there is no such file, or safetensors is not installed; ModelRefused where the file needs
-    code to be read, is no weights file, holds NaN or infinity, or does not fit the network: with the first keys.
+    Reads `.safetensors`, and `torch.save` files of a state dict or of a checkpoint that contains one.
+    Raises JobError if the file does not exist or safetensors is not installed; ModelRefused if the file needs code to
+    be read, is not a weights file, holds NaN or infinity, or does not match the network (with the first keys).
     """
     try:
         data = path.read_bytes()
@@ -59,7 +59,7 @@ def load_weights(module: Any, path: Path) -> Weights:
     )
     if narrow:
         notes.append(f"weights of {' and '.join(narrow)} became float32")
-    module.load_state_dict(found, strict=False)  # strictness is ours: old files lack batch counters
+    module.load_state_dict(found, strict=False)  # checked above: old files lack batch counters
     return Weights(hashlib.sha256(data).hexdigest(), tuple(notes))
 
 
@@ -68,22 +68,22 @@ def _read_torch(data: bytes, path: Path) -> Any:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about formats that are refused below, or read all the same
+            warnings.simplefilter("ignore")  # about formats that are refused below, or supported
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file makes torch raise anything from EOFError to RuntimeError
+    except Exception as error:  # for a broken file, torch may raise anything from EOFError to RuntimeError
         needs = re.search(r"GLOBAL (\S+)|unrecognized (?:function|class|storage type) (\S+)", str(error))
         if "TorchScript" in str(error):
             raise ModelRefused(
-                f"weights {path} are a TorchScript archive: save tensors alone with "
+                f"weights {path} are a TorchScript archive: save only the tensors with "
                 "torch.save(torch.jit.load(path).state_dict(), path)"
             ) from error
         if isinstance(error, pickle.UnpicklingError) and needs:
             raise ModelRefused(
-                f"weights {path} can only be read by running code of the file ({needs[1] or needs[2]}): where it was "
-                "made, save tensors alone with torch.save(network.state_dict(), path)"
+                f"weights {path} can only be read by running code of the file ({needs[1] or needs[2]}): save only the "
+                "tensors with torch.save(network.state_dict(), path) where the file was made"
             ) from error
         raise ModelRefused(
-            f"weights {path} are no file of torch.save, or a broken one: {_first_line(error)}"
+            f"weights {path} are not a file of torch.save, or it is damaged: {_first_line(error)}"
         ) from error
 
 
@@ -95,11 +95,11 @@ def _read_safetensors(data: bytes, path: Path) -> Any:
     try:
         return load(data)
     except Exception as error:
-        raise ModelRefused(f"weights {path} are no safetensors file, or a broken one: {_first_line(error)}") from error
+        raise ModelRefused(f"weights {path} are not a safetensors file, or damaged: {_first_line(error)}") from error
 
 
 def _state_dict(tree: Any, path: Path) -> tuple[dict[str, Any], list[str]]:
-    """The tensors by key, and notes on tensors that were left alone."""
+    """The tensors by key, and notes on tensors that were not used."""
     notes: list[str] = []
     while isinstance(tree, Mapping):
         inner = next((name for name in _NESTED if isinstance(tree.get(name), Mapping)), None)
@@ -113,13 +113,13 @@ def _state_dict(tree: Any, path: Path) -> tuple[dict[str, Any], list[str]]:
     if not found:
         held = f"a {type(tree).__name__}" + (f" with the keys {_some(tree)}" if isinstance(tree, Mapping) else "")
         raise ModelRefused(
-            f"weights {path} hold no state dict, but {held}: it is looked for at the top and under {', '.join(_NESTED)}"
+            f"weights {path} hold no state dict, but {held}: expected at the top or under {', '.join(_NESTED)}"
         )
     return found, notes
 
 
 def _tensors(value: Any) -> dict[str, Any]:
-    """A state dict's entries; none where the value is something else."""
+    """A state dict's entries; empty if the value is not a state dict."""
     import torch
 
     if not isinstance(value, Mapping) or not all(isinstance(t, torch.Tensor) for t in value.values()):
@@ -148,15 +148,15 @@ def _refuse_misfit(found: Mapping[str, Any], expected: Mapping[str, Any], path: 
         f"{len(names)} tensor(s) {what}: {_some(names)}"
         for what, names in (
             ("that the network needs are missing", missing),
-            ("that the file holds are not the network's", foreign),
+            ("in the file are not in the network", foreign),
             ("have another shape", shapes),
         )
         if names
     ]
     if problems:
         raise ModelRefused(
-            f"weights {path} do not fit the network: {'; '.join(problems)}. Were the factory's arguments others when "
-            "it was trained?"
+            f"weights {path} do not match the network: {'; '.join(problems)}. Were the factory's arguments different "
+            "in training?"
         )
 
 

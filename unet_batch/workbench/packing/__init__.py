@@ -1,1 +1,1 @@
-"""Pre- and postprocessing written into a graph, and the proof that nothing changed."""
+"""Pre- and postprocessing in the graph, and the proof that results do not change."""

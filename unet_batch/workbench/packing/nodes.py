@@ -1,7 +1,7 @@
-"""The nodes that `pack` writes around a network: from source pixels to its input, from its scores to labels.
+"""The nodes that `pack` adds to a network: from source pixels to its input, from its scores to labels.
 
-Knows the contract and ONNX's operators from opset 7 on. The arithmetic is that of `imaging.preprocess.normalize` and
-`imaging.postprocess.reduce`, step for step in float32, so pixels and labels are equal to the bit.
+ONNX's operators from opset 7 on. The arithmetic is that of `imaging.preprocess.normalize` and
+`imaging.postprocess.reduce`, step by step in float32, so pixels and labels are bit-identical.
 
 Legend: N tiles, C channels, K classes, H, W pixels.
 """
@@ -27,18 +27,18 @@ LARGEST_SUM = np.finfo(np.float32).max
 
 
 class Nodes:
-    """A list of nodes under construction; each result gets a name that the graph does not have yet."""
+    """A list of new nodes; each result gets an unused name."""
 
     def __init__(self, opset: int, prefix: str) -> None:
         self.made: list[NodeProto] = []
         self.has_integers = opset >= 9
-        """Whether the opset lets a Constant node hold integers."""
+        """Whether the opset allows integers in a Constant node."""
         self._opset, self._prefix = opset, prefix
 
     def add(
         self, operator: str, inputs: Sequence[str], settings: Mapping[str, Any] | None = None, *, to: str = ""
     ) -> str:
-        """One node; returns the name of its result, `to` where that is given."""
+        """Add one node; returns the name of its result, which is `to` if given."""
         from onnx import helper
 
         here = f"{self._prefix}/{operator}_{len(self.made)}"
@@ -49,7 +49,7 @@ class Nodes:
         return result
 
     def constant(self, value: Any) -> str:
-        """A Constant node: unlike initialisers, every IR version takes it."""
+        """A Constant node; unlike initialisers, every IR version accepts it."""
         from onnx import numpy_helper
 
         return self.add("Constant", [], {"value": numpy_helper.from_array(np.asarray(value))})
@@ -80,12 +80,12 @@ class Nodes:
 
 
 def add_input(nodes: Nodes, spec: ModelInput, source: SourceType, *, to: str) -> None:
-    """From (N, H, W, C) source pixels to the tensor that the network takes.
+    """From (N, H, W, C) source pixels to the network's input tensor.
 
-    Raises ModelRefused for a normalisation that no formula per pixel can be.
+    Raises ModelRefused for a normalisation that is not a formula per pixel.
     """
     name = PIXELS
-    if spec.layout == "nchw":  # before the cast: ONNX Runtime transposes bytes 6 to 20 times as fast as floats
+    if spec.layout == "nchw":  # before the cast: ONNX Runtime transposes bytes 6 to 20 times faster than floats
         name = nodes.add("Transpose", [name], {"perm": [0, 3, 1, 2]})
     if spec.dtype not in ("uint8", "uint16"):
         name = nodes.cast(name, "float32")
@@ -118,7 +118,7 @@ def _steps(rule: Normalize, largest: float) -> list[tuple[str, Any]]:
         shift, factor, add = rule.center - rule.width / 2, (rule.high - rule.low) / rule.width, rule.low
     elif not isinstance(rule, Raw):
         raise ModelRefused(
-            f"normalize {rule.kind} is a statistic of each picture, and a graph sees tiles only: pack the output alone"
+            f"normalize {rule.kind} needs statistics of the whole image, but a graph gets tiles: pack only the output"
         )
     steps = (("Sub", shift, 0), ("Mul", factor, 1), ("Add", add, 0))
     return [(operator, value) for operator, value, neutral in steps if not np.all(np.asarray(value) == neutral)]
@@ -132,8 +132,8 @@ def add_outputs(nodes: Nodes, scores: str, dtype: str, output: ModelOutput, layo
     if dtype != "float32":
         scores = nodes.cast(scores, "float32")
     axis = {"nchw": 1, "nhwc": 3}.get(layout)
-    # One pass over the scores: the sum is NaN or infinite if a score is, on every provider. A sum of finite scores that
-    # overflows counts as infinite too: such scores are wrong as well.
+    # The sum is NaN or infinite if a score is, on every provider, in one pass. A sum of finite scores that overflows
+    # also counts as infinite: such scores are wrong as well.
     total = nodes.sum(scores, (1, 2) if axis is None else (1, 2, 3))
     small = nodes.combine("Less", nodes.add("Abs", [total]), LARGEST_SUM)
     nodes.cast(small, "uint8", to=FINITE)
@@ -145,7 +145,7 @@ def add_outputs(nodes: Nodes, scores: str, dtype: str, output: ModelOutput, layo
 
 
 def _best_label(nodes: Nodes, scores: str, classes: int, axis: int) -> None:
-    if classes == 2 and axis == 1 and nodes.has_integers:  # 4 times as fast as ArgMax with its 64-bit indices
+    if classes == 2 and axis == 1 and nodes.has_integers:  # 4 times faster than ArgMax, which has 64-bit indices
         first, second = _channel(nodes, scores, 0), _channel(nodes, scores, 1)
         nodes.cast(nodes.add("Greater", [second, first]), "uint8", to=LABELS)
     else:

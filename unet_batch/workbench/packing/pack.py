@@ -1,7 +1,6 @@
 """A network with its pre- and postprocessing inside the graph: source pixels in, labels out.
 
-Knows graphs, the contract, and one plain CPU session, which proves that the packed file gives the labels of the
-unpacked network, pixel for pixel. Knows no job and no store.
+A CPU session proves that the packed file gives the labels of the unpacked network, pixel by pixel.
 
 Legend: N tiles, C channels, K classes, H, W pixels, h, w pixels of the output; P planes of labels.
 """
@@ -33,26 +32,26 @@ if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
 SIDE = 256
-"""Side of a reference picture where the model takes any size; rounded up to its multiple."""
+"""Side of a reference picture if the model takes any size; rounded up to its multiple."""
 MAX_LABELS = 256
 """Labels are uint8."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackSpec:
-    """What goes into the graph."""
+    """What is packed into the graph."""
 
     pre: bool = True
     """Layout and normalisation: the model takes source pixels, (N, H, W, C)."""
     post: bool = True
-    """The decision: the model returns labels, (N, h, w), or a mask per class where classes may overlap."""
+    """The decision: the model returns labels, (N, h, w), or a mask per class for overlapping classes."""
     source_dtype: SourceType = "uint8"
-    """Type of the source pixels; a packed model takes no other."""
+    """Dtype of the source pixels; a packed model takes only this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A packed file that was proven to give the labels of its network."""
+    """A packed file that gives the labels of its network, as proven."""
 
     data: bytes
     model: Model
@@ -61,23 +60,23 @@ class Packed:
     bytes_before: int
     """Bytes into and out of a session for one tile, of the unpacked network."""
     bytes_after: int
-    """The same for the packed file, all outputs together."""
+    """The same for the packed file, with all outputs."""
 
 
 def pack(data: bytes, model: Model, spec: PackSpec) -> Packed:
-    """Build a model file with the pre- and postprocessing inside, and prove it.
+    """Build a model file with pre- and postprocessing in the graph, and prove it.
 
-    data: the file that `model` was resolved from, float, fp16 or quantised.
-    The outputs are `labels`, uint8, and `finite`, (N,) uint8: 0 for a tile with a NaN or infinity in its scores, which
-    no label shows.
-    Raises ModelRefused where the model cannot be packed, or the packed file gives other labels.
+    data: the file of `model`, float, fp16 or quantised.
+    The outputs are `labels`, uint8, and `finite`, (N,) uint8: 0 for a tile with NaN or infinity in its scores, which
+    labels do not show.
+    Raises ModelRefused if the model cannot be packed, or the packed file gives other labels.
     """
     shape_hwc = _reference_shape(model)
     if problems := [*_problems(model, spec)]:
         raise ModelRefused("the model cannot be packed: " + "; ".join(problems))
     source = graph.parse(data, "the model")
     if PACK_KEY in graph.metadata(source):
-        raise ModelRefused("the model is packed already: pack the file that it was made from")
+        raise ModelRefused("the model is already packed: pack the file that it was made from")
     if (opset := graph.opsets(source).get("", 0)) < OLDEST_OPSET:
         raise ModelRefused(f"the model is of opset {opset}: export it again with opset 17 or later")
     unpacked = Unpacked(data, model)
@@ -115,7 +114,7 @@ def pack(data: bytes, model: Model, spec: PackSpec) -> Packed:
 
 
 def _assemble(source: ModelProto, model: Model, spec: PackSpec) -> ModelProto:
-    """The packed graph with the source's metadata; the source stays as it is."""
+    """The packed graph with the source's metadata; the source is not changed."""
     import onnx
 
     packed = onnx.ModelProto()
@@ -158,52 +157,52 @@ def _problems(model: Model, spec: PackSpec) -> Iterator[str]:
         yield "neither its input nor its output is to be packed"
     if spec.pre and isinstance(taken.normalize, Percentile | ZScore):
         yield (
-            f"normalize {taken.normalize.kind} is a statistic of each picture, and a graph sees tiles only: "
-            "pack the output alone"
+            f"normalize {taken.normalize.kind} needs statistics of the whole image, but a graph gets tiles: "
+            "pack only the output"
         )
     elif spec.pre and taken.fit == "letterbox" and _source_changes(taken, spec.source_dtype).get("padding") == "refuse":
         yield (
-            f"its padding of {taken.pad_value:g} after normalisation is no {spec.source_dtype} value: write pad_units: "
-            "source with a value of the source, if the model was trained so"
+            f"its padding of {taken.pad_value:g} after normalisation is not a {spec.source_dtype} value: write "
+            "pad_units: source with a value of the source, if the model was trained with it"
         )
     if taken.dtype in ("uint8", "uint16") and taken.dtype != spec.source_dtype:
         yield f"it takes {taken.dtype} pixels, not {spec.source_dtype}"
     if spec.post and returned.decided:
-        yield f"it returns {returned.activation} already: pack the input alone"
+        yield f"it already returns {returned.activation}: pack only the input"
     if spec.post and len(returned.classes) > MAX_LABELS:
-        yield f"{len(returned.classes)} classes do not fit into uint8 labels: pack the input alone"
+        yield f"{len(returned.classes)} classes do not fit into uint8 labels: pack only the input"
 
 
 def _notes(model: Model, spec: PackSpec, *, varied: bool) -> Iterator[str]:
-    """What changes for a job that runs the packed file. varied: whether the reference labels differ at all."""
+    """What changes for a job with the packed file. varied: whether the reference labels have more than one value."""
     if spec.pre:
-        yield f"it takes {spec.source_dtype} pictures and rejects others"
+        yield f"it takes {spec.source_dtype} images and rejects others"
         if _source_changes(model.contract.input, spec.source_dtype).get("padding") == "refuse":
             yield (
-                f"it rejects pictures that need padding, because no {spec.source_dtype} value becomes "
+                f"it rejects images that need padding, because no {spec.source_dtype} value becomes "
                 f"{model.contract.input.pad_value:g} after normalisation"
             )
     if spec.post:
         if model.contract.input.fit in ("stretch", "letterbox"):
             yield (
-                "labels go back to a picture's size by the nearest pixel, where scores went back bilinear: at 4 times "
+                "labels are resized to the image's size by nearest pixel, scores were resized bilinearly: at 4 times "
                 "the size 1.6 to 1.9 % of labels differ"
             )
         else:
             yield (
-                "labels cannot be blended where tiles overlap, as they do in every picture that is no exact grid of "
-                "tiles: for such pictures pack the input alone"
+                "labels cannot be blended where tiles overlap, as in every image that is not an exact grid of "
+                "tiles: for such images pack only the input"
             )
         yield "it returns no probabilities: classes have no mean_probability, images no confidence and no entropy"
     if not varied:
         yield (
-            "the network gives one label to every pixel of the reference pictures, so the gate cannot notice a changed "
-            "file: name the unpacked model in `check.reference`"
+            "the network gives the same label to every pixel of the reference pictures, so the gate cannot notice a "
+            "changed file: write the unpacked model in `check.reference`"
         )
 
 
 def _packed_contract(model: Model, spec: PackSpec) -> Contract:
-    # Names and layouts are written out: left out, they would be guessed again from another input.
+    # Names and layouts are explicit: defaults would be derived from another input.
     taken = model.contract.input.model_copy(update={"name": model.input_name})
     returned = model.contract.output.model_copy(update={"name": model.output_name, "layout": model.output_layout})
     if spec.pre:
@@ -221,7 +220,7 @@ def _packed_contract(model: Model, spec: PackSpec) -> Contract:
 
 
 def _source_changes(taken: ModelInput, source: SourceType) -> dict[str, Any]:
-    """What else a contract says once the graph divides and pads can only be source pixels."""
+    """Changes of the contract because the graph divides, and because padding must be in source pixels."""
     changes: dict[str, Any] = {}
     if isinstance(taken.normalize, Divide | MeanStd) and taken.normalize.max is None:
         changes["source_max"] = LARGEST[source]
@@ -234,20 +233,20 @@ def _source_changes(taken: ModelInput, source: SourceType) -> dict[str, Any]:
 
 
 def _reference_shape(model: Model) -> tuple[int, int, int]:
-    """Rows, columns and channels of the pictures that a pack is proven on."""
+    """Rows, columns and channels of the pictures for the proof."""
     multiple = model.contract.input.multiple
     side = -(-SIDE // multiple) * multiple
     return (*(model.tile_hw or (side, side)), model.contract.input.channels)
 
 
 def _with_axes(value: ValueInfoProto, rank: int) -> ValueInfoProto:
-    """The declaration, with open axes where it has none: ONNX Runtime opens such files, ONNX's checker does not."""
+    """The declaration, with open axes if it has none: ONNX's checker requires them."""
     name, dtype, shape = graph.tensor(value)
     return value if shape else graph_edit.declare(name, dtype, (None,) * rank)
 
 
 def _pixels(taken: ValueInfoProto, model: Model, spec: PackSpec) -> ValueInfoProto:
-    """The packed input's declaration: the network's axes in another order."""
+    """The declaration of the packed input: the network's axes in another order."""
     shape = graph.tensor(taken)[2] or (None,) * 4
     batch, height, width = (
         shape[place] for place in ((0, 2, 3) if model.contract.input.layout == "nchw" else (0, 1, 2))
@@ -256,7 +255,7 @@ def _pixels(taken: ValueInfoProto, model: Model, spec: PackSpec) -> ValueInfoPro
 
 
 def _outputs(taken: ValueInfoProto, returned: ValueInfoProto, model: Model) -> Iterator[ValueInfoProto]:
-    """The packed outputs' declarations. A symbol that files repeat on the wrong axis is left out."""
+    """The declarations of the packed outputs, without a symbol that the file repeats on the wrong axis."""
     batch = (graph.tensor(taken)[2] or (None,))[0]
     shape = graph.tensor(returned)[2]
     places = {"nchw": (2, 3), "nhwc": (1, 2), "nhw": (1, 2)}[model.output_layout]

@@ -1,6 +1,4 @@
-"""The proof of a pack: compare the packed file with the network and the NumPy code that it replaces.
-
-Knows plain sessions, arrays and the contract. Knows nothing of how a pack was made.
+"""The proof of packing: compares the packed file with the network and the NumPy code that it replaces.
 
 Legend: N tiles, C channels, K classes, H, W pixels; P planes of labels.
 """
@@ -26,12 +24,12 @@ from unet_batch.workbench import graph_edit
 from unet_batch.workbench.packing.nodes import Nodes, add_input
 
 HALF_FLIPPED = 1e-3
-"""Largest share of labels that may differ for a network in fp16 or int8: ONNX Runtime fuses other nodes around its
-first and last ones, which changes the last bits. For fp32 no label may differ."""
+"""Largest share of labels that may differ for a network in fp16 or int8: ONNX Runtime fuses its first and last nodes
+differently, which changes the last bits. For fp32 no label may differ."""
 
 
 class Unpacked:
-    """The unpacked network as a job runs it: NumPy, one CPU session, NumPy."""
+    """The unpacked network as in a job: NumPy, one CPU session, NumPy."""
 
     def __init__(self, data: bytes, model: Model) -> None:
         self.model = model
@@ -39,7 +37,7 @@ class Unpacked:
         self._known: dict[str, tuple[NDArray[np.float32], int]] = {}
 
     def run(self, pixels: NDArray[Any]) -> tuple[NDArray[np.float32], int]:
-        """Scores (K, h, w) of (H, W, C) source pixels, and how many bytes went in and out for the tile.
+        """Scores (K, h, w) of (H, W, C) source pixels, and the bytes into and out of the session for the tile.
 
         Results are cached by picture: the references and the proof use the same pictures.
         """
@@ -50,13 +48,13 @@ class Unpacked:
         return self._known[key]
 
     def run_batch(self, pictures: Sequence[NDArray[Any]]) -> tuple[NDArray[np.float32], int]:
-        """The same of several in one batch: (N, K, h, w), and bytes for each tile."""
+        """The same for several pictures in one batch: (N, K, h, w), and bytes per tile."""
         tiles = _tiles(self.model, pictures)
         output = self._session.run({self.model.input_name: tiles}, [self.model.output_name])[self.model.output_name]
         return as_nkhw(self.model, output, len(tiles)), (tiles.nbytes + output.nbytes) // len(tiles)
 
     def labels(self, pixels: NDArray[Any]) -> NDArray[np.uint8] | None:
-        """Labels (P, h, w); None where a score is NaN or infinite."""
+        """Labels (P, h, w); None if a score is NaN or infinite."""
         try:
             return decide(self.run(pixels)[0], self.model.contract.output)
         except ImageError as error:
@@ -68,12 +66,11 @@ class Unpacked:
 def prove(
     packed: bytes, model: Model, unpacked: Unpacked, pictures: Sequence[NDArray[Any]], *, exact: bool
 ) -> tuple[int, int]:
-    """Check a packed file on these pictures; returns the bytes that a tile moves, unpacked and packed.
+    """Check a packed file on these pictures; returns the bytes per tile, unpacked and packed.
 
-    model: the packed one. pictures: (H, W, C) source pixels.
+    model: the packed one. pictures: (H, W, C) source pixels. Checks single tiles, and two in one batch.
 
-    Raises ModelRefused where labels differ (not exact: more than HALF_FLIPPED of them) or a NaN goes unseen: tile by
-    tile, and two in one batch.
+    Raises ModelRefused if labels differ (not exact: more than HALF_FLIPPED of them) or a NaN is not detected.
     """
     session = PlainSession(packed, threads=cores())
     problems: list[str] = []
@@ -91,14 +88,14 @@ def prove(
             found = _compare(scores_khw, result, place, unpacked=unpacked, model=model, exact=exact)
             problems += [f"tile {place} of a batch: {problem}" for problem in found]
     if problems:
-        raise ModelRefused("the packed model does not give the labels of the network: " + "; ".join(problems))
+        raise ModelRefused("the packed model gives other labels than the network: " + "; ".join(problems))
     return moved
 
 
 def prove_input(model: Model, source: SourceType, opset: int, ir_version: int) -> None:
-    """Check the input's nodes alone, bit for bit against `normalize`, for every value that a source pixel can have.
+    """Check that the input's nodes equal `normalize` bit by bit, for every value of a source pixel.
 
-    Raises ModelRefused where one differs.
+    Raises ModelRefused if a value differs.
     """
     spec = model.contract.input
     side = 16 if source == "uint8" else 256
@@ -123,13 +120,13 @@ def prove_input(model: Model, source: SourceType, opset: int, ir_version: int) -
 
 
 def _tiles(model: Model, pictures: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """A batch as the model takes it; a fixed batch axis is filled with copies of the one picture."""
+    """A batch for the model; a fixed batch axis is filled with copies of the single picture."""
     spec = model.contract.input
     try:
         largest = LARGEST[pictures[0].dtype.name]
         tiles = np.stack([normalize(one, whole(one.shape[:2]), spec, largest=largest) for one in pictures])
     except ImageError as error:
-        raise ModelRefused(f"its normalisation does not take {pictures[0].dtype} pixels: {error.message}") from error
+        raise ModelRefused(f"its normalisation refuses {pictures[0].dtype} pixels: {error.message}") from error
     return in_model_layout(model, np.repeat(tiles, model.batch or 1, axis=0))
 
 
@@ -152,7 +149,7 @@ def _compare(
     output = unpacked.model.contract.output
     finite = bool(np.isfinite(scores_khw).all())
     if FINITE in result and bool(result[FINITE][place]) != finite:
-        return ["finite scores count as NaN" if finite else "a NaN or infinity in the scores goes unseen"]
+        return ["finite scores are reported as NaN" if finite else "NaN or infinity in the scores is not detected"]
     if not finite:
         return []
     expected_phw = decide(scores_khw, output)
