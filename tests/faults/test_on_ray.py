@@ -86,7 +86,7 @@ def test_a_node_on_which_no_session_starts_costs_no_unit_a_try(faulty, sound):
         assert set(faulty.decoded().values()) == {1}
     else:
         assert (code, told["code"]) == (2, "session.provider_missing")
-        assert "no session could start, on no node" in told["error"]
+        assert "no session could start on any node" in told["error"]
         assert "no driver on this node" in told["error"]
 
 

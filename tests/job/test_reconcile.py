@@ -247,7 +247,7 @@ def test_an_image_that_a_limit_of_ours_ends_twice_is_a_row_that_names_the_limit(
                 ended = receipt.failure is not None and receipt.unit_id in many
                 yield replace(receipt, suspect=2) if ended else receipt
 
-    text = "limits.unit_timeout_s: 900 allows no more"
+    text = "more than limits.unit_timeout_s: 900"
     executor = Limited(lambda u, _: (code, text) if any(s.uri.endswith("c") for s in u.sources) else None)
     done, rejected, outcome = drive(executor, unit(*"abcdefgh"), unit("x"))
     assert (done, rejected, outcome.open) == (Counter("abcdefghx"), {"c": reason}, [])

@@ -11,14 +11,14 @@ from project_fixture import last_json
 
 from unet_batch.errors import JobError
 from unet_batch.records import Source, Unit
-from unet_batch.worker.loaded import Entry, Loaded, Pack, from_arrow, pixels_of, to_arrow
+from unet_batch.worker.loaded import Entry, Loaded, PixelBuffer, from_arrow, pixels_of, to_arrow
 
 DAY = "2026/11/21"
 
 
 def test_a_loaded_unit_crosses_as_one_row_and_its_pixels_come_back_as_a_view():
     """8- and 16-bit pictures in one buffer, aligned, and never copied on the way out."""
-    pack = Pack()
+    pack = PixelBuffer()
     pictures = [np.arange(15, dtype=np.uint8).reshape(5, 3, 1), np.arange(6, dtype=np.uint16).reshape(1, 2, 3)]
     depth = {"largest": 4095.0, "range_used": 0.25}
     entries = tuple(

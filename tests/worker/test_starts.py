@@ -54,7 +54,7 @@ def test_where_no_actor_can_start_the_run_ends_with_what_the_first_one_said(star
     for pid in (1, 2):
         starts.take(replace(GIVEN_BACK, pid=pid))
         starts.take(replace(GIVEN_BACK, pid=pid))
-    with pytest.raises(ProviderMissing, match=r"on no node; on bad.example \(10.0.0.1\): no CUDA driver here"):
+    with pytest.raises(ProviderMissing, match=r"on any node; on bad.example \(10.0.0.1\): no CUDA driver here"):
         starts.take(replace(GIVEN_BACK, pid=3))
 
 

@@ -1,1 +1,1 @@
-"""What a worker process does with a unit: load, cut, score, stage its part, and say what went wrong."""
+"""The work of a worker process on a unit: load, cut into tiles, score, stage the part, report failures."""

@@ -1,8 +1,8 @@
-"""Environment variables of worker processes. They must be set before a process starts, so its driver sets them."""
+"""Environment variables of worker processes. The driver sets them, because they must be set before a process starts."""
 
 from __future__ import annotations
 
 KEEP_PAGES = {"MALLOC_TRIM_THRESHOLD_": str(256 << 20), "MALLOC_MMAP_THRESHOLD_": str(64 << 20)}
-"""glibc's malloc(3): keep the pages of freed pictures for the next ones; handing them back cost a fifth of decoding."""
+"""glibc's malloc(3): keep the pages of freed images for the next ones; returning them took a fifth of decoding."""
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
-"""NumPy starts no threads beside those of the session."""
+"""NumPy starts no threads in addition to those of the session."""

@@ -1,9 +1,11 @@
-"""The rule of what becomes a row: facts about bytes do; facts about machines never do, unless they repeat on another
-process in isolation; facts about one image never stop the others.
+"""The rules for failures: which failures become rows, and what happens to their units.
 
-Two tables and no state. `course` tells, for every code that a stage can end a unit with, what happens to the unit at
-the first, second and later time. `DOUBTS` are verdicts on single images that a machine, a store or a permission can
-have caused as well: their image is held back, without a row, until they repeated elsewhere and were judged.
+Faults of an image's bytes become rows. Faults of a machine do not, unless they repeat on another process in isolation.
+A fault of one image never stops other images.
+
+Two tables, no state. `course` gives, for each code with which a stage can end a unit, what happens to the unit the
+first, second and later time. `DOUBTS` are rejections that a machine, a store or a permission may have caused: such an
+image gets no row until another process confirms the rejection.
 """
 
 from __future__ import annotations
@@ -27,24 +29,24 @@ from unet_batch.errors import (
 )
 
 SYSTEMATIC = 4
-"""Fewer failing units or images than this prove nothing about the machinery."""
+"""Smallest number of failing units or images that counts as systematic."""
 MANY_READS = 0.01
-"""A larger share of reads that are refused is a fault of the run, not of its images."""
+"""Share of refused reads above which the fault is the run's, not that of single images."""
 HOPELESS = 64
-"""After so many failing units and not one scored image, the rest is not tried."""
+"""Number of failing units, without one scored image, after which the run stops trying."""
 IN_A_ROW = 8
-"""After so many units in a row (and two for each worker) that a store refused or failed, the rest is left open."""
+"""Number of consecutive units (plus two per worker) with a failing store after which the rest is left open."""
 RETRIES = 2
-"""How often a unit goes round again after a fault of the machinery."""
+"""Retries of a unit after a fault of the infrastructure."""
 
 LOST = "process.lost"
-"""A unit whose process died, whatever it died of."""
+"""A unit whose process died, for any reason."""
 TOO_LARGE = "unit.too_large"
 UNEXPECTED = "unexpected"
 NOT_STARTED = "actor.not_started"
-"""A unit that came to an actor whose start had failed: no try of the unit."""
+"""A unit that was sent to an actor whose start had failed; it does not count as a try."""
 SILENT_READ, SILENT_DECODE, SILENT_SCORE = "silent.read", "silent.decode", "silent.score"
-"""A process that our own limit on silence ended, by the stage it was in."""
+"""A process that the watchdog ended, by stage."""
 
 
 class Act(StrEnum):
@@ -60,17 +62,17 @@ class Act(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What happens to a unit at the first, second, … time that it ends in the same way; the last act stays."""
+    """What happens to a unit the first, second, … time that it ends with the same code; the last act repeats."""
 
     one: tuple[Act, ...]
-    """To a unit of one image."""
+    """For a unit of one image."""
     many: tuple[Act, ...]
-    """To a unit of several."""
+    """For a unit of several images."""
     reason: Reason | None = None
-    """Of the row, where one is written."""
+    """Reason of the row, if a row is written."""
 
     def act(self, images: int, time: int) -> Act:
-        """What happens to a unit of so many images at the n-th time, from 1."""
+        """The act for a unit with this number of images. time: counted from 1."""
         acts = self.one if images == 1 else self.many
         return acts[min(time, len(acts)) - 1]
 
@@ -84,7 +86,7 @@ _END = _same(Act.END)
 
 
 def _image(reason: Reason) -> Course:
-    """Of what one image can cause, and a machine too: halved, then once more elsewhere."""
+    """For faults that an image or a machine can cause: halved, then tried once more on another process."""
     return Course((Act.APART, Act.ROW), (Act.HALVE,), reason)
 
 
@@ -106,13 +108,13 @@ COURSES: dict[str, Course] = {
     HandoverFailed.code: Course((*[Act.APART] * RETRIES, Act.OPEN), (Act.APART, Act.HALVE)),
     NOT_STARTED: _same(*[Act.AGAIN] * 5, Act.OPEN),
 }
-"""By code. What is not here is a machine's fault: tried again, then left open."""
+"""Code → course. Other codes are faults of a machine: tried again, then left open."""
 
 ENDS: dict[str, type[UnetBatchError]] = {c.code: c for c in (JobError, ContractError, ModelRefused, ProviderMissing)}
-"""What ends a run, as the error it is raised as."""
+"""Codes that end a run → the error to raise."""
 
 NOT_READABLE = frozenset({Reason.READ_DENIED, Reason.READ_NOT_FOUND})
-"""What a store says of one object, or of all of them: whether others can still be read decides."""
+"""Reasons that concern one object or the whole store; whether other objects are readable decides."""
 DOUBTS = NOT_READABLE | {
     Reason.READ_CHECKSUM_MISMATCH,
     Reason.DECODE_CRASHED,
@@ -123,24 +125,24 @@ DOUBTS = NOT_READABLE | {
     Reason.MODEL_NON_FINITE_OUTPUT,
     Reason.MODEL_FAILED,
 }
-"""Verdicts that need a second one from another process. All others are facts about bytes."""
+"""Rejections that another process must confirm. All others are faults of the bytes."""
 
 
 def course(code: str) -> Course:
-    """What happens to a unit that ended with this code."""
+    """The course of a unit that ended with this code."""
     return COURSES.get(code, _MACHINE)
 
 
 def is_machines(code: str) -> bool:
-    """Whether a code says nothing at all about an image."""
+    """Whether a code is a fault of a machine and not of an image."""
     return course(code) is _MACHINE
 
 
 def doubtful(verdicts: Collection[Reason | None], *, confirms: bool = False) -> set[Reason]:
-    """Which of a unit's verdicts, one for each image or None, need a second one.
+    """The reasons of a unit that another process must confirm. verdicts: one per image; None: not rejected.
 
-    Where most of its images are rejected by their bytes, those count too: a broken decoder or store looks like that.
-    confirms: whether another process said the same of these bytes already.
+    If most images are rejected by their bytes, those reasons are included: a broken decoder or store looks the same.
+    confirms: whether another process has already rejected these bytes.
     """
     rejected = [reason for reason in verdicts if reason is not None]
     doubts = {reason for reason in rejected if reason in DOUBTS}
@@ -149,10 +151,10 @@ def doubtful(verdicts: Collection[Reason | None], *, confirms: bool = False) -> 
 
 
 def systematic(count: int, of: int) -> bool:
-    """Whether so many that fail alike speak of the machinery: several, and more than half."""
+    """Whether this number of equal failures is a fault of the infrastructure: several, and more than half."""
     return count >= SYSTEMATIC and count > of / 2
 
 
 def denied_in_numbers(objects: int, reads: int) -> bool:
-    """Whether so many refused objects among so many reads are a fault of the run."""
+    """Whether this number of refused objects among the reads is a fault of the run."""
     return objects >= SYSTEMATIC and objects > MANY_READS * reads

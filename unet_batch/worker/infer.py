@@ -1,6 +1,6 @@
-"""The stage Infer: a loaded unit is cut, scored and reduced, and its part is staged. The stage before it is `load`.
+"""The stage Infer, after `load`: cuts a loaded unit into tiles, scores and reduces them, and stages the part.
 
-A plain callable, run by a loop or by Ray actors alike; it does not know Ray. Its answer is a receipt.
+A plain callable, used by the loop, by worker processes and by Ray actors. It returns a receipt.
 """
 
 from __future__ import annotations
@@ -37,11 +37,15 @@ from unet_batch.worker.watchdog import Step, unwatched
 log = logging.getLogger(__name__)
 
 PASSES = 4
-"""Over the pixels of a picture, between two signs of progress: normalised, resized, measured, encoded."""
+"""Passes over the pixels of an image between two steps of the watchdog: normalise, resize, measure, encode."""
 
 
 class Infer:
-    """Scores a loaded unit and leaves its part."""
+    """Scores a loaded unit and stages its part.
+
+    Pixels come in as views into `Loaded.pixels`: uint8, uint16 or float32 (H, W, C) of each fitted image. Tiles go to
+    the session as (N, H, W, C) of the contract's `input.dtype`; logits come back as float32 (N, K, h, w).
+    """
 
     def __init__(self, job: JobSpec, session: Session, batcher: Batcher, provenance: Provenance) -> None:
         self._job = job
@@ -52,9 +56,9 @@ class Infer:
         self._output = Output.of(job.output)
 
     def __call__(self, loaded: Loaded, step: Step = unwatched) -> Receipt:
-        """The receipt of the unit's part; a fault of the machinery comes back as `failure`.
+        """The receipt of the unit. A fault of the infrastructure is its `failure`, and there is no part.
 
-        Raises SessionBroken: the process must be replaced.
+        Raises SessionBroken if the process must be replaced.
         """
         if loaded.failure is not None:
             return _failed(loaded.unit, loaded.failure)
@@ -73,7 +77,7 @@ class Infer:
         for tile, result in self._batcher.run(self._tiles(loaded, images, rows, step), stats=used):
             image = images[tile.image]
             if isinstance(result, OutOfMemory):
-                image.error = ImageError(Reason.MODEL_OUT_OF_MEMORY, "one tile alone does not fit into memory")
+                image.error = ImageError(Reason.MODEL_OUT_OF_MEMORY, "a single tile does not fit into memory")
             elif isinstance(result, ImageError):
                 image.error = result
             elif image.error is None:
@@ -120,12 +124,12 @@ class Infer:
     def _tiles(
         self, loaded: Loaded, images: dict[int, _Image], rows: list[dict[str, Any] | None], step: Step
     ) -> Iterator[Tile]:
-        """Every tile of every picture, lazily; rejections become rows on the way."""
+        """Every tile of every image, lazily; rejections are recorded on the way."""
         for index, entry in enumerate(loaded.entries):
             if entry.error is not None:
                 rows[index] = self._rejection(loaded, index, entry.error)
                 continue
-            geometry = cast(Geometry, entry.geometry)  # an entry has one or the other
+            geometry = cast(Geometry, entry.geometry)  # an entry has a geometry or an error
             step(entry.source, allow_s=PASSES * pixels_s(math.prod(geometry.fitted_hw)))
             try:
                 found = picture(loaded, entry, geometry, self._model, self._job.tiling, largest_side=None)
@@ -169,7 +173,7 @@ class Infer:
 
 
 def reject_unit(job: JobSpec, unit: Unit, error: ImageError, provenance: Provenance) -> Receipt:
-    """The part of a unit whose one image no process survived, written without scoring."""
+    """Write the part of a unit with a single image that gets this rejection, without scoring; returns the receipt."""
     rows = [rejection_row(source, 0, 1, error) for source in unit.sources]
     write_part(Output.of(job.output), unit, rows, provenance, compression=job.output.compression)
     reasons = ((str(error.reason), len(rows)),)
@@ -178,7 +182,7 @@ def reject_unit(job: JobSpec, unit: Unit, error: ImageError, provenance: Provena
 
 @dataclass(slots=True)
 class _Image:
-    """A picture whose tiles are under way."""
+    """An image whose tiles are being scored."""
 
     canvas: Canvas
     geometry: Geometry
@@ -189,26 +193,26 @@ class _Image:
 
 @contextlib.contextmanager
 def _passes(step: Step, entry: Entry, source_hw: tuple[int, int]) -> Iterator[None]:
-    """Work on all pixels of a picture at once, which gives no sign until it is done: it may take longer."""
+    """A block that works on all pixels of an image without steps in between, with more time for the watchdog."""
     step(entry.source, allow_s=PASSES * pixels_s(math.prod(source_hw)))
     yield
     step()
 
 
 def _without_room(error: ImageError | MemoryError) -> ImageError:
-    """The same rejection, or the one of an image for which there was no memory."""
+    """The same rejection; for a MemoryError, the rejection MODEL_OUT_OF_MEMORY."""
     if isinstance(error, ImageError):
         return error
-    return ImageError(Reason.MODEL_OUT_OF_MEMORY, "there was no memory for its picture or its mask")
+    return ImageError(Reason.MODEL_OUT_OF_MEMORY, "there was not enough memory for the image or its mask")
 
 
 def _held(loaded: Loaded, rows: Sequence[dict[str, Any] | None]) -> tuple[DoubtfulSource, ...]:
-    """Sources with a verdict that needs a second one."""
+    """Sources with a rejection that another process must confirm."""
     verdicts = [Reason(row["reason"]) if row is not None and row.get("reason") else None for row in rows]
     doubts = doubtful(verdicts, confirms=loaded.unit.confirms)
     held: dict[int, DoubtfulSource] = {}
     for entry, verdict, row in zip(loaded.entries, verdicts, rows, strict=True):
-        known = loaded.unit.sources[entry.source].problem is not None  # told by the listing, before anything was read
+        known = loaded.unit.sources[entry.source].problem is not None  # known from the listing
         if verdict in doubts and row is not None and entry.source not in held and not known:
             held[entry.source] = DoubtfulSource(entry.source, entry.pages, str(verdict), row["message"] or "")
     return tuple(held.values())

@@ -1,7 +1,7 @@
-"""The stage Load: a unit's sources are read, decoded and fitted. Its answer is one row; see `loaded`.
+"""The stage Load: reads, decodes and fits a unit's sources; see `loaded` for the result.
 
-A plain callable, run by a loop or by Ray actors alike. One image's bytes cost that image, whatever a decoder does
-with them; a fault of the machinery comes back as a failure of the unit, never as a row.
+A plain callable, used by the loop, by worker processes and by Ray actors. Bad bytes reject only their image; a fault of
+the infrastructure is the `failure` of the unit, not a row.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from unet_batch.records import Unit
 from unet_batch.spec import JobSpec
 from unet_batch.store.storage import Storage
 from unet_batch.worker.faults import TOO_LARGE, UNEXPECTED
-from unet_batch.worker.loaded import Entry, Loaded, Pack
+from unet_batch.worker.loaded import Entry, Loaded, PixelBuffer
 from unet_batch.worker.watchdog import Step, unwatched
 
 log = logging.getLogger(__name__)
 
 MAX_UNIT_PIXEL_BYTES = 1 << 30
-"""A unit that decodes to more is handed back to be halved: a plan sees encoded sizes only."""
+"""A unit that decodes to more bytes is returned to be halved; the plan knows only encoded sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,15 @@ class Fetched:
 
 
 class Load:
-    """Reads, decodes and fits the images of a unit."""
+    """Reads, decodes and fits the images of a unit.
+
+    The result is `Loaded`: one buffer with the fitted images, (H, W, C) each in its source dtype (uint8, uint16 or
+    float32), resized but neither normalised nor padded, and one `Entry` per page.
+    """
 
     def __init__(self, job: JobSpec, model: Model, *, decoder: str = DECODER, stop_at_s: float | None = None) -> None:
-        """decoder: `module:function` with decode's signature, also run in isolation; tests name one that crashes.
-        stop_at_s: seconds since 1970 after which no unit is begun."""
+        """decoder: `module:function` with decode's signature, also used in isolation; tests use one that crashes.
+        stop_at_s: seconds since 1970 after which no unit is started."""
         self._stop_at_s = stop_at_s
         self._job = job
         self._model = model
@@ -61,15 +65,15 @@ class Load:
         self._storage = Storage(job.input.options, threads=job.resources.fetch_threads)
 
     def __call__(self, unit: Unit) -> Loaded:
-        """The unit with its pixels; a fault of the machinery comes back as `failure`, never as a row."""
+        """The unit with its pixels. A fault of the infrastructure is its `failure`; nothing is raised."""
         return self.decode(self.fetch(unit))
 
     def fetch(self, unit: Unit, step: Step = unwatched) -> Fetched:
-        """The encoded images of a unit. Waits for the store and leaves the core to others."""
+        """The encoded images of a unit. Waits for the store and uses no core meanwhile."""
         started = time.perf_counter()
         try:
             if self._stop_at_s is not None and time.time() > self._stop_at_s:
-                raise TooLate("the run's deadline came first")  # noqa: TRY301 - handed back as every other fault is
+                raise TooLate("the run's deadline came first")  # noqa: TRY301 - returned like every other fault
             contents: list[bytes | ImageError] = []
             for _, found in read_unit(self._storage, self._job.input, unit, self._job.limits):
                 contents.append(found)
@@ -88,7 +92,7 @@ class Load:
             return Loaded(fetched.unit, (), np.empty(0, np.uint8), failure=failure_of(error, "Load", fetched.unit))
 
     def _decoded(self, fetched: Fetched, step: Step) -> Loaded:
-        unit, pack = fetched.unit, Pack()
+        unit, pixels = fetched.unit, PixelBuffer()
         entries: list[Entry] = []
         read_bytes, clock = 0, time.perf_counter()
         isolated = self._isolated() if unit.isolate else None
@@ -101,18 +105,20 @@ class Load:
                     listen = functools.partial(
                         step, position, position, len(unit.sources), allow_s=processor_s(found, self._job.limits)
                     )
-                    entries += self._entries(position, complete(self._pages(found, isolated)), pack, listen)
-                if pack.size > MAX_UNIT_PIXEL_BYTES and len(unit.sources) > 1:
-                    message = f"its pictures decode to more than {MAX_UNIT_PIXEL_BYTES} bytes"
+                    entries += self._entries(position, complete(self._pages(found, isolated)), pixels, listen)
+                if pixels.size > MAX_UNIT_PIXEL_BYTES and len(unit.sources) > 1:
+                    message = f"its images decode to more than {MAX_UNIT_PIXEL_BYTES} bytes"
                     return Loaded(unit, (), np.empty(0, np.uint8), failure=(TOO_LARGE, message))
         finally:
             if isolated is not None:
                 isolated.close()
         decode_s = time.perf_counter() - clock
-        return Loaded(unit, tuple(entries), pack.joined(), read_bytes, fetched.read_s, decode_s)
+        return Loaded(unit, tuple(entries), pixels.joined(), read_bytes, fetched.read_s, decode_s)
 
-    def _entries(self, position: int, pages: Iterator[Page], pack: Pack, listen: Callable[[], None]) -> Sequence[Entry]:
-        """All pages of one source. A decoder that raises costs that source."""
+    def _entries(
+        self, position: int, pages: Iterator[Page], pixels: PixelBuffer, listen: Callable[[], None]
+    ) -> Sequence[Entry]:
+        """All pages of one source. If the decoder raises, the source is rejected."""
         found: list[Entry] = []
         while True:
             listen()
@@ -123,14 +129,12 @@ class Load:
             except UnetBatchError:
                 raise
             except MemoryError:
-                return [
-                    _rejected(position, ImageError(Reason.DECODE_OUT_OF_MEMORY, "there was no memory to decode it"))
-                ]
+                return [_rejected(position, ImageError(Reason.DECODE_OUT_OF_MEMORY, "not enough memory to decode it"))]
             except Exception as error:
                 log.warning("the decoder raised on image %d of a unit", position, exc_info=error)
                 message = f"the decoder raised {type(error).__name__}: {error}"
                 return [_rejected(position, ImageError(Reason.DECODE_CRASHED, message))]
-            found.append(self._entry(position, page, pack))
+            found.append(self._entry(position, page, pixels))
 
     def _pages(self, data: bytes, isolated: IsolatedDecoder | None) -> Iterator[Page]:
         if isolated is not None:
@@ -141,7 +145,7 @@ class Load:
     def _isolated(self) -> IsolatedDecoder:
         return IsolatedDecoder(self._model.contract.input, self._job.limits, decoder=self._decoder)
 
-    def _entry(self, position: int, page: Page, pack: Pack) -> Entry:
+    def _entry(self, position: int, page: Page, pixels: PixelBuffer) -> Entry:
         if isinstance(page.content, ImageError):
             return replace(
                 _rejected(position, page.content),
@@ -161,7 +165,7 @@ class Load:
             return replace(
                 _rejected(position, error), page=page.page, pages=page.pages, height=page.height, width=page.width
             )
-        offset = pack.add(fitted)
+        offset = pixels.add(fitted)
         top = divisor(self._model.contract.input, page.largest)
         return Entry(
             position,
@@ -183,10 +187,10 @@ def _rejected(position: int, error: ImageError) -> Entry:
 
 
 def failure_of(error: Exception, stage: str, unit: Unit) -> tuple[str, str]:
-    """Code and message of what stopped a stage: one unit's surprise must not look like a dead process."""
+    """Code and message of an error that stopped a stage; no exception leaves the stage."""
     if isinstance(error, UnetBatchError):
         return error.code, str(error)
     if isinstance(error, MemoryError):
-        return OutOfMemory.code, f"{stage} had no memory for it"
+        return OutOfMemory.code, f"{stage} had not enough memory for it"
     log.error("%s failed on unit %s", stage, unit.unit_id, exc_info=error)
     return UNEXPECTED, f"{type(error).__name__}: {error}"

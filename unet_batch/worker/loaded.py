@@ -1,7 +1,6 @@
-"""A unit between the stages: one row, with its pictures in one buffer in their source dtype.
+"""A unit between the stages: one row, with all images in one buffer in their source dtype.
 
-Knows Arrow and NumPy, nothing of Ray: what crosses the object store is a table of one row, and its pixels are read back
-as a view.
+Between processes it is an Arrow table of one row, whose pixels are read as a view, without a copy.
 """
 
 from __future__ import annotations
@@ -18,43 +17,53 @@ from unet_batch.imaging.preprocess import Geometry
 from unet_batch.records import Unit
 
 ALIGNMENT = 64
-"""Every picture starts at a multiple of this, so that its bytes can be viewed as any dtype."""
+"""Every image starts at a multiple of this, so that its bytes can be viewed as any dtype."""
 
 
 DIM = 0.05
-"""Share of the declared range below which a picture counts as dim: 8-bit values in a 16-bit file use 0.004 of it,
+"""Share of the declared range below which an image counts as dim: 8-bit values in a 16-bit file use 0.004 of it,
 10-bit values 0.016, 12-bit values 0.06."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One page of a loaded unit: where its pixels lie, or why there are none."""
+    """One page of a loaded unit: the place of its pixels in `Loaded.pixels`, or its rejection."""
 
     source: int
-    """Position in the unit."""
+    """Position of its source in the unit."""
     page: int
+    """Number of the page in its source, from 0."""
     pages: int
+    """Number of pages of its source."""
     height: int
+    """Rows of the oriented source image; 0 if unknown."""
     width: int
+    """Columns of the oriented source image; 0 if unknown."""
     dtype: str = ""
+    """NumPy's type string of the pixels, with byte order, e.g. `|u1`, `<u2`, `<f4`; empty for a rejection."""
     shape: tuple[int, ...] = ()
+    """(H, W, C) of the fitted image, without padding; () for a rejection."""
     offset: int = 0
+    """First byte of the pixels in `Loaded.pixels`, a multiple of ALIGNMENT."""
     geometry: Geometry | None = None
+    """From the source image to the fitted one; None for a rejection."""
     largest: float | None = None
-    """Largest value of the depth that the source declares, as `Page.largest`."""
+    """Largest value of the source's declared depth, as `Page.largest`."""
     range_used: float | None = None
-    """Largest value of the picture as a share of what its normalisation divides by; None where it divides by none."""
+    """Largest value of the image as a share of the normalisation's divisor; None if nothing is divided."""
     reason: str | None = None
+    """Reason of the rejection; None for a page with pixels."""
     message: str = ""
+    """Message of the rejection."""
 
     @property
     def is_dim(self) -> bool:
-        """Whether the picture uses so little of its range that the range may be the wrong one; black ones do not."""
+        """Whether the image uses so little of its range that the range may be wrong; black images do not count."""
         return self.range_used is not None and 0 < self.range_used < DIM
 
     @property
     def error(self) -> ImageError | None:
-        """The rejection of a page that has no pixels."""
+        """The rejection of a page without pixels, else None."""
         return None if self.reason is None else ImageError(Reason(self.reason), self.message)
 
 
@@ -65,16 +74,16 @@ class Loaded:
     unit: Unit
     entries: tuple[Entry, ...]
     pixels: np.ndarray
-    """uint8, all fitted pictures one after the other."""
+    """uint8, one axis: the bytes of all fitted images, one after the other."""
     read_bytes: int = 0
     read_s: float = 0.0
     decode_s: float = 0.0
     failure: tuple[str, str] | None = None
-    """Code and message where the unit could not be read at all."""
+    """Code and message if the unit as a whole could not be loaded."""
 
 
-class Pack:
-    """Pictures of one unit, joined into one aligned buffer at the end."""
+class PixelBuffer:
+    """Collects the fitted images of one unit and joins them into one aligned buffer."""
 
     def __init__(self) -> None:
         self._pictures: list[tuple[int, np.ndarray]] = []
@@ -94,7 +103,7 @@ class Pack:
 
 
 def to_arrow(loaded: Loaded) -> pa.Table:
-    """The loaded unit as one row whose pixels are one buffer: nothing is copied, and no Ray tensor type is involved."""
+    """The loaded unit as a table of one row with one buffer of pixels; no copy, and no Ray tensor type."""
     header = {
         "entries": [asdict(e) for e in loaded.entries],
         "read_bytes": loaded.read_bytes,
@@ -116,7 +125,7 @@ def to_arrow(loaded: Loaded) -> pa.Table:
 
 
 def from_arrow(table: pa.Table) -> Loaded:
-    """The loaded unit of a one-row table; its pixels are a read-only view into Arrow's buffer."""
+    """The loaded unit of a table of one row; its pixels are a read-only view into Arrow's buffer."""
     header = json.loads(table.column("header")[0].as_py())
     for entry in header["entries"]:
         entry["shape"] = tuple(entry["shape"])
@@ -140,7 +149,7 @@ def from_arrow(table: pa.Table) -> Loaded:
 
 
 def pixels_of(loaded: Loaded, entry: Entry) -> np.ndarray:
-    """The entry's fitted picture, (H, W, C), as a view."""
+    """The entry's fitted image, (H, W, C), as a view."""
     dtype = np.dtype(entry.dtype)
     count = int(np.prod(entry.shape)) * dtype.itemsize
     return loaded.pixels[entry.offset : entry.offset + count].view(dtype).reshape(entry.shape)

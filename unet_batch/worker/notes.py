@@ -1,8 +1,8 @@
-"""Notes about slow units, in the output's store: what workers leave there, and the driver reads.
+"""Notes about slow units in the output's store, written by workers and read by the driver.
 
-A small object beside the markers of attempts, `_work/attempts/<unit>.note`: put when a unit takes long and again while
-it does, removed when it is done. It outlives its process, so it says what a dead process cannot: that a limit of ours
-ended it, in which stage, and at which image.
+A note is a small object, `_work/attempts/<unit>.note`. It is put and updated while a unit takes long, and removed when
+the unit is done. It remains if the process dies, and tells that the watchdog ended it, in which stage and at which
+image.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 
 def silence(unit: Unit, note: Note, unit_timeout_s: float) -> Receipt:
-    """The receipt of a unit whose process a limit of ours ended, as its last note tells."""
+    """The receipt of a unit whose process the watchdog ended, from its last note."""
     text = (
-        f"nothing was finished for {note.silent_s:.0f} s ({note}), and limits.unit_timeout_s: {unit_timeout_s:g} "
-        "allows no more; raise it if the image is healthy"
+        f"no progress for {note.silent_s:.0f} s ({note}), more than limits.unit_timeout_s: {unit_timeout_s:g}; raise "
+        "the limit if the image is valid"
     )
     code = {"read": SILENT_READ, "decode": SILENT_DECODE, "score": SILENT_SCORE}[note.stage]
     suspect = note.source if len(unit.sources) > 1 else None
@@ -33,23 +33,23 @@ def silence(unit: Unit, note: Note, unit_timeout_s: float) -> Receipt:
 
 
 class StoredNotes:
-    """The notes of one run. Notes of other runs are not seen."""
+    """The notes of one run; those of other runs are ignored."""
 
     def __init__(self, output: Output, run_id: str) -> None:
         self._output, self._run_id = output, run_id
 
     def put(self, note: Note) -> None:
-        """Keep a note; it replaces an older one about the same unit."""
+        """Write a note; it replaces an older one about the same unit."""
         self._output.store.put(
             self._output.note(note.unit_id), json.dumps({"run": self._run_id, **asdict(note)}).encode()
         )
 
     def remove(self, unit_id: str) -> None:
-        """Forget the note about a unit."""
+        """Delete the note about a unit."""
         self._output.store.delete(self._output.note(unit_id))
 
     def get(self, unit_id: str) -> Note | None:
-        """The note about a unit; None where there is none of this run."""
+        """The note of this run about a unit, or None."""
         return self._read(self._output.note(unit_id))
 
     def all(self) -> Iterator[Note]:
@@ -71,10 +71,10 @@ class StoredNotes:
 
 
 class LoggedNotes:
-    """Notes of a plain loop: lines for whoever watches it."""
+    """Notes of the plain loop: log lines."""
 
     def put(self, note: Note) -> None:
-        """Print where the work stands."""
+        """Log the state of the work."""
         log.info("%s", note)
 
     def remove(self, unit_id: str) -> None:

@@ -1,7 +1,7 @@
-"""A worker process: units come in over a pipe, receipts go back, and it leaves when the pipe closes.
+"""A worker process: receives units over a pipe, sends receipts, and ends when the pipe closes.
 
-The driver runs it as `python -P -m unet_batch.worker.process DESCRIPTOR`. It knows the stages and its pipe, and nothing
-of other workers. A closed pipe means that the driver is gone, or wants no more of it.
+The driver starts it as `python -P -m unet_batch.worker.process DESCRIPTOR`. A closed pipe means that the driver has
+ended, or needs the worker no longer.
 
 A frame is a kind, a space and a body. The first frame to the worker is a Greeting, every other one a unit.
 """
@@ -33,12 +33,12 @@ from unet_batch.worker.worker import Settings, build_infer, build_load
 log = logging.getLogger(__name__)
 
 READY, REFUSED, BEGUN, RECEIPT, NOTE = b"ready", b"refused", b"begun", b"receipt", b"note"
-"""Kinds of frames to the driver: the session is open; it cannot be opened, and why; a unit is begun (its id); a unit's
-receipt; where a slow unit stands."""
+"""Kinds of frames to the driver: the session is open; it cannot be opened (and why); a unit was started (its id); a
+unit's receipt; a note about a slow unit."""
 UNITS_AT_ONCE = 2
 """Units in one worker: while one is computed, the next is fetched."""
 LEAVE_S = 2.0
-"""How long units under work may take once the pipe is closed: parts of units that end by then are kept."""
+"""How long active units may take after the pipe was closed; parts of units that end by then are kept."""
 BROKEN = 76
 """Exit status of a process whose session is broken (EX_PROTOCOL of sysexits.h)."""
 
@@ -47,11 +47,11 @@ Tell = Callable[[bytes, bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """What a worker is told first."""
+    """The first frame to a worker."""
 
     settings: Settings
     threads: int
-    """Of its session."""
+    """Threads of its session."""
 
     def to_json(self) -> bytes:
         return json.dumps({"settings": self.settings.to_json(), "threads": self.threads}).encode()
@@ -86,11 +86,11 @@ class PipeNotes:
         self._tell = tell
 
     def put(self, note: Note) -> None:
-        """Tell where the work stands."""
+        """Send the state of the work."""
         self._tell(NOTE, json.dumps(asdict(note)).encode())
 
     def remove(self, unit_id: str) -> None:
-        """Nothing was kept: the driver forgets a note with the unit's receipt."""
+        """Do nothing: the driver drops a note when the unit's receipt arrives."""
 
 
 class PipeWorker:
@@ -103,7 +103,7 @@ class PipeWorker:
         self._working: list[threading.Thread] = []
 
     def serve(self) -> NoReturn:
-        """Take units until the pipe closes, also while the session is being opened."""
+        """Receive units until the pipe closes, also while the session is being opened."""
         try:
             greeting = Greeting.from_json(self._pipe.recv_bytes())
             threading.Thread(target=self._start, args=(greeting,), daemon=True).start()
@@ -113,19 +113,19 @@ class PipeWorker:
             self._leave()
 
     def tell(self, kind: bytes, body: bytes = b"") -> None:
-        """Send a frame. Where nobody listens any more, `serve` finds the pipe closed."""
+        """Send a frame. If the driver has ended, `serve` finds the pipe closed."""
         try:
             with self._sending:
                 self._pipe.send_bytes(kind + b" " + body)
         except OSError:
-            log.debug("nobody listens")
+            log.debug("the driver has closed the pipe")
 
     def _start(self, greeting: Greeting) -> None:
         try:
             scorer = self._scorer(greeting)
         except UnetBatchError as error:
             self._refuse(Refusal(error.code, str(error), error.retryable or isinstance(error, StorageError)))
-        except Exception as error:  # whatever a driver or a library raises is about this machine
+        except Exception as error:  # any error of a driver or library concerns this machine
             log.exception("no session could be opened")
             self._refuse(Refusal(UNEXPECTED, f"{type(error).__name__}: {error}", may_pass=False))
         self._working = [threading.Thread(target=self._work, args=(scorer,), daemon=True) for _ in range(UNITS_AT_ONCE)]
@@ -144,21 +144,21 @@ class PipeWorker:
         os._exit(0)
 
     def _work(self, scorer: Scorer) -> None:
-        """Score units until there is a None. A process that lost a thread would take units and never answer."""
+        """Score units until None arrives. If the thread fails, the process ends, because it could not answer."""
         try:
             while (unit := self._inbox.get()) is not None:
                 self.tell(BEGUN, unit.unit_id.encode())
                 receipt: Receipt = replace(scorer(unit), pid=os.getpid())
                 self.tell(RECEIPT, receipt.to_json())
         except SessionBroken:
-            log.exception("the session is broken: this process leaves, and a fresh one takes its place")
+            log.exception("the session is broken: this process ends, and a new one replaces it")
             os._exit(BROKEN)
         except BaseException:
             log.exception("a worker's thread ended")
             os._exit(1)
 
     def _leave(self) -> NoReturn:
-        """Begin nothing more; leave when the units under work are done, or have taken too long."""
+        """Start no more units; end when the active units are done, or after LEAVE_S."""
         until_s = time.monotonic() + LEAVE_S
         while not self._inbox.empty():
             self._inbox.get()

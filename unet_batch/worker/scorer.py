@@ -11,19 +11,19 @@ from unet_batch.worker.watchdog import Notes, of_this_process
 
 
 class Scorer:
-    """Scores units; may be called by several threads.
+    """Scores units. Thread-safe.
 
-    One thread computes at a time (two that take turns at the interpreter's lock cost a fifth); the others fetch.
+    One thread computes at a time (two threads that share the interpreter's lock are a fifth slower); others fetch.
     """
 
     def __init__(self, load: Load, infer: Infer, *, limit_s: float, notes: Notes) -> None:
-        """limit_s: seconds of silence after which the watchdog ends this process; math.inf ends nothing."""
+        """limit_s: seconds without progress after which the watchdog ends this process; math.inf: no limit."""
         self._load, self._infer = load, infer
         self._limit_s, self._notes = limit_s, notes
         self._core = threading.Lock()
 
     def __call__(self, unit: Unit) -> Receipt:
-        """The unit's receipt. Raises SessionBroken: the process must be replaced."""
+        """The unit's receipt. Raises SessionBroken if the process must be replaced."""
         dog = of_this_process()
         with dog.watch(unit, "read", limit_s=self._limit_s, notes=self._notes) as watch:
             fetched = self._load.fetch(unit, watch.step)

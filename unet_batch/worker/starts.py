@@ -1,7 +1,7 @@
-"""Actors that could not start: which, on which node, why, and whether any is left that can.
+"""Counts actors that could not start, by node.
 
-An actor whose start failed gives its units back; that is no try of them. Nodes on which every start failed are left out
-of the next passes. Where no actor of a pass can start, the run ends with what the first of them said. Pure counting.
+An actor whose start failed returns its units; that does not count as a try. Nodes on which every start failed are left
+out of the next passes. If no actor of a pass can start, the run ends with the error of the first.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from unet_batch.worker.faults import NOT_STARTED
 log = logging.getLogger(__name__)
 
 BACK_OFF_MOST_S = 20.0
-"""An actor that could not start answers its first unit at once, and the next after 1, 2, 4, … seconds, at most these:
-always free, it would take all units of a pass and give them back."""
+"""Longest back-off. An actor that could not start returns its first unit at once, the next after 1, 2, 4, … seconds;
+otherwise it would always be free, and would take and return all units of a pass."""
 
 
 def back_off_s(answers: int) -> float:
-    """Seconds that an actor waits before it gives another unit back, after so many."""
+    """Seconds that an actor waits before it returns the next unit. answers: units returned before."""
     return 0.0 if answers == 0 else float(min(2 ** min(answers - 1, 10), BACK_OFF_MOST_S))
 
 
@@ -33,23 +33,20 @@ class Starts:
         self._name_of = name_of
         self._started: set[str] = set()
         self._failed: dict[str, str] = {}
-        """Why, by node."""
+        """Node → error."""
         self._actors = 0
         self._hopeless: set[tuple[str, int]] = set()
 
     def begin(self, actors: int) -> None:
-        """A pass with so many actors begins."""
+        """Begin a pass with this number of actors."""
         self._actors, self._hopeless = actors, set()
 
     def take(self, receipt: Receipt) -> None:
-        """Note what a receipt says about its actor's start.
-
-        Raises the error of the first start that failed, where no actor of this pass could start.
-        """
+        """Count the start of a receipt's actor. Raises the first failed start's error if no actor could start."""
         if receipt.failure is None or receipt.failure[0] != NOT_STARTED:
             if receipt.pid:
                 self._started.add(receipt.node)
-                self._actors = -1  # one can
+                self._actors = -1  # one actor has started
             return
         if receipt.node not in self._failed:
             self._failed[receipt.node] = receipt.failure[1]
@@ -59,9 +56,9 @@ class Starts:
             raise self._error(*next(iter(self._failed.items())))
 
     def left_out(self) -> frozenset[str]:
-        """Ids of nodes on which no actor ever started, and some failed."""
+        """Ids of nodes on which starts failed and no actor ever started."""
         return frozenset(self._failed.keys() - self._started - {""})
 
     def _error(self, node: str, why: str) -> UnetBatchError:
         code, _, text = why.partition(": ")
-        return class_of(code)(f"no session could start, on no node; on {self._name_of(node)}: {text or why}")
+        return class_of(code)(f"no session could start on any node; on {self._name_of(node)}: {text or why}")

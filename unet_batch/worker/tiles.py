@@ -1,6 +1,6 @@
-"""From a page of a loaded unit to its tiles: pixels, normalised and padded, and the boxes that are cut from them.
+"""From a page of a loaded unit to its tiles: normalised and padded pixels, and the boxes of the tiles.
 
-One way for scoring, for the gate and for samples, so that all of them see the same numbers.
+Scoring, the gate and samples all use it, so they get the same values.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ from unet_batch.worker.loaded import Entry, Loaded, pixels_of
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A page as the model is fed with it."""
+class ModelImage:
+    """A page as input of the model."""
 
     pixels_hwc: NDArray[Any]
     """(H, W, C) of the contract's dtype, normalised and padded to the fitted size."""
     tile_hw: tuple[int, int]
     boxes: tuple[Box, ...]
-    """Where its tiles lie, in pixels of the fitted size, row by row."""
+    """Places of its tiles, in pixels of the fitted size, row by row."""
 
 
 def picture(
     loaded: Loaded, entry: Entry, geometry: Geometry, model: Model, tiling: TilingSpec, *, largest_side: int | None
-) -> Picture:
-    """Normalises a page and lays the grid of tiles over it.
+) -> ModelImage:
+    """Normalise a page and compute its grid of tiles.
 
-    geometry: of the entry. largest_side: in pixels, of a tile of a model that takes any size; None: the whole picture
-    is one tile. Raises ImageError where the pixels do not fit into the contract's dtype, and MemoryError.
+    geometry: of the entry. largest_side: in pixels, of a tile of a model that takes any size; None: the whole image is
+    one tile. Raises ImageError if the pixels do not fit into the contract's dtype, and MemoryError.
     """
     tile_hw = model.tile_hw or _tile_of_any_size(geometry.fitted_hw, model.contract.input.multiple, largest_side)
     boxes = grid(geometry.fitted_hw, tile_hw, tiling.overlap)
     pixels_hwc = normalize(pixels_of(loaded, entry), geometry, model.contract.input, largest=entry.largest)
-    return Picture(pixels_hwc, tile_hw, tuple(boxes))
+    return ModelImage(pixels_hwc, tile_hw, tuple(boxes))
 
 
 def spread_tiles(
     loaded: Loaded, model: Model, tiling: TilingSpec, *, most: int, largest_side: int | None = None
 ) -> Iterator[tuple[str, Box, NDArray[Any]]]:
-    """The key, the box and the pixels, (H, W, C), of at most `most` tiles of every page that can be read.
+    """Key, box and pixels (H, W, C) of at most `most` tiles of every readable page.
 
-    The tiles of a page lie at equal distances in the order of its grid; a single one is the middle one.
+    The tiles of a page are at equal distances in the order of its grid; a single tile is the middle one.
     """
     for entry in loaded.entries:
         if entry.geometry is None:
@@ -67,7 +67,7 @@ def spread_tiles(
 
 
 def _tile_of_any_size(fitted_hw: tuple[int, int], multiple: int, largest_side: int | None) -> tuple[int, int]:
-    """The whole picture, or a part of it that every machine has room for."""
+    """The size of the whole image, or at most largest_side."""
     if largest_side is None:
         return fitted_hw
     most = max(largest_side // multiple, 1) * multiple

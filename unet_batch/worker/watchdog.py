@@ -1,13 +1,11 @@
-"""Ends this process when the work on a unit stands still, and leaves a note that says so first.
+"""Ends this process if the work on a unit makes no progress, after writing a note.
 
-A limit is on *silence*, never on a unit as a whole: every image that was read, every page that was decoded and every
-batch that was scored starts it anew, so a healthy image of hundreds of tiles may take as long as it takes. Knows
-threads, clocks and faulthandler; knows no store and no stage.
+The limit is on the time *without progress*, not on a unit as a whole: each image read, each page decoded and each batch
+scored resets it, so a valid image of hundreds of tiles may take any time.
 
-There is one watchdog in a process, because faulthandler has one timer. A thread looks once a second: it notes where
-slow units stand, and at a limit it notes that and ends the process. A thread cannot run while foreign code holds the
-interpreter's lock; for that case faulthandler's timer, which lives in C, ends the process GRACE_S later, without a
-note.
+There is one watchdog per process, because faulthandler has one timer. A thread checks once a second: it writes notes
+about slow units, and at the limit it writes a note and ends the process. The thread cannot run while native code holds
+the interpreter's lock. In that case faulthandler's timer in C ends the process GRACE_S later, without a note.
 """
 
 from __future__ import annotations
@@ -33,38 +31,38 @@ Stage = Literal["read", "decode", "score"]
 
 LOOK_EVERY_S = 1.0
 SLOW_S = 30.0
-"""A unit that takes longer gets a note, and a new one each time so much more has passed; all others cost no put."""
+"""A unit that takes longer gets a note, which is updated at this interval. Other units need no put."""
 GRACE_S = 30.0
 NOTE_S = 15.0
-"""How long the last note may take before the process leaves without it."""
+"""How long the last note may take before the process ends without it."""
 STDERR = 2
 EXIT_SILENT = 75
-"""Exit status of a process that its own limit ended (EX_TEMPFAIL of sysexits.h)."""
-_SLACK_S = 1.0  # the timer in C is not set anew for less: that starts a thread each time
+"""Exit status of a process that its watchdog ended (EX_TEMPFAIL of sysexits.h)."""
+_SLACK_S = 1.0  # smaller changes do not reset the timer in C, because each reset starts a thread
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Where the work on one unit stands."""
+    """The state of the work on one unit."""
 
     unit_id: str
     stage: Stage
     source: int | None
-    """Position in the unit of the image that is worked on; None where there are several, or none yet."""
+    """Position in the unit of the current image; None if there are several, or none yet."""
     image: str
-    """Its key; empty where `source` is None."""
+    """Key of that image; empty if `source` is None."""
     done: int
-    """Tiles of that image that are scored, or images of the unit that are read or decoded …"""
+    """Number of tiles of that image already scored, or of images of the unit already read or decoded."""
     of: int
-    """… out of so many."""
+    """Total number of these tiles or images."""
     working_s: float
-    """Seconds since this stage began with the unit."""
+    """Seconds since the stage started with the unit."""
     silent_s: float
     """Seconds since the last step."""
     limit_s: float
-    """Seconds of silence that this step may take; 0 where nothing is limited."""
+    """Allowed seconds without progress; 0 if there is no limit."""
     ended: bool
-    """Whether the process ends because of it."""
+    """Whether the watchdog ends the process now."""
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
 
@@ -75,24 +73,24 @@ class Note:
 
 
 class Notes(Protocol):
-    """Where notes go. Both may raise; a note that cannot be kept is only missing."""
+    """Stores notes. Both methods may raise; then the note is missing, without other consequences."""
 
     def put(self, note: Note) -> None: ...
     def remove(self, unit_id: str) -> None: ...
 
 
 class Step(Protocol):
-    """How a stage says that something was finished; see `Watch.step`."""
+    """Called by a stage to report progress; see `Watch.step`."""
 
     def __call__(self, source: int | None = None, done: int = 0, of: int = 0, *, allow_s: float = 0.0) -> None: ...
 
 
 def unwatched(source: int | None = None, done: int = 0, of: int = 0, *, allow_s: float = 0.0) -> None:
-    """A Step that nobody listens to."""
+    """A Step that does nothing."""
 
 
 class Watch:
-    """One unit in one stage. Its methods are called by the thread that works on it."""
+    """Watches one unit in one stage. The thread that works on the unit calls its methods."""
 
     def __init__(self, dog: Watchdog, unit: Unit, stage: Stage, *, limit_s: float, notes: Notes, clock: float) -> None:
         self._dog, self.unit, self.stage, self.notes = dog, unit, stage, notes
@@ -104,21 +102,21 @@ class Watch:
         self.writing = threading.Lock()
 
     def step(self, source: int | None = None, done: int = 0, of: int = 0, *, allow_s: float = 0.0) -> None:
-        """Say that something was finished: the silence begins anew.
+        """Report progress: the limit starts again.
 
-        source: position in the unit of the image that comes now. done, of: see Note. allow_s: what the next step may
-        take beyond the limit, because it is a large one.
+        source: position in the unit of the next image. done, of: see Note. allow_s: additional seconds for the next
+        step, because it is large.
         """
         self.source, self.done, self.of, self.allow_s = source, done, of, allow_s
         self.heard_s = self._dog.now()
         self._dog.moved()
 
     def end_s(self) -> float:
-        """When the silence has lasted too long."""
+        """The time at which the limit is reached."""
         return self.heard_s + self.base_s + self.allow_s
 
     def note(self, now_s: float, *, ended: bool = False) -> Note:
-        """Where the work stands now."""
+        """The current state of the work."""
         image = "" if self.source is None else self.unit.sources[self.source].key
         limit_s = self.base_s + self.allow_s
         return Note(
@@ -127,18 +125,18 @@ class Watch:
         )  # fmt: skip
 
     def write(self, note: Note) -> None:
-        """Keep a note, unless the unit is done meanwhile."""
+        """Write a note, unless the unit is already done."""
         with self.writing:
             if self.closed:
                 return
             self.noted = True
             try:
                 self.notes.put(note)
-            except Exception:  # a note is for people and for the driver; the unit does not depend on it
+            except Exception:  # the unit does not depend on notes
                 log.debug("no note about unit %s", self.unit.unit_id, exc_info=True)
 
     def close(self) -> None:
-        """The unit is done with this stage: nothing stays behind."""
+        """End the watch of this stage and remove its note."""
         with self.writing:
             self.closed = True
             if self.noted:
@@ -147,7 +145,7 @@ class Watch:
 
 
 class Watchdog:
-    """Watches whatever this process works on. Use `of_this_process`; tests make their own."""
+    """Watches all units of this process. Use `of_this_process`; tests create their own."""
 
     def __init__(
         self,
@@ -156,18 +154,18 @@ class Watchdog:
         now: Callable[[], float] = time.monotonic,
         looks: bool = True,
     ) -> None:
-        """leave: ends the process with an exit status. looks: whether a thread of its own looks every second."""
+        """leave: ends the process with an exit status. looks: whether a thread checks every second."""
         self.now = now
         self._leave, self._looks = leave, looks
         self._watches: list[Watch] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._armed_s = math.inf
-        """When the timer in C ends the process; inf where it is not set."""
+        """The time at which the timer in C ends the process; inf if it is not set."""
 
     @contextlib.contextmanager
     def watch(self, unit: Unit, stage: Stage, *, limit_s: float, notes: Notes) -> Iterator[Watch]:
-        """Watch a stage of a unit. limit_s: seconds of silence; math.inf limits nothing and only notes."""
+        """Watch a stage of a unit. limit_s: seconds without progress; math.inf: only notes, no limit."""
         watch = Watch(self, unit, stage, limit_s=limit_s, notes=notes, clock=self.now())
         with self._changed:
             self._watches.append(watch)
@@ -185,7 +183,7 @@ class Watchdog:
             watch.close()
 
     def moved(self) -> None:
-        """Something moved: set the timer in C to the earliest end there is now."""
+        """Set the timer in C to the earliest limit of all watches."""
         with self._changed:
             self._arm()
 
@@ -210,12 +208,12 @@ class Watchdog:
             time.sleep(LOOK_EVERY_S)
 
     def look(self, watches: list[Watch]) -> None:
-        """Note what is slow; end the process where something stands still."""
+        """Write notes about slow units; end the process if a unit has reached its limit."""
         now_s = self.now()
         for watch in watches:
             if watch.end_s() < now_s and not watch.closed:
                 note = watch.note(now_s, ended=True)
-                log.error("this process leaves, because nothing was finished for %.0f s: %s", note.silent_s, note)
+                log.error("this process ends, because there was no progress for %.0f s: %s", note.silent_s, note)
                 last = threading.Thread(target=watch.write, args=(note,), daemon=True)
                 last.start()
                 last.join(NOTE_S)

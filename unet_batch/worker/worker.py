@@ -1,4 +1,4 @@
-"""How a process builds its stages from settings alone: what every executor, local or remote, starts with."""
+"""Builds the stages of a process from its settings; used by every executor."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from unet_batch.worker.load import Load
 from unet_batch.worker.tiles import spread_tiles
 
 LARGEST_COMPARED_SIDE = 1024
-"""Pixels of the side of a tile that the gate compares, where the model takes whole pictures."""
+"""Largest side, in pixels, of a tile that the gate compares if the model takes any size."""
 
 ModelBytes = tuple[bytes, Model]
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What travels to a process: small text, never a model, a session, a file system or a secret."""
+    """The settings that are sent to a process: small texts; no model, session, file system or secret."""
 
     job_json: str
     model_json: bytes
@@ -42,11 +42,11 @@ class Settings:
     run_id: str
     decoder: str = DECODER
     members: tuple[bytes, ...] = ()
-    """The models of an ensemble, as JSON; none where one model scores alone."""
+    """The models of an ensemble, as JSON; empty without an ensemble."""
     check_unit: bytes | None = None
-    """Images that the gate compares a session on, as a unit's JSON; None where no gate is needed."""
+    """The gate's images, as a unit's JSON; None if no gate is needed."""
     stop_at_s: float | None = None
-    """Seconds since 1970 after which no unit is begun."""
+    """Seconds since 1970 after which no unit is started."""
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`."""
@@ -59,7 +59,7 @@ class Settings:
 
     @staticmethod
     def from_json(tree: Mapping[str, Any]) -> Settings:
-        """What `to_json` gave."""
+        """The inverse of `to_json`."""
         return Settings(
             **{
                 **tree,
@@ -90,7 +90,7 @@ def build_infer(settings: Settings, device: Device) -> Infer:
     files = _files(settings)
     parts = _sessions(settings, files, device)
     session = parts[0] if job.model.ensemble is None else Ensemble(parts, settings.model, job.model.ensemble.combine)
-    if model.tile_hw is not None:  # a session that cannot run says so before the first image
+    if model.tile_hw is not None:  # shows before the first image whether the session runs
         warm(session, model.tile_hw, [model.batch or 1])
     tested = SessionUnderTest(session, tuple(files), tuple(parts))
     check_references(job, tested)
@@ -110,7 +110,7 @@ def build_infer(settings: Settings, device: Device) -> Infer:
 
 
 def _one_tile_each(settings: Settings, unit: Unit) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Key and middle tile of every picture of a unit, as the session is fed with it."""
+    """Key and middle tile, as input of the session, of every image of a unit."""
     loaded = build_load(settings)(unit)
     for key, _, tile in spread_tiles(
         loaded, settings.model, settings.job.tiling, most=1, largest_side=LARGEST_COMPARED_SIDE
@@ -135,13 +135,13 @@ def _sessions(settings: Settings, files: Sequence[ModelBytes], device: Device) -
 
 
 def _files(settings: Settings) -> list[ModelBytes]:
-    """The model, or every member of its ensemble; each file must be the one that was planned with."""
+    """The model, or every member of its ensemble. Raises ContractError if a file changed since the plan."""
     job, store = settings.job, Storage(settings.job.model.options)
     members = [Model.from_json(text) for text in settings.members] or [settings.model]
     files = []
     for path, member in zip(job.model.paths, members, strict=True):
         data = store.read(path)
         if hashlib.sha256(data).hexdigest() != member.sha256:
-            raise ContractError(f"{path} changed since the run was planned; run the same command again")
+            raise ContractError(f"{path} has changed since the run was planned; run the same command again")
         files.append((data, member))
     return files
