@@ -119,7 +119,7 @@ def test_a_relative_path_says_in_which_folder_it_begins(project, monkeypatch, ov
     start = project.folder / "start"
     start.mkdir()
     monkeypatch.chdir(start)
-    with pytest.raises(JobError, match=re.escape(f"{said}{start}; relative paths begin in the folder that you start")):
+    with pytest.raises(JobError, match=re.escape(f"{said}{start}; relative paths are relative to the working")):
         project.prepared(override)
 
 

@@ -226,7 +226,7 @@ def test_a_manifest_that_breaks_off_stops_publication(project, data, name):
         "limits.max_rejected=1.0",
     )  # fmt: skip
     assert (summary.exit_code, summary.published) == (5, 0)
-    assert "cut or corrupt" in summary.problems[0]
+    assert "truncated or corrupt" in summary.problems[0]
 
 
 def test_a_manifest_in_another_encoding_is_an_argument_error(project):

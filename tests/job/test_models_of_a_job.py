@@ -213,14 +213,16 @@ def test_actors_get_a_gpu_where_their_provider_wants_one(providers: list[str], g
 
 def test_two_providers_that_want_a_gpu_and_none_there_are_refused() -> None:
     """Neither is a permission to use the CPU."""
-    with pytest.raises(JobError, match="asks for tensorrt, cuda, and the cluster offers 0 GPUs"):
+    with pytest.raises(JobError, match="is tensorrt, cuda, but the cluster has 0 GPUs"):
         place(8, 0, ResourcesSpec(), providers=["tensorrt", "cuda"], gpu_share=1.0)
 
 
 def test_libraries_of_operators_travel_by_their_whole_path(project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers start in other folders."""
     monkeypatch.chdir(project.folder)
-    with pytest.raises(JobError, match=r"there is no library ops/libfoo\.so in .*; relative paths begin in the folder"):
+    with pytest.raises(
+        JobError, match=r"there is no library ops/libfoo\.so in .*; relative paths are relative to the working"
+    ):
         project.prepared("session.custom_ops=[ops/libfoo.so]")
     (project.folder / "ops").mkdir()
     (project.folder / "ops" / "libfoo.so").write_bytes(b"no library")

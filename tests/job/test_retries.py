@@ -80,7 +80,7 @@ def test_a_day_above_its_limit_heals_in_an_ordinary_run(project):
     strict = "limits.max_rejected=0"
     first = project.run(strict, executor=InProcess)
     assert (first.published, first.exit_code) == (0, 3)
-    assert any("2 of them may end differently, so run the same command again" in p for p in first.problems)
+    assert any("2 of them may be temporary, so run the same command again" in p for p in first.problems)
     again = project.run(strict, executor=InProcess)  # as the night before
     assert (again.planned, again.exit_code) == (2, 3)
     healed = project.run(strict)

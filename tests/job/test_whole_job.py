@@ -200,7 +200,7 @@ def test_a_cut_tar_stops_publication_unless_the_job_allows_it(project):
     project.put(f"{DAY}/shard.tar", whole[: len(whole) // 2])
     summary = project.run()
     assert (summary.exit_code, summary.published) == (5, 0)
-    assert "cut or corrupt" in summary.problems[0]
+    assert "truncated or corrupt" in summary.problems[0]
     assert project.run("limits.broken_shards=publish").published == 1
     assert [r["reason"] for r in project.rows(NAME) if r["status"] == "rejected"] == ["shard.truncated"]
 
@@ -454,7 +454,7 @@ def test_an_output_inside_the_archive_is_refused(project):
     """The next run would take this one's rows for images, and never be done."""
     project.fill("2026/11/21", 1)
     inside = [f"input.uri={project.folder}/archive", f"output.uri={project.folder}/archive/out"]
-    with pytest.raises(JobError, match="lies inside the archive"):
+    with pytest.raises(JobError, match="is inside the archive"):
         project.prepared(*inside)
     assert project.run(*inside, "input.pattern=**/*.png").ok == 1
     assert project.run(*inside, "input.pattern=**/*.png").planned == 0

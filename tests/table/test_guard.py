@@ -40,11 +40,11 @@ def visible(project, name: str = "all") -> int:
     [
         (0, 0, {}, "holds no image"),
         (0, 0, {"allow_empty": True}, None),
-        (41, 0, {}, "41 images are published and the archive holds none"),
+        (41, 0, {}, "41 images are published, but the archive holds none"),
         (41, 0, {"max_shrink": 1.0}, "limits.allow_empty"),
         (41, 0, {"allow_empty": True}, None),
         (100, 90, {}, None),
-        (100, 89, {}, "100 images are published and the archive holds 89 of it now"),
+        (100, 89, {}, "100 images are published, but the archive holds 89 of it now"),
         (100, 89, {"max_shrink": 0.11}, None),
         (100, 99, {"max_shrink": 0.0}, "1% fewer"),
         (100, 101, {"max_shrink": 0.0}, None),
@@ -81,7 +81,7 @@ def test_an_empty_archive_erases_no_published_table(undated, select):
     shutil.rmtree(undated.folder / "archive/x")
     summary = undated.run(select=select)
     assert (summary.exit_code, summary.published, visible(undated)) == (3, 0, 4)
-    assert any("4 images are published and the archive holds none" in problem for problem in summary.problems)
+    assert any("4 images are published, but the archive holds none" in problem for problem in summary.problems)
     assert undated.verify() != []
 
 

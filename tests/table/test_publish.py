@@ -158,7 +158,7 @@ def test_a_broken_shard_stops_publication_unless_the_job_allows_it(output):
     """Nobody can count the images that a cut shard lost."""
     found = sources("a", "b", "c")
     parts = [output.stage(found, reject=("a",), reason=Reason.SHARD_TRUNCATED)]
-    with pytest.raises(Incomplete, match="cut or corrupt"):
+    with pytest.raises(Incomplete, match="truncated or corrupt"):
         output.publish(found, parts)
     output.publish(found, parts, limits=LimitsSpec(max_rejected=0.5, broken_shards="publish"))
 

@@ -125,7 +125,7 @@ def test_finding_a_row_does_not_walk_the_row_groups_before_it(output, monkeypatc
     output.publish(early, [output.stage(early)])
     file = CountedFile(merge_module.open_stream(output.store.open(output.output.published(DAY))))
     monkeypatch.setattr(merge_module, "open_stream", lambda _: file)
-    containers = merge_module.Containers(output.store, [output.output.published(DAY)])
+    containers = merge_module.RowReader(output.store, [output.output.published(DAY)])
     places = [containers._place(0, row) for row in range(200)]
     assert places == [divmod(row, 5) for row in range(200)]
     assert file.asked == 40
@@ -134,7 +134,7 @@ def test_finding_a_row_does_not_walk_the_row_groups_before_it(output, monkeypatc
 def test_the_row_groups_that_are_kept_are_bounded_in_bytes(output):
     """The last one always stays, the oldest go first, and what is left fits."""
     found = sources(12)
-    containers = merge_module.Containers(output.store, [output.stage([source]) for source in found])
+    containers = merge_module.RowReader(output.store, [output.stage([source]) for source in found])
     one = containers._group((0, 0)).nbytes
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(merge_module, "KEPT_BYTES", 3 * one)
@@ -146,8 +146,8 @@ def test_the_row_groups_that_are_kept_are_bounded_in_bytes(output):
 
 def test_a_container_that_became_shorter_is_named(output):
     """Rows that were there a moment ago are never replaced by others."""
-    containers = merge_module.Containers(output.store, [output.stage(sources(3))])
-    with pytest.raises(StorageError, match="fewer rows than a moment ago"):
+    containers = merge_module.RowReader(output.store, [output.stage(sources(3))])
+    with pytest.raises(StorageError, match="fewer rows than before"):
         containers._place(0, 3)
 
 
@@ -179,9 +179,9 @@ def test_few_large_rows_are_written_and_rewritten_a_few_at_a_time(output, monkey
         assert max(sizes) <= 1.5 * (1 << 20), uri
         assert metadata.num_rows in (10, 30, 40)
     taken = []
-    real = merge_module.Containers.take
+    real = merge_module.RowReader.take
     monkeypatch.setattr(
-        merge_module.Containers, "take", lambda self, rows, own: (taken.append(len(rows)), real(self, rows, own))[1]
+        merge_module.RowReader, "take", lambda self, rows, own: (taken.append(len(rows)), real(self, rows, own))[1]
     )
     output.publish(found[:39], [], base=second)
     assert max(taken) <= 6

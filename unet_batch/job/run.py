@@ -39,9 +39,9 @@ from unet_batch.planning.survey import (
     Buckets,
     Holdings,
     archive_partitions,
-    glance,
+    may_have_work,
     nothing_found,
-    survey_afresh,
+    plan_rescore,
     survey_partition,
     vanished,
 )
@@ -102,7 +102,9 @@ def run(
             summary.problem(sentence, ExitCode.UNFINISHED)
     inventory = holdings.partitions
     names = [
-        name for name, sources in inventory.items() if choice.rescore or glance(prepared, name, sources, choice.select)
+        name
+        for name, sources in inventory.items()
+        if choice.rescore or may_have_work(prepared, name, sources, choice.select)
     ]
     if choice.newest_first:
         names.reverse()
@@ -240,7 +242,7 @@ class _Run:
                     self._prepared, name, sources, select=self._choice.select, others=others, repair=True
                 )
                 if self._choice.rescore:
-                    plan = survey_afresh(self._prepared.output, self._prepared.fingerprint, plan, repair=True)
+                    plan = plan_rescore(self._prepared.output, self._prepared.fingerprint, plan, repair=True)
             except Held as error:
                 if self._waiting is None:
                     self._published.problem(str(error), error.exit_code)
@@ -266,7 +268,7 @@ class _Run:
         salt, again = prepared.fingerprint, self._again_salt
 
         def cut(plan: PartitionPlan, workers: int) -> list[Unit]:
-            return units(plan, prepared.job, salt, workers=workers, again_salt=again)
+            return units(plan, prepared.job, salt, workers=workers, retry_salt=again)
 
         executor = self._running(next(cut(p, 1) for p in work if p.todo))
         todo = [unit for p in work for unit in cut(p, executor.workers)]

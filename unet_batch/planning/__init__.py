@@ -1,1 +1,1 @@
-"""What is to be done: the job held against its model, the archive and what is published."""
+"""Planning: compares the job with its model, the archive and the published rows."""

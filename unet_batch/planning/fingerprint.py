@@ -1,7 +1,7 @@
 """The fingerprint of a job: one digest over everything that changes a result.
 
-Whole sections of the job file enter, and the whole contract. A field stays outside only where the list below names it
-with a reason, so a new field is inside until somebody says why it need not be.
+The job file and the contract enter, except the fields that are listed below with a reason. So a new field is part of
+the fingerprint unless it is added to the list.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OUTSIDE: Mapping[str, str] = MappingProxyType(
     {
         "name": "a name for people",
         "window": "which partitions a run works on",
-        "model.path": "where the file lies; its bytes enter",
+        "model.path": "location of the file; its bytes enter",
         "model.sha256": "a demand on the bytes, which enter",
         "model.contract": "where the contract lies; what it says enters",
         "model.options": "how the store is reached",
@@ -66,15 +66,15 @@ OUTSIDE: Mapping[str, str] = MappingProxyType(
         "resources.fetch_threads": "how many work at once",
     }
 )
-"""Fields of the job file that change no row's content, and why. Of the contract there are none."""
+"""Fields of the job file that do not change the content of a row, and why. The contract has no such fields."""
 _SETS = ("output.masks", "input.roots")
-"""Lists whose order means nothing."""
+"""Lists whose order does not matter."""
 
 
 def fingerprint(job: JobSpec, model: Model) -> str:
-    """64 hex digits over all that changes a result. Never resources, batch sizes, unit sizes, stores or worker counts.
+    """64 hex digits over all that changes a result; not resources, batch sizes, unit sizes, stores or worker counts.
 
-    Providers stay outside (CUDA and CPU differ in the last bits only); engine and precision are inside.
+    Engine and precision are part of it, providers are not (CUDA and CPU differ only in the last bits).
     """
     parts = {
         "model": model.sha256,
@@ -88,7 +88,7 @@ def fingerprint(job: JobSpec, model: Model) -> str:
 
 
 def sections(job: JobSpec) -> dict[str, Any]:
-    """The job file as a tree, without what stays outside of the fingerprint."""
+    """The job file as a tree, without the fields that are not part of the fingerprint."""
     kept = _without(job.model_dump(mode="json"), "")
     for path in _SETS:
         section, _, name = path.partition(".")

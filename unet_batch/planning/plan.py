@@ -1,7 +1,7 @@
-"""What is to be done, as pure functions: open sources, units, placement.
+"""The plan, as pure functions: open sources, units, placement.
 
-Knows nothing of stores, Ray or pixels, and is small enough to print. Work is skipped by image key
-and version, never by the name of a part, so slices may shift between two runs without an image being scored twice.
+Work is skipped by image key and version, not by the name of a part, so units may be cut differently in two runs without
+scoring an image twice.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from unet_batch.table.publish import Published, generation
 
 State = Literal["published", "stale", "partial", "missing"]
 RESCORED = "rescore-"
-"""How the names of units begin that score again what has rows."""
+"""Prefix of the ids of units of `--rescore`."""
 UNIT_IMAGES = 64
-"""A unit costs the driver about 18 ms; a larger one is lost whole, and reported late, when its model is slow."""
+"""A unit takes the driver about 18 ms. A larger unit loses more work in a crash, and reports later for a slow model."""
 UNIT_ENCODED_BYTES = 8 << 20
-"""A plan knows encoded sizes only; JPEGs inflate about tenfold, so a unit stays near 100 MiB decoded."""
+"""The plan knows only encoded sizes. JPEGs grow about tenfold, so a unit has about 100 MiB decoded."""
 SMALLEST_UNIT_IMAGES = 4
 GZIP_STRETCH = 8
 UNITS_AT_ONCE = 2
 GPU_GRAINS = 10_000
-"""In which Ray counts a GPU (FixedPoint, ray 2.60)."""
+"""Units in which Ray counts a GPU (FixedPoint, ray 2.60)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionPlan:
-    """One partition: what it should hold, what is there, and what is left to score."""
+    """The plan of one partition: its inventory, its existing rows, and the sources to score."""
 
     partition: str
     sources: tuple[Source, ...]
@@ -50,24 +50,24 @@ class PartitionPlan:
     parts: tuple[str, ...]
     """Staged parts of this fingerprint."""
     refused: str | None = None
-    """Why the guard does not let this inventory replace what is published; nothing is scored for it then."""
+    """Why the guard does not allow this inventory to replace the published rows; then nothing is scored for it."""
     others: Others = ALONE
     """The other buckets of the partition, for the guard."""
     retry: tuple[Source, ...] = ()
-    """Rejected sources that are scored once more, because their reason may have passed."""
+    """Rejected sources to retry, because the cause may have been temporary."""
     better: bool = False
-    """Whether staged rows hold predictions that the published ones lack."""
+    """Whether staged rows have predictions that the published rows do not have."""
     afresh: bool = False
-    """Whether every image is scored again: rows that are published or staged for another purpose do not count."""
+    """Whether every image is scored again (`--rescore`): existing rows do not count."""
 
     @property
     def up_to_date(self) -> bool:
-        """Whether what is published is what the inventory and the fingerprint demand; rejections may still pass."""
+        """Whether the published rows match inventory and fingerprint; they may include retryable rejections."""
         return self.state == "published"
 
     @property
     def todo(self) -> tuple[Source, ...]:
-        """All sources that are scored."""
+        """All sources to score."""
         return (*self.open, *self.retry)
 
 
@@ -80,9 +80,9 @@ def plan_partition(
     done: Set[tuple[str, str]],
     parts: Sequence[str],
 ) -> PartitionPlan:
-    """Compare an inventory with what is there.
+    """Compare an inventory with the existing rows.
 
-    fingerprint: the job's. done: (source key, version) of all rows published under it or staged.
+    fingerprint: of the job. done: (source key, version) of all rows published under it or staged.
     """
     remaining = tuple(s for s in sources if (s.key, s.version) not in done)
     if published is not None and published.commit.generation == generation(fingerprint, inventory_digest(sources)):
@@ -106,20 +106,20 @@ def wants(select: Select, plan: PartitionPlan) -> bool:
 
 
 def rescoring(plan: PartitionPlan) -> str:
-    """How the parts of a rescoring begin: named after the object that it replaces, so that another try finds them."""
+    """Prefix of the parts of a rescoring. It depends on the object to replace, so that a second try finds them."""
     base = plan.published.version if plan.published is not None else ""
     return f"{RESCORED}{hashlib.sha256(base.encode()).hexdigest()[:12]}-"
 
 
-def units(plan: PartitionPlan, job: JobSpec, salt: str, *, workers: int, again_salt: str | None = None) -> list[Unit]:
-    """What is to score of a partition, in slices of one shard or of its loose files, largest first.
+def units(plan: PartitionPlan, job: JobSpec, salt: str, *, workers: int, retry_salt: str | None = None) -> list[Unit]:
+    """The units of a partition: slices of one shard or of its loose files, largest first.
 
-    salt: what the names of units depend on besides their images: the fingerprint. again_salt: of units that are tried
-    once more, so that their parts lie apart from those of the first try; left out: `salt`.
+    salt: enters the ids of units in addition to their images: the fingerprint. retry_salt: for retried rejections, so
+    that their parts have other names than those of the first try; default: `salt`.
     """
     cap = job.limits.unit_images or UNIT_IMAGES
     label = rescoring(plan) if plan.afresh else ""
-    kinds = ((plan.open, salt, False), (plan.retry, again_salt or salt, True))
+    kinds = ((plan.open, salt, False), (plan.retry, retry_salt or salt, True))
     found = [
         Unit(
             label + unit_id(name, piece),
@@ -136,13 +136,13 @@ def units(plan: PartitionPlan, job: JobSpec, salt: str, *, workers: int, again_s
 
 
 def _stretch(source: Source, job: JobSpec) -> int:
-    """A gzipped tar is read from its start for every unit, so its units are larger."""
+    """Factor for the size of units: a gzipped tar is read from its start for every unit, so its units are larger."""
     has_offsets = CONTAINERS[format_of(source, job.input.format)].offsets
     return GZIP_STRETCH if has_offsets and source.offset is None else 1
 
 
 def halves(unit: Unit, salt: str) -> list[Unit]:
-    """The unit again in two, each to be decoded in isolation; a unit of one image is returned whole."""
+    """The unit in two halves, to be decoded in isolation; a unit of one image stays whole."""
     middle = (len(unit.sources) + 1) // 2
     pieces = [p for p in (unit.sources[:middle], unit.sources[middle:]) if p]
     return [
@@ -151,7 +151,7 @@ def halves(unit: Unit, salt: str) -> list[Unit]:
 
 
 def _by_shard(sources: Sequence[Source]) -> Iterator[list[Source]]:
-    """Loose files together, each container by itself."""
+    """Groups of sources: all loose files together, and each container."""
     loose = [s for s in sources if s.member is None]
     if loose:
         yield loose
@@ -163,7 +163,7 @@ def _by_shard(sources: Sequence[Source]) -> Iterator[list[Source]]:
 
 
 def _slices(sources: Sequence[Source], *, cap: int, workers: int) -> Iterator[Sequence[Source]]:
-    """Slices that shrink towards the end (guided self-scheduling), so that no actor works long after the others."""
+    """Slices that get smaller towards the end (guided self-scheduling), so that all actors end at about one time."""
     begin = 0
     while begin < len(sources):
         left = len(sources) - begin
@@ -180,15 +180,20 @@ def _slices(sources: Sequence[Source], *, cap: int, workers: int) -> Iterator[Se
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Which actors a run asks for. CPU shares are the scheduler's accounting; threads are what a session uses."""
+    """The actors of a run on Ray. CPU shares are for Ray's accounting; `threads` is what a session uses."""
 
     load_actors: int
-    """0: each session actor loads its own units."""
+    """Number of actors that only load; 0: each session actor loads its own units."""
     load_cpus: float
+    """CPUs of one load actor, for Ray's accounting."""
     infer_actors: int
+    """Number of actors with a session."""
     infer_cpus: float
+    """CPUs of one session actor, for Ray's accounting."""
     infer_gpus: float
+    """Share of a GPU of one session actor; 0 on CPUs."""
     threads: int
+    """Threads of one session, at least 1."""
     units_at_once: int
     """Units in one session actor: while the session runs one, a thread reads, cuts or puts the other."""
 
@@ -196,20 +201,21 @@ class Placement:
 def place(
     cpus: float, gpus: float, resources: ResourcesSpec, *, providers: Sequence[str], gpu_share: float
 ) -> Placement:
-    """Actors that fit a cluster all at once, so that no stage waits for a CPU that another holds.
+    """The placement of actors that all fit into the cluster at once, so that no stage waits for another's CPUs.
 
-    On CPUs: a session actor per core with one thread each (two threads per actor on two cores were 33 % slower), which
-    loads its own units: pixels that are scored by the core that decoded them need no way through the object store.
-    On GPUs, or where `resources.load_actors` says so: a session actor per GPU share, and Load on all other cores.
-    providers: in order of preference; GPUs are used where one that runs on them comes first and there are any.
-    Raises JobError when the cluster cannot hold one actor of each kind.
+    On CPUs: one session actor per core with one thread (two threads per actor on two cores were 33 % slower). It loads
+    its own units, so that pixels do not pass through the object store. On GPUs, or with `resources.load_actors`: one
+    session actor per GPU share, and load actors on all other cores.
+    cpus, gpus: of the cluster. providers: in order of preference; GPUs are used if the cluster has some and the first
+    provider runs on them. gpu_share: of one session actor. Raises JobError if the cluster cannot hold one actor of each
+    kind.
     """
     if cpus < 1:
-        raise JobError(f"the cluster offers {cpus:g} CPUs; one is the least that a run needs")
+        raise JobError(f"the cluster has {cpus:g} CPUs; a run needs at least one")
     if on_gpu(providers[0]) and (gpus >= gpu_share or all(on_gpu(name) for name in providers)):
         if gpus < gpu_share:
             raise JobError(
-                f"session.providers asks for {', '.join(providers)}, and the cluster offers {gpus:g} GPUs: "
+                f"session.providers is {', '.join(providers)}, but the cluster has {gpus:g} GPUs: "
                 "add a GPU node, or set session.providers=[cpu]"
             )
         fit = _actors_that_fit(gpus, gpu_share)
@@ -217,7 +223,7 @@ def place(
         if infer > fit:
             raise JobError(
                 f"resources.infer_actors: {infer} do not fit: {gpus:g} GPU(s) hold {fit} actor(s) of "
-                f"session.gpu_share: {gpu_share:g}, and none is split over two GPUs; ask for {fit}, or a smaller share"
+                f"session.gpu_share: {gpu_share:g}, and no actor uses two GPUs; set {fit}, or a smaller share"
             )
         infer_cpus = min(1.0, cpus / (2 * infer))
         left = cpus - infer * infer_cpus
@@ -228,11 +234,11 @@ def place(
     share = _floor(min(1.0, cpus / (infer + load)))
     return Placement(
         load, share, infer, share, 0.0, max(1, int(cpus / infer)), 1 if load else UNITS_AT_ONCE
-    )  # a session that only scores, on a CPU, has nothing to overlap with
+    )  # a session that only scores, on a CPU, has no work to overlap
 
 
 def only_on_ray(job: JobSpec) -> str | None:
-    """What a job asks for that only Ray has, as the beginning of a sentence; None where there is nothing."""
+    """Why a job needs Ray, as the beginning of a sentence; None if it does not."""
     if on_gpu(job.session.providers[0]):
         return f"session.providers asks for {job.session.providers[0]}, and GPUs are shared out among actors"
     if job.resources.load_actors:
@@ -241,11 +247,11 @@ def only_on_ray(job: JobSpec) -> str | None:
 
 
 def _actors_that_fit(gpus: float, gpu_share: float) -> int:
-    """Actors that GPUs hold all at once. An actor has its share on one GPU: two thirds that are left over hold none."""
+    """Number of actors that fit on the GPUs at once. An actor uses one GPU: free shares of two GPUs do not add up."""
     whole, share = int(gpus + 0.5 / GPU_GRAINS), max(1, round(gpu_share * GPU_GRAINS))
-    left = max(0, round((gpus - whole) * GPU_GRAINS))  # a part of one GPU, where a cluster offers such
+    left = max(0, round((gpus - whole) * GPU_GRAINS))  # a cluster may have a fraction of a GPU
     return whole * (GPU_GRAINS // share) + left // share
 
 
 def _floor(share: float) -> float:
-    return int(share * 1000) / 1000  # Ray counts CPUs in ten-thousandths; never ask for more than there is
+    return int(share * 1000) / 1000  # Ray counts CPUs in ten-thousandths; round down, so that the sum fits

@@ -1,4 +1,4 @@
-"""From a job file to all a run must know before it touches the archive: model, contract, stores, fingerprint."""
+"""Prepares a job before the archive is read: model, contract, stores, fingerprint."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from unet_batch.table.rows import COLUMNS
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A job whose model and contract were read and held against each other."""
+    """A job with its checked models and contracts, stores and fingerprint."""
 
     job: JobSpec
     model: Model
-    """What scores: the model, or what its ensemble is for everything behind it."""
+    """The model, or the combined model of the ensemble."""
     members: tuple[Model, ...]
-    """The models of an ensemble, the first one first; none where one model scores alone."""
+    """The models of an ensemble in order; empty without an ensemble."""
     model_bytes: bytes
-    """Of the model, or of the ensemble's first member."""
+    """The file of the model, or of the ensemble's first member."""
     fingerprint: str
     archive: Storage
     output: Output
     proven: bool
-    """Whether it is certain before a run that outputs are what the contracts call them."""
+    """Whether the graphs prove the contracts' activations."""
 
 
 def prepare(job: JobSpec) -> Prepared:
-    """Read and check everything but the archive. Raises JobError, ContractError or StorageError."""
+    """Read and check everything except the archive. Raises JobError, ContractError or StorageError."""
     _check_relative_paths(job)
     job = _with_canonical_uris(job)
     _check_partition_column(job)
@@ -61,13 +61,13 @@ def prepare(job: JobSpec) -> Prepared:
         fingerprint=fingerprint(job, model),
         archive=Storage(job.input.options, threads=job.resources.fetch_threads),
         output=Output.of(job.output),
-        # A packed file was proven when it was packed, and the gate runs its reference pictures.
+        # A packed file was proven by `model pack`, and the gate runs its reference pictures.
         proven=all(PACK_KEY.encode() in f.data or proven(m, f.data) for m, f in zip(models, files, strict=True)),
     )
 
 
 def _check_references(job: JobSpec, files: Sequence[ModelFile], models: Sequence[Model]) -> None:
-    """What the gate will compare with must be able to tell. Raises JobError."""
+    """Check the reference models of the gate. Raises JobError."""
     if not job.check.images:
         return
     trusted = trusted_models(job)
@@ -78,18 +78,18 @@ def _check_references(job: JobSpec, files: Sequence[ModelFile], models: Sequence
         elif (held := file_precision(file.data, file.uri)) != "fp32":
             wanted = "check.reference" if len(files) == 1 else "check.references (one for each file)"
             raise JobError(
-                f"{file.uri} is a model in {held}, and held against itself it would always agree: write {wanted}: the "
-                "fp32 file that it was made from, or check.images: 0 to score without a comparison"
+                f"{file.uri} is a model in {held} and cannot be its own reference: write the fp32 file that it was "
+                f"made from in {wanted}, or check.images: 0 to score without a comparison"
             )
 
 
 def new_run_id(job: JobSpec) -> str:
-    """Sortable and unique: time of start, name and process."""
+    """A sortable, unique id: start time, name and process."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{job.name}-{os.getpid():x}{os.urandom(2).hex()}"
 
 
 def _check_relative_paths(job: JobSpec) -> None:
-    """A missing file under a relative path is told with the folder in which the path begins."""
+    """Raise JobError for a missing file with a relative path; the message names the working directory."""
     files: list[tuple[str, str | None]] = [("model.path", job.model.path), ("model.contract", job.model.contract)]
     members = job.model.ensemble.members if job.model.ensemble else ()
     files += [(f"model.ensemble.members[{number}]", member) for number, member in enumerate(members)]
@@ -100,8 +100,8 @@ def _check_relative_paths(job: JobSpec) -> None:
         if path and "://" not in path and not os.path.isabs(os.path.expanduser(path)) and not os.path.exists(path):
             what = "library " if key == "session.custom_ops" else ""
             raise JobError(
-                f"{key}: there is no {what}{path} in {os.getcwd()}; relative paths begin in the folder that you start "
-                "from, not in that of the job file"
+                f"{key}: there is no {what}{path} in {os.getcwd()}; relative paths are relative to the working "
+                "directory, not to the job file"
             )
 
 
@@ -109,24 +109,24 @@ def _check_partition_column(job: JobSpec) -> None:
     taken = {name for name, _, _ in COLUMNS} - {"date"} | {"bucket"}
     if job.input.partition_column in taken:
         raise JobError(
-            f"input.partition_column: {job.input.partition_column} is a column of the output already; rename it in the "
+            f"input.partition_column: {job.input.partition_column} is already a column of the output; rename it in the "
             "manifest, e.g. to site or date"
         )
 
 
 def _check_output_is_apart(job: JobSpec) -> None:
-    """Rows inside the archive would be the next run's images."""
+    """Raise JobError if the output is inside the archive: the next run would read it as images."""
     output = Output.of(job.output)
     for uri in (output.published("all"), output.run("run"), output.part("0" * 64, "all", "unit")):
         if reaches(job.input, uri):
             raise JobError(
-                f"output.uri {job.output.uri} lies inside the archive {job.input.uri}, so the next run would take what "
-                "this one writes for images: choose a folder beside it, or narrow input.pattern"
+                f"output.uri {job.output.uri} is inside the archive {job.input.uri}, so the next run would read the "
+                "output as images: choose a folder outside, or narrow input.pattern"
             )
 
 
 def _with_canonical_uris(job: JobSpec) -> JobSpec:
-    """The job with absolute URIs, so that actors in other folders mean the same objects."""
+    """The job with absolute URIs, because actors have other working directories."""
     ensemble = job.model.ensemble
     if ensemble is not None:
         ensemble = ensemble.model_copy(update={"members": tuple(canonical(path) for path in ensemble.members)})

@@ -1,7 +1,4 @@
-"""The partitions that a window means: as concrete as the calendar, and the archive, make it.
-
-`last` alone says nothing of a partition: it is resolved against a listing before anybody asks what is inside.
-"""
+"""The partitions of a window. `last` must be resolved against a listing of the archive first."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from unet_batch.archive.window import Window, parse_day, parse_window
 
 
 def window_of(text: str) -> Window:
-    """A window as people write it; `today` and `yesterday` are UTC."""
+    """The window of a text; `today` and `yesterday` are UTC."""
     return parse_window(text, datetime.now(UTC).date())
 
 
@@ -23,10 +20,10 @@ class Scope:
 
     window: Window
     newest: frozenset[str] = frozenset()
-    """Where the window is `last`: the partitions, without their buckets, that it was found to mean."""
+    """For the window `last`: the partitions, without buckets, to which it was resolved."""
 
     def holds(self, partition: str) -> bool:
-        """Whether a partition is inside; one that is no day is inside `all` alone, or as the newest one."""
+        """Whether a partition is inside. One that is not a day is inside only for `all`, or as the newest."""
         if self.window.kind == "all":
             return True
         if self.window.kind == "last":
@@ -39,7 +36,7 @@ EVERYTHING = Scope(Window(None, None, "all"))
 
 
 def resolved(window: Window, partitions: Iterable[str]) -> Scope:
-    """The scope of a window. partitions: those that a listing of it found."""
+    """The scope of a window. partitions: from a listing of the window."""
     newest = frozenset(map(without_bucket, partitions)) if window.kind == "last" else frozenset()
     return Scope(window, newest)
 

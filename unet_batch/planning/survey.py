@@ -1,4 +1,4 @@
-"""What the archive holds and what the output already has: the two sides that a plan compares."""
+"""The survey: the archive's images in a window and the output's rows, which the plan compares."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from unet_batch.table.guard import ALONE, Others, refusal, too_many_rejected
 from unet_batch.table.output import Output
 from unet_batch.table.parts import RowKey, read_parts
 from unet_batch.table.publish import Commit, Published, published_keys, read_commit
-from unet_batch.table.rowset import Name, Winner, choose
+from unet_batch.table.rowset import ChosenRows, Name, choose
 
 __all__ = ["Holdings", "Planned", "archive_partitions", "planned", "selected", "window_of"]
 
@@ -33,17 +33,17 @@ log = logging.getLogger(__name__)
 
 EXAMPLES = 3
 RETRYING: tuple[Select, ...] = ("due", "failed", "all")
-"""Selections that look at the rejections of partitions that are up to date."""
+"""Selections that retry rejections of partitions that are up to date."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """What the archive holds in a window, as listed now."""
+    """The archive's images in a window, from a listing."""
 
     partitions: dict[str, list[Source]]
-    """The inventory of every partition, in their order."""
+    """Partition → its inventory, in the order of partitions."""
     passed: PassedOver
-    """What lies there too and counts as no image."""
+    """Names that were passed over."""
     scope: Scope
     """The window, resolved against the listing."""
 
@@ -54,26 +54,26 @@ class Holdings:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What a run would do, and what it would say."""
+    """The work of a run, and its messages."""
 
     work: list[PartitionPlan]
     passed: PassedOver
     problems: list[str]
-    """What a run would not do, and why."""
+    """What the run would refuse, and why."""
 
 
 class _ReadOnlyIndex(StoredIndex):
-    """Uses what runs have indexed and keeps nothing: for commands that promise to change nothing."""
+    """Reads the stored indexes and writes none, for commands that change nothing."""
 
     def put(self, uri: str, version: str, index: bytes) -> None:
-        """Keep nothing."""
+        """Do nothing."""
 
 
 @gc_paused()
 def archive_partitions(prepared: Prepared, window: Window, *, keep: bool) -> Holdings:
-    """What the archive holds in a window; lists only the window's prefixes.
+    """The archive's images in a window; lists only the window's prefixes.
 
-    keep: whether the member lists of tars are kept in the output, so that a tar is walked once.
+    keep: whether the indexes of tars are stored in the output, so that a tar is read only once.
     """
     spec = prepared.job.input
     discovered = discover(prepared.archive, spec, window)
@@ -89,7 +89,7 @@ def archive_partitions(prepared: Prepared, window: Window, *, keep: bool) -> Hol
 
 
 def nothing_found(job: JobSpec, archive: Storage, holdings: Holdings) -> str | None:
-    """A sentence where a window holds no image at all, with what is near; None where it holds some, or need not."""
+    """A sentence with hints if a window holds no image; None if it holds images, or if empty windows are allowed."""
     if holdings.images or job.limits.allow_empty:
         return None
     spec, window = job.input, holdings.scope.window
@@ -106,7 +106,7 @@ def nothing_found(job: JobSpec, archive: Storage, holdings: Holdings) -> str | N
 
 
 def vanished(output: Output, limits: LimitsSpec, holdings: Holdings) -> str | None:
-    """A sentence about partitions of the window that are published and that the archive has nothing of any more."""
+    """A sentence about published partitions of the window without images in the archive, or None."""
     if limits.allow_removed or holdings.scope.window.kind == "last":
         return None
     groups = {without_bucket(name) for name in holdings.partitions}
@@ -120,13 +120,13 @@ def vanished(output: Output, limits: LimitsSpec, holdings: Holdings) -> str | No
     shown = ", ".join(f"{name} ({images} images)" for name, images in sorted(lost.items())[:EXAMPLES])
     more = " …" if len(lost) > EXAMPLES else ""
     return (
-        f"{len(lost)} partition(s) are published and the archive holds nothing of them now: {shown}{more}; their rows "
-        "stay: look for a lost mount or folder, or set limits.allow_removed: true if this is right"
+        f"{len(lost)} partition(s) are published, but the archive holds no image of them now: {shown}{more}; their "
+        "rows stay: look for a lost mount or folder, or set limits.allow_removed: true if this is right"
     )
 
 
 def surveyed(prepared: Prepared, holdings: Holdings, select: Select, *, repair: bool) -> list[PartitionPlan]:
-    """Every partition of a listing compared with the output.
+    """The plans of all partitions of a listing, compared with the output.
 
     repair: whether damaged parts are deleted (a run) or only left out (a plan).
     """
@@ -137,12 +137,12 @@ def surveyed(prepared: Prepared, holdings: Holdings, select: Select, *, repair: 
     ]
 
 
-def glance(prepared: Prepared, partition: str, sources: Sequence[Source], select: Select) -> bool:
-    """Whether a run with this selection may have work in a partition, as far as its footer tells."""
+def may_have_work(prepared: Prepared, partition: str, sources: Sequence[Source], select: Select) -> bool:
+    """Whether a run with this selection may have work in a partition, by the footer of its published object."""
     try:
         published = read_commit(prepared.output, partition)
     except StorageError:
-        return True  # the run says what is wrong
+        return True  # the run reports the error
     plan = plan_partition(
         partition, sources, fingerprint=prepared.fingerprint, published=published, done=frozenset(), parts=()
     )
@@ -152,11 +152,11 @@ def glance(prepared: Prepared, partition: str, sources: Sequence[Source], select
 
 
 def planned(prepared: Prepared, window: Window, select: Select, *, rescore: bool = False) -> Planned:
-    """What a run with this selection would work on now, and what it would refuse; changes nothing."""
+    """The work of a run with this selection, and what it would refuse; changes nothing."""
     holdings = archive_partitions(prepared, window, keep=False)
     plans = surveyed(prepared, holdings, select, repair=False)
     if rescore:
-        plans = [survey_afresh(prepared.output, prepared.fingerprint, plan, repair=False) for plan in plans]
+        plans = [plan_rescore(prepared.output, prepared.fingerprint, plan, repair=False) for plan in plans]
     wanted = [plan for plan in plans if wants(select, plan)]
     empty = nothing_found(prepared.job, prepared.archive, holdings)
     refused = [plan.refused for plan in wanted if plan.refused is not None and (plan.published or empty is None)]
@@ -169,7 +169,7 @@ def planned(prepared: Prepared, window: Window, select: Select, *, rescore: bool
 
 
 def selected(prepared: Prepared, window: Window, select: Select) -> list[PartitionPlan]:
-    """What a run with this selection would work on now; changes nothing."""
+    """The work of a run with this selection; changes nothing."""
     return planned(prepared, window, select).work
 
 
@@ -183,10 +183,10 @@ def survey_partition(
     others: Others = ALONE,
     repair: bool,
 ) -> PartitionPlan:
-    """One partition compared with what is published and staged under this job's fingerprint.
+    """The plan of one partition, compared with the rows published and staged under this job's fingerprint.
 
-    select: whose rejections are tried again. others: the other buckets of the same partition, for the guard.
-    Raises Damaged where rejections of rows are asked for that cannot be read.
+    select: decides which rejections are retried. others: the other buckets of the partition, for the guard.
+    Raises Damaged if the rejections are in an unreadable object.
     """
     output, fingerprint, limits = prepared.output, prepared.fingerprint, prepared.job.limits
     published = read_commit(output, partition)
@@ -226,7 +226,7 @@ def survey_partition(
     held_back = not plan.open and _are_held_back(rows, limits)
 
     def is_due_again(source: Source) -> bool:
-        """Whether a rejection may pass and was not tried too often; what the listing found out was tried just now."""
+        """Whether a rejection is retryable and within the limit; problems from the listing are already current."""
         name = (source.key, source.version)
         if source.problem is not None or name not in rows or not rows[name].may_pass:
             return False
@@ -242,24 +242,24 @@ def survey_partition(
     )
 
 
-def _are_held_back(rows: Mapping[Name, Winner], limits: LimitsSpec) -> bool:
-    """Whether rejections alone keep rows from being published; else they are published first, and tried again later."""
+def _are_held_back(rows: Mapping[Name, ChosenRows], limits: LimitsSpec) -> bool:
+    """Whether only rejections keep the rows from being published; otherwise rows are published first, then retried."""
     pages = [page.reason for winner in rows.values() for page in winner.pages]
     return too_many_rejected(sum(reason is not None for reason in pages), len(pages), limits)
 
 
 def _may_be_tried(commit: Commit, select: Select, limits: LimitsSpec) -> bool:
-    """Whether a partition that is up to date holds rejections that a run with this selection tries again."""
+    """Whether a partition that is up to date holds rejections that a run with this selection retries."""
     if select in ("failed", "all"):
         return commit.rejected > 0
     return select == "due" and commit.may_pass > sum(tries >= limits.retries for tries in commit.tried.values())
 
 
 @gc_paused()
-def survey_afresh(output: Output, fingerprint: str, plan: PartitionPlan, *, repair: bool) -> PartitionPlan:
-    """The plan that scores every image of a partition again, whatever is published or staged.
+def plan_rescore(output: Output, fingerprint: str, plan: PartitionPlan, *, repair: bool) -> PartitionPlan:
+    """The plan of `--rescore`: score every image of a partition again, although rows exist.
 
-    What an earlier try of the same rescoring left counts: its parts are named after the object that is to be replaced.
+    Parts of an earlier try of the same rescoring count: their names depend on the object to replace.
     """
     if plan.refused is not None:
         return plan
@@ -273,7 +273,7 @@ def survey_afresh(output: Output, fingerprint: str, plan: PartitionPlan, *, repa
 
 
 def published_partitions(output: Output) -> Iterator[str]:
-    """Names of all partitions that readers see."""
+    """Names of all published partitions."""
     root = output.predictions + "/"
     for found in output.store.list(output.predictions):
         if found.uri.startswith(root) and found.uri.endswith("/data.parquet"):
@@ -281,12 +281,12 @@ def published_partitions(output: Output) -> Iterator[str]:
 
 
 def published_inside(output: Output, scope: Scope) -> list[str]:
-    """Names of the partitions of a scope that readers see."""
+    """Names of the published partitions of a scope."""
     return [name for name in published_partitions(output) if scope.holds(name)]
 
 
 class Buckets:
-    """Images of all buckets of a partition together, published and in the archive, as they were before a run."""
+    """Numbers of images of all buckets of a partition, published and in the archive, before a run."""
 
     def __init__(self, output: Output, partitions: Mapping[str, Sequence[Source]]) -> None:
         self._output = output
@@ -297,7 +297,7 @@ class Buckets:
         self._published: dict[str, int] = {}
 
     def others(self, partition: str) -> Others:
-        """The other buckets of a partition; nothing for one that is not split."""
+        """The other buckets of a partition; ALONE if it is not split."""
         rest = [name for name in self._groups[without_bucket(partition)] if name != partition]
         for name in (*rest, partition) if rest else ():
             if name not in self._published:
@@ -306,20 +306,20 @@ class Buckets:
 
 
 def _published_images(output: Output, partition: str) -> int:
-    """Images of a published partition; none where nothing is published, or where it cannot be read."""
+    """Number of images of a published partition; 0 if it is not published or unreadable."""
     try:
         published = read_commit(output, partition)
     except StorageError:
-        return 0  # the run says so when it comes to this partition
+        return 0  # the run reports it when it works on this partition
     return published.commit.sources if published else 0
 
 
 def _visible(
     output: Output, fingerprint: str, partition: str, published: Published | None, *, strict: bool
 ) -> list[RowKey] | None:
-    """The published rows of this job's fingerprint; None where there are none, or where they cannot be read.
+    """The published rows of this job's fingerprint; None if there are none, or if they are unreadable.
 
-    strict: raise Damaged instead.
+    strict: raise Damaged for unreadable rows.
     """
     if published is None or published.commit.fingerprint != fingerprint:
         return None
@@ -339,7 +339,7 @@ def _part_uris(output: Output, fingerprint: str, partition: str) -> list[str]:
 
 
 def _buckets(partition: str, sources: Sequence[Source], count: int) -> dict[str, list[Source]]:
-    """The partition as it is, or split by a hash of the key that never changes for an image."""
+    """The partition itself, or its buckets by a hash of the key, which is constant for an image."""
     if count == 1:
         return {partition: list(sources)}
     width = len(str(count - 1))

@@ -24,7 +24,7 @@ from unet_batch.records import image_key
 from unet_batch.review.agreement import OK, Masks, MasksOrReason
 from unet_batch.review.run_records import EXAMPLES, RunRecord, listed_record, run_names
 from unet_batch.store.storage import Storage
-from unet_batch.table.merge import Containers
+from unet_batch.table.merge import RowReader
 from unet_batch.table.parts import RowKey, read_parts
 from unet_batch.table.publish import published_keys, read_commit
 from unet_batch.table.rows import schema
@@ -48,7 +48,7 @@ class Rows:
             for page in winner.pages:
                 self._places[image_key(page.source_key, page.page), page.version] = winner.container, page
         self._buckets = [bucket for _, bucket, _ in containers]
-        self._files = Containers(store, [uri for uri, _, _ in containers], _COLUMNS.names)
+        self._files = RowReader(store, [uri for uri, _, _ in containers], _COLUMNS.names)
         self.names = self._places.keys()
         """Image key and version of every row."""
 

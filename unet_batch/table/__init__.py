@@ -1,1 +1,1 @@
-"""What is published: names, rows, parts, leases, and the one object per partition."""
+"""The output table: names, rows, parts, leases, and the published object of each partition."""

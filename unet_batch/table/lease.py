@@ -1,7 +1,7 @@
-"""Leases: who is working on a partition now, so that two runs do not do the same work.
+"""Leases: which run is working on a partition, so that two runs do not do the same work.
 
-Nothing that is right rests on a lease: rows are safe because publication is conditional. A lease names its owner, is
-renewed while the owner lives, and ends by its expiry, or at once where the owner's process is seen to be gone.
+Correctness does not depend on leases: publication is conditional. A lease names its owner and is renewed while the
+owner lives. It ends by expiry, or at once if the owner's process on the same machine is gone.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from unet_batch.table.output import Output
 log = logging.getLogger(__name__)
 
 RENEWALS = 3
-"""Renewals in the life of a lease: two may fail before it ends."""
+"""Renewals within the lifetime of a lease: two may fail before it ends."""
 LOOK_EVERY_S = 2.0
-"""How often a lease that is waited for is looked at."""
+"""Interval at which a waiting run checks a lease."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """One partition's lease, as it lies in the output."""
+    """One partition's lease, as stored in the output."""
 
     partition: str
     run: str
     host: str
-    """Host name and PID namespace: processes of other hosts and containers cannot be looked for."""
+    """Host name and PID namespace; processes of other hosts and containers cannot be checked."""
     pid: int
     started: str
-    """When that process began, in the kernel's own count: a PID alone may belong to another process by now."""
+    """The kernel's start time of that process, because its PID may be reused."""
     attempt: int
-    """1 for the first owner; one more for each that took over from a dead one."""
+    """1 for the first owner; one more for each run that took over."""
     expires_s: float
     """Seconds since 1970."""
 
@@ -57,23 +57,23 @@ class Lease:
 
 
 def read_lease(output: Output, partition: str) -> Lease | None:
-    """The lease of a partition, alive or not; None without one, and for one that cannot be read."""
+    """The lease of a partition, alive or not; None if there is none or it is unreadable."""
     found = _read(output.store, output.lease(partition))
     return None if found is None else found[1]
 
 
 class Leases:
-    """The leases of one run. A context manager: renews them in a thread of its own, and gives them back at its end."""
+    """The leases of one run. A context manager: a thread renews them, and they are released at the end."""
 
     def __init__(self, output: Output, run: str, ttl_s: float, *, clock: Callable[[], float] = time.time) -> None:
-        """ttl_s: life of a lease that is not renewed. clock: seconds since 1970."""
+        """ttl_s: lifetime of a lease without renewal. clock: seconds since 1970."""
         self._output = output
         self._run = run
         self._ttl_s = ttl_s
         self._clock = clock
         self._held: dict[str, tuple[Lease, str]] = {}
         self._refused_by: dict[str, str] = {}
-        """Versions of the leases that kept this run away."""
+        """Versions of the leases that refused this run."""
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._renewer = threading.Thread(target=self._keep, name="leases", daemon=True)
@@ -91,7 +91,7 @@ class Leases:
             self.release(partition)
 
     def take(self, partition: str) -> None:
-        """Become the owner. Raises Held, with the owner's name, where another run that may be alive is."""
+        """Become the owner. Raises Held, with the owner's name, if another run that may be alive is the owner."""
         uri = self._output.lease(partition)
         mine = self._mine(partition, 1)
         try:
@@ -102,10 +102,10 @@ class Leases:
             self._held[partition] = (mine, version)
 
     def wait(self, partition: str, until_s: float) -> None:
-        """Return when the lease that refused this run has expired or was given back, so that `take` may succeed.
+        """Return when the lease that refused this run has expired or was released, so that `take` may succeed.
 
-        until_s: seconds since 1970. Raises Held at that moment, and at once where the lease was renewed or taken over
-        since it refused this run: whoever does that is alive.
+        until_s: seconds since 1970. Raises Held at that time, and at once if the lease was renewed or taken over, which
+        shows that its owner is alive.
         """
         uri, known = self._output.lease(partition), self._refused_by.get(partition)
         while True:
@@ -120,9 +120,9 @@ class Leases:
             time.sleep(min(LOOK_EVERY_S, until_s - now_s, owner.expires_s - now_s))
 
     def release(self, partition: str) -> None:
-        """Give a lease back, unless somebody else has taken it over, even between look and removal.
+        """Release a lease, unless another run has taken it over, even between check and removal.
 
-        A store that fails costs a log line.
+        An error of the store is only logged.
         """
         with self._lock:
             if self._held.pop(partition, None) is None:
@@ -133,12 +133,12 @@ class Leases:
             if found is not None and found[1] is not None and found[1].run == self._run:
                 self._output.store.delete(uri, version=found[0])
         except Conflict:
-            log.info("the lease of %s was taken over just now, and stays", partition)
+            log.info("the lease of %s was taken over meanwhile and is not removed", partition)
         except StorageError as error:
             log.warning("the lease of %s ends by its expiry, because it could not be removed: %s", partition, error)
 
     def renew(self) -> None:
-        """Put off the expiry of every lease that is still ours; lost ones are let go with a log line."""
+        """Renew every lease that is still ours; drop lost ones with a warning."""
         with self._lock:
             held = dict(self._held)
         for partition, (lease, version) in held.items():
@@ -156,7 +156,7 @@ class Leases:
                     self._held[partition] = renewed
 
     def _renewed(self, partition: str, lease: Lease, version: str) -> tuple[Lease, str] | None:
-        """The lease with a later expiry; None where another run owns it. Raises StorageError."""
+        """The lease with a later expiry; None if another run owns it. Raises StorageError."""
         uri, mine = self._output.lease(partition), self._mine(partition, lease.attempt)
         try:
             return mine, self._output.store.replace(uri, _body(mine), version=version)
@@ -165,12 +165,12 @@ class Leases:
         owner = found[1] if found else None
         if found is not None and owner is not None and owner.run == self._run:
             return owner, found[0]
-        log.warning("the lease of %s was taken over by %s; this run goes on", partition, owner or "nobody")
+        log.warning("this run lost the lease of %s (owner now: %s) and continues", partition, owner or "none")
         return None
 
     def _take_over(self, uri: str, partition: str) -> tuple[Lease, str]:
         found = _read(self._output.store, uri)
-        if found is None:  # given back a moment ago
+        if found is None:  # released meanwhile
             mine = self._mine(partition, 1)
             try:
                 return mine, self._output.store.create(uri, _body(mine))
@@ -188,7 +188,7 @@ class Leases:
         except (Conflict, PutUnknown) as error:
             now = _read(self._output.store, uri)
             if now is not None and now[1] is not None and now[1].run == self._run:
-                return now[1], now[0]  # only the answer was lost
+                return now[1], now[0]  # our put succeeded; only its answer was lost
             raise Held(f"{partition} was taken over by another run just now; run the command again") from error
 
     def _mine(self, partition: str, attempt: int) -> Lease:
@@ -201,7 +201,7 @@ class Leases:
 
 
 def _read(store: Storage, uri: str) -> tuple[str, Lease | None] | None:
-    """Version and lease; None where there is none, and no lease where the object is not one of ours."""
+    """Version and lease; None if there is no object. The lease is None if the object is not a lease."""
     found = store.head(uri)
     if found is None:
         return None
@@ -212,7 +212,7 @@ def _read(store: Storage, uri: str) -> tuple[str, Lease | None] | None:
     except Changed:
         return _read(store, uri)
     except (ValueError, TypeError):
-        log.warning("%s is no lease of ours and does not count", uri)
+        log.warning("%s is not a lease and is ignored", uri)
         return found.version, None
 
 

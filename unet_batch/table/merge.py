@@ -1,4 +1,4 @@
-"""Rows out of many Parquet objects, in a given order, with little of them in memory at a time."""
+"""Reads rows from many Parquet objects in a given order, with limited memory."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from unet_batch.store.storage import Storage
 from unet_batch.table.parts import GROUP_BYTES, RowKey, open_stream
 
 OPEN_CONTAINERS = 64
-"""Containers that stay open, and row groups that are kept, because the next rows may need them …"""
+"""Most open containers, and most cached row groups."""
 KEPT_BYTES = 64 << 20
-"""… as far as those row groups fit: a published one may hold 4096 masks."""
+"""Most bytes of cached row groups: a published one may hold 4096 masks."""
 
 
 def batches(rows: Sequence[tuple[int, RowKey]], most: int) -> Iterator[Sequence[tuple[int, RowKey]]]:
-    """(container, row) in pieces that are taken together: at most so many, and as many as fit by their averages."""
+    """(container, row) in pieces to be read together: at most `most`, and limited by the average bytes of rows."""
     begin, size = 0, 0
     for end, (_, key) in enumerate(rows):
         size += key.weight
@@ -32,8 +32,8 @@ def batches(rows: Sequence[tuple[int, RowKey]], most: int) -> Iterator[Sequence[
         yield rows[begin:]
 
 
-class Containers:
-    """Rows out of many Parquet objects, with few row groups in memory at a time."""
+class RowReader:
+    """Reads rows from many Parquet objects; caches few open files and row groups."""
 
     def __init__(self, store: Storage, uris: Sequence[str], columns: Sequence[str] | None = None) -> None:
         """columns: those that are read; None: all."""
@@ -41,7 +41,7 @@ class Containers:
         self._uris = uris
         self._columns = columns
         self._files: OrderedDict[int, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
-        """Open containers, each with the number of the first row behind every row group."""
+        """Open containers, each with the number of the first row after every row group."""
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self._groups_bytes = 0
 
@@ -51,7 +51,7 @@ class Containers:
         for position, (container, key) in enumerate(rows):
             by_container.setdefault(container, []).append((position, key.row))
         pieces, order = [], []
-        for container, positions in by_container.items():  # one after the other: each is opened once
+        for container, positions in by_container.items():  # by container, so that each is opened once
             places: dict[int, list[tuple[int, int]]] = {}
             for position, in_file in positions:
                 group, row = self._place(container, in_file)
@@ -68,7 +68,7 @@ class Containers:
         _, ends = self._file(container)
         group = bisect_right(ends, row)
         if group == len(ends):
-            raise StorageError(f"{self._uris[container]} has fewer rows than a moment ago; run the same command again")
+            raise StorageError(f"{self._uris[container]} has fewer rows than before; run the same command again")
         return group, row - (ends[group - 1] if group else 0)
 
     def _group(self, place: tuple[int, int]) -> pa.Table:

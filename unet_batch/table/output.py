@@ -1,4 +1,4 @@
-"""A job's output: its store, and where everything lies below its URI."""
+"""A job's output: its store, and the URIs of all its objects."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from unet_batch.store.storage import Storage
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """The store of an output, and the URIs below it.
+    """The store of an output, and the URIs of its objects. Methods only build URIs; they do not access the store.
 
-    Readers glob `predictions/**/data.parquet`. Staged parts carry another extension and lie elsewhere, because DuckDB's
-    `**` does enter folders that start with an underscore.
+    Readers glob `predictions/**/data.parquet`. Staged parts have another folder and another extension, because DuckDB's
+    `**` also matches folders that start with an underscore. Partitions are names such as `date=2026-11-21`.
     """
 
     store: Storage
@@ -21,7 +21,7 @@ class Output:
 
     @staticmethod
     def of(spec: OutputSpec) -> Output:
-        """The output that a job file names, with a store of its own. spec: with a canonical URI."""
+        """The output of a job file, with a new store. spec: with a canonical URI."""
         return Output(Storage(spec.options), spec.uri)
 
     @property

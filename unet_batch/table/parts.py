@@ -1,7 +1,7 @@
-"""Staged parts: one whole object per unit, written once, named by what it holds.
+"""Staged parts: one object per unit, written once, named by its content.
 
-A part holds exactly one row per image of its unit, so its existence is the proof that the unit is done. Written twice
-it is the same part; "already there" is success. Only facts about bytes enter a part, never a fault of the machinery.
+A part holds exactly one row per image of its unit, so its existence proves that the unit is done. A second write gives
+the same part, so "already exists" is a success. Faults of the infrastructure are not written into parts.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ log = logging.getLogger(__name__)
 
 PART_METADATA = b"unet_batch.part"
 GROUP_BYTES = 64 << 20
-"""Of a row group, uncompressed: what is read and rewritten at a time …"""
+"""Uncompressed bytes of a row group, which is read and rewritten as a whole."""
 MAX_GROUP_ROWS = 4096
-"""… and rows of one, however small they are."""
+"""Most rows of a row group."""
 KEY_COLUMNS = ["image_key", "source_version", "page", "pages", "status", "reason"]
 
 
 @dataclass(frozen=True, slots=True)
 class RowKey:
-    """One row's identity and verdict, and where it lies in its container."""
+    """The identity, reason and place of one row in its container."""
 
     source_key: str
     version: str
@@ -43,11 +43,11 @@ class RowKey:
     reason: str | None
     row: int
     weight: int = 0
-    """Average bytes, uncompressed, of the rows in its row group."""
+    """Average uncompressed bytes of the rows in its row group."""
 
 
 def source_key_of(key: str, page: int) -> str:
-    """The source's key inside an image key."""
+    """The source's key in an image key."""
     return key if page == 0 else key.removesuffix(f"#page={page}")
 
 
@@ -59,12 +59,12 @@ def write_part(
     *,
     compression: str,
 ) -> str:
-    """The URI of the unit's part, put whole and create-only. Rows must cover every source, each page once."""
+    """Put the unit's part, create-only; returns its URI. The rows must cover every source, each page once."""
     table = to_table(rows, unit.partition, provenance)
     problem = _coverage_problem(unit, table)
     if problem is not None:
         raise UnetBatchError(
-            f"unit {unit.unit_id} of {unit.partition} would leave a wrong part: {problem}; this is a bug"
+            f"unit {unit.unit_id} of {unit.partition} would write a wrong part: {problem}; this is a bug"
         )
     metadata = {
         "unit": unit.unit_id,
@@ -80,12 +80,12 @@ def write_part(
     try:
         output.store.create(uri, sink.getvalue().to_pybytes())
     except AlreadyExists:
-        log.info("%s was already there", uri)
+        log.info("%s already exists", uri)
     return uri
 
 
 def parquet_writer(sink: Any, wanted: pa.Schema, *, compression: str) -> pq.ParquetWriter:
-    """A writer with page checksums, and dictionaries only where text repeats."""
+    """A writer with page checksums, and dictionaries only for repeated texts."""
     repeated = [field.name for field in wanted if pa.types.is_dictionary(field.type)]
     return pq.ParquetWriter(
         sink,
@@ -98,22 +98,22 @@ def parquet_writer(sink: Any, wanted: pa.Schema, *, compression: str) -> pq.Parq
 
 
 def rows_within(size_bytes: int, rows: int) -> int:
-    """How many rows of so many bytes together make a row group that a reader can hold, one at least."""
+    """Number of rows per row group, at least one, for rows with this total size."""
     return max(1, min(MAX_GROUP_ROWS, GROUP_BYTES * rows // max(size_bytes, 1)))
 
 
 def open_rows(text: bytes) -> pq.ParquetFile:
-    """A part or published object from its bytes, page checksums verified. Raises ArrowInvalid or OSError."""
+    """A part or published object from its bytes, with page checksums verified. Raises ArrowInvalid or OSError."""
     return pq.ParquetFile(pa.BufferReader(text), page_checksum_verification=True)
 
 
 def open_stream(stream: BinaryIO) -> pq.ParquetFile:
-    """The same from an open object, of which only what is asked for is read."""
+    """The same from an open object; only the requested parts are read."""
     return pq.ParquetFile(stream, page_checksum_verification=True)
 
 
 def row_keys(file: pq.ParquetFile) -> list[RowKey]:
-    """Identity and verdict of every row, in file order."""
+    """The keys of all rows, in file order."""
     return _keys(file.read(columns=KEY_COLUMNS), file)
 
 
@@ -130,9 +130,9 @@ def _keys(table: pa.Table, file: pq.ParquetFile) -> list[RowKey]:
 def read_parts(
     store: Storage, uris: Sequence[str], fingerprint: str, *, repair: bool
 ) -> Iterator[tuple[str, list[RowKey]]]:
-    """Every sound part among the URIs with its rows' keys.
+    """Every valid part among the URIs, with its rows' keys.
 
-    repair: delete a damaged part, so that its unit is scored again under the same name; else it is only left out.
+    repair: delete a damaged part, so that its unit is scored again under the same name; otherwise it is left out.
     """
     for uri, text in zip(uris, store.read_many([(uri, None) for uri in uris]), strict=True):
         if isinstance(text, NotFound):
@@ -142,13 +142,13 @@ def read_parts(
         try:
             yield uri, _checked_keys(open_rows(text), fingerprint)
         except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-            log.warning("the part %s is damaged and does not count: its images are scored again (%s)", uri, error)
+            log.warning("the part %s is damaged and ignored; its images are scored again (%s)", uri, error)
             if repair:
                 store.delete(uri)
 
 
 def _checked_keys(file: pq.ParquetFile, fingerprint: str) -> list[RowKey]:
-    """The part's keys, after reading all of it once, so that every page checksum was looked at."""
+    """The part's keys, after reading all of it, so that every page checksum is verified."""
     declared = json.loads((file.metadata.metadata or {})[PART_METADATA])
     keys = sound_keys(file)
     if declared["rows"] != len(keys) or declared["fingerprint"] != fingerprint:
@@ -157,15 +157,15 @@ def _checked_keys(file: pq.ParquetFile, fingerprint: str) -> list[RowKey]:
 
 
 def sound_keys(file: pq.ParquetFile) -> list[RowKey]:
-    """Identity and verdict of every row, after reading all columns, a row group at a time. Raises as `open_rows`."""
+    """The keys of all rows, after reading all columns by row group. Raises as `open_rows`."""
     groups = range(file.metadata.num_row_groups)
-    # Arrow's threads cost small objects a quarter more.
+    # Arrow's threads make reading small objects 25 % slower.
     tables = [file.read_row_group(group, use_threads=False).select(KEY_COLUMNS) for group in groups]
     return _keys(pa.concat_tables(tables), file) if tables else []
 
 
 def _coverage_problem(unit: Unit, table: pa.Table) -> str | None:
-    """Why these rows are not exactly one per page of each source; None when they are."""
+    """Why these rows are not exactly one per page of each source; None if they are."""
     pages: dict[str, list[tuple[int, int]]] = {}
     for key, page, count in zip(
         table.column("image_key").to_pylist(),

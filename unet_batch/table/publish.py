@@ -1,8 +1,8 @@
-"""Publication: the one step that makes a partition's rows visible, and the place where exactly-once is decided.
+"""Publication: the step that makes a partition's rows visible; it decides exactly-once.
 
-Rows already published under the same fingerprint and staged rows are brought together, one per image of the inventory;
-doubles fall away; everything is counted before anything is put; and the object is put once, on the condition that the
-partition still is what it was when the run began. The commit record is the file's own footer.
+It merges rows published under the same fingerprint with staged rows, chooses one per image of the inventory, drops
+duplicates, and checks all counts. Then it puts one object once, on condition that the partition has not changed since
+the run began. The commit record is in the file's footer.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from unet_batch.errors import (
 from unet_batch.records import Source, gc_paused, inventory_digest
 from unet_batch.spec import LimitsSpec
 from unet_batch.table.guard import ALONE, Others, refusal, too_many_rejected
-from unet_batch.table.merge import Containers, batches
+from unet_batch.table.merge import RowReader, batches
 from unet_batch.table.output import Output
 from unet_batch.table.parts import RowKey, open_stream, parquet_writer, read_parts, row_keys
 from unet_batch.table.rows import SCHEMA_VERSION, schema
-from unet_batch.table.rowset import Name, Winner, choose
+from unet_batch.table.rowset import ChosenRows, Name, choose
 from unet_batch.table.rowset import may_pass as reason_may_pass
 from unet_batch.table.scratch import scratch_folder
 
@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 COMMIT_METADATA = b"unet_batch.commit"
 ROWS_PER_GROUP = 4096
 MAX_OBJECT_BYTES = 2 << 30
-"""S3 takes 5 GiB in one conditional put; half of that leaves room for every store."""
+"""S3 allows 5 GiB in one conditional put; half of that works in every store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,8 @@ class Commit:
     """The commit record in a published object's footer."""
 
     generation: str
-    """Hash of schema version, fingerprint and inventory: equal generations hold the same rows, but for rejections that
-    another try turned into predictions."""
+    """Hash of schema version, fingerprint and inventory. Equal generations hold the same rows, except for rejections
+    that a retry replaced by predictions."""
     partition: str
     fingerprint: str
     model_digest: str
@@ -64,29 +64,29 @@ class Commit:
     rows: int
     rejected: int
     written_with: str
-    """Versions of what wrote it."""
+    """Versions of the packages that wrote it."""
     may_pass: int = 0
-    """Images with a rejection that another try may end differently."""
+    """Images with a retryable rejection."""
     tried: dict[str, int] = field(default_factory=dict)
-    """How often those among them were tried again that were, by `short_name`."""
+    """`short_name` of such images → number of retries, if any."""
 
     def tries(self, key: str, version: str) -> int:
-        """How often runs tried an image again that is published as a rejection."""
+        """Number of runs that retried an image whose rejection is published."""
         return self.tried.get(short_name(key, version), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A partition as readers see it now."""
+    """The published object of a partition."""
 
     version: str
-    """The store's version of the object: the condition of the next put."""
+    """The store's version of the object, the condition of the next put."""
     commit: Commit
 
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What is to become visible."""
+    """The inputs of one publication."""
 
     partition: str
     sources: Sequence[Source]
@@ -95,31 +95,31 @@ class Publication:
     model_digest: str
     run_id: str
     base: str | None
-    """Version of the object that is to be replaced, as recorded when the run began; None where there was none."""
+    """Version of the object to replace, recorded when the run began; None if there was none."""
     parts: Sequence[str]
     """URIs of staged parts that may hold rows of the inventory."""
     afresh: bool = False
-    """Whether the rows that are published do not count, and the parts alone do."""
+    """Whether published rows are ignored (`--rescore`), so that only the parts count."""
     compression: str = "zstd"
     single_writer: bool = False
     tried: Set[Name] = frozenset()
-    """Images, by key and version, whose published or staged rejections this run tried again."""
+    """Images, by key and version, whose rejections this run retried."""
     others: Others = ALONE
-    """The other buckets of the same partition, which the guard counts with this one."""
+    """The other buckets of the partition, for the guard."""
 
 
 def short_name(key: str, version: str) -> str:
-    """16 hex digits that stand for an image's key and version in a commit record."""
+    """16 hex digits for an image's key and version in a commit record."""
     return hashlib.sha256(f"{key}\0{version}".encode()).hexdigest()[:16]
 
 
 def generation(fingerprint: str, inventory: str) -> str:
-    """64 hex digits: what a published object is a pure function of."""
+    """64 hex digits; a published object is a pure function of its generation."""
     return hashlib.sha256(f"{SCHEMA_VERSION}\0{fingerprint}\0{inventory}".encode()).hexdigest()
 
 
 def read_commit(output: Output, partition: str) -> Published | None:
-    """What is published for a partition, from its footer alone; None for nothing. Raises Damaged."""
+    """The published object of a partition, from its footer; None if there is none. Raises Damaged."""
     uri = output.published(partition)
     found = output.store.head(uri)
     if found is None:
@@ -131,19 +131,20 @@ def read_commit(output: Output, partition: str) -> Published | None:
     except NotFound:
         return None
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-        raise Damaged(f"{uri} is no object of ours or damaged ({error}); move it away and run the job again") from error
+        text = f"{uri} is damaged or was not written by unet-batch ({error}); move it away and run the job again"
+        raise Damaged(text) from error
 
 
 def published_keys(output: Output, partition: str) -> list[RowKey]:
-    """Every published row's identity and verdict, page checksums verified. Raises ArrowException or OSError."""
+    """The keys of all published rows, with page checksums verified. Raises ArrowException or OSError."""
     return row_keys(open_stream(output.store.open(output.published(partition))))
 
 
 def publish(output: Output, wanted: Publication, limits: LimitsSpec) -> Published:
     """Make the partition's rows visible.
 
-    Raises Incomplete where rows are missing or far fewer would be visible than now (NeedsAction where a limit forbids
-    it), Held when another run won, Damaged, StorageError.
+    Raises Incomplete if rows are missing or far fewer would be visible than now (NeedsAction if a limit forbids it),
+    Held if another run published first, Damaged, StorageError.
     """
     digest = inventory_digest(wanted.sources)
     target = generation(wanted.fingerprint, digest)
@@ -172,17 +173,19 @@ def publish(output: Output, wanted: Publication, limits: LimitsSpec) -> Publishe
     try:
         with scratch_folder() as folder:
             path = folder / "data.parquet"
-            _write(path, wanted, commit, rows, Containers(output.store, containers))
+            _write(path, wanted, commit, rows, RowReader(output.store, containers))
             return _swap(output, wanted, commit, path)
-    except (pa.ArrowException, OSError) as error:  # the store's own errors are ours by now
+    except (pa.ArrowException, OSError) as error:  # errors of the store were converted before
         raise StorageError(
-            f"the rows of {wanted.partition} cannot be merged on the local disk ({error}): make room there"
+            f"the rows of {wanted.partition} cannot be merged on the local disk ({error}): free some space there"
         ) from error
 
 
 @gc_paused()
-def _choose_rows(output: Output, wanted: Publication, now: Published | None) -> tuple[dict[Name, Winner], list[str]]:
-    """The rows that win for every image of the inventory, and the objects that may hold them. Raises Incomplete."""
+def _choose_rows(
+    output: Output, wanted: Publication, now: Published | None
+) -> tuple[dict[Name, ChosenRows], list[str]]:
+    """The chosen rows of every image of the inventory, and the objects that may hold them. Raises Incomplete."""
     versions = {source.key: source.version for source in wanted.sources}
     containers: list[str] = []
 
@@ -207,21 +210,21 @@ def _row_keys(output: Output, wanted: Publication, now: Published | None) -> Ite
         try:
             visible = published_keys(output, wanted.partition)
         except (pa.ArrowException, OSError) as error:
-            log.warning("%s is damaged, so that staged rows alone count (%s)", uri, error)
+            log.warning("%s is damaged, so only staged rows count (%s)", uri, error)
         else:
             yield uri, visible
     yield from read_parts(output.store, sorted(wanted.parts), wanted.fingerprint, repair=True)
 
 
 def _tried(wanted: Publication, now: Published | None, may_pass: Sequence[Name]) -> dict[str, int]:
-    """How often the rejections that may pass were tried again, this run's tries included."""
+    """Number of retries of each retryable rejection, including those of this run."""
     before = now.commit if now is not None and now.commit.fingerprint == wanted.fingerprint else None
     counts = ((name, (before.tries(*name) if before else 0) + (name in wanted.tried)) for name in may_pass)
     return {short_name(*name): count for name, count in counts if count}
 
 
 def _check_shrink(wanted: Publication, now: Published | None, limits: LimitsSpec) -> None:
-    """What readers see now, not what they saw when the run began, is what must not shrink."""
+    """Check the guard against the rows that are published now, not against those when the run began."""
     published = now.commit.sources if now is not None else 0
     others = wanted.others
     refused = refusal(wanted.partition, published + others.published, len(wanted.sources) + others.now, limits)
@@ -230,7 +233,7 @@ def _check_shrink(wanted: Publication, now: Published | None, limits: LimitsSpec
 
 
 def _check_pages(wanted: Publication, now: Published | None, rows: int, limits: LimitsSpec) -> None:
-    """The same for pages, where both counts were made under one fingerprint: a stack may have become one picture."""
+    """The same for pages, if both counts have the same fingerprint: a stack may have lost its pages."""
     if now is not None and now.commit.fingerprint == wanted.fingerprint and wanted.others == ALONE and rows:
         refused = refusal(wanted.partition, now.commit.rows, rows, limits)
         if refused is not None:
@@ -241,8 +244,9 @@ def _check_limits(partition: str, rows: int, rejected: Sequence[str], limits: Li
     broken = [reason for reason in rejected if Reason(reason).shard_level]
     if broken and limits.broken_shards == "refuse":
         raise NeedsAction(
-            f"{partition}: {len(broken)} shard(s) are cut or corrupt ({', '.join(sorted(set(broken)))}), so images are "
-            "lost that nobody can count; nothing was published: repair the shard, or set limits.broken_shards: publish"
+            f"{partition}: {len(broken)} shard(s) are truncated or corrupt ({', '.join(sorted(set(broken)))}), so an "
+            "unknown number of images is lost; nothing was published: repair the shard, or set limits.broken_shards: "
+            "publish"
         )
     if too_many_rejected(len(rejected), rows, limits):
         described = ", ".join(f"{n} × {reason}" for reason, n in sorted(Counter(rejected).items()))
@@ -254,16 +258,16 @@ def _check_limits(partition: str, rows: int, rejected: Sequence[str], limits: Li
         )
         if not too_many_rejected(len(rejected) - passing, rows, limits):
             raise Incomplete(
-                f"{text}{passing} of them may end differently, so run the same command again when the "
+                f"{text}{passing} of them may be temporary, so run the same command again when the "
                 "cause is gone, or raise the limit"
             )
         raise NeedsAction(f"{text}look at the reasons, repair the archive or raise the limit")
 
 
 def _write(
-    path: Path, wanted: Publication, commit: Commit, rows: Sequence[tuple[int, RowKey]], containers: Containers
+    path: Path, wanted: Publication, commit: Commit, rows: Sequence[tuple[int, RowKey]], containers: RowReader
 ) -> None:
-    """Stream the chosen rows into one file, a row group at a time, in key order."""
+    """Write the chosen rows into one file, one row group at a time, in key order."""
     own = schema(wanted.partition)
     with parquet_writer(str(path), own, compression=wanted.compression) as writer:
         for some in batches(rows, ROWS_PER_GROUP):
@@ -278,7 +282,7 @@ def _write(
 
 
 def _swap(output: Output, wanted: Publication, commit: Commit, path: Path) -> Published:
-    """Put the object once, conditionally; settle a refusal or an unknown outcome by reading back."""
+    """Put the object once, conditionally; after a refusal or an unknown outcome, read the object back."""
     uri = output.published(wanted.partition)
     if wanted.single_writer:
         return Published(output.store.put(uri, path), commit)
@@ -289,8 +293,8 @@ def _swap(output: Output, wanted: Publication, commit: Commit, path: Path) -> Pu
         if (
             now is not None
             and now.commit.generation == commit.generation
-            and (now.commit.run_id == commit.run_id or not wanted.afresh)  # the old rows have the same generation
-            and now.commit.rejected <= commit.rejected  # another try of rejections must not be lost to the first one
+            and (now.commit.run_id == commit.run_id or not wanted.afresh)  # else it may be the old rows
+            and now.commit.rejected <= commit.rejected  # otherwise our retried rejections would be lost
         ):
             log.info("%s already holds this generation, put by run %s", uri, now.commit.run_id)
             return now
@@ -298,7 +302,7 @@ def _swap(output: Output, wanted: Publication, commit: Commit, path: Path) -> Pu
             raise Incomplete(
                 f"{uri}: the store did not answer and nothing changed ({error}); run the same command again"
             ) from error
-        winner = f"run {now.commit.run_id}" if now else "somebody who removed it"
+        winner = f"run {now.commit.run_id}" if now else "a removal of the object"
         raise Held(
             f"{wanted.partition} was changed by {winner} while this run was scoring it; its rows stay. "
             "Run the command again if this job's rows should replace them"

@@ -1,7 +1,6 @@
 """The table: one row per image, in plain columns that any engine reads.
 
-Knows Arrow, and nothing of stores, sessions or Ray. A row is a dict by column name; provenance columns are the same for
-all rows of a unit and are dictionary-encoded.
+A row is a dict by column name. Provenance columns are equal in all rows of a unit and are dictionary-encoded.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from unet_batch.records import Source, image_key
 
 SCHEMA_VERSION = 1
 SCORING_REVISION = 2
-"""Raise when code changes a result without the job file changing: it is part of every fingerprint."""
+"""Raise it when a code change alters results for an unchanged job file. It is part of every fingerprint."""
 
 _TEXT_OFTEN_REPEATED = pa.dictionary(pa.int32(), pa.string())
 
@@ -75,7 +74,7 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where the rows of a unit come from."""
+    """The provenance columns of a unit's rows."""
 
     model_digest: str
     fingerprint: str
@@ -121,7 +120,7 @@ def prediction_row(
 def rejection_row(
     source: Source, page: int, pages: int, error: ImageError, *, height: int = 0, width: int = 0
 ) -> dict[str, Any]:
-    """The columns of an image that got a reason; predictions stay null, never 0."""
+    """The columns of a rejected image; predictions are null, not 0."""
     return {
         **_identity(source, page, pages),
         "height": height or None,

@@ -1,7 +1,7 @@
-"""Which row wins: the one rule by which rows of the same image in several objects become one.
+"""The rule that chooses one of several rows of the same image in several objects.
 
-Publication, survey, sweep, comparison and report ask this module and no other, so that what a plan counts as done is
-what is published, and what a comparison shows is what the next publication would take.
+Publication, survey, sweep, comparison and report all use this module. So a plan counts the rows that will be published,
+and a comparison shows the rows that the next publication would choose.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from unet_batch.errors import Reason
 from unet_batch.table.parts import RowKey
 
 Name = tuple[str, str]
-"""A source's key and version: rows that share both are rows of the same bytes."""
+"""A source's key and version; rows with the same name come from the same bytes."""
 
 
 @dataclass(frozen=True, slots=True)
-class Winner:
-    """The rows of one source that count."""
+class ChosenRows:
+    """The chosen rows of one source."""
 
     container: int
-    """Number of the object that holds them, from 0 in the order in which they were asked."""
+    """Number of the object that holds them, from 0, in the order of `choose`'s containers."""
     pages: tuple[RowKey, ...]
     """Pages 0 to n − 1."""
 
@@ -32,21 +32,21 @@ class Winner:
 
     @property
     def may_pass(self) -> bool:
-        """Whether any page was rejected for a reason that scoring the same bytes again may end differently."""
+        """Whether any page has a retryable rejection."""
         return any(page.reason is not None and may_pass(page.reason) for page in self.pages)
 
 
-def choose(containers: Iterable[Sequence[RowKey]], versions: Mapping[str, str] | None = None) -> dict[Name, Winner]:
-    """The rows that count of every source, by its key and version.
+def choose(containers: Iterable[Sequence[RowKey]], versions: Mapping[str, str] | None = None) -> dict[Name, ChosenRows]:
+    """Source key and version → the chosen rows.
 
-    containers: the rows of each object, published rows before staged ones. versions: of the inventory, by source key;
-    rows of any other version do not count. None counts rows of every version, each version for itself.
+    containers: the rows of each object, published rows before staged ones. versions: source key → version, of the
+    inventory; rows of other versions do not count. None: choose for every version.
 
-    1. All pages of a source come from one object, and only from one that has every page from 0 to n − 1 exactly once.
-    2. Of several, the one with the most predicted pages wins: another try can only make rows better.
-    3. Of equals, the one with the fewest rejected pages, and of equals again the first.
+    1. All pages of a source come from one object, which must have every page from 0 to n − 1 exactly once.
+    2. Of several objects, the one with the most predicted pages: a retry can only improve rows.
+    3. Then the one with the fewest rejected pages, then the first.
     """
-    chosen: dict[Name, Winner] = {}
+    chosen: dict[Name, ChosenRows] = {}
     for number, keys in enumerate(containers):
         sources: dict[Name, list[RowKey]] = {}
         for key in keys:
@@ -57,12 +57,12 @@ def choose(containers: Iterable[Sequence[RowKey]], versions: Mapping[str, str] |
                 continue
             now = chosen.get(name)
             if now is None or _rank(pages) > _rank(now.pages):
-                chosen[name] = Winner(number, tuple(sorted(pages, key=lambda page: page.page)))
+                chosen[name] = ChosenRows(number, tuple(sorted(pages, key=lambda page: page.page)))
     return chosen
 
 
 def may_pass(reason: str) -> bool:
-    """Whether another try may end differently; False for a reason of another version of this package."""
+    """Whether a reason is retryable; False for an unknown reason of another version of this package."""
     try:
         return Reason(reason).retryable
     except ValueError:

@@ -1,4 +1,4 @@
-"""Room on the local disk for a file that is about to be published, and the end of what killed processes left of it."""
+"""Temporary folders for files to be published, and removal of those of killed processes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ PREFIX = "unet-batch-rows-"
 
 @contextlib.contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder of this process, gone at the end; those of processes that no longer live are removed first.
+    """A folder of this process, removed at the end. Folders of dead processes are removed first.
 
-    Its owner holds a lock on it, which ends with the process: a PID says nothing between containers that share a
-    temporary folder, and may be another process's by now. Raises OSError where the disk is full.
+    The owner holds a file lock, which ends with the process: a PID may be reused, and is not unique between containers
+    that share a temporary folder. Raises OSError if the disk is full.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         _remove(left, _lock(left))
     while (lock := _lock(folder := Path(tempfile.mkdtemp(prefix=PREFIX)))) is None:
-        continue  # another process took it for one that was left, before it was locked
+        continue  # another process removed it as a leftover before it was locked
     try:
         yield folder
     finally:
@@ -31,7 +31,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder; None where a living process does, or where it is gone."""
+    """A descriptor that locks the folder; None if a living process holds it, or if it is gone."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

@@ -1,8 +1,8 @@
-"""pyarrow without pandas: what a process saves that only writes and reads tables.
+"""Keeps pyarrow from importing pandas.
 
-pyarrow imports pandas, where it is installed, when it makes its first array out of Python objects, to recognise pandas'
-own kinds of missing values. That takes half a second of processor time in each process (measured, pyarrow 26), and
-there is no option. It asks once in a process: after one import that failed, it goes on without.
+pyarrow imports an installed pandas when it makes its first array from Python objects, to recognise pandas' missing
+values. This takes half a second of processor time in each process (measured, pyarrow 26), and there is no option.
+pyarrow tries the import once per process; after a failure it works without pandas.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import sys
 
 
 def forgo_pandas() -> None:
-    """Let pyarrow go on without pandas in this process. Call it before other threads are started.
+    """Let pyarrow work without pandas in this process. Call it before other threads are started.
 
-    Nothing happens where pandas is loaded already. Whoever imports pandas afterwards gets it, and `Table.to_pandas`
-    works; only `pa.array(…, from_pandas=True)` no longer takes pandas' missing values (`pd.NA`) for nulls.
+    Does nothing if pandas is already loaded. Later imports of pandas work, and so does `Table.to_pandas`; only
+    `pa.array(…, from_pandas=True)` no longer treats pandas' missing values (`pd.NA`) as nulls.
     """
     if "pandas" in sys.modules:
         return
@@ -29,7 +29,7 @@ def forgo_pandas() -> None:
 
 
 class _Refusing:
-    """A finder of modules that finds no pandas."""
+    """A module finder that refuses pandas."""
 
     def find_spec(self, name: str, *_: object) -> None:
         if name == "pandas":
