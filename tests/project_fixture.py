@@ -18,7 +18,7 @@ from PIL import Image
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.run import Choice, run
 from unet_batch.job.summary import Summary
-from unet_batch.job.verify import Finding, PartitionStatus, status, verify
+from unet_batch.job.verify import Disagreement, PartitionStatus, status, verify
 from unet_batch.planning.prepare import Prepared, prepare
 from unet_batch.planning.survey import window_of
 from unet_batch.spec import JobSpec, load_job
@@ -69,7 +69,7 @@ class Project:
     def status(self, *overrides: str, window: str = "all") -> list[PartitionStatus]:
         return status(self.prepared(*overrides), window_of(window))
 
-    def verify(self, *overrides: str, window: str = "all") -> list[Finding]:
+    def verify(self, *overrides: str, window: str = "all") -> list[Disagreement]:
         return verify(self.prepared(*overrides), window_of(window)).findings
 
     def data(self, day: str) -> Path:

@@ -29,7 +29,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Asked:
+class SentRequest:
     """What came."""
 
     method: str
@@ -63,10 +63,10 @@ class ScriptedS3(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, answer: Callable[[Asked], Answer]) -> None:
+    def __init__(self, answer: Callable[[SentRequest], Answer]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer = answer
-        self.asked: list[Asked] = []
+        self.asked: list[SentRequest] = []
 
     @property
     def url(self) -> str:
@@ -81,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: ScriptedS3
 
     def _do(self) -> None:
-        asked = Asked(self.command, self.path, {k.lower(): v for k, v in self.headers.items()})
+        asked = SentRequest(self.command, self.path, {k.lower(): v for k, v in self.headers.items()})
         self.server.asked.append(asked)
         answer = self.server.answer(asked)
         if answer.ending in ("reset", "closed"):
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def scripted(answer: Callable[[Asked], Answer]) -> Iterator[ScriptedS3]:
+def scripted(answer: Callable[[SentRequest], Answer]) -> Iterator[ScriptedS3]:
     """A server that runs in a thread."""
     server = ScriptedS3(answer)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)

@@ -165,7 +165,7 @@ def test_a_session_that_always_fails_stops_the_run_and_blames_no_image(project, 
 
     with monkeypatch.context() as patched:
         played(patched, broken)
-        with pytest.raises(NeedsAction, match="not in their images") as stopped:
+        with pytest.raises(NeedsAction, match="not in the images") as stopped:
             project.run("limits.unit_images=3")
     assert stopped.value.exit_code == 5
     assert not project.data(NAME).exists()
@@ -225,7 +225,7 @@ def test_a_machine_without_memory_publishes_nothing(project, monkeypatch):
         played(patched, starved)
         summary = project.run()
     assert (summary.exit_code, summary.published, summary.rejected, summary.remaining) == (3, 0, 0, 6)
-    assert "6 of 6 images failed alike, so the fault is not in their images" in summary.problems[0]
+    assert "6 of 6 images failed in the same way, so the fault is not in the images" in summary.problems[0]
     assert (project.data(NAME).exists(), project.parts()) == (False, [])
     again = project.run()
     assert (again.planned, again.ok, again.published) == (6, 6, 1)

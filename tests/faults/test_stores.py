@@ -142,7 +142,7 @@ def test_a_fault_that_lasts_leaves_units_open_and_never_becomes_a_row(project, w
 
 
 def test_an_image_that_may_not_be_read_is_a_fact_and_may_be_tried_again(project, weather):
-    """Asked for twice, one rejection; when the permission is there, `failed` scores that image alone."""
+    """Tried twice, one rejection; when the permission is there, `failed` scores that image alone."""
     project.fill(DAY, IMAGES)
     weather.always("read", "/003.png", PermissionError(errno.EACCES, "not yours"))
     summary = project.run(*LIMITS)
@@ -638,7 +638,7 @@ def test_an_archive_that_is_taken_away_under_way_rejects_no_image(project, weath
         patched.setattr(LocalStore, "read", taken_away)
         summary = project.run(*LIMITS, "resources.fetch_threads=1")
     assert (summary.exit_code, summary.ok, summary.rejected, summary.published) == (3, 30, 0, 0)
-    assert "images that could be read before cannot be read now" in summary.problems[0]
+    assert "images that were readable before cannot be read now" in summary.problems[0]
     assert "run the same command again" in summary.problems[0]
     assert not project.data(NAME).exists()
     again = project.run(*LIMITS)

@@ -24,7 +24,7 @@ from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.run import run
 from unet_batch.job.summary import Summary
 from unet_batch.job.sweep import sweep
-from unet_batch.job.verify import Finding, verify
+from unet_batch.job.verify import Disagreement, verify
 from unet_batch.planning.prepare import prepare
 from unet_batch.planning.survey import window_of
 from unet_batch.spec import load_job
@@ -120,7 +120,7 @@ window: all
         """The same job in a plain loop."""
         return run(prepare(load_job(self.file, overrides)), window_of("all"), LocalExecutor, quiet=True)
 
-    def verify(self) -> list[Finding]:
+    def verify(self) -> list[Disagreement]:
         return verify(prepare(load_job(self.file)), window_of("all"))[1]
 
     def submit(self, *overrides: str, token: str | None = None, options: Sequence[str] = ()) -> Following:

@@ -163,7 +163,7 @@ def test_values_out_of_range_in_every_image_are_a_wrong_contract(names):
 
 
 def test_a_model_that_fails_on_most_images_ends_the_run():
-    with pytest.raises(UnetBatchError, match="not in their images"):
+    with pytest.raises(UnetBatchError, match="not in the images"):
         drive(Doubting(always(Reason.MODEL_FAILED, "abcdef")), unit(*"abcdef"))
 
 
@@ -171,7 +171,7 @@ def test_a_model_that_fails_on_most_images_ends_the_run():
 
 
 def test_a_single_denied_object_among_readable_ones_is_a_row():
-    """Asked for twice; what was readable is readable still."""
+    """Tried twice; what was readable is readable still."""
     asked: list[tuple[str, int]] = []
 
     def readable(partition: str, scored: Sequence[Unit]) -> bool:
@@ -190,7 +190,7 @@ def test_a_permission_that_was_taken_away_leaves_images_open(reason):
     """One denied image, and what was read before is denied too: exit 3 and a sentence, no row."""
     run = drive(Doubting(always(reason, "c")), unit(*"abcd"), readable=lambda *_: False)
     assert (run.done, run.rejected, run.open) == (Counter("abd"), {}, ["c"])
-    assert "give access back, and run the same command again" in run.outcome.failures[reason]
+    assert "restore access, and run the same command again" in run.outcome.failures[reason]
 
 
 def test_denials_in_numbers_leave_images_open_even_where_others_are_readable():

@@ -239,7 +239,7 @@ def test_a_machine_without_room_for_a_process_is_one_sentence(made, monkeypatch)
 
     monkeypatch.setattr(worker_process.subprocess, "Popen", refuse)
     executor, todo = made()
-    with pytest.raises(Incomplete, match=r"no room for another process .*temporarily unavailable"):
+    with pytest.raises(Incomplete, match=r"no more processes can be started on this machine .*temporarily unavailable"):
         list(executor.run(todo))
 
 

@@ -128,7 +128,7 @@ def test_a_missing_provider_stops_the_run_at_once():
 def test_when_most_units_fail_no_image_is_blamed(verdict):
     """A fault of the machinery must not turn an archive into rejections."""
     executor = FakeExecutor(lambda u, _: verdict)
-    with pytest.raises(UnetBatchError, match="not in their images"):
+    with pytest.raises(UnetBatchError, match="not in the images"):
         drive(executor, *(unit(n) for n in "abcdef"))
 
 
@@ -145,7 +145,7 @@ def test_many_small_days_with_one_bad_image_each_converge():
 def test_where_nothing_works_not_everything_is_tried():
     """A model that fails on every batch stops a large archive after some units."""
     executor = FakeExecutor(lambda u, _: ("model.failed", "bad shape"))
-    with pytest.raises(UnetBatchError, match="not in their images"):
+    with pytest.raises(UnetBatchError, match="not in the images"):
         drive(executor, *(unit(f"{n}a", f"{n}b") for n in range(1000)))
     assert sum(executor.tries.values()) < 200
 

@@ -154,7 +154,7 @@ def test_a_try_that_cannot_be_made_holds_no_new_image_back(project):
                     yield from super().run([unit])
 
     summary = project.run(executor=Away)
-    assert (summary.exit_code, any("could not be tried again" in p for p in summary.problems)) == (3, True)
+    assert (summary.exit_code, any("could not be retried" in p for p in summary.problems)) == (3, True)
     assert f"date={NAME}" in summary.partitions
     assert (verdicts(project)["new.png"], verdicts(project)["late.png"]) == ("ok", "decode.timeout")
     assert commit(project).tried == {}

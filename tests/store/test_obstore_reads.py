@@ -11,7 +11,7 @@ import obstore
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_s3 import ETAG, Answer, Asked, ScriptedS3, refused, scripted
+from scripted_s3 import ETAG, Answer, ScriptedS3, SentRequest, refused, scripted
 
 from unet_batch.errors import Changed, Denied, NotFound, NotLoggedIn, StorageError, TooLarge, Unavailable
 from unet_batch.store import obstore_reads
@@ -286,7 +286,7 @@ def test_a_bucket_in_another_region_is_found_there(
 ) -> None:
     """botocore finds the region; after that, reads are one request each, signed for it."""
 
-    def answer(asked: Asked) -> Answer:
+    def answer(asked: SentRequest) -> Answer:
         if asked.region == "eu-central-1":
             return WHOLE
         status = {"PermanentRedirect": 301, "AuthorizationHeaderMalformed": 400}[code]

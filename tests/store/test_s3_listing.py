@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scripted_s3 import Answer, Asked, refused, scripted
+from scripted_s3 import Answer, SentRequest, refused, scripted
 
 from unet_batch.errors import Denied, NotFound, NotLoggedIn, StorageError, Unavailable
 from unet_batch.store.objects import Object
@@ -139,7 +139,7 @@ def test_a_page_that_failed_is_asked_for_again_and_no_other(keys: None, fault: A
     """The second of three pages fails once: each key comes once, in order."""
     faults = [fault]
 
-    def answer(asked: Asked) -> Answer:
+    def answer(asked: SentRequest) -> Answer:
         token = parse_qs(urlsplit(asked.target).query).get("continuation-token", ["0"])[0]
         if token == "a+/=1" and faults:
             return faults.pop()

@@ -1,1 +1,1 @@
-"""A run from its plan to its published partitions, and the proof."""
+"""Runs: from the plan to published partitions, and their verification."""

@@ -1,7 +1,7 @@
-"""Controls: images that could be read before, asked for again when a store refuses others.
+"""Controls: images that were readable before and are read again when the store refuses others.
 
-A store that refuses one object among readable ones says something about that object. One that refuses what it gave a
-moment ago says something about itself: a policy was changed, a disk is not mounted any more.
+If a store refuses one object and others are readable, the fault is the object's. If it also refuses objects that were
+readable before, the fault is the store's: a policy was changed, or a disk is no longer mounted.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from unet_batch.worker.faults import NOT_READABLE
 
 
 class Controls:
-    """Whether an image of a partition can be read now that could be read before. A `judge.Readable`."""
+    """Whether an image of a partition that was readable before is still readable. A `judge.Readable`."""
 
     def __init__(self, prepared: Prepared, work: Sequence[PartitionPlan]) -> None:
-        """work: the partitions of this run; images of them that earlier runs scored are controls, too."""
+        """work: the partitions of this run; their images from earlier runs are controls too."""
         self._prepared = prepared
         self._plans = {plan.partition: plan for plan in work}
 
     def __call__(self, partition: str, scored: Sequence[Unit]) -> bool | None:
-        """Whether the last image of one of some units can be read; None where no image is known."""
+        """Whether the last image of one of these units is readable; None if no image is known."""
         job, asked = self._prepared.job, scored or self._earlier(partition)
         for unit in asked:
             single = replace(unit, sources=unit.sources[-1:])

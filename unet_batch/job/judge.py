@@ -1,7 +1,7 @@
-"""Verdicts on single images that may be a machine's: held back, asked for once more elsewhere, and then judged.
+"""Rejections that may come from the machine: held back, confirmed or not by another process, and then decided.
 
-Knows counts and the rule of `faults`; knows no executor. An image that was held back has no part, so nothing of it can
-be published before the judgement.
+Counts, with the rules of `faults`; independent of executors. An image that is held back has no part, so it cannot be
+published before the decision.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from unet_batch.records import DoubtfulSource, Unit, sub_unit_id
 from unet_batch.worker import faults
 
 Readable = Callable[[str, Sequence[Unit]], bool | None]
-"""Whether an image of a partition can be read now, one of these units' or one that an earlier run scored; None where no
-image is known that ever could."""
+"""Whether a known readable image of a partition (of these units, or of an earlier run) is still readable; None if no
+such image is known."""
 
 CONTROLS = 3
-"""Units of a partition that are remembered as having been read."""
+"""Units per partition that are remembered as readable."""
 
 
 @dataclass(slots=True)
-class Verdict:
-    """What a judgement ends in."""
+class Judgement:
+    """The result of a judgement."""
 
     rows: list[tuple[Unit, ImageError]] = field(default_factory=list)
-    """Units of one image with one page, and the rejection each gets."""
+    """Units of one image with one page, and their rejections."""
     again: list[Unit] = field(default_factory=list)
-    """Units to run once more: for a second verdict, or to write the rows of several pages."""
+    """Units to run again: for confirmation, or to write the rows of several pages."""
     open: list[tuple[list[Unit], str, str]] = field(default_factory=list)
     """Units that stay open, with code and message."""
 
@@ -39,14 +39,14 @@ class _Doubt:
     unit: Unit
     """Of one source."""
     origin: Unit
-    """From which it was held back."""
+    """The unit from which it was held back."""
     reason: Reason
     message: str
     pages: int
 
 
 class Judge:
-    """Collects doubts during a pass and judges them at its end."""
+    """Collects doubtful rejections during a pass and decides them at its end."""
 
     def __init__(self, salt: str, readable: Readable | None, scored_before: int) -> None:
         """scored_before: images that earlier runs scored with the same fingerprint."""
@@ -57,13 +57,13 @@ class Judge:
         self._controls: dict[str, deque[Unit]] = {}
         self._new: list[_Doubt] = []
         self._times: Counter[str] = Counter()
-        """Verdicts in doubt, by the source's unit."""
-        self._blamed: Counter[Reason] = Counter()
-        """Images that failed alike, twice each."""
+        """Doubtful rejections, by the source's unit."""
+        self._rejected_count: Counter[Reason] = Counter()
+        """Reason → number of images rejected twice for it."""
         self._refused: dict[str, set[str]] = {}
-        """URIs of objects that were refused, by partition."""
+        """Partition → URIs of refused objects."""
         self._reads: Counter[str] = Counter()
-        """Images asked for, by partition."""
+        """Partition → number of images read."""
 
     def scored(self, unit: Unit) -> None:
         """Note a unit whose images were read."""
@@ -83,23 +83,23 @@ class Judge:
                 self._refused.setdefault(unit.partition, set()).add(source.uri)
             self._times[single.unit_id] += 1
 
-    def condemn(self, unit: Unit, reason: Reason, message: str) -> None:
+    def failed_alone(self, unit: Unit, reason: Reason, message: str) -> None:
         """Take a unit of one image that failed as a whole, twice."""
         self._times[unit.unit_id] = 2
         self._new.append(_Doubt(unit, unit, reason, message, 1))
 
     def withdrawn(self, unit: Unit, message: str) -> str | None:
-        """A sentence where a store refuses images of this unit's partition that it gave before; None else."""
+        """A sentence if the store now refuses images of this unit's partition that were readable before, else None."""
         return self._withdrawn(message) if self._can_read(unit.partition) is False else None
 
     def taken(self) -> list[Unit]:
-        """Everything that was held back and is not judged, which is not judged any more."""
+        """Remove and return all units that are held back and not yet decided."""
         units, self._new = [doubt.unit for doubt in self._new], []
         return units
 
-    def judge(self) -> Verdict:
-        """What becomes of all that was taken since the last judgement."""
-        verdict = Verdict()
+    def judge(self) -> Judgement:
+        """Decide everything taken since the last judgement."""
+        verdict = Judgement()
         first = [doubt for doubt in self._new if self._times[doubt.unit.unit_id] < 2]
         second = [doubt for doubt in self._new if self._times[doubt.unit.unit_id] >= 2]
         self._new = []
@@ -118,8 +118,8 @@ class Judge:
         return verdict
 
     def _together(self, doubts: Sequence[_Doubt]) -> Iterator[Unit]:
-        """Images that their bytes speak against, those of a unit as one unit again: there may be very many, and none of
-        them harms its neighbours."""
+        """Images with faults of their bytes, grouped by their original unit: there may be many, and they do not affect
+        each other."""
         by_origin: dict[str, list[_Doubt]] = {}
         for doubt in doubts:
             by_origin.setdefault(doubt.origin.unit_id, []).append(doubt)
@@ -128,8 +128,8 @@ class Judge:
             name = sub_unit_id(alike[0].origin.unit_id, self._salt, sources)
             yield replace(alike[0].origin, unit_id=name, sources=sources, isolate=True, confirms=True)
 
-    def _end(self, verdict: Verdict, doubts: Sequence[_Doubt], not_theirs: str | None) -> None:
-        """Rows for these images, unless a sentence says that the fault is not theirs."""
+    def _end(self, verdict: Judgement, doubts: Sequence[_Doubt], not_theirs: str | None) -> None:
+        """Rejections for these images, unless `not_theirs` says that the fault is not theirs."""
         if not_theirs is not None:
             verdict.open.append(([doubt.unit for doubt in doubts], doubts[0].reason, not_theirs))
             return
@@ -140,7 +140,7 @@ class Judge:
                 verdict.again.append(replace(doubt.unit, settle=True))
 
     def _not_theirs(self, partition: str, doubts: Sequence[_Doubt]) -> str | None:
-        """Why refused reads are no verdicts on their images; None where they are."""
+        """Why refused reads are not faults of their images; None if they are."""
         objects = len(self._refused.get(partition, ()))
         reads = self._reads[partition] + len(doubts)
         example = doubts[0].message
@@ -148,22 +148,22 @@ class Judge:
             return self._withdrawn(example)
         if faults.denied_in_numbers(objects, reads):
             return (
-                f"{objects} objects of {partition} cannot be read, too many to be the images' own fault ({example}); "
-                "give access back or mend the archive, and run the same command again"
+                f"{objects} objects of {partition} cannot be read, which is too many for faults of single images "
+                f"({example}); restore access or repair the archive, and run the same command again"
             )
         if self._can_read(partition) is None:
-            return f"no image of {partition} could be read ({example}); mend that and run the same command again"
+            return f"no image of {partition} could be read ({example}); correct that and run the same command again"
         return None
 
     @staticmethod
     def _withdrawn(example: str) -> str:
         return (
-            f"images that could be read before cannot be read now ({example}); give access back, and run the same "
+            f"images that were readable before cannot be read now ({example}); restore access, and run the same "
             "command again"
         )
 
     def _can_read(self, partition: str) -> bool | None:
-        """Whether an image of this partition that was read before can be read now; else one of any partition."""
+        """Whether an image of this partition, or else of any partition, that was read before is still readable."""
         if self._readable is None:
             return True if self.images_scored else None
         found = self._readable(partition, list(self._controls.get(partition, ())))
@@ -173,22 +173,22 @@ class Judge:
         return found
 
     def _alike(self, reason: Reason, doubts: Sequence[_Doubt]) -> str | None:
-        """Why so many of one verdict are no verdicts on their images; None where they are.
+        """Why rejections of this reason are not faults of their images; None if they are.
 
-        Raises ContractError for outputs out of range, and NeedsAction where a model fails on most images.
+        Raises ContractError for outputs out of range, and NeedsAction if a model fails on most images.
         """
-        self._blamed[reason] += len(doubts)
-        count, of = self._blamed[reason], self._blamed[reason] + self.images_scored
-        # A contract that no image ever agreed with is wrong, however few they are.
+        self._rejected_count[reason] += len(doubts)
+        count, of = self._rejected_count[reason], self._rejected_count[reason] + self.images_scored
+        # A contract that no image agreed with is wrong, even for few images.
         never_right = reason is Reason.MODEL_OUTPUT_OUT_OF_RANGE and not self.images_scored and not self._scored_before
         if reason in _BYTES or not (never_right or faults.systematic(count, of)):
             return None
-        text = f"{count} of {of} images failed alike, so the fault is not in their images: {doubts[0].message}"
+        text = f"{count} of {of} images failed in the same way, so the fault is not in the images: {doubts[0].message}"
         if reason is Reason.MODEL_OUTPUT_OUT_OF_RANGE:
             raise ContractError(text)
         if reason in (Reason.MODEL_FAILED, Reason.MODEL_CRASHED):
-            raise NeedsAction(f"{text}. Correct the model or the machine; what was finished is staged")
-        return f"{text}; run the same command again, on a machine that is sound or has more room"
+            raise NeedsAction(f"{text}. Correct the model or the machine; finished units are staged")
+        return f"{text}; run the same command again, on another machine or with more memory"
 
 
 _BYTES = frozenset(
@@ -197,7 +197,7 @@ _BYTES = frozenset(
     if reason.startswith(("decode.", "read.checksum"))
     and reason not in (Reason.DECODE_CRASHED, Reason.DECODE_TIMEOUT, Reason.DECODE_OUT_OF_MEMORY)
 )
-"""Facts about bytes that two processes found: rows, however many; the limit on rejections guards publication."""
+"""Faults of bytes that two processes found: they become rows in any number; limits.max_rejected guards publication."""
 
 
 def _by_partition(doubts: Iterator[_Doubt]) -> Iterator[tuple[list[_Doubt], str]]:

@@ -1,4 +1,4 @@
-"""The same stages in a plain loop in this process: the reference, the debugger and most tests."""
+"""The stages in a loop in this process: for debugging, as a reference, and in most tests."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from unet_batch.worker.worker import Settings, build_infer, build_load
 class LocalExecutor:
     """Scores units one after the other.
 
-    Nothing stands between a poisonous image and this process, so each unit's start leaves an empty marker in the store,
-    removed at its end: a unit that killed an earlier process is decoded in isolation from the start.
+    An image may kill this process. So each unit puts an empty marker at its start and removes it at its end; a unit
+    with a marker of an earlier process is decoded in isolation.
     """
 
     name = "local"
@@ -28,11 +28,11 @@ class LocalExecutor:
 
     def __init__(self, settings: Settings, *, threads: int = 1) -> None:
         infer = build_infer(settings, Device(threads=threads))
-        # Nothing is limited here; the watchdog only prints where a slow unit stands.
+        # There is no limit here; the watchdog only logs slow units.
         self._scorer = Scorer(build_load(settings), infer, limit_s=math.inf, notes=LoggedNotes())
         self._output = Output.of(settings.job.output)
         self._begun: str | None = None
-        """Marker of the unit under work."""
+        """Marker of the active unit."""
 
     def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
         """A receipt for every unit, in order."""
@@ -45,11 +45,11 @@ class LocalExecutor:
                 tried = True
             receipt = self._scorer(replace(unit, isolate=True) if tried else unit)
             yield receipt
-            if not receipt.held:  # else it may have killed an earlier process, and has no row that says so
+            if not receipt.held:  # a unit that is held back has no row yet and keeps its marker
                 self._output.store.delete(marker)
             self._begun = None
 
     def close(self) -> None:
-        """Remove the marker of a unit that was left in the middle: this process lives, so the unit did not kill it."""
+        """Remove the marker of an unfinished unit: this process lives, so the unit did not kill it."""
         if self._begun is not None:
             self._output.store.delete(self._begun)

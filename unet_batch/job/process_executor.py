@@ -1,8 +1,8 @@
 """Units through worker processes on this machine, one for each core.
 
-What a run on one machine takes by itself. The stages, receipts and promises are those on Ray, without Ray's daemons and
-object store. A process that dies costs the units that it worked on one of two tries in this pass; what is lost twice
-has no receipt, and the caller compares receipts with its plan. A unit that a process had not begun was not tried.
+The default executor on one machine. Stages, receipts and guarantees are those on Ray, without Ray's daemons and object
+store. If a process dies, its active units have one more try in this pass; a unit that is lost twice has no receipt, and
+the caller compares receipts with its plan. A unit that the process had not started does not lose a try.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from unet_batch.worker.worker import Settings
 log = logging.getLogger(__name__)
 
 SILENCE_S = 1200.0
-"""A process that says nothing for this long beyond a unit's own limit is ended: it is stopped, or cannot even tell."""
+"""A process without a message for this long, beyond the limit of a unit, is killed: it is stopped or stuck."""
 STARTS = 3
-"""Starts in a row that end in a death, after which a process counts as one that cannot start."""
+"""Consecutive starts that end in a crash, after which the process counts as unable to start."""
 LOOK_EVERY_S = 0.2
-"""How often the thread looks whether it shall stop, and whether somebody is silent."""
+"""Interval at which the thread checks whether to stop, and for silent processes."""
 KILL_S = 1.0
-"""How long a process that was dismissed may take beyond LEAVE_S."""
+"""How long a dismissed process may take beyond LEAVE_S."""
 
 
 class ProcessExecutor:
@@ -45,10 +45,10 @@ class ProcessExecutor:
     loaders = 0
 
     def __init__(self, settings: Settings) -> None:
-        """Raises JobError where the job asks for what only Ray has. Processes start with the first units."""
+        """Raises JobError if the job needs Ray. Processes start with the first units."""
         job = settings.job
         if (wish := only_on_ray(job)) is not None:
-            raise JobError(f"{wish}, which --executor processes has not: use --executor ray")
+            raise JobError(f"{wish}, which --executor processes does not support: use --executor ray")
         placed = place(cores(), 0.0, job.resources, providers=job.session.providers, gpu_share=1.0)
         self.workers = placed.infer_actors
         self._unit_timeout_s = job.limits.unit_timeout_s
@@ -61,7 +61,7 @@ class ProcessExecutor:
     def run(self, units: Sequence[Unit]) -> Iterator[Receipt]:
         """Receipts as they arrive, in any order; units whose process died twice have none.
 
-        Raises what kept every process from starting.
+        Raises the error of the starts if no process can start.
         """
         arrived: queue.SimpleQueue[Receipt | Exception | None] = queue.SimpleQueue()
         self._stop_feeding()
@@ -77,7 +77,7 @@ class ProcessExecutor:
             self._stop_feeding()
 
     def close(self) -> None:
-        """End the processes; one that is in the middle of a unit may end it, if that takes a moment only."""
+        """End the processes; an active unit may finish within LEAVE_S."""
         self._stop_feeding()
         for worker in self._crew:
             worker.dismiss()
@@ -92,7 +92,7 @@ class ProcessExecutor:
             self._feeder = None
 
     def _feed(self, some: _Pass) -> None:
-        """The body of the thread that talks to the processes: whoever takes the receipts may publish meanwhile."""
+        """Body of the thread that serves the processes, so that the caller can publish meanwhile."""
         try:
             while some.left and not self._stopping.is_set():
                 self._start_some(some)
@@ -104,7 +104,7 @@ class ProcessExecutor:
             some.arrived.put(error)
 
     def _start_some(self, some: _Pass) -> None:
-        """Start as many processes as there are units for. Raises where none can be started."""
+        """Start as many processes as needed for the units. Raises if none can be started."""
         idle = sum(worker.is_alive and not worker.units for worker in self._crew)
         now_s = time.monotonic()
         for worker in self._crew:
@@ -113,7 +113,7 @@ class ProcessExecutor:
                 try:
                     worker.start()
                 except OSError as error:
-                    text = f"the machine has no room for another process ({error})"
+                    text = f"no more processes can be started on this machine ({error})"
                     self._refused(worker, Refusal(Incomplete.code, text, may_pass=True))
         if not any(worker.is_alive for worker in self._crew):
             refusals = [worker.refusal for worker in self._crew if worker.refusal is not None]
@@ -121,19 +121,19 @@ class ProcessExecutor:
                 raise _as_error(refusals[0])
 
     def _may_start(self, worker: WorkerProcess, now_s: float) -> bool:
-        """Whether a start is worth a try: where one failed, others wait until one has succeeded."""
+        """Whether to try a start: after a failed start, other starts wait until one has succeeded."""
         if worker.refusal is None:
             return self._some_started or all(other.refusal is None for other in self._crew)
         return self._some_started and worker.refusal.may_pass and now_s > worker.heard_s + back_off_s(worker.refusals)
 
     def _refused(self, worker: WorkerProcess, refusal: Refusal) -> None:
-        """Note that a process has no session. The others score; that is no try of any unit."""
+        """Record that a process has no session. Others score its units; they do not lose a try."""
         worker.refuse(refusal)
         if worker.refusals == 1:
             log.error("a worker process cannot score: %s: %s", refusal.code, refusal.text)
 
     def _hand_out(self, some: _Pass) -> None:
-        """A unit to each process that has none, then a second one, as long as the others have their first."""
+        """Give a unit to each idle process, then a second unit to each."""
         for depth in range(UNITS_AT_ONCE):
             for worker in self._crew:
                 empty = sum(other.is_alive and not other.units for other in self._crew)
@@ -141,7 +141,7 @@ class ProcessExecutor:
                     worker.give(some.waiting.popleft())
 
     def _listen(self, some: _Pass) -> None:
-        """Take what the processes have said."""
+        """Receive messages of the processes."""
         owners: dict[object, WorkerProcess] = {ear: worker for worker in self._crew for ear in worker.ears()}
         for ear in wait([ear for worker in self._crew for ear in worker.ears()], timeout=LOOK_EVERY_S):
             worker = owners[ear]
@@ -157,7 +157,7 @@ class ProcessExecutor:
                 self._bury(worker, found, some)
 
     def _bury(self, worker: WorkerProcess, death: Death, some: _Pass) -> None:
-        """Give back what a dead process had: to the others, or to the caller."""
+        """Return the units of a dead process: to other processes, or to the caller."""
         some.give_back(death.waiting)
         for unit in death.begun:
             if death.note is not None and death.note.unit_id == unit.unit_id:
@@ -165,44 +165,44 @@ class ProcessExecutor:
             else:
                 some.lose(unit)
         if death.started:
-            log.warning("a worker process ended (%s); another one takes its place", death.how)
+            log.warning("a worker process died (%s); a new one replaces it", death.how)
         elif worker.refusal is None and worker.deaths_at_start >= STARTS:
             text = f"its process died {STARTS} times before it could score ({death.how})"
             self._refused(worker, Refusal(Incomplete.code, text, may_pass=True))
 
     def _end_silent(self) -> None:
-        """End processes that say nothing although something is expected of them."""
+        """Kill processes that have work but send no messages."""
         patience_s = SILENCE_S + self._unit_timeout_s
         for worker in self._crew:
             if worker.is_busy and time.monotonic() - worker.heard_s > patience_s:
-                log.error("worker process %d has said nothing for %.0f s, and is ended", worker.pid, patience_s)
+                log.error("worker process %d sent no message for %.0f s and is killed", worker.pid, patience_s)
                 worker.kill()
 
 
 class _Pass:
-    """The units of one pass, and where their receipts go."""
+    """The units of one pass, and the queue for their receipts."""
 
     def __init__(self, units: Sequence[Unit], arrived: queue.SimpleQueue[Receipt | Exception | None]) -> None:
         self.waiting = deque(units)
         self.left = {unit.unit_id for unit in units}
-        """Ids of units that have no receipt yet, and may still get one."""
+        """Ids of units that may still get a receipt."""
         self.arrived = arrived
         self._lost_once: set[str] = set()
 
     def take(self, receipt: Receipt) -> None:
-        """Pass a receipt on."""
+        """Put a receipt into the queue."""
         self.left.discard(receipt.unit_id)
         self.arrived.put(receipt)
 
     def give_back(self, units: Sequence[Unit]) -> None:
-        """Take units that were not begun; they are next."""
+        """Take back units that were not started; they are next."""
         self.waiting.extendleft(unit for unit in reversed(units) if unit.unit_id in self.left)
 
     def lose(self, unit: Unit) -> None:
-        """Take a unit whose process died: it has a second try, when all others had their first."""
+        """Take a unit whose process died: it has a second try, after the first tries of all others."""
         if unit.unit_id in self._lost_once:
             self.left.discard(unit.unit_id)
-        elif unit.unit_id in self.left:  # else an earlier pass was left with it
+        elif unit.unit_id in self.left:  # otherwise it belongs to an earlier pass
             self._lost_once.add(unit.unit_id)
             self.waiting.append(unit)
 

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, a line every ten seconds elsewhere."""
+"""Progress of a run: a bar on a terminal, otherwise a log line every ten seconds."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ LINE_EVERY_S = 10.0
 
 
 class ProgressDisplay:
-    """Counts images; draws on stderr. Speed and ETA count from the first unit's start: actors that open their sessions,
-    or wait for a node, say nothing about the speed of scoring."""
+    """Counts images and writes to stderr. Speed and ETA count from the first unit's start, without the time in which
+    actors open sessions or wait for nodes."""
 
     def __init__(self, total: int, *, quiet: bool = False, clock: Callable[[], float] = time.perf_counter) -> None:
         """total: images known so far. clock: seconds."""
@@ -29,7 +29,7 @@ class ProgressDisplay:
         self._done = 0
         self._rejected = 0
         self._began: float | None = None
-        """When the first unit was begun, as its receipt tells."""
+        """Start of the first unit, from its receipt."""
         self._shown_from = self._last_line = clock()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -55,13 +55,13 @@ class ProgressDisplay:
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds until the end at the speed so far; None before the first unit has ended."""
+        """Seconds until the end at the current speed; None before the first unit has ended."""
         return (self._total - self._done) / self._speed if self._speed else None
 
     def advance(self, sources: int, rejected: int, extra: int, unit_s: float) -> None:
-        """Count finished sources, their rejections, and pages beyond the first that were found in them.
+        """Count finished sources, their rejections, and their pages beyond the first.
 
-        unit_s: how long their unit was worked on.
+        unit_s: seconds of work on their unit.
         """
         self._done += sources + extra
         self._total += extra
@@ -78,7 +78,7 @@ class ProgressDisplay:
 
     @property
     def _speed(self) -> float:
-        """Images per second since the first unit was begun."""
+        """Images per second since the start of the first unit."""
         return 0.0 if self._began is None else self._done / max(self._clock() - self._began, 1e-9)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves for others: each partition, published when its last unit has arrived, and the run's own record."""
+"""Publishes each partition when its last unit has arrived, and writes the run's record."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ from unet_batch.table.rowset import Name
 log = logging.getLogger(__name__)
 
 WROTE_WITH = ("numpy", *get_args(Engine), "onnxruntime-gpu", "pillow", "pyarrow", "ray")
-"""Packages whose versions a record holds, as far as they are installed beside the driver."""
+"""Packages whose versions go into a record, if installed on the driver's machine."""
 
 
 def demand_conditional_puts(spec: OutputSpec, output: Output) -> None:
-    """Ask the output's store whether it can publish safely, unless the job says that one run writes.
+    """Probe whether the output's store honours conditional puts, unless the job has `single_writer`.
 
-    Raises JobError where it cannot, and as `before_scoring` does.
+    Raises JobError if it does not, and as `before_scoring`.
     """
     if spec.single_writer:
         return
@@ -60,10 +60,10 @@ def demand_conditional_puts(spec: OutputSpec, output: Output) -> None:
 
 @contextmanager
 def before_scoring() -> Iterator[None]:
-    """What a store that fails means before anything was done.
+    """Convert errors of a store before scoring.
 
-    Raises JobError where somebody must change something (a bucket, a permission), Incomplete where the same command
-    may succeed later.
+    Raises JobError if the user must change something (a bucket, a permission), Incomplete if the same command may
+    succeed later.
     """
     try:
         yield
@@ -74,16 +74,16 @@ def before_scoring() -> Iterator[None]:
 
 
 def ended_by(error: StorageError) -> tuple[str, ExitCode]:
-    """What to do about a store that failed under way, as the end of a sentence, and the exit code of that run."""
+    """What to do about a store that failed during a run, as the end of a sentence, and the run's exit code."""
     if isinstance(error, Damaged):
         return "", ExitCode.NEEDS_ACTION  # its message says what to do
     if isinstance(error, Denied):
-        return "; give this run the right to do that, then run the same command again", ExitCode.NEEDS_ACTION
+        return "; grant this run the permission, then run the same command again", ExitCode.NEEDS_ACTION
     return "; run the same command again", ExitCode.UNFINISHED
 
 
 class Record:
-    """A run's record in the output: what it set out to do and what it will replace; at its end, what it did."""
+    """A run's record in the output: the plan and the objects to replace; at the end, the results."""
 
     def __init__(self, prepared: Prepared, run_id: str, select: str, passed: PassedOver = NOTHING_PASSED) -> None:
         self._prepared = prepared
@@ -104,7 +104,7 @@ class Record:
         }
 
     def begin(self, work: Iterable[PartitionPlan]) -> None:
-        """Write down, before anything else happens to them, what is to be done with some partitions."""
+        """Write the plan of some partitions, before any work on them."""
         self._tree["partitions"] |= {
             p.partition: {
                 "state": p.state,
@@ -123,20 +123,20 @@ class Record:
             log.info("%s was put by a try whose answer was lost", self._uri)
 
     def end(self, did: dict[str, Any]) -> None:
-        """Write down what was done; nothing for a run that never began."""
+        """Write the results; nothing for a run that never began."""
         if self._begun:
             self._tree["ended"] = datetime.now(UTC).isoformat()
             self._tree["did"] = did
             self._prepared.output.store.put(self._uri, self._body())
 
     def _body(self) -> bytes:
-        # Options may hold URLs: what people sign or log in with stays out of a file that others read.
+        # Options may contain URLs: others can read this file, so credentials are left out.
         return redact(json.dumps(self._tree, indent=1, default=str)).encode()
 
 
 @dataclass(slots=True)
-class Published:
-    """What was published, and what was not."""
+class PublishOutcome:
+    """The published partitions, and the problems."""
 
     partitions: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -144,7 +144,7 @@ class Published:
     seconds: float = 0.0
 
     def problem(self, text: str, exit_code: int) -> None:
-        """Note what kept a partition from being published, and what that means for the run's exit code."""
+        """Record why a partition was not published, and the exit code."""
         self.problems.append(text)
         self.exit_code = overall((self.exit_code, exit_code))
 
@@ -158,17 +158,17 @@ def _versions() -> dict[str, str]:
 
 
 class Publisher:
-    """Knows which sources of which partition still wait for a part."""
+    """Counts the open sources of each partition, and publishes complete partitions."""
 
     def __init__(
         self,
         prepared: Prepared,
         run_id: str,
         work: Iterable[PartitionPlan],
-        outcome: Published,
+        outcome: PublishOutcome,
         done: Callable[[str], None],
     ) -> None:
-        """done: called with every partition that needs nothing more from this run."""
+        """done: called with every partition for which this run has no more work."""
         self._prepared = prepared
         self._run_id = run_id
         self._outcome = outcome
@@ -179,7 +179,7 @@ class Publisher:
         self._parts = {name: list(p.parts) for name, p in self._plans.items()}
 
     def arrived(self, unit: Unit) -> None:
-        """Note a unit's part; publish when it was the last of its partition."""
+        """Record a unit's part; publish the partition if it was the last unit."""
         output = self._prepared.output
         self._parts[unit.partition].append(output.part(self._prepared.fingerprint, unit.partition, unit.unit_id))
         left = self._open[unit.partition]
@@ -194,12 +194,12 @@ class Publisher:
                 self._publish(partition)
 
     def report_incomplete(self, exit_code: ExitCode = ExitCode.UNFINISHED) -> None:
-        """Say which partitions still miss rows. exit_code: NEEDS_ACTION where another run alone cannot score them."""
+        """Report partitions with missing rows. exit_code: NEEDS_ACTION if another run cannot score them by itself."""
         for partition, left in self._open.items():
             if not left:
                 continue
-            if left <= self._retried[partition]:  # these have rows, and rejections hold nothing back
-                text = f"{partition}: {len(left)} rejected images could not be tried again; run the same command again"
+            if left <= self._retried[partition]:  # these images have rows, and the partition can be published
+                text = f"{partition}: {len(left)} rejected images could not be retried; run the same command again"
                 self._outcome.problem(text, exit_code)
                 plan = self._plans[partition]
                 if not plan.up_to_date or plan.better or left < self._retried[partition]:
@@ -211,7 +211,7 @@ class Publisher:
             self._done(partition)
 
     def _tried(self, plan: PartitionPlan) -> frozenset[Name]:
-        """The rejections that were tried again, whatever became of them."""
+        """The rejections that were retried, with any result."""
         left = self._open[plan.partition]
         return frozenset((s.key, s.version) for s in plan.retry if s.key not in left)
 

@@ -1,8 +1,8 @@
-"""The end of a run is a comparison of receipts with the plan: what did not come back goes round again, by the rule.
+"""Compares receipts with the plan, pass by pass, and runs missing or failed units again.
 
-The rule stands in `faults`: what happens to a unit by the way it ended, and which verdicts on images are in doubt. This
-module counts: how often each unit ended how, which images were held back, and when so many fail alike that the fault is
-not in their images. Every unit ends with a part, or stays open with a sentence; nothing is lost in between.
+The rules are in `faults`: what happens to a unit that ended with a code, and which rejections are doubtful. This module
+counts how each unit ended, which images are held back, and whether so many fail in the same way that the fault is not
+in the images. Every unit ends with a part, or stays open with a message.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ log = logging.getLogger(__name__)
 
 
 class Executor(Protocol):
-    """What runs units. It may lose some; it never invents a receipt."""
+    """Runs units. It may lose units, but every receipt is of a unit that was really run."""
 
     name: str
+    """Name in records and summaries, e.g. `ray`."""
     workers: int
-    """Units that are scored at a time, at most."""
+    """Most units that are scored at the same time."""
     loaders: int
-    """Workers that only load; 0 where each one loads its own units."""
+    """Number of workers that only load; 0 if each worker loads its own units."""
 
     def run(self, units: Sequence[Unit]) -> Iterator[Receipt | HandoverFailed]:
-        """One pass: a receipt of every unit that was not lost, in any order.
+        """Run one pass: yields a receipt of every unit that was not lost, in any order.
 
-        A HandoverFailed comes last, and only where units were lost by a known fault that no image can have caused.
+        If units were lost by a known fault of the infrastructure, a HandoverFailed is the last item. Raises
+        RayUnavailable, JobError, and the error of the starts if no worker can start.
         """
 
     def close(self) -> None:
@@ -44,14 +46,14 @@ class Executor(Protocol):
 
 @dataclass(slots=True)
 class Outcome:
-    """What is left when every unit had its chances."""
+    """The result of scoring: the units that are still open."""
 
     open: list[Unit] = field(default_factory=list)
-    """Units that left no part."""
+    """Units without a part."""
     failures: dict[str, str] = field(default_factory=dict)
-    """One message by code, of the faults that left them open."""
+    """Code → one message of the faults that left them open."""
     late: int = 0
-    """Sources of units that the run's deadline kept from being begun."""
+    """Sources of units that were not started because of the deadline."""
 
 
 def score(
@@ -64,29 +66,29 @@ def score(
     readable: Readable | None = None,
     scored_before: int = 0,
 ) -> Outcome:
-    """Run the units until each has a receipt or no more chances.
+    """Run the units until each has a receipt or no more tries.
 
-    done: called once for every unit with a part. reject: writes the part of a unit whose one image gets a reason.
-    readable: whether images can be read now that could be read before; asked before refused reads become rows.
+    done: called once for every unit with a part. reject: writes the part of a unit with a single rejected image.
+    readable: whether images that were readable before still are; called before refused reads become rows.
     scored_before: images that earlier runs scored with the same fingerprint.
-    Raises ProviderMissing, ContractError, ModelRefused or JobError at the first receipt that tells of one, and
-    NeedsAction when most units fail alike.
+    Raises ProviderMissing, ContractError, ModelRefused or JobError at the first receipt with one of them, and
+    NeedsAction if most units fail in the same way.
     """
     reconciliation = _Reconciliation(executor, done, reject, Judge(salt, readable, scored_before), salt)
     waiting = list(units)
     while waiting:
         alone = [u for u in waiting if reconciliation.runs_alone(u)]
         together = [u for u in waiting if not reconciliation.runs_alone(u)]
-        # A single suspect runs by itself: nobody else's crash may be counted against it.
+        # A suspect runs alone, so that the crash of another unit is not counted for it.
         passes = ([together] if together else []) + [[unit] for unit in alone]
         waiting = [unit for some in passes for unit in reconciliation.run(some)]
         if waiting:
-            log.warning("%d unit(s) did not come back and go round again", len(waiting))
+            log.warning("%d unit(s) have no receipt and run again", len(waiting))
     return reconciliation.outcome
 
 
 class _Reconciliation:
-    """Compares receipts with what was asked for, pass by pass."""
+    """The state of the comparison over all passes."""
 
     def __init__(
         self,
@@ -99,37 +101,37 @@ class _Reconciliation:
         self.outcome = Outcome()
         self._executor = executor
         self._fault: HandoverFailed | None = None
-        """Why the last pass lost units, where the executor knows it and no image can have caused it."""
+        """The known infrastructure fault by which the last pass lost units, else None."""
         self._salt = salt
         self._done = done
         self._reject = reject
         self._judge = judge
         self._times: Counter[tuple[str, str]] = Counter()
-        """How often a unit ended how."""
+        """(unit id, code) → how often the unit ended with it."""
         self._failed = 0
-        """Units, of whatever size, that failed as an image can make them fail."""
+        """Units, of any size, with a failure that an image can cause."""
         self._suspects: set[str] = set()
-        """Units that were lost once, and run again in isolation."""
+        """Units that were lost once and run again in isolation."""
         self._alone: set[str] = set()
-        """Units, and halves of units, that were lost: each single image among them has a pass to itself."""
+        """Lost units and their halves; each unit of a single image among them gets its own pass."""
         self._lost_twice: set[str] = set()
-        self._dry = 0
-        """Passes in a row from which the machinery let nothing come back."""
+        self._passes_without_progress = 0
+        """Consecutive passes without any receipt, because of infrastructure faults."""
         self._unfit = 0
-        """Single images in a row that the machinery did not let through."""
+        """Consecutive single images that failed by infrastructure faults."""
         self._stopped: tuple[str, str] | None = None
-        """Code and message of a fault that nothing gets past: what waits is left open."""
+        """Code and message of a lasting fault: waiting units are left open."""
 
     def runs_alone(self, unit: Unit) -> bool:
-        """Whether a unit's one image may have killed its process, or needs the room of others."""
+        """Whether a unit's single image may have killed its process, or needs the memory of others."""
         return len(unit.sources) == 1 and unit.unit_id in self._alone
 
     def run(self, units: Sequence[Unit]) -> list[Unit]:
-        """Run the units once; the units to run next."""
+        """Run the units once; returns the units to run next."""
         if self._stopped is not None:
             return self._left_open(units, *self._stopped)
         fault = self._fault
-        if fault is not None and (self._dry > faults.RETRIES or self._unfit >= faults.SYSTEMATIC):
+        if fault is not None and (self._passes_without_progress > faults.RETRIES or self._unfit >= faults.SYSTEMATIC):
             return self._left_open(units, fault.code, str(fault))
         missing = {unit.unit_id: unit for unit in units}
         again = self._receive(units, missing)
@@ -138,8 +140,8 @@ class _Reconciliation:
         fault = self._fault
         if missing and fault is not None:
             return [*again, *self._after_judgement(), *self._after_fault(list(missing.values()), fault, units)]
-        self._dry = self._unfit = 0
-        # A process that dies takes other units along; only a second loss, in isolation, speaks of the unit itself.
+        self._passes_without_progress = self._unfit = 0
+        # A dying process loses other units too; only a second loss, in isolation, counts for the unit.
         self._lost_twice |= self._suspects & missing.keys()
         _refuse_systematic(len(self._lost_twice), len(self._suspects), "their processes died or ran out of time")
         again += self._after_judgement()
@@ -148,7 +150,7 @@ class _Reconciliation:
         return again
 
     def _receive(self, units: Sequence[Unit], missing: dict[str, Unit]) -> list[Unit]:
-        """Take the receipts of a pass, and what they ask for; `missing` keeps the units without one."""
+        """Process the receipts of a pass; returns units to run again. `missing` keeps the units without a receipt."""
         again: list[Unit] = []
         in_a_row, enough = 0, faults.IN_A_ROW + 2 * self._executor.workers
         self._fault = None
@@ -158,7 +160,7 @@ class _Reconciliation:
                 continue
             unit = missing.pop(receipt.unit_id, None)
             if unit is None:
-                continue  # a task that Ray ran twice; its part is the same part
+                continue  # Ray ran the task twice; the part is the same
             if receipt.failure is None:
                 refused = self._arrived(unit, receipt)
             else:
@@ -172,7 +174,7 @@ class _Reconciliation:
         return again
 
     def _arrived(self, unit: Unit, receipt: Receipt) -> tuple[str, str] | None:
-        """Take a part, and the images held back from it; reason and message where nothing but refused reads came."""
+        """Record a part and the images held back. Returns reason and message if there were only refused reads."""
         part = unit.without([held.position for held in receipt.held])
         if part.sources:
             self._judge.scored(part)
@@ -182,17 +184,17 @@ class _Reconciliation:
         return (refused[0].reason, refused[0].message) if refused and not part.sources else None
 
     def _lasting(self, unit: Unit, code: str, message: str) -> tuple[str, str] | None:
-        """Code and message of what stops the pass, unless other images can be read."""
+        """Code and message of a fault that stops the pass, unless other images are readable."""
         if code not in faults.NOT_READABLE:
             return code, message
         sentence = self._judge.withdrawn(unit, message)
         return None if sentence is None else (code, sentence)
 
     def _after_end(self, unit: Unit, code: str, message: str, *, suspect: int | None = None) -> list[Unit]:
-        """What the rule says of a unit that ended so."""
+        """Apply the rule for a unit that ended with a code; returns units to run again."""
         times, ways = self._times, course(code)
         if code == faults.LOST and unit.isolate and not times[unit.unit_id, code]:
-            times[unit.unit_id, code] = 1  # as a whole, before it was halved
+            times[unit.unit_id, code] = 1  # counts for the whole unit, before it is halved
         times[unit.unit_id, code] += 1
         act = ways.act(len(unit.sources), times[unit.unit_id, code])
         if code == TooLate.code:
@@ -214,7 +216,7 @@ class _Reconciliation:
         if act is Act.OPEN:
             return self._left_open([unit], code, message)
         if act is Act.ROW and ways.reason is not None:
-            self._judge.condemn(unit, ways.reason, message)
+            self._judge.failed_alone(unit, ways.reason, message)
             return self._after_judgement() if code == faults.LOST else []
         return [replace(unit, isolate=True)] if act is Act.APART else [unit]
 
@@ -228,7 +230,7 @@ class _Reconciliation:
         return pieces
 
     def _after_judgement(self) -> list[Unit]:
-        """Write the rows that are certain, leave open what is no image's fault, and run the rest again."""
+        """Write the certain rows, leave faults of the infrastructure open, and return the rest to run again."""
         verdict = self._judge.judge()
         for unit, error in verdict.rows:
             self._done(unit, self._reject(unit, error))
@@ -245,9 +247,9 @@ class _Reconciliation:
         return []
 
     def _after_fault(self, lost: Sequence[Unit], fault: HandoverFailed, units: Sequence[Unit]) -> list[Unit]:
-        """Smaller units need less room between two actors; nobody is suspected, and nobody is rejected."""
+        """Halve units lost by an infrastructure fault: they need less memory. No image is suspected or rejected."""
         log.warning("%d of %d unit(s) were lost: %s", len(lost), len(units), fault)
-        self._dry = self._dry + 1 if len(lost) == len(units) > 1 else 0
+        self._passes_without_progress = self._passes_without_progress + 1 if len(lost) == len(units) > 1 else 0
         again: list[Unit] = []
         for unit in lost:
             if len(unit.sources) > 1:
@@ -260,9 +262,9 @@ class _Reconciliation:
 
 
 def _refuse_systematic(count: int, units: int, what: str) -> None:
-    """When most fail it is not their images: stop, rather than reject an archive image by image."""
+    """Raise NeedsAction if most units fail: the fault is not in the images, so they must not be rejected one by one."""
     if faults.systematic(count, units):
         raise NeedsAction(
-            f"{count} of {units} units failed alike, so the fault is not in their images: {what}. Correct the model or "
-            "the machine; what was finished is staged"
+            f"{count} of {units} units failed in the same way, so the fault is not in the images: {what}. Correct the "
+            "model or the machine; finished units are staged"
         )

@@ -1,6 +1,6 @@
-"""A run: survey, score what is open, publish every partition that became complete, and write it all down.
+"""A run: survey, score the open images, publish every complete partition, and write the record.
 
-Nightly, submitted and backfilled runs are this one function; resuming is running again.
+Nightly, submitted and backfill runs all use this function; running it again resumes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,14 @@ from unet_batch.errors import (
 from unet_batch.gate.gate import check_unit
 from unet_batch.job.controls import Controls
 from unet_batch.job.progress import ProgressDisplay
-from unet_batch.job.publisher import Published, Publisher, Record, before_scoring, demand_conditional_puts, ended_by
+from unet_batch.job.publisher import (
+    Publisher,
+    PublishOutcome,
+    Record,
+    before_scoring,
+    demand_conditional_puts,
+    ended_by,
+)
 from unet_batch.job.reconcile import Executor, score
 from unet_batch.job.stopping import ending, stopped_by
 from unet_batch.job.summary import Summary
@@ -56,26 +63,26 @@ log = logging.getLogger(__name__)
 MakeExecutor = Callable[[Settings], Executor]
 
 DEADLINE_SHARE = 0.05
-"""Share of the time to a deadline that is kept for units under way and for publishing …"""
+"""Share of the time until a deadline that is reserved for active units and publishing."""
 DEADLINE_LEAST_S = 20.0
 DEADLINE_MOST_S = 900.0
-"""… at least and at most, and never more than half of it."""
+"""Lower and upper limit of that time; it is never more than half of the time until the deadline."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which of a window's partitions a run works on, in which order, and until when."""
+    """Which partitions of a window a run works on, in which order, and until when."""
 
     select: Select = "due"
     newest_first: bool = False
     max_active: int | None = None
-    """Partitions that are held and worked on at a time; each such group starts its sessions anew. None: all."""
+    """Partitions to lease and score at a time; each group starts new sessions. None: all."""
     deadline: datetime | None = None
-    """No unit is begun after it, less what publishing may take; finished partitions are published."""
+    """No unit is started after it, minus the time reserved for publishing; complete partitions are published."""
     wait_s: float = 0.0
-    """How long leases that nobody renews are waited for, once the other partitions are done."""
+    """Seconds to wait for leases that are not renewed, after the other partitions are done."""
     rescore: bool = False
-    """Score every image of the window again, also where its rows are published and up to date; `select` is all then."""
+    """Score every image of the window again, even if its rows are published and up to date; `select` is then all."""
 
 
 def run(
@@ -86,10 +93,10 @@ def run(
     choice: Choice = Choice(),
     quiet: bool = False,
 ) -> Summary:
-    """Score what the window still needs and publish it.
+    """Score the open images of a window and publish its partitions.
 
-    Problems of single partitions, and a store that fails on the way, end in the summary. Raises JobError and Incomplete
-    before anything was scored, and what says that the model or the machine cannot score.
+    Problems of single partitions, and a store that fails during the run, are in the summary. Raises JobError and
+    Incomplete before scoring, and errors that mean that the model or the machine cannot score.
     """
     summary = Summary(run=new_run_id(prepared.job), fingerprint=prepared.fingerprint)
     with before_scoring():
@@ -123,13 +130,13 @@ def run(
         advice, exit_code = ended_by(error)
         summary.problem(f"the run ended early, because a store failed: {error}{advice}", exit_code)
     except HandoverFailed as error:
-        summary.problem(f"{error}; what was finished is staged: run the same command again", error.exit_code)
+        summary.problem(f"{error}; finished units are staged: run the same command again", error.exit_code)
     except RayUnavailable as error:
         summary.problem(str(error), error.exit_code)
     except KeyboardInterrupt:
-        text = "finished units are staged: run the same command again to go on"
+        text = "finished units are staged: run the same command again to continue"
         summary.problem(f"stopped by {stopped_by() or 'Ctrl-C'}; {text}", ExitCode.UNFINISHED)
-    except UnetBatchError as error:  # what says that nothing can be scored: the record says it, too
+    except UnetBatchError as error:  # nothing can be scored: the record must say so too
         summary.problem(str(error), error.exit_code)
         raise
     finally:
@@ -139,7 +146,7 @@ def run(
 
 
 class _Run:
-    """One run under way: its executor, its leases and its record, over one or more groups of partitions."""
+    """The state of a run: executor, leases and record, over one or more groups of partitions."""
 
     def __init__(
         self,
@@ -162,22 +169,22 @@ class _Run:
         self._buckets = Buckets(prepared.output, holdings.partitions)
         self._is_empty = not holdings.images
         self._refused = bool(summary.problems)
-        """Whether the archive alone is why something was not done: such a run leaves a record, too."""
+        """Whether the archive was empty: such a run writes a record too."""
         self._waiting: list[str] | None = [] if choice.wait_s else None
-        """Partitions that others hold, and whose leases may end; None where nobody is waited for any more."""
-        self._published = Published()
+        """Partitions held by other runs, whose leases may end; None if the run no longer waits."""
+        self._published = PublishOutcome()
         self._scoring_s = 0.0
         self._open_means = ExitCode.UNFINISHED
-        """What open units of the group under work mean for the exit code."""
+        """Exit code for open units of the current group."""
         self._leases: Leases | None = None
         if not prepared.job.output.single_writer:
             ttl_s = prepared.job.limits.lease_s
             self._leases = Leases(prepared.output, summary.run, ttl_s).__enter__()
-        # What another try finds must not lie under the name of the part that the first one left.
+        # Parts of retried rejections need other names than the parts of the first try.
         self._again_salt = f"{prepared.fingerprint}\0{summary.run}"
 
     def work(self, inventory: dict[str, list[Source]]) -> None:
-        """Score and publish some partitions. Raises what ends the whole run."""
+        """Score and publish some partitions. Raises errors that end the whole run."""
         claimed = list(self._claim(inventory))
         if not claimed:
             return
@@ -196,7 +203,7 @@ class _Run:
         self._count_published()
 
     def wait(self) -> list[str]:
-        """The partitions whose holders seem to be dead, when their leases have ended; once in a run."""
+        """Wait for the leases of runs that seem to be dead; returns their partitions. Used once per run."""
         names, self._waiting = self._waiting or [], None
         until_s = min(time.time() + self._choice.wait_s, self._stop_at or math.inf)
         if names:
@@ -213,7 +220,7 @@ class _Run:
         return free
 
     def close(self) -> None:
-        """End the executor, give back the leases, and write down what was done."""
+        """End the executor, release the leases, and write the record."""
         summary, started = self._summary, time.perf_counter()
         try:
             if self._executor is not None:
@@ -232,7 +239,7 @@ class _Run:
                 summary.problem(text, ExitCode.UNFINISHED)
 
     def _claim(self, inventory: dict[str, list[Source]]) -> Iterator[PartitionPlan]:
-        """Plans of the partitions that this run may and wants to work on, made while it holds their leases."""
+        """Plans of the partitions to work on, made while this run holds their leases."""
         for name, sources in inventory.items():
             try:
                 if self._leases is not None:
@@ -259,7 +266,7 @@ class _Run:
             self._give_back(name)
             if plan.refused is not None and wants(self._choice.select, plan):
                 self._refused = True
-                if plan.published is not None or not self._is_empty:  # else the run has said that it found nothing
+                if plan.published is not None or not self._is_empty:  # else already reported
                     self._published.problem(plan.refused, ExitCode.UNFINISHED)
         self._count_published()
 
@@ -326,7 +333,7 @@ class _Run:
             self._leases.release(partition)
 
     def _count_published(self) -> None:
-        """Move what the publisher found into the summary."""
+        """Move the publisher's outcome into the summary."""
         summary, found = self._summary, self._published
         summary.published += len(found.partitions)
         summary.partitions += found.partitions
@@ -337,7 +344,7 @@ class _Run:
 
 
 def _stop_at(deadline: datetime | None) -> float | None:
-    """Seconds since 1970 after which no unit is begun. Raises JobError for a deadline that has passed."""
+    """Seconds since 1970 after which no unit is started. Raises JobError for a past deadline."""
     if deadline is None:
         return None
     left_s = deadline.timestamp() - time.time()

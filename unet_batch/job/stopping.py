@@ -1,7 +1,7 @@
-"""Signals that stop a command: Ctrl-C, SIGTERM and SIGHUP end it alike, with what is finished kept.
+"""Signals that stop a command: Ctrl-C, SIGTERM and SIGHUP end it in the same way; finished work is kept.
 
-The first signal raises Stopped in the main thread, so that records are ended and leases are given back. A second one
-ends the process at once. Signals that the process was started to ignore (nohup, background jobs) stay ignored.
+The first signal raises Stopped in the main thread, so that records are finished and leases released. A second signal
+ends the process at once. Signals that were ignored at the start (nohup, background jobs) stay ignored.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from unet_batch.errors import ExitCode
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAME_S = 1.0
-"""Signals that follow the first one within this time are the same wish: service managers send SIGTERM and SIGHUP."""
+"""Signals within this time after the first one do not count as a second: service managers send SIGTERM and SIGHUP."""
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to stop. Its text is the signal's name."""
+    """Raised by a signal. Its text is the signal's name."""
 
 
 class _Stopping:
-    """The handler of the signals, and which one came first."""
+    """The signal handler, with the first signal."""
 
     def __init__(self) -> None:
         self._first: str | None = None
@@ -36,12 +36,12 @@ class _Stopping:
 
     @property
     def first(self) -> str | None:
-        """The name of the signal that came first; None before any."""
+        """The name of the first signal, or None."""
         return self._first
 
     @contextlib.contextmanager
     def ending(self) -> Iterator[None]:
-        """A block that a first signal does not interrupt, because it only writes down what was done."""
+        """A block that a first signal does not interrupt, because it only writes records."""
         self._ending += 1
         try:
             yield
@@ -58,11 +58,11 @@ class _Stopping:
                 raise Stopped(name)
         elif time.monotonic() - self._first_s > SAME_S:
             with contextlib.suppress(OSError):
-                os.write(2, f"{name} came second: left at once; leases end by their expiry\n".encode())
+                os.write(2, f"second signal ({name}): ended at once; leases end by expiry\n".encode())
             os._exit(ExitCode.UNFINISHED)
 
     def _leave_terminal(self) -> None:
-        """Write nowhere instead of to a terminal that is gone: every write there would fail."""
+        """Redirect output to /dev/null if the terminal is gone: every write to it would fail."""
         with contextlib.suppress(OSError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for fd in self._terminal:
@@ -70,11 +70,11 @@ class _Stopping:
 
 
 _installed: list[_Stopping] = []
-"""The handler of this process; empty where a library user has own handlers."""
+"""The handler of this process; empty if `install` was not called."""
 
 
 def install() -> None:
-    """Take the signals of this process. Call it in the main thread."""
+    """Install the handler. Call it in the main thread."""
     handler = _Stopping()
     _installed[:] = [handler]
     for number in SIGNALS:
@@ -83,22 +83,22 @@ def install() -> None:
 
 
 def stopped_by() -> str | None:
-    """The name of the signal that asked this process to stop; None where none came, or nothing was installed."""
+    """The name of the signal that stops this process, or None."""
     return _installed[0].first if _installed else None
 
 
 def ending() -> contextlib.AbstractContextManager[None]:
-    """A block that a first signal does not interrupt: it ends records and gives back leases."""
+    """A block that a first signal does not interrupt, to finish records and release leases."""
     return _installed[0].ending() if _installed else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def children_spared() -> Iterator[None]:
-    """Processes that are started inside the block never see a signal that asks to stop; this one sees it afterwards.
+    """Block stop signals in the processes started inside the block; this process gets its signals afterwards.
 
-    `timeout`, service managers and batch systems send SIGTERM to every process of a job at once. Ray's own processes
-    would be gone before this one has written down what was done, and would take it along: a process that loses its
-    raylet leaves without a word. They end with this process, and when it tells them to.
+    `timeout`, service managers and batch systems send SIGTERM to every process of a job. Ray's processes would end
+    before this process has written its record, and a process that loses its raylet ends without a message. Ray's
+    processes end with this process.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -114,8 +114,8 @@ def children_spared() -> Iterator[None]:
 def handlers_kept() -> Iterator[None]:
     """Keep this process's handlers over a block that replaces them.
 
-    ray.init sets handlers of its own for SIGTERM: one in Python that leaves with exit code 15, and one in native code
-    that dumps its stack. Raises Stopped where one of them was called inside the block.
+    ray.init installs handlers for SIGTERM: one in Python that exits with code 15, and one in native code that prints
+    the stack. Raises Stopped if one of them was called inside the block.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -123,7 +123,7 @@ def handlers_kept() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         yield
-    except SystemExit as error:  # of Ray's handler, which has ended the processes that it had started by then
+    except SystemExit as error:  # from Ray's handler, after it has ended Ray's processes
         handler = before[signal.SIGTERM]
         if callable(handler):
             handler(signal.SIGTERM, None)

@@ -1,4 +1,4 @@
-"""What a run did, as the last line of stdout and as the end of its record."""
+"""The summary of a run: the last line of stdout, and the end of its record."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from unet_batch.records import Receipt, Unit
 
 @dataclass(slots=True)
 class Summary:
-    """What a run did; its JSON is the last line of stdout."""
+    """The results of a run; its JSON is the last line of stdout."""
 
     run: str
     planned: int = 0
-    """Images that had no row when the run began (pages of multi-page files count as they are found)."""
+    """Images without a row when the run began (pages of multi-page files are added when found)."""
     ok: int = 0
     rejected: int = 0
     remaining: int = 0
@@ -29,43 +29,43 @@ class Summary:
     """Names of the published partitions."""
     problems: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
-    """What may be wrong with the rows though nothing failed."""
+    """What may be wrong with the rows although nothing failed."""
     reasons: dict[str, int] = field(default_factory=dict)
     passed_over: list[dict[str, Any]] = field(default_factory=list)
-    """What lies in the archive and counts as no image, as `PassedOver.to_json` says it."""
+    """Names in the archive that were passed over, from `PassedOver.to_json`."""
     provider: str | None = None
     executor: str | None = None
     workers: int = 0
-    """Most session actors that scored at a time; 0 where nothing was scored."""
+    """Most workers that scored at the same time; 0 if nothing was scored."""
     loaders: int = 0
-    """Actors that only read and decode; 0 where each session actor loads its own units."""
+    """Actors that only read and decode; 0 if each worker loads its own units."""
     fingerprint: str = ""
     start_s: float = 0.0
-    """Starting the executor."""
+    """Seconds to start the executor."""
     stop_s: float = 0.0
-    """Ending it, after the last publication."""
+    """Seconds to end it, after the last publication."""
     score_s: float = 0.0
     publish_s: float = 0.0
     read_bytes: int = 0
     stage_s: dict[str, float] = field(default_factory=dict)
     """Seconds of all workers in reading, decoding, the session, and encoding."""
     batches: dict[int, int] = field(default_factory=dict)
-    """How many batches had how many tiles."""
+    """Tiles in a batch → number of such batches."""
     out_of_memory: int = 0
     peak_worker_rss_bytes: int = 0
     dim_images: int = 0
-    """Images whose largest value is below 5 % of what their normalisation divides by."""
+    """Images whose largest value is above 0 and below 5 % of the normalisation's divisor."""
     range_used: float | None = None
-    """The largest such share of any image; None where nothing is divided."""
+    """Largest share of that divisor that an image reaches; None if nothing is divided."""
     exit_code: int = ExitCode.COMPLETE
 
     def problem(self, text: str, exit_code: int) -> None:
-        """Note what kept the run from being complete."""
+        """Record why the run is not complete."""
         self.problems.append(text)
         self.exit_code = overall((self.exit_code, exit_code))
 
     def count(self, unit: Unit, receipt: Receipt) -> None:
-        """Add what a unit's receipt tells."""
+        """Add the figures of a unit's receipt."""
         self.ok += receipt.ok
         self.rejected += receipt.rejected
         self.remaining -= len(unit.sources)
@@ -93,11 +93,11 @@ class Summary:
             self.exit_code = ExitCode.UNFINISHED
 
     def _range_hints(self) -> list[str]:
-        """What the observed range of values says about what `unit` and `mean_std` divide by."""
-        remedy = "write what they should be divided by as input.normalize.max in the contract"
+        """Hints about a wrong divisor of `unit` or `mean_std`, from the observed range of values."""
+        remedy = "write the right divisor as input.normalize.max in the contract"
         if self.range_used is not None and self.range_used > 1:
             what = f"an image reaches {self.range_used:.3g} times the value that its normalisation divides by"
-            return [f"{what}, so the model sees numbers it was not trained on: {remedy}"]
+            return [f"{what}, so the model gets values it was not trained on: {remedy}"]
         if 2 * self.dim_images > self.ok:
             what = f"{self.dim_images} of {self.ok} images use less than 5 % of the range that they are divided by"
             return [

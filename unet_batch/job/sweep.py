@@ -1,7 +1,7 @@
-"""Removes what runs left behind and nobody needs: staged parts whose rows are published, dead leases, old markers,
-indexes of tars that the archive no longer has, and on local disks the halves of killed puts.
+"""Removes leftovers of runs: staged parts with published rows, dead leases, old markers, indexes of deleted tars, and
+temporary files of killed puts on local disks.
 
-Never touches published rows, and never a part whose rows readers do not see yet.
+Never removes published rows, or a part with rows that are not published yet.
 """
 
 from __future__ import annotations
@@ -24,23 +24,22 @@ from unet_batch.table.rowset import choose
 
 
 @dataclass(frozen=True, slots=True)
-class Litter:
-    """One object that may go."""
+class Leftover:
+    """One object to remove."""
 
     uri: str
     kind: str
     """`part`, `lease`, `attempt`, `probe`, `index` or `put`."""
     size_bytes: int
     version: str | None = None
-    """The version that may go, where another one would be somebody's."""
+    """The version to remove, if another version may belong to another run."""
 
 
-def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_run: bool) -> list[Litter]:
-    """What was removed, or, with dry_run, what would be.
+def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_run: bool) -> list[Leftover]:
+    """Remove leftovers; returns the removed objects, or with dry_run those to remove.
 
-    A partition keeps its parts where it lies outside of the window, or where the archive shows no image of it now: what
-    was not surveyed may be needed.
-    keep_other_models: leave the parts of fingerprints that are not the published one's, for a rollback without a GPU.
+    Parts stay if their partition is outside the window, or has no image in the archive now: they may be needed.
+    keep_other_models: keep the parts of other fingerprints than the published one, for a rollback without a GPU.
     """
     inventory = archive_partitions(prepared, window, keep=False).partitions
     found = [
@@ -51,22 +50,22 @@ def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_ru
     if window.kind == "all" and any(inventory.values()):
         found += _indexes(prepared.output, inventory)
     if not dry_run:
-        found = [litter for litter in found if _is_removed(prepared.output, litter)]
+        found = [leftover for leftover in found if _is_removed(prepared.output, leftover)]
     return [*found, *_puts(prepared.output, dry_run=dry_run)]
 
 
-def _is_removed(output: Output, litter: Litter) -> bool:
+def _is_removed(output: Output, leftover: Leftover) -> bool:
     try:
-        output.store.delete(litter.uri, version=litter.version)
+        output.store.delete(leftover.uri, version=leftover.version)
     except Conflict:
-        return False  # a run took the lease meanwhile
+        return False  # a run has taken the lease meanwhile
     return True
 
 
 def _parts(
     output: Output, fingerprint: str, inventory: Mapping[str, Sequence[Source]], *, keep_other_models: bool
-) -> Iterator[Litter]:
-    """Parts of partitions that nobody works on, whose rows are all published, or belong to another model's past."""
+) -> Iterator[Leftover]:
+    """Parts of partitions without a lease whose rows are all published or belong to another model."""
     root = output.staged + "/"
     by_partition: dict[tuple[str, str], list[tuple[str, int]]] = {}
     for part in output.store.list(output.staged):
@@ -87,40 +86,40 @@ def _parts(
         if published.commit.fingerprint[:32] == digits:
             yield from _covered(output, published, parts, inventory[partition])
         elif not keep_other_models and digits != fingerprint[:32]:
-            yield from (Litter(uri, "part", size) for uri, size in parts)
+            yield from (Leftover(uri, "part", size) for uri, size in parts)
 
 
 def _covered(
     output: Output, published: Published, parts: list[tuple[str, int]], sources: Sequence[Source]
-) -> Iterator[Litter]:
-    """Parts without a single row that the next publication could need."""
+) -> Iterator[Leftover]:
+    """Parts without any row that the next publication could need."""
     commit, sizes = published.commit, dict(parts)
     versions = {source.key: source.version for source in sources}
     visible = published_keys(output, commit.partition)
     for uri, keys in read_parts(output.store, sorted(sizes), commit.fingerprint, repair=False):
         if not any(winner.container for winner in choose((visible, keys), versions).values()):
-            yield Litter(uri, "part", sizes[uri])
+            yield Leftover(uri, "part", sizes[uri])
 
 
-def _leases(output: Output) -> Iterator[Litter]:
+def _leases(output: Output) -> Iterator[Leftover]:
     root = output.leases + "/"
     for found in output.store.list(output.leases):
         partition = found.uri.removeprefix(root).removesuffix(".json")
         if found.uri.startswith(root) and not _is_held(output, partition):
-            yield Litter(found.uri, "lease", found.size_bytes, found.version)
+            yield Leftover(found.uri, "lease", found.size_bytes, found.version)
 
 
-def _markers(output: Output) -> Iterator[Litter]:
-    """Starts of units that did not finish, where nobody is working; and what a killed probe left."""
+def _markers(output: Output) -> Iterator[Leftover]:
+    """Start markers of unfinished units in partitions without a lease, and objects of killed probes."""
     if not any(_is_held(output, partition) for partition in _leased(output)):
         for found in output.store.list(output.attempts):
-            yield Litter(found.uri, "attempt", found.size_bytes)
+            yield Leftover(found.uri, "attempt", found.size_bytes)
         for found in output.store.list(output.scratch):
-            yield Litter(found.uri, "probe", found.size_bytes)
+            yield Leftover(found.uri, "probe", found.size_bytes)
 
 
-def _indexes(output: Output, inventory: Mapping[str, Sequence[Source]]) -> Iterator[Litter]:
-    """Member lists of tars that were replaced or went away. inventory: of the whole archive."""
+def _indexes(output: Output, inventory: Mapping[str, Sequence[Source]]) -> Iterator[Leftover]:
+    """Indexes of tars that were replaced or deleted. inventory: of the whole archive."""
     kept = StoredIndex(output.store, output.index)
     shards = {
         (source.uri, source.version)
@@ -131,14 +130,14 @@ def _indexes(output: Output, inventory: Mapping[str, Sequence[Source]]) -> Itera
     needed = {kept.place(uri, version) for uri, version in shards}
     for found in output.store.list(output.index):
         if found.uri not in needed:
-            yield Litter(found.uri, "index", found.size_bytes)
+            yield Leftover(found.uri, "index", found.size_bytes)
 
 
-def _puts(output: Output, *, dry_run: bool) -> Iterator[Litter]:
-    """Hidden files of killed puts, wherever a run puts something; a put that may be under way keeps its own."""
+def _puts(output: Output, *, dry_run: bool) -> Iterator[Leftover]:
+    """Temporary files of killed puts in all folders of the output; those of active puts stay."""
     for folder in (output.predictions, output.work):
         for found in output.store.leftovers(folder, remove=not dry_run):
-            yield Litter(found.uri, "put", found.size_bytes)
+            yield Leftover(found.uri, "put", found.size_bytes)
 
 
 def _leased(output: Output) -> list[str]:

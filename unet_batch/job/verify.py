@@ -1,7 +1,7 @@
-"""Status and proof: published rows held against the inventory as it is listed now.
+"""Status and verification: compares published rows with a new listing of the archive.
 
-`verify` trusts nothing that a run wrote about itself except the rows: every key, version, page and fingerprint is read
-back, page checksums included, and compared with a fresh listing of the archive.
+`verify` reads every key, version, page and fingerprint of the rows, with page checksums, and does not rely on what runs
+recorded about themselves.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ class PartitionStatus:
     images: int
     """Images in the archive now."""
     rows: int
-    """Rows that readers see."""
+    """Published rows."""
     rejected: int
     staged: int
-    """Images with a staged or reusable row that is not published yet."""
+    """Images with a staged or reusable row that is not yet published."""
     run: str | None
     """The run that published it."""
     holder: str | None = None
     """The run that is working on it."""
     refused: str | None = None
-    """Why the guard does not let the archive's images replace those rows."""
+    """Why the guard does not allow the archive's images to replace those rows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One way in which published rows and archive disagree."""
+class Disagreement:
+    """One disagreement between published rows and archive."""
 
     partition: str
     kind: str
@@ -78,27 +78,27 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """What `status` says of a window."""
+    """The result of `status` for a window."""
 
     partitions: list[PartitionStatus]
     passed: PassedOver
     problems: list[str]
-    """What keeps a run from publishing what the archive holds."""
+    """What keeps a run from publishing the archive's images."""
 
 
 class Proof(NamedTuple):
-    """What `verify` says of a window."""
+    """The result of `verify` for a window."""
 
     partitions: int
-    """How many were compared."""
-    findings: list[Finding]
-    """Every disagreement; a window in which nothing was found is one, unless the job allows it."""
+    """Number of compared partitions."""
+    findings: list[Disagreement]
+    """All disagreements; an empty window is one, unless the job allows it."""
     passed: PassedOver
-    """What lies in the archive and counts as no image."""
+    """Names in the archive that were passed over."""
 
 
 def overview(prepared: Prepared, window: Window) -> Overview:
-    """Every partition of the window, and what is published inside it without being in the archive."""
+    """Every partition of the window, including published partitions that are no longer in the archive."""
     holdings = archive_partitions(prepared, window, keep=False)
     archive, buckets = holdings.partitions, Buckets(prepared.output, holdings.partitions)
     found = [_status(prepared, name, sources, buckets.others(name)) for name, sources in archive.items()]
@@ -122,7 +122,7 @@ def status(prepared: Prepared, window: Window) -> list[PartitionStatus]:
 
 
 def verify(prepared: Prepared, window: Window) -> Proof:
-    """Published rows held against the archive as it is now. What is not in the window is not looked at."""
+    """Compare the published rows of a window with the current archive."""
     holdings = archive_partitions(prepared, window, keep=False)
     archive = holdings.partitions
     names = set(archive) | set(published_inside(prepared.output, holdings.scope))
@@ -132,8 +132,8 @@ def verify(prepared: Prepared, window: Window) -> Proof:
     ]
     empty = nothing_found(prepared.job, prepared.archive, holdings)
     if empty is not None:
-        findings.insert(0, Finding("the window", empty, 0, ""))
-    return Proof(len(compared), findings + list(_strangers(prepared.output, names)), holdings.passed)
+        findings.insert(0, Disagreement("the window", empty, 0, ""))
+    return Proof(len(compared), findings + list(_foreign_files(prepared.output, names)), holdings.passed)
 
 
 def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None, others: Others) -> PartitionStatus:
@@ -169,18 +169,20 @@ def _status(prepared: Prepared, partition: str, sources: Sequence[Source] | None
     )
 
 
-def _compare(output: Output, fingerprint: str, partition: str, sources: Sequence[Source] | None) -> Iterator[Finding]:
+def _compare(
+    output: Output, fingerprint: str, partition: str, sources: Sequence[Source] | None
+) -> Iterator[Disagreement]:
     """Every disagreement of one partition."""
     if not sources and _is_published_empty(output, partition):
         return  # no image and no row
     if sources is None:
-        yield Finding(partition, "published, but no longer in the archive", 1, "")
+        yield Disagreement(partition, "published, but no longer in the archive", 1, "")
         return
     uri = output.published(partition)
     try:
         stream = output.store.open(uri)
     except NotFound:
-        yield Finding(partition, f"not published; {len(sources)} images have no row", len(sources), "")
+        yield Disagreement(partition, f"not published; {len(sources)} images have no row", len(sources), "")
         return
     try:
         file = open_stream(stream)
@@ -188,25 +190,25 @@ def _compare(output: Output, fingerprint: str, partition: str, sources: Sequence
         fingerprints = set(file.read(columns=["fingerprint"]).column("fingerprint").to_pylist())
         published = read_commit(output, partition)
     except (pa.ArrowException, OSError, ValueError, KeyError, StorageError) as error:
-        yield Finding(
+        yield Disagreement(
             partition, f"the published object is truncated or damaged ({' '.join(str(error).split())[:200]})", 1, ""
         )
         return
     yield from _against_inventory(partition, keys, sources)
     if fingerprints - {fingerprint}:
-        yield Finding(partition, "stale: scored by another model or other settings than this job's", len(keys), "")
+        yield Disagreement(partition, "stale: scored by another model or other settings than this job's", len(keys), "")
     if published is not None:
         commit = published.commit
         if commit.rows != len(keys) or commit.rejected != sum(k.reason is not None for k in keys):
-            yield Finding(
+            yield Disagreement(
                 partition,
-                f"the commit record counts {commit.rows} rows ({commit.rejected} rejected), not what is there",
+                f"the commit record counts {commit.rows} rows ({commit.rejected} rejected), which is not what is there",
                 1,
                 "",
             )
         wanted = generation(commit.fingerprint, inventory_digest(sources))
         if commit.generation != wanted and not fingerprints - {fingerprint}:
-            yield Finding(partition, "stale: the commit record names another inventory than the archive's", 1, "")
+            yield Disagreement(partition, "stale: the commit record has another inventory than the archive", 1, "")
     yield from _damaged_parts(output, fingerprint, partition)
 
 
@@ -218,7 +220,7 @@ def _is_published_empty(output: Output, partition: str) -> bool:
     return published is not None and published.commit.rows == 0
 
 
-def _against_inventory(partition: str, keys: Sequence[RowKey], sources: Sequence[Source]) -> Iterator[Finding]:
+def _against_inventory(partition: str, keys: Sequence[RowKey], sources: Sequence[Source]) -> Iterator[Disagreement]:
     versions = {s.key: s.version for s in sources}
     rows = Counter((k.source_key, k.page) for k in keys)
     pages: dict[str, set[int]] = {}
@@ -238,24 +240,24 @@ def _against_inventory(partition: str, keys: Sequence[RowKey], sources: Sequence
     yield from _finding(partition, "stale rows: the image changed after it was scored", sorted(stale))
 
 
-def _finding(partition: str, kind: str, keys: Sequence[str]) -> Iterator[Finding]:
+def _finding(partition: str, kind: str, keys: Sequence[str]) -> Iterator[Disagreement]:
     if keys:
-        yield Finding(partition, kind, len(keys), ", ".join(keys[:EXAMPLES]))
+        yield Disagreement(partition, kind, len(keys), ", ".join(keys[:EXAMPLES]))
 
 
-def _damaged_parts(output: Output, fingerprint: str, partition: str) -> Iterator[Finding]:
+def _damaged_parts(output: Output, fingerprint: str, partition: str) -> Iterator[Disagreement]:
     folder = output.parts(fingerprint, partition)
     uris = sorted(o.uri for o in output.store.list(folder) if o.uri.endswith(".part"))
     sound = {uri for uri, _ in read_parts(output.store, uris, fingerprint, repair=False)}
     yield from _finding(partition, "staged parts that are truncated or damaged", [u for u in uris if u not in sound])
 
 
-def _strangers(output: Output, names: set[str]) -> Iterator[Finding]:
-    """Parquet files beside ours, which a reader's glob would take for rows."""
+def _foreign_files(output: Output, names: set[str]) -> Iterator[Disagreement]:
+    """Foreign Parquet files below `predictions/`, which a reader's glob would read as rows."""
     ours = {output.published(name) for name in names}
     for found in output.store.list(output.predictions):
         folder = found.uri.rpartition("/")[0].removeprefix(output.predictions + "/")
         if found.uri.endswith(".parquet") and found.uri not in ours and folder in names:
-            yield Finding(
+            yield Disagreement(
                 folder, "a Parquet file that no run published; readers' globs would count its rows", 1, found.uri
             )

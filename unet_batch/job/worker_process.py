@@ -1,7 +1,7 @@
-"""One worker process as its driver sees it: started, fed, heard, and told of when it died.
+"""The driver's side of one worker process: start, send units, receive messages, detect its death.
 
-Knows processes and pipes; which unit goes where is the executor's business. The worker's own side is
-`worker/process.py`. The process is started by exec, never forked: libraries with threads do not survive a fork.
+The executor decides which unit goes to which process. The worker's side is `worker/process.py`. The process is started
+by exec, not by fork: libraries with threads do not work after a fork.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from unet_batch.worker.watchdog import Note
 log = logging.getLogger(__name__)
 
 FRAME_S = 60
-"""How long a frame may take, once it has begun; with a worker that is stopped it never ends."""
+"""Time limit for one frame; a stopped worker never ends its frame."""
 TAIL_BYTES = 4096
-"""Of what a process printed last that is kept, for the day it dies."""
+"""Bytes of a process's last output that are kept for the message about its death."""
 
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """How a process ended, and what it was working on."""
+    """How a process ended, and its units."""
 
     how: str
-    """`signal SIGSEGV`, `exit status 1`; behind it the last line that it printed, if any."""
+    """`signal SIGSEGV` or `exit status 1`, followed by its last line of output, if any."""
     started: bool
     """Whether it had opened its session."""
     begun: tuple[Unit, ...]
     waiting: tuple[Unit, ...]
-    """Units that it had not begun."""
+    """Units that it had not started."""
     note: Note | None
-    """What it said last, where a limit on silence ended it."""
+    """Its last note, if the watchdog ended it."""
 
 
 class WorkerProcess:
-    """A place for one process after the other. Used by one thread at a time."""
+    """Runs one process at a time and replaces it. Used by one thread at a time."""
 
     def __init__(self, greeting: bytes) -> None:
         self.refusal: Refusal | None = None
-        """Why its last start failed; None before the first start, and after one that did not fail."""
+        """Why its last start failed, else None."""
         self.refusals = 0
         """In a row."""
         self.deaths_at_start = 0
         """In a row."""
         self.is_ready = False
         self.units: dict[str, Unit] = {}
-        """What it was given and has not answered, by id."""
+        """Unit id → unit, without a receipt yet."""
         self.heard_s = 0.0
-        """When it was started, given something or heard last, by time.monotonic."""
+        """Time (monotonic) of its start, its last unit or its last message."""
         self._greeting = greeting
         self._begun: set[str] = set()
         self._notes: dict[str, Note] = {}
@@ -77,25 +77,25 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process; 0 where there is none."""
+        """Id of the process; 0 if there is none."""
         return 0 if self._process is None else self._process.pid
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is expected of it."""
+        """Whether it is starting or has units."""
         return self.is_alive and (bool(self.units) or not self.is_ready)
 
     def ears(self) -> list[Connection | int]:
-        """What `multiprocessing.connection.wait` waits for: its pipe, and what it prints."""
+        """Objects for `multiprocessing.connection.wait`: its pipe, and its output."""
         if self._pipe is None or self._process is None or self._process.stdout is None:
             return []
         return [self._pipe, self._process.stdout.fileno()]
 
     def start(self) -> None:
-        """Start a process; `hear` tells later how that went. Raises OSError where the machine has no room for one.
+        """Start a process; `hear` returns the result later. Raises OSError if no process can be started.
 
-        It has a process group of its own, so a terminal's Ctrl-C does not reach it, and signals that ask to stop are
-        blocked in it: batch systems send them to every process at once. It ends when its pipe closes.
+        The process has its own process group, so Ctrl-C in a terminal does not reach it. Stop signals are blocked in
+        it, because batch systems send them to every process. It ends when its pipe closes.
         """
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -123,12 +123,12 @@ class WorkerProcess:
         self._send(self._greeting)
 
     def give(self, unit: Unit) -> None:
-        """Hand it a unit."""
+        """Send it a unit."""
         self.units[unit.unit_id] = unit
         self._send(unit.to_json())
 
     def hear(self, ear: object) -> Receipt | Note | Refusal | Death | None:
-        """What came through an ear that `wait` found ready; None for what needs no answer."""
+        """Read a message from one of `ears` that is ready; None if it needs no reaction."""
         if ear is not self._pipe or self._pipe is None:
             self._read_print()
             return None
@@ -156,28 +156,28 @@ class WorkerProcess:
         return None
 
     def refuse(self, refusal: Refusal) -> None:
-        """Note that a start failed."""
+        """Record that a start failed."""
         self.refusal, self.heard_s = refusal, time.monotonic()
         self.refusals += 1
 
     def kill(self) -> None:
-        """End the process and all that it started, at once; `hear` tells of it."""
+        """Kill the process and its children; `hear` then returns its Death."""
         self.heard_s = time.monotonic()
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def dismiss(self) -> None:
-        """Close the pipe: the process ends what it works on, for a moment, and leaves."""
+        """Close the pipe: the process finishes active units within LEAVE_S and ends."""
         if self._pipe is not None:
             self._pipe.close()
 
     def wait(self, until_s: float) -> None:
-        """Wait for a dismissed process until a moment of time.monotonic, and kill it then."""
+        """Wait for a dismissed process until this time (monotonic), then kill it."""
         if self._process is None:
             return
         while time.monotonic() < until_s and not _has_exited(self._process):
-            self._read_print()  # it must not wait for room to print
+            self._read_print()  # its output pipe must not fill up
             time.sleep(0.01)
         self._buried()
 
@@ -186,7 +186,7 @@ class WorkerProcess:
         try:
             if self._pipe is not None:
                 self._pipe.send_bytes(frame)
-        except OSError:  # it is dead, or stopped: half a frame is useless
+        except OSError:  # it is dead or stopped; an incomplete frame is useless
             self.kill()
 
     def _read_print(self) -> None:
@@ -197,8 +197,8 @@ class WorkerProcess:
                 self._printed = (self._printed + printed)[-TAIL_BYTES:]
 
     def _buried(self) -> Death:
-        """Kill what is left of the process group, and say how the process ended."""
-        self.kill()  # a process that has begun to exit keeps its status
+        """Kill the rest of the process group; returns how the process ended."""
+        self.kill()  # a process that is already exiting keeps its status
         status = 0
         if self._process is not None:
             status = self._process.wait()
@@ -217,7 +217,7 @@ class WorkerProcess:
 
 
 def _has_exited(process: subprocess.Popen[bytes]) -> bool:
-    """Whether a process has ended; it stays a zombie, so that its group's number is nobody else's yet."""
+    """Whether a process has ended. It stays a zombie, so that its group id is not reused yet."""
     if not hasattr(os, "waitid"):
         return process.poll() is not None
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
