@@ -116,7 +116,7 @@ def test_where_most_images_are_in_doubt_alike_none_is_rejected(reason):
     """A machine without memory says nothing about images: they stay open, and a sentence says why."""
     run = drive(Doubting(always(reason, "abcdef")), unit(*"abcd"), unit(*"efxy"))
     assert (run.done, run.rejected, run.open) == (Counter("xy"), {}, list("abcdef"))
-    assert "6 of 8 images failed alike" in run.outcome.failures[reason]
+    assert "6 of 8 images failed in the same way" in run.outcome.failures[reason]
 
 
 def test_where_most_images_are_corrupt_for_two_processes_they_are_corrupt():

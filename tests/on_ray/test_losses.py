@@ -42,7 +42,7 @@ def test_a_full_disk_is_told_once_and_then_forgotten(heard):
     fault = heard.take()
     assert fault is not None
     assert (fault.code, fault.exit_code, fault.retryable) == ("run.handover", 3, True)
-    assert str(fault).startswith("the object store is full, and so is the disk that Ray spills to")
+    assert str(fault).startswith("the object store and the disk that Ray spills to are full")
     assert heard.take() is None
 
 

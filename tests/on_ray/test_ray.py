@@ -58,10 +58,10 @@ def test_an_address_where_no_cluster_answers_is_one_sentence(monkeypatch):
     with socket.socket() as head:
         head.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{head.getsockname()[1]}"
-        with pytest.raises(JobError, match=f"nobody answers at --address {address}"):
+        with pytest.raises(JobError, match=f"no answer at --address {address}"):
             ray_start.start(address)
         head.listen()
-        with pytest.raises(JobError, match=f"no Ray cluster takes this run at --address {address}: ray client says no"):
+        with pytest.raises(JobError, match=f"cannot join a Ray cluster at --address {address}: ray client says no"):
             ray_start.start(address)
     with pytest.raises(JobError, match="at --address auto: ray client says no"):
         ray_start.start("auto")

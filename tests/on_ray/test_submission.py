@@ -144,7 +144,7 @@ def test_variables_that_stay_here_are_named(job_file, told, monkeypatch):
     request = compose(Submission(job_file, forward_env=("STORE_KEY",)))
     said = [r.getMessage() for r in told.records]
     assert said == [
-        "whoever may run code on the cluster can read STORE_KEY there while the job runs",
+        "users who may run code on the cluster can read STORE_KEY while the job runs",
         "every node of the cluster must have set STORE_TOKEN, or use --forward-env",
     ]
     assert request.forwarded == {"STORE_KEY": SECRET}

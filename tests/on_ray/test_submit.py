@@ -204,7 +204,7 @@ def test_output_that_no_stream_brought_is_fetched_at_the_end(server, submission,
 def test_a_cluster_that_was_restarted_is_said(server, submission):
     """Its job is gone with it; exit code 3, because submitting again goes on."""
     server.breaks_after, server.forgets = 1, True
-    with pytest.raises(Incomplete, match="does not know the job any more"):
+    with pytest.raises(Incomplete, match="no longer knows the job"):
         shown(submission)
 
 
@@ -230,7 +230,7 @@ def test_ctrl_c_leaves_the_job_running(server, submission, caplog):
 
     done = submit(submission, show=interrupt)
     assert (done.status, done.exit_code) == ("RUNNING", 3)
-    assert "goes on without you" in caplog.text
+    assert "continues to run" in caplog.text
     assert [path for path in server.asked if "stop" in path] == []
 
 
@@ -239,9 +239,9 @@ def test_ctrl_c_leaves_the_job_running(server, submission, caplog):
     [
         ((401, "Unauthorized: Missing authentication token"), "asks for a token: set RAY_AUTH_MODE=token"),
         ((403, "Forbidden: Invalid authentication token"), "refuses this token"),
-        ((404, "not here"), "does not take the job: Version check returned 404"),
+        ((404, "not here"), "refuses the job: Version check returned 404"),
         ((500, "sorry"), "no job server answers"),
-        ((200, "<html>"), "no job server answers|does not take the job"),
+        ((200, "<html>"), "no job server answers|refuses the job"),
     ],
 )
 def test_a_refusal_is_one_sentence(server, submission, answer, sentence):

@@ -1,1 +1,1 @@
-"""The executor on Ray, its actors, and runs as Ray jobs. The only folder that imports ray."""
+"""The executor on Ray, its actors, and runs as Ray jobs. Only this package imports ray."""

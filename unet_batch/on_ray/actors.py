@@ -1,7 +1,7 @@
-"""The stages as actors: one row in, one row out, and a process that leaves rather than goes on broken.
+"""The stages as Ray actors: one row in, one row out. A process with a broken session ends.
 
-Plain classes, which `ray_executor` hands to Ray; none of them imports it. A row is one unit: as planned, with its
-pixels, or its receipt.
+Plain classes without an import of Ray; `executor` passes them to Ray. A row is one unit: as planned, with its pixels,
+or its receipt.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class LoadActor:
-    """Load in a Ray actor: a unit in, its pixels out, as one row. While one unit is decoded, the next is fetched."""
+    """Load in a Ray actor: a unit in, its pixels out, as one row. It fetches the next unit while it decodes one."""
 
     def __init__(self, settings: Settings) -> None:
         self._load = build_load(settings)
@@ -61,11 +61,11 @@ class LoadActor:
 class InferActor:
     """Infer in a Ray actor: a loaded unit in, its receipt out, as one row.
 
-    An actor whose start fails is tried again by Ray without an end, so it starts without a session and says so.
+    Ray would restart an actor with a failed start forever. So it starts without a session and reports it in receipts.
     """
 
     def __init__(self, settings: Settings, threads: int, gpu_share: float, where: Callable[[], str] = str) -> None:
-        """where: the id of this node."""
+        """where: returns the id of this node."""
         self._watch = _watch(settings)
         self._node = where()
         device = Device(threads=threads, gpu_share=gpu_share or None)
@@ -80,7 +80,7 @@ class InferActor:
         return self.not_started(loaded.unit) or self.score(loaded)
 
     def not_started(self, unit: Unit) -> pa.Table | None:
-        """A receipt that gives the unit back, where there is no session; a start that may succeed is tried again."""
+        """A receipt that returns the unit if there is no session, else None; retries a start that may succeed."""
         with self._starting:
             if self._infer is not None:
                 return None
@@ -99,8 +99,8 @@ class InferActor:
             with self._watch(loaded.unit, "score") as watch:
                 return self._row(self._infer(loaded, watch.step))
         except SessionBroken:
-            log.exception("the session is broken: this process leaves, and a fresh one takes its place")
-            os._exit(1)  # an exception would keep the broken process; ray.actor.exit_actor() is not restarted
+            log.exception("the session is broken: this process ends, and a new one replaces it")
+            os._exit(1)  # Ray keeps the process after an exception, and does not restart after exit_actor()
 
     def _start(self) -> None:
         try:
@@ -108,7 +108,7 @@ class InferActor:
         except UnetBatchError as error:
             self._why = f"{error.code}: {error}"
             self._may_pass = error.retryable or isinstance(error, StorageError)
-        except Exception as error:  # whatever a driver or a library raises is about this machine
+        except Exception as error:  # any error of a driver or library concerns this machine
             log.exception("no session could be opened")
             self._why = f"{UNEXPECTED}: {type(error).__name__}: {error}"
             self._may_pass = False
@@ -119,13 +119,13 @@ class InferActor:
 
 
 class ScoreActor:
-    """Load and Infer in one Ray actor, where both want the same core: a unit in, its receipt out.
+    """Load and Infer in one Ray actor that uses one core: a unit in, its receipt out.
 
-    One thread computes at a time (two that take turns at the interpreter's lock cost a fifth); the other fetches.
+    One thread computes at a time (two threads that share the interpreter's lock are a fifth slower); the other fetches.
     """
 
     def __init__(self, settings: Settings, threads: int, gpu_share: float, where: Callable[[], str] = str) -> None:
-        """where: the id of this node."""
+        """where: returns the id of this node."""
         self._loader = LoadActor(settings)
         self._scorer = InferActor(settings, threads, gpu_share, where)
         self._core = threading.Lock()
@@ -140,7 +140,7 @@ class ScoreActor:
 
 
 def _watch(settings: Settings) -> Callable[[Unit, Stage], AbstractContextManager[Watch]]:
-    """Watches a stage of a unit with the one watchdog of this process."""
+    """Watches a stage of a unit with the watchdog of this process."""
     job = settings.job
     notes = StoredNotes(Output.of(job.output), settings.run_id)
     dog, limit_s = of_this_process(), job.limits.unit_timeout_s

@@ -1,9 +1,9 @@
-"""Units through a Ray Data pipeline of actors. The only module that scores and knows Ray.
+"""Scores units with a Ray Data pipeline of actors.
 
-One Ray row is one unit and `batch_size` is 1, because blocks are no unit of commit: image rows in blocks were mixed
-between units in half of the calls. Ray's own success proves nothing (it drops blocks), so this module only promises
-receipts for what was really done; the caller compares them with its plan. Actors always come back (`max_restarts=-1`: a
-bounded pool can be emptied and hangs, ray#62746), tasks do not (`max_task_retries=1`), so a poisonous unit ends.
+One Ray row is one unit and `batch_size` is 1, because blocks do not follow units: with image rows in blocks, half of
+the calls mixed units. Ray may drop blocks and still report success, so this module only guarantees that receipts are
+true; the caller compares them with its plan. Actors restart without limit (`max_restarts=-1`: a limited pool can become
+empty and hang, ray#62746); tasks do not (`max_task_retries=1`), so a unit that kills its process ends.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from unet_batch.worker.worker import Settings
 log = logging.getLogger(__name__)
 
 SILENCE_S = 1200.0
-"""Without a receipt for this long beyond a unit's own limit, a pass is given up and its units are planned again."""
+"""Without a receipt for this long, beyond the limit of a unit, a pass is aborted and its units are planned again."""
 ACTOR_STARTS = 3
 LOOK_EVERY_S = 30.0
-"""How often a silent pass is looked at: on a full disk Ray starts processes that die at once, without an end."""
+"""Interval of checks without receipts: on a full disk, Ray restarts processes that die at once, forever."""
 FULL_BYTES = 1 << 20
-"""A disk with less room than this is full: a process of Ray cannot even begin its log there."""
+"""A disk with less free space counts as full: Ray's processes cannot even start their logs."""
 STOP_S = 10.0
-"""How long a pass that is left early may take to end by itself: about the time of a unit."""
+"""How long a pass that is left early may take to end: about the time of a unit."""
 
 
 class RayExecutor:
@@ -71,9 +71,9 @@ class RayExecutor:
     def run(self, units: Sequence[Unit]) -> Iterator[Receipt | HandoverFailed]:
         """Receipts as they arrive, in any order; units of processes that died have none.
 
-        Raises HandoverFailed where nothing arrives because the disk is full.
+        Raises HandoverFailed if nothing arrives because the disk is full.
         """
-        self._losses.take()  # of a pass that was left before its end
+        self._losses.take()  # drop those of an unfinished pass
         yield from self._receipts(units)
         fault = self._losses.take() or _full_disk()
         if fault is not None:
@@ -103,15 +103,15 @@ class RayExecutor:
                 except queue.Empty:
                     if (full := _full_disk()) is not None:
                         raise full from None
-                    if (now := self._slow(missing)) != slow:  # inside a large image there are no receipts
+                    if (now := self._slow(missing)) != slow:  # a large image makes progress without receipts
                         slow, heard_s = now, time.monotonic()
                     if time.monotonic() - heard_s < patience_s:
                         continue
                     log.error(
-                        "no unit was finished for %.0f s; this pass is given up and its open units are planned again",
+                        "no unit was finished for %.0f s; this pass is aborted and its open units are planned again",
                         patience_s,
                     )
-                    self.close()  # the actors of the silent pass would keep their CPUs
+                    self.close()  # otherwise the pass's actors keep their CPUs
                     self._ray = start(self._address)
                     self._pulse = Pulse()
                     return
@@ -124,10 +124,10 @@ class RayExecutor:
                 self._starts.take(found)
                 missing.pop(found.unit_id, None)
                 yield found
-                heard_s = time.monotonic()  # whoever asks may have published meanwhile, which is no silence
+                heard_s = time.monotonic()  # the caller may have published meanwhile
         finally:
             stopping.set()
-            feeder.join(0 if self._lost else STOP_S)  # a pipeline that outlives its cluster asks a dead one for news
+            feeder.join(0 if self._lost else STOP_S)  # without a cluster the pipeline would wait
 
     def _placed(self) -> Placement:
         job, have = self._settings.job, resources(self._left_out)
@@ -136,16 +136,16 @@ class RayExecutor:
         )
 
     def _leave_out(self, nodes: frozenset[str]) -> None:
-        """Plan the next passes without some nodes, where the others can hold a run."""
+        """Plan the next passes without some nodes, if the others can hold a run."""
         before, self._left_out = self._left_out, nodes
         try:
             self.placement = self._placed()
         except JobError as error:
-            log.warning("nodes on which no session starts are asked again: %s", error)
+            log.warning("nodes on which no session starts are used again: %s", error)
             self._left_out = before
 
     def _slow(self, missing: Mapping[str, Unit]) -> dict[str, Note]:
-        """Where slow units stand, told to whoever watches; nothing where the store does not say."""
+        """The notes about slow units, which are also logged; empty if the store does not answer."""
         try:
             found = {note.unit_id: note for note in self._notes.all() if note.unit_id in missing}
         except StorageError as error:
@@ -156,13 +156,13 @@ class RayExecutor:
         return found
 
     def _ended_by_limits(self, missing: Mapping[str, Unit]) -> Iterator[Receipt]:
-        """Receipts of the units whose process our own limit ended: it left a note, and nothing else can tell."""
+        """Receipts of the units whose process the watchdog ended, from their notes."""
         for note in [note for note in (self._slow(missing) if missing else {}).values() if note.ended]:
             self._notes.remove(note.unit_id)
             yield silence(missing[note.unit_id], note, self._settings.job.limits.unit_timeout_s)
 
     def close(self) -> None:
-        """Leave the cluster; an embedded one ends. A Ray that was lost is not asked: its native part would wait."""
+        """Leave the cluster; an embedded Ray ends. A lost Ray is not called, because its native code would wait."""
         if self._lost:
             self._pulse.kill_rest()
         else:
@@ -180,11 +180,11 @@ class RayExecutor:
                 if stopping.is_set():
                     return
             receipts.put(None)
-        except Exception as error:  # noqa: BLE001 - whatever Ray raises ends the pass in the caller's thread
+        except Exception as error:  # noqa: BLE001 - raised again in the caller's thread
             receipts.put(_explained(error))
 
     def _pipeline(self, units: Sequence[Unit]) -> Any:
-        """from_items has no read tasks: they would wait for CPUs that the actors hold (measured on 2 CPUs)."""
+        """The pipeline of a pass. `from_items` has no read tasks, which would wait for the actors' CPUs (measured)."""
         import ray
 
         where = self.placement
@@ -219,13 +219,13 @@ class RayExecutor:
 
 def _lost(what: str) -> RayUnavailable:
     return RayUnavailable(
-        f"Ray was lost: {what} does not answer any more (killed, or its node is gone); what was finished is staged, so "
-        "run the same command again"
+        f"Ray was lost: {what} no longer answers (killed, or its node is gone); finished units are staged, so run the "
+        "same command again"
     )
 
 
 def _pool(actors: int, units_at_once: int) -> Any:
-    """A fixed pool. One more unit than are worked on waits at each actor, so that none waits for the driver."""
+    """A fixed pool. Each actor has one waiting unit, so that it does not wait for the driver."""
     from ray.data import ActorPoolStrategy
 
     return ActorPoolStrategy(
@@ -237,7 +237,7 @@ def _pool(actors: int, units_at_once: int) -> Any:
 
 
 def _full_disk() -> HandoverFailed | None:
-    """What is wrong with the disk on which this node's Ray works; the disks of other nodes cannot be seen from here."""
+    """The fault if the disk of this node's Ray folder is full, else None; disks of other nodes are unknown here."""
     import ray
 
     if not ray.is_initialized():
@@ -246,16 +246,16 @@ def _full_disk() -> HandoverFailed | None:
     try:
         usage = shutil.disk_usage(folder)
     except OSError:
-        return None  # nothing is kept here
+        return None  # the folder does not exist here
     if usage.free >= FULL_BYTES:
         return None
     return HandoverFailed(
-        f"the disk of Ray's folder {folder} is full: make room there, or set RAY_TMPDIR to a folder on another disk"
+        f"the disk of Ray's folder {folder} is full: free some space, or set RAY_TMPDIR to a folder on another disk"
     )
 
 
 def _quiet_ray_data() -> None:
-    """Errors are ours to count (the caller reconciles), progress ours to draw; GPUs may be waited for."""
+    """Configure Ray Data: no limit on errors (the caller reconciles), no progress bars, waiting for GPUs allowed."""
     from ray.data import DataContext
 
     context = DataContext.get_current()

@@ -1,9 +1,9 @@
-"""Values of environment variables on their way to a cluster, outside of the runtime environment.
+"""Sends values of environment variables to a cluster, outside of the runtime environment.
 
-Ray writes a job's runtime environment to log files that everybody on a node may read, and the job server tells it to
-whoever asks. So `submit` uploads the values as a package of their own, under a random name, into the memory of the
-cluster's control plane, and the runtime environment holds that name alone. The driver and every worker take them from
-there when they start; the driver removes them at its end. Nothing of them lies on a disk. Knows Ray's control plane.
+Ray writes a job's runtime environment to log files that every user of a node can read, and the job server shows it. So
+`submit` uploads the values as a package with a random name into the memory of the cluster's control plane (GCS), and
+the runtime environment holds only this name. The driver and every worker read the values at their start; the driver
+removes them at its end. They are never on a disk.
 """
 
 from __future__ import annotations
@@ -20,36 +20,36 @@ from unet_batch.errors import Incomplete
 log = logging.getLogger(__name__)
 
 VARIABLE = "UNET_BATCH_FORWARDED"
-"""Holds the package's name, in the driver and in every worker."""
+"""Environment variable with the package's name, in the driver and in every worker."""
 HOOK = "unet_batch.on_ray.forwarded.take_in_worker"
-"""What Ray calls when a worker of the job starts."""
+"""Ray calls this function when a worker of the job starts."""
 _HEADER = b"unet-batch: values of environment variables\n"
-"""Ray quotes the first 15 bytes of a package that it could not store."""
+"""Not secret: Ray's error for a package that it cannot store contains the first 15 bytes."""
 
 
 def new_name() -> str:
-    """A name that nobody can guess."""
+    """A random name that cannot be guessed."""
     return f"unet_batch_{secrets.token_hex(16)}.zip"
 
 
 def packed(values: Mapping[str, str]) -> bytes:
-    """What is uploaded."""
+    """The bytes to upload."""
     return _HEADER + json.dumps(dict(values)).encode()
 
 
 def take_in_driver() -> None:
-    """Set the variables that were forwarded to this process; none where nothing was. Raises Incomplete."""
+    """Set the forwarded variables in this process, if any. Raises Incomplete if they are lost."""
     name = os.environ.get(VARIABLE)
     if name is None:
         return
     data = _control_plane().internal_kv_get(_key(name), None)
     if data is None:
-        raise Incomplete("the variables of --forward-env are not on this cluster any more: submit the job again")
+        raise Incomplete("the variables of --forward-env are no longer on this cluster: submit the job again")
     _set(data)
 
 
 def take_in_worker() -> None:
-    """The same in a worker that Ray has connected. What is missing is told by whoever needs it."""
+    """The same in a worker that is connected to Ray. A missing variable is an error where it is used."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     name = os.environ.get(VARIABLE)
@@ -59,13 +59,13 @@ def take_in_worker() -> None:
 
 
 def forget() -> None:
-    """Remove the values from the cluster at the driver's end; an attempt that fails costs a log line."""
+    """Remove the values from the cluster at the driver's end; a failure is only logged."""
     name = os.environ.get(VARIABLE)
     if name is None:
         return
     try:
         _control_plane().internal_kv_del(_key(name), False, None)
-    except Exception as error:  # noqa: BLE001 - whatever Ray raises, the run has ended as it has
+    except Exception as error:  # noqa: BLE001 - an error of Ray must not change the result of the run
         log.warning("the forwarded variables stay in the cluster's memory until it ends: %s", error)
 
 

@@ -1,7 +1,7 @@
-"""The nodes of the Ray that a run uses: what they offer, what people call them, and whether this one still lives.
+"""The nodes of a run's Ray: resources, host names, and whether Ray on this node is alive.
 
-A driver that lost its raylet or its control plane is ended by Ray's native part after 15 to 60 seconds, with exit code
-1 and without a word (measured on 2.60). So a run looks itself, sooner.
+If a driver loses its raylet or the control plane, Ray's native code ends it after 15 to 60 seconds, with exit code 1
+and without a message (measured on 2.60). So a run checks them itself, more often.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 LOOK_EVERY_S = 2.0
 LOST_AFTER = 3
-"""Looks in a row that found nobody: an answer may be late once."""
+"""Consecutive failed checks after which Ray counts as lost; a single late answer is allowed."""
 KILL_S = 5.0
-"""How long what is left of an embedded Ray may take to end."""
+"""How long the remaining processes of an embedded Ray may take to end."""
 
 
 def resources(left_out: frozenset[str]) -> dict[str, float]:
-    """CPUs and GPUs of the nodes that live, but for some."""
+    """CPUs and GPUs of all live nodes except left_out."""
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
@@ -29,7 +29,7 @@ def resources(left_out: frozenset[str]) -> dict[str, float]:
 
 
 def node_id() -> str:
-    """The node of the worker that calls it."""
+    """The id of the calling worker's node."""
     import ray
 
     return str(ray.get_runtime_context().get_node_id())
@@ -45,13 +45,13 @@ def node_name(node: str) -> str:
 
 
 class Pulse:
-    """Looks whether the control plane and this node's raylet accept connections, from a thread of its own."""
+    """Checks, in a thread, whether the control plane and this node's raylet accept connections."""
 
     def __init__(self) -> None:
-        """Of the Ray that this process has joined."""
+        """For the Ray that this process has joined."""
         import ray
 
-        # The one place that knows the socket of this node's raylet; None behind ray://, where a proxy is asked instead
+        # Only this object has the socket of this node's raylet; None with ray://, which uses a proxy
         self._node: Any = ray._private.worker._global_node
         node = self._node
         self._asked: dict[str, Callable[[], None]] = {}
@@ -68,7 +68,7 @@ class Pulse:
         self._missed = dict.fromkeys(self._asked, 0)
 
     def lost(self) -> str | None:
-        """What did not answer several times in a row; None while all answer."""
+        """What did not answer LOST_AFTER times in a row; None while all answer."""
         for what, ask in self._asked.items():
             try:
                 ask()
@@ -78,14 +78,14 @@ class Pulse:
         return next((what for what, missed in self._missed.items() if missed >= LOST_AFTER), None)
 
     def watch(self, tell: Callable[[str], None], stopping: threading.Event) -> None:
-        """Look until a pass stops, and tell once what was lost."""
+        """Check until the pass stops; report a loss once."""
         while not stopping.wait(LOOK_EVERY_S):
             if (what := self.lost()) is not None:
                 tell(what)
                 return
 
     def kill_rest(self) -> None:
-        """End what is left of an embedded Ray, without asking it; nothing of a cluster that was joined."""
+        """Kill the remaining processes of an embedded Ray; does nothing for a joined cluster."""
 
         def kill() -> None:
             with contextlib.suppress(Exception):

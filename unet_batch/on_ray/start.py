@@ -1,7 +1,4 @@
-"""How a run gets a Ray: an embedded one on this machine, or a cluster that it joins; one sentence where it gets none.
-
-Knows how Ray starts, and nothing of units.
-"""
+"""Starts an embedded Ray on this machine, or joins a cluster."""
 
 from __future__ import annotations
 
@@ -20,43 +17,43 @@ from unet_batch.job.stopping import children_spared, handlers_kept
 from unet_batch.worker.environment import KEEP_PAGES
 
 OBJECT_STORE_BYTES = 1 << 30
-"""Embedded Ray: room for some tens of loaded units; the default would take a third of the machine."""
-TELL_NOBODY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
-"""Embedded Ray reports nothing about an archive's work to its makers, and needs no actor that collects it."""
+"""Object store of an embedded Ray: enough for some tens of loaded units; the default is a third of the memory."""
+NO_USAGE_STATS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_USAGE_DISABLED": "1"}
+"""An embedded Ray sends no usage statistics, and needs no actor to collect them."""
 ANSWER_S = 10.0
 """How long a cluster's head may take to accept a connection."""
 SOCKET_BYTES = 103 if sys.platform == "darwin" else 107
-"""Longest path of a Unix socket; longer ones cannot be bound."""
+"""Longest path of a Unix socket."""
 SOCKET_NAME_BYTES = len("/ray/session_2026-11-27_13-25-37_123456_1234567/sockets/plasma_store.1")
-"""What Ray appends to its folder for its longest socket."""
+"""Length of the longest socket name that Ray appends to its folder."""
 
 
 class Started:
-    """A Ray that was started or joined."""
+    """A started or joined Ray."""
 
     def __init__(self, short: tempfile.TemporaryDirectory[str] | None = None) -> None:
-        """short: the link under which an embedded Ray knows its folder, where that has a long path."""
+        """short: the short link to an embedded Ray's folder, if its path is too long."""
         self._short = short
 
     def close(self) -> None:
-        """Leave the cluster; an embedded one ends."""
+        """Leave the cluster; an embedded Ray ends."""
         import ray
 
         left = _kill_at_once()
         ray.shutdown()
         for process in left:
-            with contextlib.suppress(Exception):  # it has ended by itself
+            with contextlib.suppress(Exception):  # it has already ended
                 process.kill()
         if self._short is not None:
             self._short.cleanup()
 
 
 def start(address: str | None) -> Started:
-    """Join a cluster, or start an own Ray on this machine's cores, silent: its log files keep what it has to say.
+    """Join a cluster, or start a Ray on this machine's cores without output on the terminal (it has log files).
 
-    Raises JobError for an address or a folder that cannot be used, RayUnavailable where Ray does not start.
+    Raises JobError for an address or a folder that cannot be used, RayUnavailable if Ray does not start.
     """
-    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a late call after shutdown must not start or join a cluster by itself
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a late call after shutdown must not start or join a cluster
     return _embedded() if address is None else _joined(address)
 
 
@@ -68,21 +65,21 @@ def _joined(address: str) -> Started:
         with _native_stderr_closed(), handlers_kept():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError) as error:
-        raise JobError(f"no Ray cluster takes this run at --address {address}: {_brief(error)}") from error
+        raise JobError(f"cannot join a Ray cluster at --address {address}: {_brief(error)}") from error
     return Started()
 
 
 def _embedded() -> Started:
     import ray
 
-    for name, value in {"RAY_BACKEND_LOG_LEVEL": "fatal", **KEEP_PAGES, **TELL_NOBODY}.items():
+    for name, value in {"RAY_BACKEND_LOG_LEVEL": "fatal", **KEEP_PAGES, **NO_USAGE_STATS}.items():
         os.environ.setdefault(name, value)  # workers inherit it
     variable, folder = _folder()
     short = _short_link(variable, folder)
     try:
         with children_spared(), _native_stderr_closed(), handlers_kept():
             ray.init(
-                address="local",  # a bare init joins whatever cluster happens to run on the machine
+                address="local",  # without it, init joins a running cluster of the machine
                 num_cpus=cores(),
                 include_dashboard=False,
                 log_to_driver=False,
@@ -92,7 +89,7 @@ def _embedded() -> Started:
             )
     except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
         raise JobError(f"Ray cannot work in the folder {folder} ({variable}): {_brief(error)}") from error
-    except Exception as error:  # whatever kept it from starting: a busy machine, a full disk, a port, no memory
+    except Exception as error:  # a busy machine, a full disk, a used port, no memory …
         with contextlib.suppress(Exception):
             ray.shutdown()
         raise RayUnavailable(
@@ -103,9 +100,9 @@ def _embedded() -> Started:
 
 
 def _kill_at_once() -> list[Any]:
-    """Let ray.shutdown kill the processes of an embedded Ray, instead of asking each by SIGTERM and waiting a second.
+    """Make ray.shutdown kill the processes of an embedded Ray at once, instead of SIGTERM and a second of waiting.
 
-    They do not see SIGTERM (`children_spared`). Returns what they have started, to be killed afterwards: workers end
+    SIGTERM is blocked in them (`children_spared`). Returns their child processes, to be killed afterwards: workers end
     when they lose their raylet, but its agents only after most of a minute.
     """
     import psutil  # Ray brings it
@@ -124,7 +121,7 @@ def _kill_at_once() -> list[Any]:
 
 
 def _folder() -> tuple[str, str]:
-    """The variable that says where Ray keeps its files, and the folder, as Ray itself looks for it."""
+    """The environment variable with the folder of Ray's files, and the folder, by Ray's rules."""
     for variable in ("RAY_TMPDIR", "TMPDIR") if sys.platform.startswith("linux") else ("RAY_TMPDIR",):
         if folder := os.environ.get(variable):
             return variable, os.path.abspath(folder)
@@ -132,10 +129,9 @@ def _folder() -> tuple[str, str]:
 
 
 def _short_link(variable: str, folder: str) -> tempfile.TemporaryDirectory[str] | None:
-    """A link with a short path to a folder in which Ray could bind no socket; None where the path is short enough.
+    """A short link to a folder whose path is too long for Ray's sockets; None if the path is short enough.
 
-    The link lies in a folder of its own below /tmp that nobody else may enter; all of Ray's files lie behind it.
-    Raises JobError where there can be no such link.
+    The link is in a private folder below /tmp. Raises JobError if it cannot be made.
     """
     if len(os.fsencode(folder)) + SOCKET_NAME_BYTES <= SOCKET_BYTES:
         return None
@@ -152,10 +148,7 @@ def _short_link(variable: str, folder: str) -> tempfile.TemporaryDirectory[str] 
 
 
 def _demand_an_answer(address: str) -> None:
-    """See that somebody listens at a host and port, where Ray itself tries for minutes; `auto` is Ray's to judge.
-
-    Raises JobError.
-    """
+    """Raise JobError if a host and port refuse connections; Ray itself would try for minutes. `auto` is not checked."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or "/" in host:
         return
@@ -163,14 +156,14 @@ def _demand_an_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
     except (OSError, OverflowError) as error:
         raise JobError(
-            f"nobody answers at --address {address} ({error}): check host and port of the cluster's head (6379 by "
+            f"no answer at --address {address} ({error}): check host and port of the cluster's head (6379 by "
             "default), and that this machine reaches it"
         ) from error
 
 
 @contextlib.contextmanager
 def _native_stderr_closed() -> Iterator[None]:
-    """Ray's C++ part announces its own log level on file descriptor 2; failures to start still raise."""
+    """Close file descriptor 2, to which Ray's C++ code writes its log level; failed starts still raise."""
     saved = os.dup(2)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
         os.dup2(nowhere.fileno(), 2)

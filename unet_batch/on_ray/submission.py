@@ -1,7 +1,7 @@
-"""What is sent to a cluster: a job file, the command that runs it there, its environment, and a name.
+"""Composes a request to a cluster: a job file, the command to run, its environment, and a name.
 
-Checks a submission before anybody is asked, and knows no cluster: `submit` sends what this module composes. A request
-is named after what it asks for, so that the same one can be recognized.
+Checks a submission without contacting the cluster; `submit` sends the request. The name depends on the content, so that
+the same request is recognised.
 """
 
 from __future__ import annotations
@@ -32,56 +32,56 @@ from unet_batch.worker.environment import KEEP_PAGES
 log = logging.getLogger(__name__)
 
 ADDRESS = "http://127.0.0.1:8265"
-"""Where `ray start --head`, and a port forwarded to a cluster, answer."""
+"""Default address of `ray start --head`, and of a port forwarded to a cluster."""
 JOB_FILE = "job.yaml"
 DRIVER_STOP_S = 60
-"""How long a driver that is told to stop may take to write its record; Ray's own default is 3 s."""
+"""How long a stopped driver may take to write its record; Ray's default is 3 s."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What a cluster is asked to run."""
+    """The settings of a submission."""
 
     job_file: Path
     overrides: tuple[str, ...] = ()
-    """`section.key=value`, as `--set` takes them."""
+    """`section.key=value`, as for `--set`."""
     command: tuple[str, ...] = ("run",)
-    """The command there and what it selects: e.g. `backfill --select missing`."""
+    """The command with its selection, e.g. `backfill --select missing`."""
     options: tuple[str, ...] = ()
-    """Its other options, which say when and how it scores, not what: the same work with others is the same request."""
+    """Its other options: when and how it scores, not what. They do not change the identity of the request."""
     window: str | None = None
-    """None takes the command's own: `all` of a backfill, else the job file's. `today` and `yesterday` are those of the
-    submission, whenever it begins to run."""
+    """None: the command's default, `all` for a backfill, else the job file's. `today` and `yesterday` refer to the time
+    of the submission."""
     address: str = ADDRESS
     """URL of the job server."""
     forward_env: tuple[str, ...] = ()
-    """Environment variables that travel with their values."""
+    """Environment variables to send with their values."""
     in_image: bool = False
-    """The nodes have this package: it does not travel."""
+    """Whether the nodes have this package, so that it is not sent."""
     trust_network: bool = False
     """Accept plain http to another machine without a token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A submission that was checked, as a job server takes it."""
+    """A checked submission, for the job server."""
 
     name: str
-    """The id, but for the counter behind it."""
+    """The job id without its counter."""
     job_file: bytes
     entrypoint: str
     metadata: dict[str, str]
     package: Path | None
-    """Folder of the package that travels."""
+    """Folder of the package to send."""
     environment: dict[str, str]
-    """Of the driver and all its workers, as anybody may read it."""
+    """Environment variables of the driver and its workers; every user of the cluster can read them."""
     forwarded: dict[str, str] = field(repr=False)
-    """Further variables of them, whose values nobody but them may read."""
+    """More variables of the driver and its workers, with secret values."""
 
 
 def compose(submission: Submission) -> Request:
-    """Check a submission and write down what is sent. Raises JobError; warns of what the cluster must have."""
+    """Check a submission and compose the request. Raises JobError; logs warnings about the cluster's requirements."""
     job = load_job(submission.job_file, submission.overrides)
     _check_address(submission)
     _check_places(job)
@@ -111,11 +111,11 @@ def _check_address(submission: Submission) -> None:
         return
     if os.environ.get("RAY_AUTH_MODE") != "token" and not submission.trust_network:
         raise JobError(
-            f"{submission.address} is another machine, and whoever reaches it without a token can run code there: "
-            "forward its port to this machine, use https, set RAY_AUTH_MODE=token, or say --trust-network"
+            f"{submission.address} is another machine, and without a token anyone who reaches it can run code there: "
+            "forward its port to this machine, use https, set RAY_AUTH_MODE=token, or add --trust-network"
         )
     if submission.forward_env:
-        log.warning("the forwarded variables travel to %s unencrypted", submission.address)
+        log.warning("the forwarded variables are sent to %s unencrypted", submission.address)
 
 
 def _is_loopback(host: str) -> bool:
@@ -126,7 +126,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _check_places(job: JobSpec) -> None:
-    """A cluster sees URIs of stores; of local paths only absolute ones, and only where every node has the same."""
+    """Raise JobError for relative paths, which a cluster cannot see; log a warning about absolute local paths."""
     local: list[str] = []
     for key, place in _places(job):
         if scheme_of(canonical(place)) != "file":
@@ -161,7 +161,7 @@ def _places(job: JobSpec) -> Iterator[tuple[str, str]]:
 
 
 def _in_days(text: str) -> str:
-    """A window whose days are written out: a job may wait until tomorrow, and its yesterday must stay the same."""
+    """A window with explicit days: a job may start tomorrow, and its `yesterday` must stay the same."""
     window = parse_window(text, datetime.now(UTC).date())
     if window.first is None or window.last is None:
         return text.strip()
@@ -171,12 +171,12 @@ def _in_days(text: str) -> str:
 def _forwarded(submission: Submission, job: JobSpec) -> dict[str, str]:
     names = dict.fromkeys(submission.forward_env)
     for name in names:
-        if not VARIABLE.fullmatch(name):  # never repeated: somebody may have written NAME=secret
+        if not VARIABLE.fullmatch(name):  # not repeated in the message: it may be NAME=secret
             raise JobError("--forward-env takes the name of a variable without its value, e.g. AWS_SECRET_ACCESS_KEY")
         if name not in os.environ:
             raise JobError(f"--forward-env {name}: the variable is not set here")
     if names:
-        log.warning("whoever may run code on the cluster can read %s there while the job runs", ", ".join(names))
+        log.warning("users who may run code on the cluster can read %s while the job runs", ", ".join(names))
     needed = sorted(set(_references(job)) - names.keys())
     if needed:
         log.warning("every node of the cluster must have set %s, or use --forward-env", ", ".join(needed))
@@ -184,7 +184,7 @@ def _forwarded(submission: Submission, job: JobSpec) -> dict[str, str]:
 
 
 def _references(value: object) -> Iterator[str]:
-    """The variables that settings name with `{env: NAME}`."""
+    """The names of variables in settings, from `{env: NAME}`."""
     if isinstance(value, EnvRef):
         yield value.env
     elif isinstance(value, BaseModel):

@@ -1,7 +1,7 @@
-"""A run as a Ray job: sends a request to a cluster's job server, and follows it there. Knows Ray's job client.
+"""Submits a run as a Ray job to a cluster's job server, and follows it, with Ray's job client.
 
-What runs on the cluster is a command of our own command line, with its exit codes; this module reports them exactly.
-Nothing is kept on this side: the same submission is refused while it runs, and resumes once it has ended.
+The cluster runs a command of our command line; this module reports its exit code. Nothing is stored on this side: the
+same submission is refused while it runs, and resumes after it has ended.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ from unet_batch.on_ray.submission import JOB_FILE, Request, Submission, compose
 log = logging.getLogger(__name__)
 
 ANSWER_S = 60.0
-"""Longest one answer of the job server is waited for; Ray's client sets no limit."""
+"""Time limit for one answer of the job server; Ray's client has none."""
 PATIENCE_S = 180.0
-"""Longest silence of a job server while one of its jobs is followed."""
+"""Longest time without an answer of the job server while a job is followed."""
 ASK_EVERY_S = 5.0
-"""How often a job without new output is asked for its status."""
+"""Interval of status requests for a job without new output."""
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """What became of a submission; its JSON is the last line of stdout."""
+    """The result of a submission; its JSON is the last line of stdout."""
 
     id: str
     status: str
-    """Ray's word: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    """Ray's status: PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
     exit_code: int
-    """0 where nothing was followed; else that of the command there, and 3 where it was stopped or killed."""
+    """0 if the job was not followed; else that of the command, and 3 if it was stopped or killed."""
     result: dict[str, Any] | None = None
-    """The command's own last line."""
+    """The command's last line of output."""
 
 
 def submit(submission: Submission, *, show: Callable[[str], None] | None = None) -> Submitted:
-    """Send a job to a cluster; where `show` is given, follow it to its end and hand it the output as it comes.
+    """Send a job to a cluster. With `show`, follow it to its end and pass its output to `show`.
 
-    Ctrl-C while following leaves the job running. Raises JobError where the job file, the arguments or the address are
-    wrong, Held while the same submission runs, and Incomplete where the cluster is lost while it is followed.
+    Ctrl-C while following leaves the job running. Raises JobError if the job file, the arguments or the address are
+    wrong, Held while the same submission runs, and Incomplete if the cluster is lost while the job is followed.
     """
     request = compose(submission)
     server = _Server(submission.address)
@@ -64,20 +64,20 @@ def submit(submission: Submission, *, show: Callable[[str], None] | None = None)
     try:
         details = follower.to_the_end()
     except KeyboardInterrupt:
-        log.warning("%s goes on without you. %s", job_id, server.ways(job_id))
+        log.warning("%s continues to run. %s", job_id, server.ways(job_id))
         return Submitted(job_id, "RUNNING", ExitCode.UNFINISHED)
     return Submitted(job_id, details.status.value, _exit_code(job_id, details), _last_json(follower.tail))
 
 
 def _send(server: _Server, request: Request) -> str:
-    """The id under which the cluster took the request. Raises Held while the same one runs."""
+    """Send the request; returns its job id. Raises Held while the same request runs."""
     count = 0
     for job_id, status in server.jobs().items():
         same = re.fullmatch(re.escape(request.name) + r"-(\d+)", job_id)
         if same is None:
             continue
         if not status.is_terminal():
-            raise Held(f"{job_id} is {status.value} on {server.address} already. {server.ways(job_id)}")
+            raise Held(f"{job_id} is already {status.value} on {server.address}. {server.ways(job_id)}")
         count = max(count, int(same[1]))
     job_id = f"{request.name}-{count + 1}"
     with tempfile.TemporaryDirectory(prefix="unet-batch-") as folder:
@@ -87,17 +87,17 @@ def _send(server: _Server, request: Request) -> str:
 
 
 def _exit_code(job_id: str, details: Any) -> int:
-    """The command's own exit code, where Ray knows it."""
+    """The command's exit code, if Ray knows it; otherwise from the job's status."""
     code: int | None = details.driver_exit_code
     if code is not None and code in list(ExitCode):
         return code
-    again = "what it finished is staged: submit the same again to go on"
+    again = "its finished units are staged: submit the same job again to continue"
     if details.status.value == "STOPPED":
         log.warning("%s was stopped; %s", job_id, again)
         return ExitCode.UNFINISHED
     message = " ".join((details.message or "").split())[:500]
     if code == 127:
-        log.error("%s: there is no `python` on the PATH that Ray was started with", job_id)
+        log.error("%s: there is no `python` in the PATH with which Ray was started", job_id)
         return ExitCode.UNEXPECTED
     if (code is not None and (code < 0 or code > 128)) or details.error_type == "JOB_SUPERVISOR_ACTOR_DIED":
         log.error("%s was killed; %s (%s)", job_id, again, message)
@@ -123,7 +123,7 @@ class _Server:
 
     def __init__(self, address: str) -> None:
         self.address = address.rstrip("/")
-        os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # else RAY_ADDRESS would win over what it is told
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # otherwise RAY_ADDRESS takes precedence
         try:
             from ray.job_submission import JobSubmissionClient
         except ImportError as error:
@@ -133,16 +133,16 @@ class _Server:
         self.client: Any = self._asked(lambda: JobSubmissionClient(self.address))
 
     def ways(self, job_id: str) -> str:
-        """What a person can do with a job that runs."""
+        """How to follow and how to stop a running job."""
         where = f"--address {self.address} {job_id}"
         return f"Follow it with `ray job logs --follow {where}`, end it with `ray job stop {where}`"
 
     def jobs(self) -> dict[str, Any]:
-        """The status of every job that was submitted to this cluster."""
+        """The status of every job on this cluster."""
         return {job.submission_id: job.status for job in self._asked(self.client.list_jobs) if job.submission_id}
 
     def send(self, job_id: str, request: Request, folder: str) -> None:
-        """Upload what travels, and start the job on the head node, off the accounting of cores."""
+        """Upload the files, and start the job on the head node without a CPU reservation."""
         environment: dict[str, Any] = {"working_dir": folder, "env_vars": request.environment}
         if request.forwarded:
             name = forwarded.new_name()
@@ -162,17 +162,17 @@ class _Server:
         )
 
     def _upload(self, name: str, data: bytes) -> None:
-        """Put a package into the memory of the cluster's control plane, as Ray's client does with its own."""
+        """Put a package into the memory of the cluster's control plane, as Ray's client does."""
 
         def put() -> None:
             answer = self.client._do_request("PUT", f"/api/packages/gcs/{name}", data=data)
             if answer.status_code != 200:
-                raise RuntimeError(f"it keeps no package (status {answer.status_code})")
+                raise RuntimeError(f"it does not store the package (status {answer.status_code})")
 
         self._asked(put)
 
     def answer(self, ask: Callable[[], T]) -> T:
-        """What the job server answers in time. Raises JobError where it wants another token, else what Ray raises."""
+        """The job server's answer, within ANSWER_S. Raises JobError for a wrong token, and Ray's errors."""
         from ray.exceptions import AuthenticationError
 
         try:
@@ -181,10 +181,10 @@ class _Server:
             raise JobError(_refusal(self.address, str(error))) from None
 
     def _asked(self, ask: Callable[[], T]) -> T:
-        """The answer, at once or not at all. Raises JobError, and Held where another one took the id just now."""
+        """The answer. Raises JobError, and Held if another submission has just taken the id."""
         try:
             return self.answer(ask)
-        except OSError as error:  # requests' own errors are among them
+        except OSError as error:  # includes the errors of requests
             raise JobError(
                 f"no job server answers at {self.address} ({type(error).__name__}): check the address, the forwarded "
                 "port, and that the cluster's head node has ray[default]"
@@ -193,11 +193,11 @@ class _Server:
             text = " ".join(str(error).split())
             if "already exists" in text:
                 raise Held(f"the same was submitted to {self.address} at this moment; run the command again") from error
-            raise JobError(f"the job server at {self.address} does not take the job: {text[-500:]}") from error
+            raise JobError(f"the job server at {self.address} refuses the job: {text[-500:]}") from error
 
 
 class _Follower:
-    """Hands on what a job prints, until it has ended; outlives connections that break."""
+    """Shows a job's output until the job has ended; reconnects after broken connections."""
 
     def __init__(self, server: _Server, job_id: str, show: Callable[[str], None]) -> None:
         self._server = server
@@ -218,7 +218,7 @@ class _Follower:
             time.sleep(1)
 
     def _stream(self) -> None:
-        """Show output until its stream ends, breaks, or says nothing of a job that has ended."""
+        """Show output until the stream ends or breaks, or until the job has ended without more output."""
         pieces: queue.Queue[str | None] = queue.Queue()
         skip = self._shown  # a stream begins with the first line
         threading.Thread(target=self._listen, args=(pieces,), daemon=True).start()
@@ -243,12 +243,12 @@ class _Follower:
 
         try:
             asyncio.run(listen())
-        except Exception as error:  # noqa: BLE001 - whatever broke the stream, the status decides what comes next
+        except Exception as error:  # noqa: BLE001 - for any error, the status decides what to do next
             log.debug("the output of %s broke off: %r", self._job_id, error)
         pieces.put(None)
 
     def _details(self) -> Any:
-        """The job's details. Raises Incomplete where nobody answers for long, or the cluster is another one now."""
+        """The job's details. Raises Incomplete if there is no answer for PATIENCE_S, or if the cluster was replaced."""
         give_up = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -256,19 +256,19 @@ class _Follower:
             except (OSError, RuntimeError, ValueError) as error:
                 gone = "status code 404" in str(error)
                 if gone or time.monotonic() > give_up:
-                    what = "does not know the job any more" if gone else f"has not answered for {PATIENCE_S:.0f} s"
+                    what = "no longer knows the job" if gone else f"has not answered for {PATIENCE_S:.0f} s"
                     raise Incomplete(
                         f"the job server at {self._server.address} {what}: a job ends with its cluster; what "
-                        f"{self._job_id} finished is staged, so submit the same again to go on"
+                        f"{self._job_id} finished is staged, so submit the same job again to continue"
                     ) from error
                 time.sleep(1)
 
     def _show_rest(self) -> None:
-        """Show what a broken stream did not bring; without the node of the driver there is nothing to show."""
+        """Show the output that a broken stream did not deliver; not available without the driver's node."""
         try:
             text: str = self._server.answer(lambda: self._server.client.get_job_logs(self._job_id))
         except (OSError, RuntimeError, ValueError) as error:
-            log.debug("the rest of the output of %s is not there: %r", self._job_id, error)
+            log.debug("the rest of the output of %s is not available: %r", self._job_id, error)
             return
         self._take(text[self._shown :])
 
@@ -280,7 +280,7 @@ class _Follower:
 
 
 def _within(seconds: float, ask: Callable[[], T]) -> T:
-    """What `ask` returns or raises. Raises TimeoutError after some seconds, and leaves it waiting in its thread."""
+    """The result of `ask`. Raises TimeoutError after `seconds`; the call continues in its thread."""
     answers: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue()
 
     def wait() -> None:
