@@ -164,7 +164,7 @@ def test_credentials_that_expire_under_way_reject_no_image(project, weather):
     weather.always("read", "/004.png", Answered(401))
     summary = project.run(*LIMITS)
     assert (summary.ok, summary.rejected, summary.published, summary.exit_code) == (2, 0, 0, 3)
-    assert summary.problems[0].startswith("storage.not_logged_in: the store does not take these credentials")
+    assert summary.problems[0].startswith("storage.not_logged_in: the store does not accept these credentials")
     assert weather.calls["read 003.png"] == ROUNDS
     weather.clear()
     again = project.run(*LIMITS)
@@ -327,7 +327,7 @@ def test_an_image_that_the_listing_shows_late_is_scored_alone(project, monkeypat
     ("error", "sentence"),
     [
         (PermissionError(errno.EACCES, "not yours"), "the store refuses access to .*/out/_work/"),
-        (Answered(401), "the store does not take these credentials .*/out/_work/"),
+        (Answered(401), "the store does not accept these credentials .*/out/_work/"),
     ],
     ids=["no permission", "no credentials"],
 )

@@ -134,7 +134,7 @@ def test_the_file_of_another_machines_put_goes_when_nothing_was_written_for_long
     temporary.parent.mkdir(parents=True)
     temporary.write_bytes(b"{")
     assert swept(project) == []
-    long_ago = time.time() - local.STRANGERS_PUT_S - 5
+    long_ago = time.time() - local.FOREIGN_PUT_S - 5
     os.utime(temporary, (long_ago, long_ago))
     assert (swept(project), hidden(project)) == (["put"], [])
 

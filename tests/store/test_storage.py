@@ -319,7 +319,7 @@ def test_reading_ahead_is_bounded(tmp_path: Path) -> None:
     [storage.put(uri, b"x") for uri in uris]
     fetched = []
     calls = [lambda uri=uri: (fetched.append(uri), storage.read(uri))[1] for uri in uris]
-    answers = storage.ahead(calls)
+    answers = storage.map_bounded(calls)
     next(answers)
     assert len(fetched) <= 5
     answers.close()

@@ -84,7 +84,7 @@ def discover(storage: Storage, spec: InputSpec, window: Window) -> Discovered:
     found: dict[str, list[Object]] = {}
     passed = PassedOver()
     if window.kind == "range":
-        listed: Iterator[tuple[date, list[Object], Tally]] = storage.ahead(
+        listed: Iterator[tuple[date, list[Object], Tally]] = storage.map_bounded(
             partial(objects_of, day) for day in window.days()
         )
     else:

@@ -186,7 +186,7 @@ def sources_of(storage: Storage, spec: InputSpec, manifest: Object, entries: Seq
     size = min(TOGETHER, len(listed) // BUNCHES + 1)
     bunches = (listed[begin : begin + size] for begin in range(0, len(listed), size))
     calls = (partial(_all_seen, storage, bunch, links, real_folder) for bunch in bunches)
-    return [source for bunch in storage.ahead(calls) for source in bunch]
+    return [source for bunch in storage.map_bounded(calls) for source in bunch]
 
 
 def _named(entry: ManifestRow, manifest: Object, folder: str, roots: Sequence[str]) -> Source:

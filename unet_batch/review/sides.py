@@ -172,7 +172,7 @@ def _named(prepared: Prepared, asked: str) -> tuple[str, str]:
     known = {prepared.fingerprint: prepared.model.sha256}
     digits = asked.lower()
     if _HEX.fullmatch(digits):
-        records = prepared.output.store.ahead(partial(_record, prepared, run) for run in runs)
+        records = prepared.output.store.map_bounded(partial(_record, prepared, run) for run in runs)
         known |= {record.fingerprint: record.model for record in records if record is not None}
     found = sorted(name for name in known if _HEX.fullmatch(digits) and name.startswith(digits))
     if len(found) > 1:

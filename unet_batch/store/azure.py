@@ -1,9 +1,9 @@
 """Objects in Azure Blob Storage: listing, reading and putting, each in the fewest requests.
 
-Knows the Blob service's REST API, and of an `adlfs.AzureBlobFileSystem` that it is given only the service client, with
-its URL and credential, and the event loop: neither its caches nor its retries. Requests for one blob go through a
-pipeline of our own, because the SDK's own methods send a broken read again, cut a large one into pieces, and hold a
-whole body in memory. Every answer to a GET carries the ETag of its bytes: a pinned read costs no request more.
+Uses the Blob service's REST API. Of the given `adlfs.AzureBlobFileSystem` it uses only the service client, with its URL
+and credential, and the event loop, not its caches or retries. Requests for one blob use our own pipeline, because the
+SDK's methods repeat a broken read, split a large read, and hold a whole body in memory. Every answer to a GET has the
+ETag of its bytes, so a pinned read needs no additional request.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from unet_batch.store.pinned import version_of
 T = TypeVar("T")
 
 API_VERSION = "2021-12-02"
-"""Of the REST API; since 2019-12-12 a Put Blob takes 5,000 MiB."""
+"""Version of the REST API; since 2019-12-12, Put Blob allows 5,000 MiB."""
 SINGLE_PUT_BYTES = 5000 << 20
 """Largest body of one Put Blob (Azure Storage REST API, "Put Blob", since version 2019-12-12)."""
 PAGE_OBJECTS = 5000
-"""Of a listing; the service gives no more at once."""
+"""Objects per page of a listing, the service's limit."""
 
 _SCOPE = "https://storage.azure.com/.default"
 _CLOSING_S = 5.0
 
 
 class AzureStore:
-    """The schemes `az`, `abfs` and `abfss`. Raises StatusError, what azure-core and the SDK raise, and Changed or
+    """The schemes `az`, `abfs` and `abfss`. Raises StatusError, the errors of azure-core and the SDK, and Changed or
     TooLarge before a body is transferred."""
 
     def __init__(self, fs: Any, retry: Retry) -> None:
-        """retry: calls its first argument with the others, as often as it takes; used for each page of a listing."""
+        """retry: calls its first argument with the other arguments, with retries; used for each page of a listing."""
         self.fs = fs
         self._retry = retry
         self._pipeline = _pipeline(fs.service_client.credential, fs._timeout_kwargs)
@@ -52,13 +52,13 @@ class AzureStore:
 
     @staticmethod
     def options(given: dict[str, Any], threads: int) -> dict[str, Any]:  # noqa: ARG004
-        """Options of adlfs, as they are given."""
+        """Options of adlfs, unchanged."""
         return given
 
     def list(self, folder: str) -> Iterator[Object]:
-        """Every object below a folder; the empty objects that stand for folders themselves are no objects.
+        """Every object below a folder, without the empty objects that represent folders.
 
-        Where an account has a hierarchical namespace those have the folder's own name, and a mark.
+        In an account with a hierarchical namespace these have the folder's name and a marker.
         """
         top, container, prefix = self._split(folder, folder=True)
         for page in self._pages(container, "list_blobs", name_starts_with=prefix, include=["metadata"]):
@@ -74,7 +74,7 @@ class AzureStore:
         return sorted(name.removeprefix(prefix).rstrip("/") for name in found)
 
     def head(self, uri: str) -> Object:
-        """The object as it is now."""
+        """The object's current state."""
         _, container, key = self._split(uri)
         return self._reads.head(uri, container, key, lambda: self._head(uri))
 
@@ -102,7 +102,7 @@ class AzureStore:
         return version_of(answer["ETag"])
 
     def delete(self, uri: str, expect: str) -> None:
-        """Remove an object, or one version of it. Raises Conflict, StatusError 404 where there is none."""
+        """Remove an object, or one version of it. Raises Conflict, and StatusError 404 if it does not exist."""
         headers = {} if expect == ANYTHING else {"If-Match": f'"{expect.removeprefix("etag:")}"'}
         with removals(uri, expect):
             self.call("DELETE", uri, headers)
@@ -110,9 +110,9 @@ class AzureStore:
     def call(
         self, method: str, uri: str, headers: Mapping[str, str] | None = None, body: AsyncIterator[bytes] | None = None
     ) -> Mapping[str, str]:
-        """The headers of one answer to one request for a blob. Raises StatusError.
+        """The headers of the answer to one request for a blob. Raises StatusError.
 
-        A request with a body is never sent again: it can be taken from the iterator once.
+        A request with a body is sent only once, because its iterator can be read only once.
         """
 
         async def answered() -> Mapping[str, str]:
@@ -128,7 +128,7 @@ class AzureStore:
         return Object(uri, int(found["Content-Length"]), version_of(found["ETag"]))
 
     def _opened(self, container: str) -> Any:
-        """obstore's store of a container; None where reads need what only the file system's client does."""
+        """obstore's store of a container; None if reads need a feature of the file system's client."""
         timeouts, service = self.fs._timeout_kwargs, self.fs.service_client
         parts = urlsplit(service.url)
         held = service.credential
@@ -144,7 +144,7 @@ class AzureStore:
         return obstore_reads.azure_store(url, service.account_name, container, wire, credential)
 
     def _credential(self) -> dict[str, Any]:
-        """What obstore signs with now, and until when."""
+        """The current credential for obstore, with its expiry."""
         held = self.fs.service_client.credential
         if hasattr(held, "account_key"):
             return {"access_key": held.account_key, "expires_at": None}
@@ -159,7 +159,7 @@ class AzureStore:
         return asyncio.run_coroutine_threadsafe(call, self.fs.loop).result()
 
     async def _read(self, uri: str, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
-        # The SDK's signature of a request covers x-ms-range, and no Range.
+        # The SDK's signature covers x-ms-range, not Range.
         answer = await self._send("GET", uri, pinned.range_of(span, "x-ms-range"))
         try:
             size_bytes = int(answer.headers["Content-Length"])
@@ -172,12 +172,12 @@ class AzureStore:
     async def _send(
         self, method: str, uri: str, headers: Mapping[str, str], body: AsyncIterator[bytes] | None = None
     ) -> Any:
-        """A success whose body is still to be read."""
+        """A successful answer whose body is not yet read."""
         from azure.core.rest import HttpRequest
 
         _, container, key = self._split(uri)
-        if not key or "." in key.split("/"):  # HTTP clients take a/./b for a/b, which may be another blob
-            raise NotFound(f"there is no {uri}: it names a container, or has '.' as a folder")
+        if not key or "." in key.split("/"):  # HTTP clients convert a/./b to a/b, which may be another blob
+            raise NotFound(f"{uri} does not exist: it is a container, or has '.' as a folder")
         now = format_datetime(datetime.now(UTC), usegmt=True)
         url = self.fs.service_client.get_blob_client(container, key).url
         request = HttpRequest(
@@ -192,17 +192,17 @@ class AzureStore:
     def _split(self, uri: str, *, folder: bool = False) -> tuple[str, str, str]:
         """The URI of a container, its name, and the key or prefix.
 
-        Raises JobError where `abfs://container@account.host` names another account than the options do.
+        Raises JobError if `abfs://container@account.host` has another account than the options.
         """
         bucket, key = split(uri, folder=folder)
         container, _, host = bucket.partition("@")
         ours = self.fs.service_client.account_name
         if host and host.partition(".")[0] != ours:
-            raise JobError(f"{uri} lies in another account than {ours!r}, which the store's options name")
+            raise JobError(f"{uri} is in another account than {ours!r} of the store's options")
         return f"{uri.partition('://')[0]}://{bucket}", container, key
 
     def _pages(self, container: str, method: str, **query: Any) -> Iterator[Any]:
-        """Pages of the SDK's listings; each try of one begins at the same mark."""
+        """Pages of the SDK's listings; each retry of a page starts at the same marker."""
         client = self.fs.service_client.get_container_client(container)
         mark: str | None = None
 
@@ -219,7 +219,7 @@ class AzureStore:
 
 
 def _pipeline(credential: Any, timeouts: Mapping[str, Any]) -> Any:
-    """A client that signs and sends, and does nothing twice."""
+    """A client that signs and sends requests without retries."""
     from azure.core import AsyncPipelineClient
     from azure.core.credentials import AzureSasCredential
     from azure.core.pipeline.policies import AsyncBearerTokenCredentialPolicy, AzureSasCredentialPolicy
@@ -231,7 +231,7 @@ def _pipeline(credential: Any, timeouts: Mapping[str, Any]) -> Any:
     elif isinstance(credential, AzureSasCredential):
         policies = [AzureSasCredentialPolicy(credential)]
     elif credential is not None:
-        policies = [credential]  # the SDK has made a policy of an account's key
+        policies = [credential]  # the SDK has converted the account key into a policy
     transport = AioHttpTransport(
         **{"connection_timeout": 10, "read_timeout": 60, **timeouts}, connection_data_block_size=PIECE_BYTES
     )
@@ -239,11 +239,11 @@ def _pipeline(credential: Any, timeouts: Mapping[str, Any]) -> Any:
 
 
 def _close(pipeline: Any, loop: asyncio.AbstractEventLoop) -> None:
-    """Let the connections go, when the store is collected or the process ends."""
+    """Close the connections when the store is collected or the process ends."""
     if not loop.is_running():
         return
     closing = asyncio.run_coroutine_threadsafe(pipeline.close(), loop)
     try:
-        asyncio.get_running_loop()  # collected inside the loop: waiting there would be waiting for itself
+        asyncio.get_running_loop()  # collected inside the loop: waiting here would be a deadlock
     except RuntimeError:
         closing.result(_CLOSING_S)

@@ -1,8 +1,8 @@
-"""What the conditional puts of all stores share: the words for a condition, refusals, sizes and bodies.
+"""Shared parts of the conditional puts of all stores: conditions, refusals, sizes and bodies.
 
-Each store's own `put` says "only if nothing is there" and "only if it is still this version" in its protocol. It raises
-AlreadyExists or Conflict where the condition does not hold, else whatever the store raises; it never retries. A body
-is always one single put: several stores ignore conditions on multipart uploads, and report success.
+Each store's `put` expresses "only if it does not exist" and "only if it is still this version" in its protocol. It
+raises AlreadyExists or Conflict if the condition does not hold, or the store's error, and never retries. A body is
+always a single put: several stores ignore conditions on multipart uploads and report success.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from unet_batch.errors import AlreadyExists, Conflict, TooLarge
 from unet_batch.store.faults import StatusError, meaning
 
 ANYTHING = "anything"
-"""Expect nothing: an unconditional put. None expects that no object is there; any other text, that version."""
+"""Expected version of an unconditional put. None: no object must exist; any other text: this version must exist."""
 
 PIECE_BYTES = 1 << 20
 """A file is sent in pieces of this size."""
@@ -23,51 +23,51 @@ PIECE_BYTES = 1 << 20
 
 @contextmanager
 def refusals(uri: str, expect: str | None) -> Iterator[None]:
-    """Raise AlreadyExists or Conflict where the store says that the condition of a put does not hold.
+    """Convert the store's error for a failed condition of a put to AlreadyExists or Conflict.
 
-    Every other error stays as the store raised it.
+    Other errors are raised unchanged.
     """
     try:
         yield
     except (OSError, StatusError) as error:
-        # s3fs says FileExistsError, or EINVAL where the server's error names no condition: 412 is in their cause.
+        # s3fs raises FileExistsError, or EINVAL if the server's error has no condition; the cause has the 412.
         what = meaning(error)
         if what == "refused" and expect is None:
-            raise AlreadyExists(f"{uri} is already there") from error
+            raise AlreadyExists(f"{uri} already exists") from error
         if what == "refused" or (what == "absent" and expect not in (None, ANYTHING)):
-            raise Conflict(f"{uri} is no longer the version it was: another writer was here") from error
+            raise Conflict(f"{uri} has another version now: another writer changed it") from error
         raise
 
 
 @contextmanager
 def removals(uri: str, expect: str) -> Iterator[None]:
-    """Raise Conflict where the store says that the condition of a removal does not hold; other errors stay."""
+    """Convert the store's error for a failed condition of a removal to Conflict; other errors are unchanged."""
     try:
         yield
     except (OSError, StatusError) as error:
         if expect != ANYTHING and meaning(error) == "refused":
-            raise Conflict(f"{uri} is no longer the version it was: another writer was here") from error
+            raise Conflict(f"{uri} has another version now: another writer changed it") from error
         raise
 
 
 def check(uri: str, now: str | None, expect: str | None) -> None:
-    """Compare the version that is there (None: no object) with the expected one. Raises AlreadyExists, Conflict."""
+    """Compare the current version (None: no object) with the expected one. Raises AlreadyExists, Conflict."""
     if expect is None and now is not None:
-        raise AlreadyExists(f"{uri} is already there")
+        raise AlreadyExists(f"{uri} already exists")
     if expect not in (None, ANYTHING, now):
-        raise Conflict(f"{uri} is {now or 'gone'}, expected was {expect}: another writer was here")
+        raise Conflict(f"{uri} is {now or 'deleted'}, not the expected {expect}: another writer changed it")
 
 
 def size_of(uri: str, body: bytes | Path, most: int) -> int:
-    """Bytes of a body. most: what one put of this store takes. Raises TooLarge."""
+    """Size of a body in bytes. most: the store's limit for one put. Raises TooLarge."""
     size = body.stat().st_size if isinstance(body, Path) else len(body)
     if size > most:
-        raise TooLarge(f"{uri} would have {size} bytes; one put takes at most {most}: use more buckets")
+        raise TooLarge(f"{uri} would have {size} bytes; one put allows at most {most}: use more buckets")
     return size
 
 
 async def once(body: bytes | Path, first: bytes = b"", last: bytes = b"") -> AsyncIterator[bytes]:
-    """A body in pieces, between `first` and `last`. It can be taken once, so no HTTP client sends it a second time."""
+    """A body in pieces, between `first` and `last`. It can be read only once, so no HTTP client can send it twice."""
     if first:
         yield first
     if isinstance(body, Path):

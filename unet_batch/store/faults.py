@@ -1,6 +1,7 @@
-"""What an error of a store means, and how often a call is tried again.
+"""The meaning of stores' errors, and the retries of calls.
 
-Knows the SDKs of S3, GCS and Azure by HTTP status, error code and class name only: none of them is imported.
+Recognises the errors of the SDKs of S3, GCS and Azure by HTTP status, error code and class name, without importing
+them.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ from unet_batch.store.objects import redact
 
 T = TypeVar("T")
 Retry = Callable[..., Any]
-"""Calls its first argument with the others, as often as it takes."""
-Meaning = Literal["absent", "denied", "stranger", "refused", "beyond", "busy", "unknown", "failed"]
-"""absent: no such object. denied: these credentials may not. stranger: they are none, or expired. refused: a condition
-of a put does not hold. beyond: the span lies outside the object. busy: the store did nothing, ask again.
-unknown: nobody knows whether it did. failed: anything else."""
+"""Calls its first argument with the other arguments, with retries."""
+Meaning = Literal["absent", "denied", "unauthenticated", "refused", "beyond", "busy", "unknown", "failed"]
+"""absent: no such object. denied: no permission with these credentials. unauthenticated: no or expired credentials.
+refused: a condition of a put does not hold. beyond: the span is outside the object. busy: the store did nothing, and a
+retry may succeed. unknown: the outcome is unknown. failed: other errors."""
 
 ATTEMPTS = 5
 
 _STATUS: dict[str, Meaning] = {
-    "401": "stranger", "403": "denied", "404": "absent", "412": "refused", "408": "unknown", "416": "beyond",
+    "401": "unauthenticated", "403": "denied", "404": "absent", "412": "refused", "408": "unknown", "416": "beyond",
     "429": "busy", "500": "unknown", "502": "unknown", "503": "busy", "504": "unknown",
 }  # fmt: skip
 _CODES: dict[str, Meaning] = {
     "AccessDenied": "denied", "Forbidden": "denied", "AuthorizationFailure": "denied",
-    "InvalidAccessKeyId": "stranger", "SignatureDoesNotMatch": "stranger", "ExpiredToken": "stranger",
-    "InvalidToken": "stranger", "TokenRefreshRequired": "stranger", "RequestTimeTooSkewed": "stranger",
-    "AuthenticationFailed": "stranger", "InvalidAuthenticationInfo": "stranger",
+    "InvalidAccessKeyId": "unauthenticated", "SignatureDoesNotMatch": "unauthenticated",
+    "ExpiredToken": "unauthenticated", "InvalidToken": "unauthenticated", "TokenRefreshRequired": "unauthenticated",
+    "RequestTimeTooSkewed": "unauthenticated", "AuthenticationFailed": "unauthenticated",
+    "InvalidAuthenticationInfo": "unauthenticated",
     "NoSuchKey": "absent", "NoSuchBucket": "absent", "BlobNotFound": "absent", "ContainerNotFound": "absent",
     "PreconditionFailed": "refused", "ConditionNotMet": "refused", "InvalidRange": "beyond",
     "BlobAlreadyExists": "refused", "LeaseIdMissing": "failed", "BlobArchived": "denied",
@@ -41,11 +43,13 @@ _CODES: dict[str, Meaning] = {
     "userRateLimitExceeded": "busy", "ConditionalRequestConflict": "busy", "OperationAborted": "busy",
     "InternalError": "unknown", "RequestTimeout": "unknown", "OperationTimedOut": "unknown",
 }  # fmt: skip
-# botocore, aiohttp, azure-core, google-auth, urllib3 and requests, by name, whatever module they come from. What is not
-# here is told by its cause: azure-core has one ServiceRequestError for "no connection" and for one that broke after the
-# request was sent. A ClientAuthenticationError without a status is a token that cannot be had, and no store's refusal.
+# Classes of botocore, aiohttp, azure-core, google-auth, urllib3 and requests, by name. For classes that are not listed,
+# the cause decides: azure-core has one ServiceRequestError for "no connection" and for a connection that broke after
+# the request was sent. A ClientAuthenticationError without a status means that no token is available; it is not a
+# refusal by the store.
 _NAMES: dict[str, Meaning] = {
-    "NoCredentialsError": "stranger", "PartialCredentialsError": "stranger", "ClientAuthenticationError": "busy",
+    "NoCredentialsError": "unauthenticated", "PartialCredentialsError": "unauthenticated",
+    "ClientAuthenticationError": "busy",
     "ResourceNotFoundError": "absent", "ResourceExistsError": "refused", "ResourceModifiedError": "refused",
     "EndpointConnectionError": "busy", "ConnectTimeoutError": "busy", "ClientConnectorError": "busy",
     "ReadTimeoutError": "unknown", "ConnectionClosedError": "unknown", "HTTPClientError": "unknown",
@@ -66,21 +70,21 @@ _ERRNOS: dict[int, Meaning] = {
 
 
 class ShortReadError(OSError):
-    """A store answered "success" with fewer bytes than it promised."""
+    """A successful answer had fewer bytes than declared."""
 
 
 class StatusError(Exception):
-    """An answer that is no success, from a store that is asked in plain HTTP."""
+    """An unsuccessful answer of a store that is used by plain HTTP."""
 
     def __init__(self, status_code: int, error_code: str, text: str) -> None:
-        """error_code: the store's own word for it, empty where it gave none."""
+        """error_code: the store's code, empty if there is none."""
         super().__init__(" ".join(word for word in (str(status_code), error_code, text) if word))
         self.status_code = status_code
         self.error_code = error_code
 
 
 def meaning(error: BaseException) -> Meaning:
-    """What an error says, from the most precise witness in its chain of causes: status, code, class, errno."""
+    """The meaning of an error, from the most precise information in its chain of causes: status, code, class, errno."""
     chain = list(_chain(error))
     for read in (_by_answer, _by_class, _by_errno):
         for link in chain:
@@ -90,17 +94,17 @@ def meaning(error: BaseException) -> Meaning:
 
 
 def translated(error: BaseException, uri: str) -> StorageError:
-    """Our error for theirs, without secrets; raise it `from` theirs."""
+    """Our error for a store's error, without secrets; raise it `from` the original."""
     if isinstance(error, StorageError):
         return error
     what, text = meaning(error), redact(" ".join(str(error).split()))[:300] or type(error).__name__
     if what == "absent":
-        return NotFound(f"there is no {redact(uri)}")
+        return NotFound(f"{redact(uri)} does not exist")
     if what == "denied":
         return Denied(f"the store refuses access to {redact(uri)} ({text}); check `options` and the store's policy")
-    if what == "stranger":
+    if what == "unauthenticated":
         return NotLoggedIn(
-            f"the store does not take these credentials ({text}), asked for {redact(uri)}; renew them, check `options` "
+            f"the store does not accept these credentials ({text}), for {redact(uri)}; renew them, check `options` "
             "and run the same command again"
         )
     if what == "beyond":
@@ -111,14 +115,14 @@ def translated(error: BaseException, uri: str) -> StorageError:
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same call may succeed when it is made again."""
+    """Whether a retry of the same call may succeed."""
     if isinstance(error, UnetBatchError):
         return error.retryable
     return meaning(error) in ("busy", "unknown")
 
 
 def retrying(first_wait_s: float, retry: Callable[[BaseException], bool] = is_transient) -> tenacity.Retrying:
-    """Up to five tries, exponential waits with jitter between them; the last error comes out."""
+    """Up to ATTEMPTS tries with exponential waits and jitter; raises the last error."""
     return tenacity.Retrying(
         stop=tenacity.stop_after_attempt(ATTEMPTS),
         wait=tenacity.wait_exponential(multiplier=first_wait_s, max=20.0) + tenacity.wait_random(0, first_wait_s),

@@ -1,8 +1,8 @@
 """Objects in Google Cloud Storage: listing, reading and putting, each in the fewest requests.
 
-Knows the JSON API, and of a `gcsfs.GCSFileSystem` that it is given only the session, the event loop and the
-credentials: neither its caches, nor its retries, nor its reading of `#digits` in a name. An object's generation is its
-version. Every answer to a GET carries the generation of its bytes: a pinned read costs no request more.
+Uses the JSON API. Of the given `gcsfs.GCSFileSystem` it uses only the session, the event loop and the credentials, not
+its caches, its retries or its interpretation of `#digits` in a name. An object's generation is its version. Every
+answer to a GET has the generation of its bytes, so a pinned read needs no additional request.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ T = TypeVar("T")
 OBJECT_BYTES = 5 << 40
 """Largest object, and the largest that one request may upload (Cloud Storage, "Quotas and limits")."""
 PAGE_OBJECTS = 1000
-"""Of a listing; the service gives no more at once."""
+"""Objects per page of a listing, the service's limit."""
 
 _OBJECTS = "/storage/v1/b/{}/o"
 _FIELDS = "nextPageToken,prefixes,items(name,size,generation)"
 
 
 class GcsStore:
-    """The `gs` scheme. Raises StatusError, what aiohttp raises, and Changed or TooLarge before a body is sent."""
+    """The `gs` scheme. Raises StatusError, the errors of aiohttp, and Changed or TooLarge before a body is sent."""
 
     def __init__(self, fs: Any, retry: Retry) -> None:
-        """retry: calls its first argument with the others, as often as it takes; used for each page of a listing."""
+        """retry: calls its first argument with the other arguments, with retries; used for each page of a listing."""
         import aiohttp
 
         self.fs = fs
         self._retry = retry
-        # No limit on the whole: 2 GiB may take long. sock_read: between two pieces, and until the answer begins.
+        # No total limit: 2 GiB may take long. sock_read: until the answer begins, and between two pieces.
         wait_s = fs.requests_timeout or 60
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(wait_s, 10), sock_read=wait_s)
 
@@ -53,7 +53,7 @@ class GcsStore:
         return {**given, "session_kwargs": {**given.get("session_kwargs", {}), "auto_decompress": False}}
 
     def list(self, folder: str) -> Iterator[Object]:
-        """Every object below a folder; the empty objects that stand for folders themselves are no objects."""
+        """Every object below a folder, without the empty objects that represent folders."""
         bucket, prefix = split(folder, folder=True)
         for page in self._pages(bucket, prefix=prefix):
             for found in page.get("items", ()):
@@ -69,7 +69,7 @@ class GcsStore:
         return sorted(name.removeprefix(prefix).rstrip("/") for name in found)
 
     def head(self, uri: str) -> Object:
-        """The object as it is now."""
+        """The object's current state."""
         found = self.call("GET", _path(uri))
         return Object(uri, int(found.get("size", 0)), version_of(found["generation"]))
 
@@ -100,7 +100,7 @@ class GcsStore:
         return version_of(answer["generation"])
 
     def delete(self, uri: str, expect: str) -> None:
-        """Remove an object, or one version of it. Raises Conflict, StatusError 404 where there is none."""
+        """Remove an object, or one version of it. Raises Conflict, and StatusError 404 if it does not exist."""
         params = {} if expect == ANYTHING else {"ifGenerationMatch": expect.removeprefix("generation:")}
         with removals(uri, expect):
             self.call("DELETE", _path(uri), params=params)
@@ -114,7 +114,7 @@ class GcsStore:
         headers: Mapping[str, str] | None = None,
         body: AsyncIterator[bytes] | None = None,
     ) -> dict[str, Any]:
-        """The JSON of one answer to one request, which is never sent again. Raises StatusError."""
+        """The JSON of the answer to one request, without retries. Raises StatusError."""
 
         async def answered() -> dict[str, Any]:
             wanted = {"Accept-Encoding": "identity", **(headers or {})}
@@ -129,7 +129,7 @@ class GcsStore:
         return asyncio.run_coroutine_threadsafe(call, self.fs.loop).result()
 
     async def _read(self, uri: str, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
-        # Accepting gzip is asking for the bytes as they are stored: Google inflates for those who do not.
+        # Accept-Encoding: gzip returns the bytes as stored; without it, Google decompresses them.
         headers = {"Accept-Encoding": "gzip", **pinned.range_of(span)}
         async with self._answer("GET", "/download" + _path(uri), {"alt": "media"}, headers) as answer:
             size_bytes = int(answer.headers["Content-Length"])
@@ -147,7 +147,7 @@ class GcsStore:
         headers: Mapping[str, str],
         body: AsyncIterator[bytes] | None = None,
     ) -> AsyncIterator[Any]:
-        """A success whose body is still to be read."""
+        """A successful answer whose body is not yet read."""
         await self.fs._set_session()
         async with self.fs.session.request(
             method,
@@ -164,9 +164,9 @@ class GcsStore:
     def _with_credentials(self, headers: Mapping[str, str]) -> dict[str, str]:
         try:
             found: dict[str, str] = self.fs._get_headers(headers)
-        except Exception as error:  # noqa: BLE001, whatever google-auth raises
-            # gcsfs calls every failure to renew a token a 401, which would be a fact about an object; it is none.
-            raise OSError(errno.EAGAIN, f"no access token can be had: {error.__cause__ or error}") from None
+        except Exception as error:  # noqa: BLE001 - any error of google-auth
+            # gcsfs reports every failure to renew a token as 401, but it is not a refusal by the store.
+            raise OSError(errno.EAGAIN, f"no access token is available: {error.__cause__ or error}") from None
         return found
 
     def _pages(self, bucket: str, **query: str) -> Iterator[dict[str, Any]]:
@@ -195,7 +195,7 @@ def _path(uri: str) -> str:
 
 
 def _error(status: int, body: bytes) -> StatusError:
-    """Google's errors are JSON, with the reason of each; a proxy's are not."""
+    """The error of an answer. Google's errors are JSON with reasons; those of proxies are not."""
     try:
         error = json.loads(body)["error"]
         return StatusError(status, str(error["errors"][0]["reason"]), str(error["message"]))

@@ -1,7 +1,7 @@
-"""Objects that are files on this machine's own disks: listing, reading and putting, without any layer in between.
+"""Objects that are files on local disks: listing, reading and putting, directly by system calls.
 
-Knows what a put leaves when its process is killed, and which processes of this machine are still there. Knows no
-retries and no threads; raises OSError where the disk does, our errors where a promise would break.
+Also finds the temporary files of puts whose process was killed. No retries and no threads. Raises OSError for faults of
+the disk.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from unet_batch.store.faults import ShortReadError
 from unet_batch.store.objects import Names, Object, path_of
 
 TEMPORARY = ".put-"
-"""Files with this prefix are puts in flight and locks: no objects."""
-STRANGERS_PUT_S = 3600.0
-"""A put of another machine that has written nothing for so long is dead: even 5 GiB are a matter of minutes."""
+"""Prefix of temporary files of active puts, and of locks; these are not objects."""
+FOREIGN_PUT_S = 3600.0
+"""A put of another machine without a write for this long is dead: even 5 GiB take only minutes."""
 
 _LOCK = re.compile(r"\.put-[0-9a-f]{16}\.lock")
 _PUT = re.compile(r"\.put-[0-9a-f]{16}\.(?:(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<began>\d+)-)?[0-9a-z-]+")
@@ -37,10 +37,10 @@ class LocalStore:
     """The `file` scheme."""
 
     def list(self, folder: str) -> Iterator[Object]:
-        """Every file below a folder, in no order; a missing folder gives nothing.
+        """Every file below a folder, in any order; a missing folder gives nothing.
 
-        A link is followed where it leads to a file below the folder; any other link, pipe or device, and a name that
-        is not UTF-8, is an object with a problem: it is reported, never read and never left out in silence.
+        A link is followed if it leads to a file below the folder. Any other link, pipe or device, and a name that is
+        not UTF-8, is an object with a problem: it is reported but never read.
         """
         top = path_of(folder)
         real_top, open_folders = os.path.realpath(top), [top]
@@ -48,7 +48,7 @@ class LocalStore:
             try:
                 entries = os.scandir(open_folders.pop())
             except (FileNotFoundError, NotADirectoryError):
-                continue  # gone since its parent was listed, or the folder itself is missing
+                continue  # deleted since its parent was listed, or the folder does not exist
             with entries:
                 for entry in entries:
                     if entry.name.startswith(TEMPORARY):
@@ -59,7 +59,7 @@ class LocalStore:
                         yield _object(entry, real_top)
 
     def folders(self, folder: str) -> Names:
-        """Names of the folders in a folder, links to folders included: what a listing of such a name would show."""
+        """Names of the folders in a folder, including links to folders."""
         try:
             with os.scandir(path_of(folder)) as entries:
                 return sorted(entry.name for entry in entries if _leads_to_folder(entry))
@@ -67,7 +67,7 @@ class LocalStore:
             return []
 
     def head(self, uri: str) -> Object:
-        """The file as it is now."""
+        """The file's current state."""
         found = os.stat(path_of(uri))
         if not stat.S_ISREG(found.st_mode):
             raise NotFound(f"{uri} is not a file")
@@ -98,10 +98,7 @@ class LocalStore:
         return body
 
     def put(self, uri: str, body: bytes | Path, expect: str | None) -> str:
-        """Write a whole file beside its final name, make it durable, then link it (nothing there) or rename it over.
-
-        Returns the new version.
-        """
+        """Write a temporary file, sync it, then link it (create) or rename it (replace). Returns the new version."""
         path = path_of(uri)
         folder = os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
@@ -112,7 +109,7 @@ class LocalStore:
                 try:
                     os.link(temporary, path)
                 except FileExistsError:
-                    raise AlreadyExists(f"{uri} is already there") from None
+                    raise AlreadyExists(f"{uri} already exists") from None
                 version = version_of(os.stat(temporary))
             elif expect == ANYTHING:
                 version = version_of(os.stat(temporary))
@@ -138,10 +135,10 @@ class LocalStore:
                 os.unlink(path)
 
     def leftovers(self, folder: str, *, remove: bool) -> Iterator[Object]:
-        """Files that killed puts left below a folder, hidden from `list`: halves of objects, and locks nobody holds.
+        """Temporary files of killed puts below a folder, and free lock files; `list` hides them.
 
-        Never a file of a put that may still be under way: its process lives, or, on another machine, wrote just now.
-        remove: delete each before it is given.
+        Files of puts that may still be active are left out: their process lives, or, on another machine, has written
+        recently. remove: delete each before it is yielded.
         """
         for path, _, names in os.walk(path_of(folder)):
             for name in names:
@@ -152,19 +149,19 @@ class LocalStore:
 
 
 def temporary_beside(path: str) -> str:
-    """A name beside a file's own for a put of this process; says whose it is, so that it can be seen to be dead."""
+    """A temporary name for a put of this process, in the same folder. It contains host and process of its owner."""
     return f"{_hidden(path)}.{_mark()}{secrets.token_hex(6)}"
 
 
 @contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Alone among all who replace this file, on this machine or over NFS."""
+    """An exclusive lock for replacing this file, on this machine or over NFS."""
     lock_path = _hidden(path) + ".lock"
     while True:
         with open(lock_path, "ab") as lock:  # opened for writing: NFS locks need that
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not os.fstat(lock.fileno()).st_nlink:
-                continue  # removed by its last holder: whoever came after holds another file
+                continue  # removed by its last holder: later holders lock another file
             try:
                 yield
             finally:
@@ -174,7 +171,7 @@ def locked(path: str) -> Iterator[None]:
 
 
 def host() -> str:
-    """This machine's name and PID namespace: processes of other hosts and containers cannot be looked for."""
+    """This machine's name and PID namespace; processes of other hosts and containers cannot be checked."""
     try:
         return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -182,9 +179,9 @@ def host() -> str:
 
 
 def began(pid: int) -> str:
-    """When a process of this machine began, in the kernel's own count: a PID alone may be another one's by now.
+    """The kernel's start time of a process of this machine, because PIDs are reused.
 
-    Field 22 of proc(5)'s stat; empty for a process that is gone or dead, `?` where the system has no /proc.
+    Field 22 of proc(5)'s stat; empty for a dead process, `?` without /proc.
     """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -199,12 +196,12 @@ def version_of(found: os.stat_result) -> str:
 
 
 def real(uri: str) -> str:
-    """The URI of what a local path leads to when all its links are followed."""
+    """The URI of a local path with all links resolved."""
     return "file://" + os.path.realpath(path_of(uri))
 
 
 def is_link(uri: str) -> bool:
-    """Whether the last name of a local path is a link; False where nothing is there."""
+    """Whether the last name of a local path is a link; False if it does not exist."""
     return os.path.islink(path_of(uri))
 
 
@@ -234,17 +231,17 @@ def _leftover(path: str, *, remove: bool) -> Object | None:
             if dead and remove:
                 os.unlink(path)
     except FileNotFoundError:
-        return None  # its put has ended meanwhile
+        return None  # the put has ended meanwhile
     return Object("file://" + path, found.st_size, version_of(found)) if dead else None
 
 
 def _is_dead(name: str, found: os.stat_result) -> bool:
     put = _PUT.fullmatch(name)
     if put is None or not stat.S_ISREG(found.st_mode):
-        return False  # none of ours
+        return False  # not one of our files
     if put["host"] == _short(host()):
         return began(int(put["pid"])) not in (put["began"], "?")
-    return time.time() - found.st_mtime > STRANGERS_PUT_S
+    return time.time() - found.st_mtime > FOREIGN_PUT_S
 
 
 def _is_free(path: str, *, remove: bool) -> bool:
@@ -273,7 +270,7 @@ def _read(descriptor: int, start: int, size: int) -> bytes:
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # links that lead to each other
+    except OSError:  # circular links
         return False
 
 
@@ -294,7 +291,7 @@ def _object(entry: os.DirEntry[str], real_top: str) -> Object:
         return Object(uri, 0, "missing", (Reason.READ_NOT_FOUND, "a link that leads nowhere"))
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENOTDIR):
-            raise  # a fault of the disk is no fact about one name
+            raise  # a fault of the disk does not concern one name
         return Object(uri, 0, "missing", (Reason.READ_NOT_FOUND, "a link that leads nowhere"))
     if not stat.S_ISREG(found.st_mode):
         return Object(uri, 0, "special", (Reason.READ_DENIED, "a link to a folder, a pipe or a device, not a file"))

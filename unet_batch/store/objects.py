@@ -1,7 +1,4 @@
-"""Objects in stores: what one is, and how its URI is written.
-
-Knows the grammar of URIs and nothing of their contents: no file system, no network, no credentials.
-"""
+"""Objects in stores, and the grammar of their URIs. No file system, no network, no credentials."""
 
 from __future__ import annotations
 
@@ -12,38 +9,37 @@ from dataclasses import dataclass
 from unet_batch.errors import JobError
 
 SCHEMES = ("file", "s3", "gs", "az", "abfs", "abfss")
-"""Stores that may be named at all; http, ftp, shell and chained file systems never."""
+"""Allowed schemes; http, ftp, shell and chained file systems are not allowed."""
 
 Names = list[str]
-"""For the classes whose own `list` hides the type."""
+"""For classes whose method `list` hides the type."""
 
 _ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs"}
 _HAS_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
-# A token alone may stand before the host of a web address; Azure's abfs://container@account is no user info.
+# A web address may have only a token before its host. In Azure's abfs://container@account there is no user info.
 _USER_INFO = re.compile(r"(?<=://)[^/\s'\"@]*:[^/\s'\"@]*@|(?:(?<=http://)|(?<=https://))[^/\s'\"@]+@")
 _QUERY = re.compile(r"(?P<uri>[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"?]*)\?[^\s'\"]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """One object of a store, as its listing described it."""
+    """One object of a store, as in a listing."""
 
     uri: str
     """Canonical URI."""
     size_bytes: int
     version: str
-    """`etag:<unquoted>` or `generation:<n>` where the store gives one, else `size:<bytes>,mtime:<nanoseconds or
-    seconds>`."""
+    """`etag:<unquoted>` or `generation:<n>` if the store has one, else `size:<bytes>,mtime:<ns or s>`."""
     problem: tuple[str, str] | None = None
-    """Reason and message where the listing already shows that the object must not or cannot be read."""
+    """Reason and message if the listing shows that the object must not or cannot be read."""
 
 
 def canonical(uri_or_path: str) -> str:
-    """The absolute URI that names an object or folder: plain paths become `file:///…` from the current folder.
+    """The absolute URI of an object or folder. Plain paths become `file:///…`, relative to the working directory.
 
-    A path that begins with `~/` begins in the home folder of whoever runs this process, as in a shell.
-    Keys are kept verbatim (`#`, `%` and spaces are legal in them). Raises JobError for what could carry a secret or
-    lead elsewhere: user info, queries, chained URLs (`a::b`), `..` in object stores, unknown schemes.
+    `~/` is the home folder of the process's user. Keys are kept verbatim (`#`, `%` and spaces are legal in them).
+    Raises JobError for user info, queries, chained URLs (`a::b`), `..` in object stores, and unknown schemes: they
+    could contain a secret or lead elsewhere.
     """
     text = str(uri_or_path)
     shown = redact(text)
@@ -65,15 +61,15 @@ def canonical(uri_or_path: str) -> str:
             raise JobError(f"{shown!r} names a host; a local file is file:///absolute/path")
         return "file://" + os.path.abspath("/" + path)
     bucket = rest.partition("/")[0]
-    # Azure writes abfs://container@account.host/key: that "@" is part of the name, a ":" before it never is.
+    # In Azure's abfs://container@account.host/key the "@" is part of the name; a ":" before it is not allowed.
     if "@" in bucket and (":" in bucket or not scheme.startswith("abfs")):
-        raise JobError(f"{shown!r} carries user info; give credentials in `options`, by {{env: NAME}}")
+        raise JobError(f"{shown!r} contains user info; give credentials in `options`, by {{env: NAME}}")
     if "?" in rest:
         raise JobError(f"{shown!r} carries a query; signed URLs are refused, give credentials in `options`")
     if ".." in rest.split("/"):
-        raise JobError(f"{shown!r} holds '..', which means nothing in an object store; write the key itself")
+        raise JobError(f"{shown!r} contains '..', which has no meaning in an object store; write the key itself")
     if not bucket:
-        raise JobError(f"{shown!r} names no bucket")
+        raise JobError(f"{shown!r} has no bucket")
     return f"{scheme}://{rest}"
 
 
@@ -94,17 +90,17 @@ def split(uri: str, *, folder: bool = False) -> tuple[str, str]:
 
 
 def join(folder: str, name: str) -> str:
-    """The URI of `name` in a folder, whether or not the folder ends in a slash."""
+    """The URI of `name` in a folder; the folder may end in a slash."""
     return f"{folder.removesuffix('/')}/{name}"
 
 
 def parent(uri: str) -> str:
-    """The folder that holds an object."""
+    """The folder of an object."""
     return uri.rpartition("/")[0] or uri
 
 
 def redact(text: str) -> str:
-    """The text without the user info and the queries of the URLs in it, for messages and logs."""
+    """The text without user info and queries in its URLs, for messages and logs."""
     if "@" not in text and "?" not in text:
         return text
     return _QUERY.sub(r"\g<uri>?…", _USER_INFO.sub("", text))

@@ -1,7 +1,4 @@
-"""What an answer to a GET must be: of the version that was planned, not too large, and whole.
-
-Knows sizes and version texts, and nothing of the store that gave them.
-"""
+"""Checks of an answer to a GET: the planned version, not too large, and complete. The same for all stores."""
 
 from __future__ import annotations
 
@@ -10,9 +7,9 @@ from unet_batch.store.faults import ShortReadError
 
 
 def before(uri: str, now: str, size_bytes: int, *, version: str | None, max_bytes: int | None) -> None:
-    """Look at an answer's headers before its body is transferred.
+    """Check an answer's headers before its body is transferred.
 
-    now: the version that the body is of. Raises Changed where `version` is another, TooLarge.
+    now: the version of the body. Raises Changed if `version` is another one, TooLarge.
     """
     if version is not None and now != version:
         raise Changed(f"{uri} is {now} now, planned was {version}; plan the run again")
@@ -21,10 +18,10 @@ def before(uri: str, now: str, size_bytes: int, *, version: str | None, max_byte
 
 
 def whole(uri: str, body: bytes, size_bytes: int, span: tuple[int, int] | None) -> bytes:
-    """The body itself.
+    """The body, if it is complete.
 
-    size_bytes: what the headers promised. Raises Changed where the object ends inside the span, ShortReadError where
-    less came than was promised.
+    size_bytes: from the headers. Raises Changed if the object ends inside the span, ShortReadError if bytes are
+    missing.
     """
     if span is not None and size_bytes < span[1] - span[0]:
         raise Changed(f"{uri} is shorter than planned; plan the run again")
@@ -34,10 +31,10 @@ def whole(uri: str, body: bytes, size_bytes: int, span: tuple[int, int] | None) 
 
 
 def range_of(span: tuple[int, int] | None, header: str = "Range") -> dict[str, str]:
-    """The header that asks for the bytes [start, stop) only; none for the whole object."""
+    """The header for the bytes [start, stop); empty for the whole object."""
     return {} if span is None else {header: f"bytes={span[0]}-{span[1] - 1}"}
 
 
 def version_of(etag: str) -> str:
-    """The version text of an ETag, with or without quotes; weak tags (`W/`) keep their mark."""
+    """The version text of an ETag, with or without quotes; weak tags keep `W/`."""
     return "etag:" + etag.replace('"', "")

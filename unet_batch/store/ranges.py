@@ -1,7 +1,4 @@
-"""A seekable file over range reads of one object.
-
-Knows how much to read ahead, and nothing of stores: it is given the read.
-"""
+"""A seekable file over range reads of one object, with read-ahead."""
 
 from __future__ import annotations
 
@@ -10,15 +7,15 @@ from collections.abc import Callable
 
 FIRST_BLOCK_BYTES = 64 << 10
 LAST_BLOCK_BYTES = 4 << 20
-"""Reads ahead double from the first to the last size while the file is read in order, and start again after a jump:
-a walk over the headers of large members moves little, one over small members streams."""
+"""The read-ahead doubles from the first to the last size while the file is read in order, and starts again after a
+seek: reading the headers of large members transfers little, and small members are streamed."""
 
 
 class RangeFile(io.RawIOBase):
-    """Reads are always full, as those of a plain file; every range is asked for at most once in a row."""
+    """A file over range reads. Reads are always full, as with a local file."""
 
     def __init__(self, read_range: Callable[[int, int], bytes], size_bytes: int) -> None:
-        """read_range: the bytes of [start, stop) of one version of the object, or an error."""
+        """read_range: returns the bytes [start, stop) of one version of the object, or raises."""
         super().__init__()
         self._read_range = read_range
         self._size = size_bytes

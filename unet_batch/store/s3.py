@@ -1,8 +1,8 @@
 """Objects in a store that speaks S3: listing, reading and putting, each in the fewest requests.
 
-Puts go through an `s3fs.S3FileSystem` that it is given (its client, its event loop), without its caches or retries.
-Listings go through botocore and one pass over their XML; reads, which are many, through obstore where that reads as the
-file system would. Every answer to a GET carries the ETag of its bytes: a pinned read costs no request more.
+Puts use the client and event loop of a given `s3fs.S3FileSystem`, without its caches or retries. Listings use botocore
+and one pass over their XML. Reads use obstore if it reads like the file system. Every answer to a GET has the ETag of
+its bytes, so a pinned read needs no additional request.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ SINGLE_PUT_BYTES = 5 << 30
 
 
 class S3Store:
-    """The `s3` scheme. Raises what s3fs raises, and Changed or TooLarge before a body is transferred."""
+    """The `s3` scheme. Raises the errors of s3fs, and Changed or TooLarge before a body is transferred."""
 
     def __init__(self, fs: Any, retry: Retry) -> None:
-        """retry: calls its first argument with the others, as often as it takes; used for each page of a listing."""
+        """retry: calls its first argument with the other arguments, with retries; used for each page of a listing."""
         fs.retries = 1
         self.fs = fs
         self._retry = retry
@@ -41,7 +41,7 @@ class S3Store:
 
     @staticmethod
     def options(given: dict[str, Any], threads: int) -> dict[str, Any]:
-        """Options of s3fs. One retry layer, ours: the SDK's own would multiply with it."""
+        """Options of s3fs, without the SDK's retries, which would multiply with ours."""
         config = {
             "connect_timeout": 10, "read_timeout": 60, "max_pool_connections": max(threads, 10),
             **given.get("config_kwargs", {}), "retries": {"total_max_attempts": 1, "mode": "standard"},
@@ -49,7 +49,7 @@ class S3Store:
         return {**given, "config_kwargs": config}
 
     def list(self, folder: str) -> Iterator[Object]:
-        """Every object below a folder; the empty objects that stand for folders themselves are no objects."""
+        """Every object below a folder, without the empty objects that represent folders."""
         bucket, prefix = split(folder, folder=True)
         for page in self._pages(Bucket=bucket, Prefix=prefix):
             for key, size_bytes, etag in page.objects:
@@ -63,7 +63,7 @@ class S3Store:
         return sorted(name.removeprefix(prefix).rstrip("/") for page in pages for name in page.prefixes)
 
     def head(self, uri: str) -> Object:
-        """The object as it is now."""
+        """The object's current state."""
         bucket, key = _object(uri)
         return self._reads.head(uri, bucket, key, lambda: self._head(uri))
 
@@ -80,7 +80,7 @@ class S3Store:
     def put(self, uri: str, body: bytes | Path, expect: str | None) -> str:
         """One PutObject with `If-None-Match: *` or `If-Match`; returns the new version.
 
-        An ETag that is refused in quotes is sent once without: some stores compare the quotes too.
+        If an ETag with quotes is refused, it is sent once without: some stores compare without quotes.
         """
         size_of(uri, body, SINGLE_PUT_BYTES)
         if expect is None:
@@ -140,8 +140,8 @@ class S3Store:
             return self._made
 
     def _opened(self, bucket: str) -> Any:
-        """obstore's store of a bucket; None where reads need what only the file system's client does."""
-        # A directory bucket (S3 Express) has sessions of its own, and a name with colons is an access point.
+        """obstore's store of a bucket; None if reads need a feature of the file system's client."""
+        # A directory bucket (S3 Express) has its own sessions, and a name with colons is an access point.
         if not obstore_reads.is_here() or bucket.endswith("--x-s3") or ":" in bucket:
             return None
         client = self._client()
@@ -149,10 +149,10 @@ class S3Store:
         return None if place is None else self._at(place)
 
     def _moved(self, bucket: str, key: str) -> Any:
-        """The same, where the bucket turned out to be in another region; None where it is not."""
+        """The same if the bucket is in another region, else None."""
         try:
             place = self._client().found_elsewhere(bucket, key)
-        except Exception:  # noqa: BLE001 - the key has been read: whatever botocore raises costs time only
+        except Exception:  # noqa: BLE001 - the key has been read, so an error here does not matter
             return None
         return None if place is None else self._at(place)
 
@@ -169,5 +169,5 @@ class S3Store:
 def _object(uri: str) -> tuple[str, str]:
     bucket, key = split(uri)
     if not key:
-        raise NotFound(f"there is no {uri}: it names a bucket")
+        raise NotFound(f"{uri} does not exist: it is a bucket")
     return bucket, key

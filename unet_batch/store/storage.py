@@ -1,7 +1,7 @@
 """Objects by URI in any store: listed, read with their version pinned, and put under conditions.
 
-The only module that knows fsspec. Knows the one retry layer and the threads; knows nothing of images, shards or
-tables. A `Storage` belongs to its process: it is rebuilt from the job file elsewhere, never pickled.
+Only this module uses fsspec. It contains the retries and the threads. A `Storage` belongs to its process: other
+processes build it again from the job file; it cannot be pickled.
 """
 
 from __future__ import annotations
@@ -35,22 +35,32 @@ from unet_batch.store.local import LocalStore
 from unet_batch.store.objects import SCHEMES, Names, Object, canonical, join, path_of, redact, scheme_of
 from unet_batch.store.ranges import RangeFile
 
-__all__ = ["FACTS", "Object", "Storage", "canonical", "join"]
+__all__ = ["OBJECT_ERRORS", "Object", "Storage", "canonical", "join"]
 
 T = TypeVar("T")
 
-FACTS = (NotFound, Changed, TooLarge, Denied)
-"""What a read can find out about an object; any other failure says something about the store."""
+OBJECT_ERRORS = (NotFound, Changed, TooLarge, Denied)
+"""Errors of a read that concern the object; all other errors concern the store."""
 
 PROBES = 3
-"""Of an output, until one of them got all its answers."""
+"""Most probes of an output, if answers are lost."""
 
 _EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 """By scheme: the extra of this package that it needs; `_kind` has its class, and `objects.SCHEMES` the names."""
 
 
 class Store(Protocol):
-    """What one scheme must be able to do; errors are its own."""
+    """One store. Errors are those of its SDK; `Storage` converts them.
+
+    list: every object below a folder, in any order; a missing folder gives nothing.
+    folders: names of the folders directly in a folder.
+    head: the object's current size in bytes and version; raises if it does not exist.
+    read: all bytes of an object, or of span [start, stop). Raises Changed if `version` is not the current one, TooLarge
+    above `max_bytes`.
+    put: writes a whole object; returns its new version. expect: None: it must not exist; a version: it must be this
+    one; ANYTHING: no condition. Raises AlreadyExists or Conflict.
+    delete: removes an object, with the same `expect`. Raises Conflict.
+    """
 
     def list(self, folder: str) -> Iterator[Object]: ...
     def folders(self, folder: str) -> Names: ...
@@ -61,15 +71,15 @@ class Store(Protocol):
 
 
 class Storage:
-    """All stores of one set of options. Threads may share it.
+    """All stores with one set of options. Thread-safe.
 
-    Raises JobError where an option or a package is missing, else StorageError's subclasses, from every method.
+    Every method raises JobError if an option or a package is missing, and subclasses of StorageError.
     """
 
     def __init__(self, options: Options | None = None, threads: int = 16, *, first_wait_s: float = 0.2) -> None:
-        """options: of the fsspec file system; read, with their environment variables, on first use.
+        """options: of the fsspec file system; resolved, with their environment variables, on first use.
 
-        threads: objects read at once. first_wait_s: wait before the second of five tries; the next waits double.
+        threads: objects read in parallel. first_wait_s: wait before the second of five tries; later waits double.
         """
         self._options = options or {}
         self._threads = threads
@@ -83,15 +93,15 @@ class Storage:
         raise TypeError("a Storage is not pickled (it holds credentials); build it again from its options")
 
     def list(self, prefix: str) -> Iterator[Object]:
-        """Every object below the folder `prefix`, never from a cache; a missing folder gives nothing.
+        """Every object below the folder `prefix`, not from a cache; a missing folder gives nothing.
 
-        Raises NotFound where the bucket itself is missing.
+        Raises NotFound if the bucket is missing.
         """
         try:
             yield from self._store(prefix).list(prefix)
         except UnetBatchError:
             raise
-        except Exception as error:  # whatever a store's SDK raises
+        except Exception as error:  # any error of the store's SDK
             raise translated(error, prefix) from error
 
     def folders(self, prefix: str) -> Names:
@@ -99,29 +109,29 @@ class Storage:
         return self._try(prefix, lambda: self._store(prefix).folders(prefix))
 
     def is_folder(self, uri: str) -> bool:
-        """Whether there is a folder: on a disk even an empty one, in an object store one that holds something."""
+        """Whether the folder exists: on a disk also if it is empty, in an object store only if it holds objects."""
         if scheme_of(uri) == "file":
             return Path(path_of(uri)).is_dir()
         return next(iter(self.list(uri)), None) is not None
 
     def head(self, uri: str) -> Object | None:
-        """The object as it is now; None where there is none."""
+        """The object's current state; None if it does not exist."""
         try:
             return self._try(uri, lambda: self._store(uri).head(uri))
         except NotFound:
             return None
 
     def read(self, uri: str, *, version: str | None = None, max_bytes: int | None = None) -> bytes:
-        """The whole object, never a mixture of two versions and never a part of it.
+        """The whole object, all bytes of one version.
 
-        Raises NotFound, Denied, Changed (not `version` any more), TooLarge (more than max_bytes), NotLoggedIn or
+        Raises NotFound, Denied, Changed (no longer `version`), TooLarge (more than max_bytes), NotLoggedIn or
         Unavailable.
         """
         store = self._store(uri)
         return self._try(uri, lambda: store.read(uri, span=None, version=version, max_bytes=max_bytes))
 
     def read_range(self, uri: str, start: int, stop: int, *, version: str | None = None) -> bytes:
-        """Exactly the bytes [start, stop) of the object. Raises as `read`, and Changed where it is shorter."""
+        """Exactly the bytes [start, stop) of the object. Raises as `read`, and Changed if it is shorter."""
         if stop <= start:
             return b""
         store = self._store(uri)
@@ -130,23 +140,23 @@ class Storage:
     def read_many(
         self, requests: Sequence[tuple[str, str | None]], *, max_bytes: int | None = None
     ) -> Iterator[bytes | StorageError]:
-        """Whole objects (URI, version) in the order asked for, `threads` of them under way at a time.
+        """Whole objects (URI, version) in order; `threads` of them are read in parallel.
 
-        NotFound, Denied, Changed and TooLarge are yielded in their place; Unavailable and the rest are raised.
+        NotFound, Denied, Changed and TooLarge are yielded in place of the bytes; other errors are raised.
         """
 
         def fetch(uri: str, version: str | None) -> bytes | StorageError:
             try:
                 return self.read(uri, version=version, max_bytes=max_bytes)
-            except FACTS as fact:
+            except OBJECT_ERRORS as fact:
                 return fact
 
-        return self.ahead(partial(fetch, uri, version) for uri, version in requests)
+        return self.map_bounded(partial(fetch, uri, version) for uri, version in requests)
 
-    def ahead(self, calls: Iterable[Callable[[], T]], *, depth: int | None = None) -> Iterator[T]:
-        """Results of the calls in their order; at most `depth` (default: `threads`) are under way or unread.
+    def map_bounded(self, calls: Iterable[Callable[[], T]], *, depth: int | None = None) -> Iterator[T]:
+        """Results of the calls in order; at most `depth` (default: `threads`) calls are active or unread.
 
-        Calls run on this storage's threads, so a call must not use `ahead` itself.
+        The calls run on this storage's threads, so a call must not use `map_bounded`.
         """
         depth = depth or self._threads
         waiting: deque[Future[T]] = deque()
@@ -162,26 +172,26 @@ class Storage:
                 future.cancel()
 
     def open(self, uri: str, *, version: str | None = None) -> BinaryIO:
-        """A seekable binary file over one version of an object (default: the one there now); reads raise Changed."""
+        """A seekable binary file over one version of an object (default: the current one); reads raise Changed."""
         found = self.head(uri)
         if found is None:
-            raise NotFound(f"there is no {uri}")
+            raise NotFound(f"{uri} does not exist")
         if version is not None and found.version != version:
             raise Changed(f"{uri} is {found.version} now, planned was {version}; plan the run again")
         read_range = partial(self._read_span, uri, found.version)
         return cast(BinaryIO, RangeFile(read_range, found.size_bytes))
 
     def create(self, uri: str, body: bytes | Path) -> str:
-        """Put an object where nothing is, whole or not at all; returns its version. Raises AlreadyExists.
+        """Create an object atomically; returns its version. Raises AlreadyExists.
 
-        For objects named by their content: after a lost answer it is tried again, and then finds its own put.
+        For objects named by their content: a retry after a lost answer may find its own put.
         """
         return self._try(uri, lambda: self._put(uri, body, None))
 
     def replace(self, uri: str, body: bytes | Path, *, version: str | None) -> str:
-        """Put an object only over this version of it (None: only where nothing is), whole or not at all.
+        """Replace this version of an object atomically (None: it must not exist).
 
-        Returns the new version. Raises Conflict where another writer was here, PutUnknown where nobody knows.
+        Returns the new version. Raises Conflict if another writer changed it, PutUnknown if the outcome is unknown.
         """
         tries = 0
 
@@ -193,27 +203,26 @@ class Storage:
         try:
             return self._retry_busy(attempt)
         except (AlreadyExists, Conflict) as lost:
-            if tries > 1:  # a try that seemed to do nothing may have been the other writer
-                raise PutUnknown(f"{uri} was refused after {tries} tries; read it back to see whose it is") from lost
+            if tries > 1:  # an earlier try may have succeeded
+                raise PutUnknown(f"{uri} was refused after {tries} tries; read it back to see who wrote it") from lost
             raise Conflict(str(lost)) from lost
         except UnetBatchError:
             raise
-        except Exception as error:  # whatever a store's SDK raises
+        except Exception as error:  # any error of the store's SDK
             if meaning(error) == "unknown":
                 text = redact(" ".join(str(error).split()))[:300]
-                raise PutUnknown(f"no answer to the put of {uri} ({text}); read it back to see whose it is") from error
+                raise PutUnknown(f"no answer to the put of {uri} ({text}); read it back to see who wrote it") from error
             raise translated(error, uri) from error
 
     def put(self, uri: str, body: bytes | Path) -> str:
-        """Put an object over whatever is there, whole or not at all; returns its version."""
+        """Put an object atomically, without a condition; returns its version."""
         return self._try(uri, lambda: self._put(uri, body, ANYTHING))
 
     def delete(self, uri: str, *, version: str | None = None) -> None:
         """Remove an object; a missing one is fine.
 
-        version: remove only this version of it. Raises Conflict where it is another one. A store that ignores the
-        condition of a removal (several S3-compatible ones do) is only asked first: a put between question and removal
-        would be lost there.
+        version: remove only this version. Raises Conflict if it is another one. Several S3-compatible stores ignore the
+        condition of a removal, so the version is also read first; a put between the two requests would be lost there.
         """
         expect = ANYTHING if version is None else version
         try:
@@ -227,9 +236,9 @@ class Storage:
             return
 
     def leftovers(self, folder: str, *, remove: bool) -> Iterator[Object]:
-        """What killed puts left below a folder and no listing shows; nothing in stores where puts leave nothing.
+        """Temporary files of killed puts below a folder, which listings hide; empty for object stores.
 
-        remove: delete each before it is given. Never a file of a put that may still be under way.
+        remove: delete each before it is yielded. Files of puts that may still be active are left out.
         """
         store = self._store(folder)
         if not isinstance(store, LocalStore):
@@ -240,14 +249,14 @@ class Storage:
             raise translated(error, folder) from error
 
     def probe(self, scratch: str) -> str | None:
-        """None where the store honours conditional puts in the folder `scratch`, else a sentence about what it does.
+        """None if the store honours conditional puts in the folder `scratch`, else a sentence about what it does.
 
-        Raises Unavailable where it keeps its answers to itself.
+        Raises Unavailable if answers are lost.
         """
         for _ in range(PROBES):
             try:
                 return self._probe(scratch, join(scratch, f"probe-{secrets.token_hex(8)}"))
-            except (AlreadyExists, PutUnknown) as error:  # an answer was lost: a fresh name leaves nothing to guess
+            except (AlreadyExists, PutUnknown) as error:  # an answer was lost: try again with a new name
                 unsure = error
         raise Unavailable(f"{scratch}: {PROBES} probes lost an answer ({unsure}); run the same command again later")
 
@@ -261,15 +270,15 @@ class Storage:
             except Conflict:
                 return f"the store at {scratch} refuses to replace an object whose version (If-Match) is right"
             if _succeeds(lambda: self.replace(uri, b"four", version=first)):
-                return f"the store at {scratch} ignores the version (If-Match) of a put: it let a stale writer win"
+                return f"the store at {scratch} ignores the version (If-Match) of a put: it accepted a stale one"
             if self.read(uri) != b"three":
-                return f"the store at {scratch} does not give back what was put last"
+                return f"the store at {scratch} does not return the last put"
         finally:
             self.delete(uri)
         return None
 
     def close(self) -> None:
-        """Let the threads go; the storage makes new ones when it is used again."""
+        """End the threads; new ones start on the next use."""
         with self._lock:
             pool, self._pool = self._pool, None
         if pool is not None:
@@ -280,7 +289,7 @@ class Storage:
             return self._retry(call)
         except UnetBatchError:
             raise
-        except Exception as error:  # whatever a store's SDK raises
+        except Exception as error:  # any error of the store's SDK
             raise translated(error, uri) from error
 
     def _read_span(self, uri: str, version: str, start: int, stop: int) -> bytes:
@@ -299,7 +308,7 @@ class Storage:
         scheme = scheme_of(uri)
         store = self._stores.get(scheme)
         if store is None:
-            with self._lock:  # looked at again: another thread may have made it meanwhile
+            with self._lock:  # check again: another thread may have made it
                 store = self._stores.get(scheme)
                 if store is None:
                     store = self._stores[scheme] = self._made(scheme, uri)
@@ -319,9 +328,11 @@ class Storage:
             fs = fsspec.filesystem(scheme, skip_instance_cache=True, **options)
         except ImportError as error:
             package = f"unet-batch[{extra}]"
-            raise JobError(f"{scheme}:// needs a package that is not here: pip install {package}") from error
+            raise JobError(f"{scheme}:// needs a package that is not installed: pip install {package}") from error
         except (TypeError, ValueError) as error:
-            raise JobError(f"`options` open no store at {scheme}:// ({redact(str(error))})") from error
+            raise JobError(
+                f"a store at {scheme}:// cannot be opened with these `options` ({redact(str(error))})"
+            ) from error
         store: Store = kind(fs, self._retry)
         return store
 
