@@ -16,7 +16,7 @@ from unet_batch.archive.inflate import inflated_limit
 from unet_batch.errors import ImageError, JobError, Reason
 from unet_batch.records import Source
 from unet_batch.spec import InputSpec
-from unet_batch.store.storage import FACTS, Object, Storage
+from unet_batch.store.storage import OBJECT_ERRORS, Object, Storage
 
 FOREIGN = (pa.ArrowException, OSError, ValueError)
 """Arrow's errors on damaged files."""
@@ -46,7 +46,7 @@ def parquet_sources(listing: Listing) -> dict[str, list[Source]]:
     """One source per row of each file."""
     check_readable(listing.objects)
     calls = [partial(_rows_of, listing.storage, listing.spec, found) for found in listing.objects]
-    return {listing.partition: list(chain.from_iterable(listing.storage.ahead(calls)))}
+    return {listing.partition: list(chain.from_iterable(listing.storage.map_bounded(calls)))}
 
 
 def parquet_contents(reading: Reading) -> Iterator[tuple[Source, Content]]:
@@ -58,7 +58,7 @@ def parquet_contents(reading: Reading) -> Iterator[tuple[Source, Content]]:
             with reading.storage.open(uri, version=sources[0].version) as stream:
                 for row, cell in read_cells(stream, column, list(by_row), uri=uri):
                     yield by_row.pop(row), cell
-        except FACTS as error:
+        except OBJECT_ERRORS as error:
             fact = image_error(error)
             yield from ((source, fact) for source in by_row.values())
 

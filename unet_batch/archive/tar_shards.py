@@ -11,7 +11,7 @@ from unet_batch.archive.tar import Member, TarIndex, index_tar, read_members
 from unet_batch.errors import Reason
 from unet_batch.records import Source
 from unet_batch.spec import InputSpec
-from unet_batch.store.storage import FACTS, Object, Storage
+from unet_batch.store.storage import OBJECT_ERRORS, Object, Storage
 
 GAP_BYTES = 64 << 10
 """Members of a tar with a smaller gap between them are read in one request: the gap costs less than a request."""
@@ -30,7 +30,9 @@ def tar_sources(listing: Listing, tars: Sequence[Object]) -> Iterator[Source]:
     """The images in tars. A truncated or corrupt tar gives its intact images and one source with its problem."""
     check_readable(tars)
     members = _Members(listing.spec)
-    for shard, index in listing.storage.ahead(partial(_indexed, listing.storage, tar, listing.cache) for tar in tars):
+    for shard, index in listing.storage.map_bounded(
+        partial(_indexed, listing.storage, tar, listing.cache) for tar in tars
+    ):
         yield from members.sources(shard, index, listing.tally)
 
 
@@ -100,7 +102,7 @@ def _from_tar(storage: Storage, uri: str, sources: Sequence[Source]) -> Iterator
     spans = _spans(sources)
     largest = max((stop - start for start, stop, _ in spans), default=1)
     calls = (partial(_read_span, storage, uri, span) for span in spans)
-    for span_contents in storage.ahead(calls, depth=min(16, max(2, AHEAD_BYTES // max(largest, 1)))):
+    for span_contents in storage.map_bounded(calls, depth=min(16, max(2, AHEAD_BYTES // max(largest, 1)))):
         yield from span_contents
     streamed = {(s.member or "", s.ordinal): s for s in sources if s.offset is None}
     if not streamed:
@@ -110,7 +112,7 @@ def _from_tar(storage: Storage, uri: str, sources: Sequence[Source]) -> Iterator
         with storage.open(uri, version=version) as stream:
             for name, body in read_members(stream, set(streamed)):
                 yield streamed.pop(name), body
-    except FACTS as error:
+    except OBJECT_ERRORS as error:
         fact = image_error(error)
         yield from ((source, fact) for source in streamed.values())
 
@@ -132,7 +134,7 @@ def _read_span(storage: Storage, uri: str, span: tuple[int, int, list[Source]]) 
     start, stop, sources = span
     try:
         body = storage.read_range(uri, start, stop, version=sources[0].version)
-    except FACTS as error:
+    except OBJECT_ERRORS as error:
         fact = image_error(error)
         return [(source, fact) for source in sources]
     places = [(source, (source.offset or 0) - start) for source in sources]
