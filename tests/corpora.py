@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 def pillow_test_images() -> Path:
     """The folder with Pillow's own 1,060 test files (59 MB); skips the test with a reason where it cannot be had.
 
-    pip fetches the source distribution (47 MB) from whatever index this machine is configured for.
+    pip fetches the source distribution (47 MB) from the index that this machine is configured for.
     """
     folder = cache_folder() / f"pillow-{PILLOW}-images"
     if not folder.is_dir():

@@ -25,7 +25,7 @@ def changed(contract: Contract, *, source: dict | None = None, target: dict | No
 
 
 def run(data: bytes, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """All outputs of a file, by a session as anybody would open it."""
+    """All outputs of a file, from an ordinary session."""
     session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_outputs()]
     return dict(zip(names, session.run(names, feed), strict=True))

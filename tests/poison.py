@@ -30,7 +30,7 @@ def decode(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
     if data.endswith(HANG):
         time.sleep(3600)
     if data.endswith(RAISE):
-        raise RuntimeError("an error that nobody expected")
+        raise RuntimeError("an unexpected error")
     if data.endswith(SILENT):
         return iter(())
     return decode_well(data, spec, limits)

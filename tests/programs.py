@@ -18,7 +18,7 @@ INSTALL_TIMEOUT_S = 300
 def azurite() -> Path:
     """The program that plays Azure Blob Storage (MIT, 186 MB with what it needs); skips the test where npm fails.
 
-    npm fetches it from whatever registry this machine is configured for.
+    npm fetches it from the registry that this machine is configured for.
     """
     folder = cache_folder() / f"azurite-{AZURITE}"
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Published segmentation models, downloaded once: what files look like that nobody made for these tests.
+"""Published segmentation models, downloaded once: files that were not made for these tests.
 
 | name | package | what |
 |---|---|---|
@@ -78,7 +78,7 @@ def _from_wheel(name: str) -> bytes:
 
 
 def _wheel(name: str) -> Path:
-    """pip fetches the wheel from whatever index this machine is configured for; never its dependencies."""
+    """pip fetches the wheel from the index that this machine is configured for; never its dependencies."""
     package, version = PACKAGES[name]
     pattern = f"{package.replace('-', '_')}-{version}-*.whl"
     folder = cache_folder()

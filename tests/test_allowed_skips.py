@@ -65,6 +65,6 @@ def test_a_fact_about_the_machine_is_allowed(tmp_path):
 
 
 def test_by_hand_a_skip_is_a_skip(tmp_path):
-    """Whoever has no npm can still run the rest."""
+    """The other tests run without npm."""
     assert run(tmp_path, "npm is not installed").returncode == 0
     assert run(tmp_path, "npm is not installed", CI="false").returncode == 0

@@ -68,7 +68,7 @@ def test_what_is_printed_is_text_and_never_markup(capfd, monkeypatch, text):
 
 
 def test_a_long_path_in_a_table_is_folded_and_not_cut(capfd, monkeypatch):
-    """Nobody can look for a name that ends in an ellipsis."""
+    """A name that ends in an ellipsis cannot be searched for."""
     monkeypatch.setenv("COLUMNS", "40")
     print_table("t", ["subject", "reason"], [["job archive", "x" * 100]])
     err = capfd.readouterr().err

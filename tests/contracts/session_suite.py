@@ -39,7 +39,7 @@ def tiles_of(seed: int, count: int, side: int = 8) -> np.ndarray:
 
 @dataclass
 class FakeClock:
-    """Seconds that pass only when somebody says so."""
+    """A clock that a test sets."""
 
     now: float = 0.0
 

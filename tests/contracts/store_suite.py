@@ -63,7 +63,7 @@ class StoreSuite:
         assert storage.is_folder(join(root, "no/such")) is False
 
     def test_a_listing_is_never_stale(self, storage: Storage, root: str) -> None:
-        """An object put by somebody else between two listings is in the second."""
+        """An object that another client puts between two listings is in the second."""
         storage.put(join(root, "a"), b"1")
         first = [o.uri for o in storage.list(root)]
         storage.put(join(root, "b"), b"1")

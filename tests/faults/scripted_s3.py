@@ -42,7 +42,7 @@ class SentRequest:
 
     @property
     def access_key(self) -> str:
-        """Who signed the request; empty where nobody did."""
+        """Who signed the request; empty if unsigned."""
         return self.headers.get("authorization", "").partition("Credential=")[2].partition("/")[0]
 
     @property

@@ -112,7 +112,7 @@ def no_session(*_: Any) -> Any:
 
 
 def ignore_leases() -> None:
-    """Let this process take every partition, whoever holds it."""
+    """Let this process take every partition, even a leased one."""
     Leases.take = lambda self, partition: None  # type: ignore[method-assign]
 
 
@@ -139,7 +139,7 @@ def decode(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
 
 
 def blind(text: str) -> None:
-    """Let this process's listings leave out whatever has this text in its URI."""
+    """Let this process's listings leave out URIs that contain this text."""
     inner = LocalStore.list
 
     def listed(store: LocalStore, folder: str) -> Iterator[Object]:

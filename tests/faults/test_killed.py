@@ -70,7 +70,7 @@ def test_a_run_killed_before_it_published_is_completed_by_one_rerun(faulty, poin
 
 @pytest.mark.parametrize("point", ["after the put of the rows", "before the lease ends", "before the record ends"])
 def test_a_run_killed_after_it_published_has_nothing_left_to_do(faulty, point):
-    """The put was the commit: whatever came after it is bookkeeping."""
+    """The put was the commit; later steps are bookkeeping."""
     project = faulty.project
     project.fill(DAY, IMAGES)
     project.run(OLD)

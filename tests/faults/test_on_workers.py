@@ -105,7 +105,7 @@ def test_a_worker_that_dies_is_replaced_and_its_units_are_redone_in_the_same_run
     always={"three parts have arrived"},
 )
 def test_a_driver_that_is_killed_is_followed_by_a_run_that_completes(faulty, workers, point, nth):
-    """Another executor may go on; what was staged is not decoded again, and the lease of the dead blocks nobody."""
+    """Another executor may go on: staged units are not decoded again, and the dead run's lease blocks no other run."""
     project = faulty.project
     project.fill(DAY, IMAGES)
     project.run("tiling.overlap=0.5")

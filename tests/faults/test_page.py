@@ -45,7 +45,7 @@ def numbers_in(nodes: list[ast.FunctionDef]) -> set[int]:
 
 @pytest.mark.slow
 def test_every_test_on_the_page_is_collected():
-    """By pytest itself: a function that it does not run is no test, whatever its name."""
+    """By pytest itself: a function that it does not run is no test."""
     assert {(file, test) for file, test, _ in rows(PAGE)} - collected(file for file, _, _ in rows(PAGE)) == set()
 
 
@@ -67,7 +67,7 @@ def test_a_row_that_promises_another_exit_code_is_found():
 
 
 def test_every_test_of_the_suite_is_on_the_page():
-    """Whoever adds a fault says what happens."""
+    """Every fault has a row that says what happens."""
     here = {
         (f"tests/faults/{path.name}", name)
         for path in Path(__file__).parent.glob("test_*.py")

@@ -245,7 +245,7 @@ def test_a_publication_whose_put_is_unsure_is_settled_by_reading_back(project, w
 
 
 def test_a_lost_answer_and_a_rival_in_between_is_no_success(project, weather):
-    """Reading back finds somebody else's generation: exit code 4, and their rows stay."""
+    """Reading back finds another run's generation: exit code 4, and that run's rows stay."""
     project.fill(DAY, IMAGES)
     project.run(OLD)
     theirs = project.data(NAME).read_bytes()
@@ -312,7 +312,7 @@ def test_rows_that_no_listing_shows_are_found_by_name(project, monkeypatch):
 
 
 def test_an_image_that_the_listing_shows_late_is_scored_alone(project, monkeypatch):
-    """The partition was complete as far as anybody could see; the next run adds the one row."""
+    """The partition looked complete; the next run adds the missing row."""
     project.fill(DAY, IMAGES)
     with monkeypatch.context() as lagging:
         blind(lagging, f"/archive/{DAY}/004.png")
@@ -551,7 +551,7 @@ def flip_a_bit(project, column: str) -> None:
 
 
 def test_published_rows_whose_keys_are_damaged_are_scored_again(project):
-    """Nobody can tell whose rows they are, so that the day is scored and published anew."""
+    """It is unknown which run wrote the rows, so the day is scored and published again."""
     project.fill(DAY, IMAGES)
     project.run(*LIMITS)
     for part in project.parts():
@@ -602,7 +602,7 @@ def test_a_renewal_that_nobody_can_settle_is_tried_again(project, weather):
 
 
 def test_a_take_over_whose_answer_is_lost_is_a_take_over(project, weather):
-    """Reading back finds this run's own name: nobody else is to blame, and the partition is worked on."""
+    """Reading back finds this run's own name: there is no other run, and the partition is worked on."""
     project.fill(DAY, IMAGES)
     prepared = project.prepared()
     dead = Leases(prepared.output, "dead", 0.0)

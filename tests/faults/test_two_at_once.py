@@ -36,7 +36,7 @@ def holder(faulty: Faulty) -> dict:
 
 
 def test_the_second_run_leaves_a_held_partition_alone_and_names_the_holder(faulty):
-    """Exit code 4 at once, with run and process; the first one ends as if nobody had come."""
+    """Exit code 4 at once, with run and process; the first one is not affected."""
     faulty.project.fill(DAY, IMAGES)
     strike, go = waits(faulty, "before a part")
     first = faulty.start(strike, overrides=LIMITS)
@@ -101,7 +101,7 @@ def test_without_leases_the_slower_run_still_changes_nothing(faulty, monkeypatch
 
 
 def test_four_runs_without_leases_end_in_one_complete_partition(faulty):
-    """In whatever order they meet: all succeed, and there is one row for each image."""
+    """In any order: all succeed, and there is one row for each image."""
     project = faulty.project
     project.fill(DAY, IMAGES)
     runs = [faulty.start(overrides=LIMITS, leases=False) for _ in range(4)]

@@ -91,7 +91,7 @@ def test_the_job_that_is_made_wrong_is_right():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", fields(JobSpec))
 def test_a_wrong_value_is_refused_by_name(tmp_path, name):
-    """Whatever the schema does not allow is an argument error in one line that names the field."""
+    """A value that the schema does not allow is an argument error: one line that names the field."""
     wrong = wrong_values(JobSpec, GOOD, name)
     assert wrong
     path = tmp_path / "job.yaml"
@@ -218,7 +218,7 @@ def test_every_wrong_row_of_a_manifest_is_one_rejection(project):
     [(b'uri\n"a.png', "rows.csv"), (b'{"uri": "a.png"}\n{"uri": ', "rows.jsonl"), (b"PAR1 no", "rows.parquet")],
 )
 def test_a_manifest_that_breaks_off_stops_publication(project, data, name):
-    """Nobody can count the rows that are lost: exit code 5, and nothing is published."""
+    """The number of lost rows is unknown: exit code 5, and nothing is published."""
     project.put("list/a.png")
     project.put(f"list/{name}", data)
     summary = project.run(

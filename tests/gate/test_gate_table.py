@@ -238,7 +238,7 @@ def reports(project: Project) -> int:
 
 
 def test_the_same_images_are_asked_about_once(project, cache):
-    """On one machine, whoever asks."""
+    """On one machine, in every process."""
     project.fill(DAY, 3)
     overrides = Files(project).written()
     for _ in range(2):

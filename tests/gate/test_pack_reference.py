@@ -83,7 +83,7 @@ def test_a_fixed_batch_is_filled():
 
 
 def test_another_channel_order_is_noticed():
-    """Somebody feeds BGR to a network of RGB."""
+    """The user feeds BGR to a network for RGB."""
     packed = packed_unet()
     right = runner(packed)
     problems = verify(packed, lambda tiles: right(np.ascontiguousarray(tiles[..., ::-1])))

@@ -142,7 +142,7 @@ def test_nan_and_infinity_are_counted_by_side_and_left_out_of_errors() -> None:
 
 
 def test_a_pixel_that_became_nan_is_a_flip() -> None:
-    """argmax would call it class 0, and nobody would see."""
+    """argmax would silently call it class 0."""
     reference = logits_of([[0, 0, 0, 1]])
     other = reference.copy()
     other[0, :, 0, 0] = np.nan

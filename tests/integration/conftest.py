@@ -28,7 +28,7 @@ def cluster(joined: tuple[SmallCluster, dict[str, str]]) -> SmallCluster:
 
 @pytest.fixture(scope="module")
 def token(joined: tuple[SmallCluster, dict[str, str]]) -> str:
-    """What they ask everybody for."""
+    """The token that every client must send."""
     return joined[1]["RAY_AUTH_TOKEN"]
 
 

@@ -103,7 +103,7 @@ class SmallCluster:
         return found
 
     def close(self) -> None:
-        """End all nodes, whatever state they are in, and remove their folder."""
+        """End all nodes, in any state, and remove their folder."""
         try:
             for name in list(self._starters):
                 self.kill(name)
@@ -147,9 +147,9 @@ class SmallCluster:
 
 @contextlib.contextmanager
 def three_nodes() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
-    """A head without cores, a node with one core and a node with two; and the variables of whoever joins them.
+    """A head without cores, a node with one core and a node with two; and the variables of a process that joins them.
 
-    It asks everybody for a token: its control plane listens on all interfaces, whatever its address is.
+    Every client needs a token: the control plane listens on all interfaces, also if its address is loopback.
     """
     if not sys.platform.startswith("linux"):
         pytest.skip("each node has a loopback address of its own, which other systems do not set up")
@@ -214,7 +214,7 @@ def command_lines() -> dict[int, str]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody uses now."""
+    """Free ports of loopback."""
     with contextlib.ExitStack() as held:
         sockets = [held.enter_context(socket.socket()) for _ in range(count)]
         for one in sockets:

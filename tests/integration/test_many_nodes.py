@@ -117,7 +117,7 @@ def test_a_job_that_is_stopped_ends_in_order(job):
 
 @pytest.mark.matrix
 def test_a_lost_node_costs_the_units_in_flight_on_it(job):
-    """Nobody helps: the run ends by itself, complete, with exit code 0. The node stays lost."""
+    """The run completes without help, with exit code 0. The node stays lost."""
     images = 48
     job.fill(images)
     job.slow(3)

@@ -35,7 +35,7 @@ def with_poison(settings):
 
 
 def test_missing_leaves_published_days_alone(project):
-    """A second `missing` plans nothing, whatever happened to the published days since."""
+    """A second `missing` plans nothing, also if the published days changed since."""
     fill(project, DAYS[0])
     project.run()
     before = project.data(DAYS[0]).read_bytes()
@@ -206,7 +206,7 @@ def test_after_the_deadline_no_unit_begins_and_complete_days_are_published(proje
 
 
 def test_a_deadline_that_has_passed_is_refused(project):
-    """Nothing is scored for nobody."""
+    """Nothing is scored."""
     fill(project)
     with pytest.raises(JobError, match="has passed"):
         project.run(deadline=datetime.now(UTC) - timedelta(seconds=1))

@@ -179,7 +179,7 @@ CANARIES = {
     "CANARY_SECRET": "canary-secret-8e02d7",
     "CANARY_SAS": "sv=2026&sig=canary-sas-77ab31%3D",
 }
-"""What nobody must find, given to jobs by the names of variables."""
+"""Secrets, given to jobs by the names of variables."""
 USER_INFO = "canary-user:canary-password-c41f@"
 PLANTED = ("canary-key-5b1d9c0f7e", "canary-secret-8e02d7", "canary-sas-77ab31", "canary-password-c41f")
 IN_THE_MANIFEST = ("canary-row-user-9d", "canary-row-sas-2c")

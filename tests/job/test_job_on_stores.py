@@ -49,7 +49,7 @@ def test_a_day_is_scored_published_and_verified(remote):
 
 
 def test_a_late_and_a_changed_image_are_scored_alone(remote):
-    """An image that was put again with other bytes is another version, whatever the store calls it."""
+    """An image that was put again with other bytes is another version, in every store."""
     remote.fill(5)
     remote.run()
     remote.put(f"{DAY}/late.png", png(7))

@@ -105,7 +105,7 @@ def test_a_doubt_that_does_not_repeat_is_a_prediction(reason):
 
 
 def test_the_rows_of_several_pages_are_written_by_a_stage():
-    """A driver knows one page of a source; a third try writes all of them, whatever it finds."""
+    """A driver knows one page of a source; a third try writes all of them."""
     executor = Doubting(always(Reason.MODEL_OUT_OF_MEMORY, "c"), pages=3)
     run = drive(executor, unit(*"abcd"))
     assert (run.done, run.rejected, run.open, executor.asked["c"]) == (Counter("abcd"), {}, [], 3)
@@ -194,7 +194,7 @@ def test_a_permission_that_was_taken_away_leaves_images_open(reason):
 
 
 def test_denials_in_numbers_leave_images_open_even_where_others_are_readable():
-    """A tenth of a day's objects: no single image is to blame, whatever a control says."""
+    """A tenth of a day's objects: no single image is to blame, whatever the control says."""
     names = [f"{n:03}" for n in range(200)]
     units = [unit(*names[n : n + 4]) for n in range(0, 200, 4)]
     denied = Doubting(lambda name, _: Reason.READ_DENIED if int(name) >= 180 else None)

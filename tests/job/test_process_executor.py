@@ -1,4 +1,4 @@
-"""Worker processes: who gets which unit, what a death or a start that fails costs, and that nobody outlives the run."""
+"""Worker processes: which worker gets which unit, the cost of a death or a failed start; none outlives the run."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_no_process_takes_a_second_unit_while_another_has_none(made):
 
 
 def test_a_worker_that_is_killed_from_outside_costs_no_unit_its_receipt(made, project):
-    """kill -9 of one process in the middle: its units have a second try in the same pass, nobody is suspected."""
+    """kill -9 of one process in the middle: its units have a second try in the same pass, and no image is suspected."""
     executor, todo = made(delay_s=0.1)
     arriving = executor.run(todo)
     found = [next(arriving)]
@@ -192,7 +192,7 @@ def test_a_silent_unit_is_told_as_what_it_is_and_its_neighbour_is_scored(made, p
     ("acts", "error", "sentence", "at_most"),
     [
         (["missing"], ProviderMissing, "no worker process can score: no driver on this machine", 2),
-        (["raise"], UnetBatchError, "RuntimeError: an error that nobody expected", 2),
+        (["raise"], UnetBatchError, "RuntimeError: an unexpected error", 2),
         (["die"], Incomplete, "its process died 3 times before it could score (signal SIGKILL)", 6),
     ],
 )
@@ -244,7 +244,7 @@ def test_a_machine_without_room_for_a_process_is_one_sentence(made, monkeypatch)
 
 
 def test_a_worker_that_prints_very_much_scores_nevertheless(made, monkeypatch, tmp_path):
-    """C libraries print about bad images; nobody reads it, and no pipe fills up."""
+    """C libraries print about bad images; the text is not read, and no pipe fills up."""
     (tmp_path / "loud.py").write_text(
         "import os\nfrom poison import decode as quiet\n"
         "def decode(*how):\n    os.write(2, b'x' * (1 << 17))\n    return quiet(*how)\n"
@@ -299,7 +299,7 @@ def test_workers_leave_within_seconds_of_a_driver_that_was_killed(project, at_wo
     until(lambda: len(project.parts()) >= 2)
     workers = [pid for pid in sessions_processes(driver.pid) if pid != driver.pid]
     assert workers
-    if not at_work:  # nobody takes receipts or gives units any more
+    if not at_work:  # receipts and units are no longer handled
         os.kill(driver.pid, signal.SIGSTOP)
         time.sleep(1.5)
     driver.kill()

@@ -29,7 +29,7 @@ def test_a_record_says_what_was_to_be_done_and_what_was(project):
 
 
 def test_a_record_is_there_before_anything_is_scored(project):
-    """Whoever looks after a kill finds what the run had in mind, and no word of what it did."""
+    """After a kill, the record holds the plan of the run and no results."""
     project.fill(DAY, 1)
     seen = []
 

@@ -164,7 +164,7 @@ def test_a_unit_that_ran_twice_counts_once():
 
 
 def test_a_unit_that_decodes_to_too_much_is_halved_without_suspicion():
-    """Large pictures are no poison: halves are not isolated and nobody is rejected."""
+    """Large images do not kill workers: halves are not isolated and no image is rejected."""
     executor = FakeExecutor(lambda u, _: ("unit.too_large", "") if len(u.sources) > 1 else None)
     done, rejected, _ = drive(executor, unit("a", "b", "c"))
     assert (done, rejected) == (Counter("abc"), {})

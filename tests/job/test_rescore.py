@@ -1,4 +1,4 @@
-"""--rescore: every image is scored again, whatever is published, under the same promises as ever."""
+"""--rescore: every image is scored again, also published ones, with the same guarantees as in other runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals: the first ends a command in order, whatever it is; a second one ends it at once."""
+"""Signals: the first ends any command in order; a second one ends it at once."""
 
 from __future__ import annotations
 

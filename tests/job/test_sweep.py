@@ -73,7 +73,7 @@ def test_other_models_parts_go_unless_they_are_wanted_for_a_rollback(project):
 
 
 def test_what_a_killed_run_left_goes_and_a_live_run_is_left_alone(project):
-    """Attempts and probes of the dead; nothing while somebody holds a lease."""
+    """Attempts and probes of dead runs; nothing while a run holds a lease."""
     project.fill(DAY, 1)
     project.run()
     prepared = project.prepared()
@@ -140,7 +140,7 @@ def test_the_file_of_another_machines_put_goes_when_nothing_was_written_for_long
 
 
 def test_a_lock_that_a_killed_put_left_goes_and_one_that_is_held_stays(project):
-    """Nobody waits at a lock whose holder is dead, whoever it was."""
+    """No process waits for a lock whose holder is dead."""
     project.fill(DAY, 1)
     lock = project.folder / "out" / "predictions" / f".put-{'0' * 16}.lock"
     lock.parent.mkdir(parents=True)
@@ -171,7 +171,7 @@ def test_the_command_counts_what_it_removed(project):
 
 
 def test_the_index_of_a_tar_goes_with_the_tar(project):
-    """A replaced or removed tar leaves a member list that nobody asks for; a narrower window keeps it."""
+    """A replaced or removed tar leaves an unused member list; a narrower window keeps it."""
     tar = project.put(f"{DAY}/shard.tar", tar_of("a.png", "b.png"))
     project.put("2026/11/20/shard.tar", tar_of("c.png"))
     project.run()

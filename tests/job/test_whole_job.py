@@ -79,7 +79,7 @@ def test_a_tiff_without_a_page_costs_that_image(project):
 
 
 def test_a_decoder_that_says_nothing_costs_that_image(project):
-    """Its contract is at least one page: whatever breaks it, the others of the unit are scored and published."""
+    """If it breaks, the other images of the unit are scored and published."""
     project.fill(DAY, 3)
     project.put(f"{DAY}/odd.png", png(7) + poison.SILENT)
     summary = project.run(executor=lambda settings: LocalExecutor(replace(settings, decoder=poison.NAME)))
@@ -195,7 +195,7 @@ def test_loose_images_and_a_tar_in_one_day(project):
 
 
 def test_a_cut_tar_stops_publication_unless_the_job_allows_it(project):
-    """Its intact members are scored; the lost rest is one row that nobody can miss."""
+    """Its intact members are scored; the lost rest is one row."""
     whole = tar_of({f"{i}.png": png(i) for i in range(6)})
     project.put(f"{DAY}/shard.tar", whole[: len(whole) // 2])
     summary = project.run()
@@ -291,7 +291,7 @@ def kinds(project) -> list[str]:
 
 
 def rewrite(path: Path, change) -> None:
-    """Rewrite a published object, footer included, as somebody with a Parquet library could."""
+    """Rewrite a published object with its footer, as a user with a Parquet library could."""
     table = pq.ParquetFile(path).read()
     metadata = pq.read_metadata(path).metadata
     changed = change(table)
@@ -355,7 +355,7 @@ def test_verify_fails_on_rows_of_another_model(project):
 
 @pytest.mark.parametrize("cut", [0, 1, 8, 100, 2000])
 def test_verify_fails_on_a_truncated_object(project, cut):
-    """Whatever is missing from its end."""
+    """For any number of bytes missing at its end."""
     project.fill(DAY, 3)
     project.run()
     data = project.data(NAME).read_bytes()
@@ -471,7 +471,7 @@ def test_a_window_without_images_is_told_from_one_that_is_published(project):
 
 
 def test_a_run_that_its_model_ends_is_in_its_record(project):
-    """Whoever reads the record later learns how the run ended; the error is raised all the same."""
+    """The record says how the run ended; the error is raised too."""
     project.fill(DAY, 2)
 
     class Refusing(LocalExecutor):

@@ -45,7 +45,7 @@ if VARIABLE in os.environ and "UNWILLING_ISOLATED" not in os.environ:
     if act == "away":
         raise Unavailable("the store of the model is away")
     if act == "raise":
-        raise RuntimeError("an error that nobody expected")
+        raise RuntimeError("an unexpected error")
     if act == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if act == "hang":

@@ -164,7 +164,7 @@ def test_an_input_that_is_no_tensor_of_numbers_is_refused(kind):
 
 
 def test_every_reason_is_said_at_once():
-    """Whoever exports again wants to do it once."""
+    """All problems in one message, so that one new export is enough."""
     node = helper.make_node("Magic", ["x", "w"], ["y"], domain="ai.example")
     model = model_of(node, constants=[pointing_outside()])
     with pytest.raises(

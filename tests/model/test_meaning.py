@@ -248,7 +248,7 @@ def trained(net: Network) -> str:
 
 @pytest.mark.parametrize("ending", [drawn, sampled, dropped, trained], ids=lambda f: f.__name__)
 def test_a_result_that_chance_or_neighbours_decide_is_refused(ending):
-    """Two runs of one tile differ, whatever the contract says."""
+    """Two runs of one tile differ, under every contract."""
     net = Network()
     assert "its result is not repeatable" in said_against(net, ending(net), "logits")
 

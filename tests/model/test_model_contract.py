@@ -122,7 +122,7 @@ def test_a_contract_beside_the_model_wins() -> None:
 
 @pytest.mark.parametrize("text", ["input: {channels: 1, color: gray}", '{"input": {"channels": 1, "color": "gray"}}'])
 def test_a_contract_in_the_metadata_may_be_yaml_or_json(text: str) -> None:
-    """Whatever the exporter finds easier."""
+    """In either form."""
     assert find_contract(with_metadata(free_model(), text), None, "free.yaml").input.channels == 1
 
 
@@ -153,7 +153,7 @@ def test_without_a_contract_the_message_holds_a_draft() -> None:
 
 
 def test_a_draft_says_what_the_graph_ends_in() -> None:
-    """A softmax at the end is no logit, and a draft that somebody accepts unread should not be wrong."""
+    """A softmax at the end is no logit: a draft must be right also if the user does not read it."""
     for word in ("logits", "softmax", "sigmoid"):
         tiny = threshold_model(activation=word)
         with pytest.raises(ContractError, match=f"activation: {word}\n"):
@@ -176,7 +176,7 @@ DRAFTED = [
 
 @pytest.mark.parametrize("tiny", DRAFTED)
 def test_a_draft_fits_the_file_it_was_read_from(tiny: TinyModel) -> None:
-    """Whatever people correct in it, they begin with something that loads."""
+    """A draft loads before the user edits it."""
     file = opened(tiny)
     contract = validate(Contract, parse_yaml(draft(file).encode(), "draft"), "draft")
     model = resolve(contract, file, WHOLE)
@@ -440,7 +440,7 @@ def without_padding(size: int | None, out: int | None) -> ModelFile:
 
 @pytest.mark.parametrize(("size", "out"), [(256, 216), (256, None), (80, 40), (None, None)])
 def test_a_mask_that_is_smaller_by_a_border_is_refused(size: int | None, out: int | None) -> None:
-    """Stretched over its tile it would lie up to 20 pixels beside what it means, whatever the file declares."""
+    """Stretched over its tile it would be up to 20 pixels off, for every declared shape."""
     contract = changed(threshold_model().contract, "input", multiple=1)
     if (size, out) == (80, 40):  # exactly half, and declared so: only a run would tell
         assert resolve(contract, without_padding(size, out), WHOLE).tile_hw == (80, 80)

@@ -120,7 +120,7 @@ def pages(folder: Path) -> None:
     ],
 )
 def test_inspect_says_what_is_known_of_them(project, name, taken, returned, opset, parameters, precision, skips):
-    """Names, axes, operator sets and parameters; open axes have whatever names their exporters gave them."""
+    """Names, axes, operator sets and parameters; open axes have the names that their exporters gave them."""
     (project.folder / "model.onnx").write_bytes(real_model(name))
     seen = Published(project).succeeds("model", "inspect", "model.onnx")
     [tensor] = seen["inputs"]

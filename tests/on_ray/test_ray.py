@@ -46,7 +46,7 @@ def test_an_embedded_run_does_not_join_a_cluster_that_happens_to_run(project):
 
 
 def test_an_address_where_no_cluster_answers_is_one_sentence(monkeypatch):
-    """Exit code 2, at once where nobody listens; a wrong token is a ConnectionError of Ray's after a while."""
+    """Exit code 2, at once if the port is closed; a wrong token is a ConnectionError of Ray's after a while."""
     import ray
 
     from unet_batch.on_ray import start as ray_start

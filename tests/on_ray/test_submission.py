@@ -1,4 +1,4 @@
-"""What is sent to a cluster: the same command, a name that follows from it, and no secret that nobody asked to send."""
+"""What is sent to a cluster: the same command, a name derived from it, and only the secrets that the user named."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def told(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> p
 
 
 def test_the_command_there_is_the_command_here(job_file):
-    """The shell of the cluster gets it word by word, whatever is in an override."""
+    """The shell of the cluster gets it word by word, with any text in an override."""
     overrides = ("input.pattern=a/[!b] 'c\"$HOME`*.png", "limits.max_rejected=0.5")
     command = ("backfill", "--select", "missing")
     request = compose(Submission(job_file, overrides, command, window="2026-11-01..2026-11-21"))
@@ -133,7 +133,7 @@ def test_a_local_path_that_may_exist_on_every_node_is_said(job_file, told, path)
 
 
 def test_uris_of_stores_need_no_word(job_file, told):
-    """Nothing is said that nobody has to do."""
+    """No message if there is nothing to do."""
     compose(Submission(job_file, ("input.options={}", "output.options={}")))
     assert told.records == []
 
@@ -207,7 +207,7 @@ def test_this_machine_and_https_are_trusted(job_file, address):
 
 @pytest.mark.parametrize("address", ["http://10.0.0.5:8265", "http://ray.example:8265", "http://localhost.example:1"])
 def test_another_machine_without_a_token_needs_a_word(job_file, address, monkeypatch):
-    """Ray runs whatever it is sent: plain http to another machine is refused, unless somebody takes the risk."""
+    """Ray runs every job that it receives: plain http to another machine is refused, unless the user allows it."""
     with pytest.raises(JobError, match="without a token"):
         compose(Submission(job_file, address=address))
     assert compose(Submission(job_file, address=address, trust_network=True)).name

@@ -167,7 +167,7 @@ def test_the_exit_code_is_the_commands_own(server, submission, code):
     ],
 )
 def test_an_end_that_is_no_exit_code_of_ours_is_explained(server, submission, caplog, ending, code, said):
-    """3 where submitting again goes on, 1 where somebody must look."""
+    """3 if another submission continues, 1 if a person must act."""
     server.ending, server.output = ending, []
     done, _ = shown(submission)
     assert (done.status, done.exit_code, done.result) == (ending["status"], code, None)
@@ -223,7 +223,7 @@ def test_a_cluster_that_falls_silent_is_said_in_the_end(server, submission, monk
 
 
 def test_ctrl_c_leaves_the_job_running(server, submission, caplog):
-    """Following ends; nobody tells the cluster to stop."""
+    """Following ends; the job on the cluster goes on."""
 
     def interrupt(_: str) -> None:
         raise KeyboardInterrupt
@@ -245,7 +245,7 @@ def test_ctrl_c_leaves_the_job_running(server, submission, caplog):
     ],
 )
 def test_a_refusal_is_one_sentence(server, submission, answer, sentence):
-    """Exit code 2, whatever answers there."""
+    """Exit code 2, for any answer."""
     server.refuses_with = answer
     with pytest.raises(JobError, match=sentence) as refused:
         submit(submission)

@@ -62,7 +62,7 @@ def published(found: list[Source], mark: str) -> Published:
     cap=st.one_of(st.none(), st.integers(1, 50)),
 )
 def test_every_open_source_is_in_exactly_one_unit(loose, members, size_bytes, workers, cap):
-    """Units partition the open sources, whatever their sizes and the number of workers."""
+    """Units partition the open sources, for any sizes and any number of workers."""
     found = sources(loose, size_bytes=size_bytes) + sources(members, shard="s3://a.tar", size_bytes=size_bytes)
     made = units(planned(found), job(unit_images=cap), "f" * 64, workers=workers)
     assert sorted(s.key for u in made for s in u.sources) == sorted(s.key for s in found)
@@ -178,7 +178,7 @@ def test_all_actors_fit_a_gpu_cluster_at_once(cpus, gpus, share):
      (0.5, 0.25, 2), (4, 0.51, 4), (1, 1 / 3, 3), (7, 0.7, 7)],
 )  # fmt: skip
 def test_no_session_actor_is_split_over_two_gpus(gpus, share, actors):
-    """Three GPUs hold three actors of 0.6 and not five, and 0.1 goes ten times into one, whatever floats say."""
+    """Three GPUs hold three actors of 0.6 and not five, and 0.1 goes ten times into one, in spite of rounding."""
     assert place(64, gpus, ResourcesSpec(), providers=["cuda"], gpu_share=share).infer_actors == actors
 
 
@@ -216,7 +216,7 @@ def test_without_a_gpu_a_job_that_allows_the_cpu_is_placed_on_cpus():
 
 
 def test_the_collector_rests_only_while_records_are_made():
-    """Also where one survey calls another, where it fails, and where somebody had switched it off before."""
+    """Also if one survey calls another, if it fails, and if the collector was off before."""
     with gc_paused(), gc_paused():
         assert not gc.isenabled()
     assert gc.isenabled()

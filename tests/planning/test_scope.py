@@ -44,7 +44,7 @@ def test_a_resolved_window_holds_its_partitions_and_no_other(text, partition, in
 
 
 def test_last_without_a_listing_holds_nothing():
-    """Nobody may take an unresolved window for every partition."""
+    """An unresolved window is not the same as every partition."""
     assert not Scope(Window(None, None, "last")).holds("date=2026-11-21")
 
 

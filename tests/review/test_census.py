@@ -76,7 +76,7 @@ def test_two_partitions_are_counted_together(tmp_path):
 
 
 def test_equal_confidences_are_queued_by_key(tmp_path):
-    """The queue is the same, whatever the order of partitions and row groups."""
+    """The queue is the same for every order of partitions and row groups."""
     found = census(queue=2)
     found.add(PARTITION, written([ok(name, 0.5) for name in "dcba"], tmp_path / "x.parquet", group=1))
     assert names(found.figures().queue) == ["a", "b"]
@@ -107,7 +107,7 @@ def test_rows_without_a_confidence_have_no_queue(tmp_path):
 
 
 def test_a_class_that_no_image_has_is_a_line_of_its_own(tmp_path):
-    """A class that disappeared over night is what somebody looks for."""
+    """A class that disappeared over night is shown."""
     found = census(classes={1: "class 1", 7: "rare"})
     found.add(PARTITION, written([ok("a", 0.5, 0.1)], tmp_path / "x.parquet"))
     assert [(c.name, c.images, c.mean, c.histogram) for c in found.figures().classes][1] == ("rare", 0, None, None)

@@ -283,7 +283,7 @@ def test_only_the_partitions_of_the_window_are_compared(project):
 
 
 def test_an_image_that_changed_between_the_runs_is_not_compared(project):
-    """Two versions are two images; one that both sides scored is compared, whatever else they scored."""
+    """Two versions are two images; one that both sides scored is compared."""
     project.fill(DAY, 3)
     a = project.run().run
     project.put(f"{DAY}/001.png", png(1, bright_rows=20))

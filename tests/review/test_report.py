@@ -138,7 +138,7 @@ def test_problems_of_the_run_are_told_from_those_of_a_partition(project):
 
 
 def test_a_killed_run_has_no_end(project):
-    """Nobody knows what it did but the store: nothing is published, and no speed is invented."""
+    """Only the store has its results: nothing is published, and no speed is shown."""
     project.fill(DAY, 3)
     run = killed(project)
     found = gathered(project, run=run)
@@ -148,7 +148,7 @@ def test_a_killed_run_has_no_end(project):
 
 
 def test_what_others_published_since_is_told(project):
-    """Rows of another fingerprint do not count; rows of the same one do, whoever published them."""
+    """Rows of another fingerprint do not count; rows of the same one do, from any run."""
     project.fill(DAY, 2)
     first = project.run().run
     project.put(f"{DAY}/late.png", level=7)
@@ -469,7 +469,7 @@ def test_a_run_leaves_its_page_when_it_is_asked_to(project):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["fails", "hangs", "cannot begin", "says nothing", "is stopped"])
 def test_a_page_that_cannot_be_written_changes_nothing_about_the_run(project, monkeypatch, capsys, how):
-    """A sentence, no report, and whatever exit code the run has."""
+    """A message, no report, and the exit code of the run."""
     project.fill(DAY, 1)
     run = project.run().run
     job, page = project.job(), project.folder / "out" / "reports" / f"{run}.html"

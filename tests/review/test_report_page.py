@@ -174,7 +174,7 @@ def test_without_pictures_the_queue_is_a_list(project):
 
 
 def test_many_partitions_show_those_that_need_somebody(report):
-    """A year of days: the two that are not published stand in the list, whatever their dates."""
+    """A year of days: the two that are not published are in the list."""
     [line] = report.partitions
     days = [replace(line, partition=f"date=2025-{n // 28 + 1:02}-{n % 28 + 1:02}") for n in range(300)]
     days[5] = PartitionLine(days[5].partition, "missing", 3, 3, "not published", None, ("one image has no row",))

@@ -30,7 +30,7 @@ SHELL = ["scripts/setup", "scripts/test", "scripts/matrix_due", "scripts/check",
 
 
 def load(path: str) -> ModuleType:
-    """The module of a script, whatever its name ends in."""
+    """The module of a script, with any suffix."""
     name = "script_" + Path(path).stem
     loader = SourceFileLoader(name, str(ROOT / path))
     spec = spec_from_loader(name, loader)
@@ -104,7 +104,7 @@ def test_constraints_pin_everything_the_project_names() -> None:
 
 
 def test_the_demo_job_is_valid_and_stays_below_the_demo_folder() -> None:
-    """Whatever the demo makes can be deleted with one folder."""
+    """All files of the demo are in one folder."""
     job = load_job(ROOT / "jobs/demo.yaml")
 
     assert [job.model.path, job.input.uri, job.output.uri] == [
@@ -119,7 +119,7 @@ def test_the_demo_job_is_valid_and_stays_below_the_demo_folder() -> None:
 
 
 def test_the_contract_of_the_demo_model_is_valid(make_archive: ModuleType) -> None:
-    """The YAML beside the model passes the same validation as anybody's."""
+    """The YAML beside the model passes the usual validation."""
     contract = validate(Contract, parse_yaml(make_archive.CONTRACT.encode(), "nuclei.yaml"), "nuclei.yaml")
 
     assert (contract.input.layout, contract.input.height, contract.output.activation) == ("nhwc", 1024, "softmax")
@@ -296,7 +296,7 @@ def test_time_of_an_orphan_is_our_own_time(quiet: ModuleType) -> None:
 
 
 def test_the_smoke_test_of_gpus_runs_to_its_end_on_a_cpu() -> None:
-    """It is run once in a long time, on machines where nobody wants to mend it first."""
+    """It is run rarely, so it must work without repairs."""
     command = [sys.executable, ROOT / "scripts/gpu_smoke", "--provider", "cpu", "--size", "32", "--base", "2"]
     done = subprocess.run([*command, "--cap", "8", "--batches", "2"], check=False, capture_output=True, text=True)
 

@@ -1,4 +1,4 @@
-"""Batches: every tile comes back once, in sizes that are allowed, whatever the memory does."""
+"""Batches: every tile comes back once, in allowed sizes, also when memory runs out."""
 
 import itertools
 import logging
@@ -61,7 +61,7 @@ def test_each_tile_gets_its_own_logits() -> None:
 def test_every_tile_comes_back_once_in_allowed_sizes(
     counts: list[tuple[tuple[int, int], int]], batch_max: int, fits: int
 ) -> None:
-    """Whatever the shapes, the memory and the cap; tiles are given up only where one alone is too many."""
+    """For any shapes, memory and cap; a tile is given up only if it does not fit alone."""
     session = FakeSession(memory_tiles=fits)
     queue = [t for start, (shape, count) in enumerate(counts) for t in tiles(count, shape, start=1000 * start)]
     results = list(batcher(session, batch_max).run(iter(queue)))
@@ -204,7 +204,7 @@ def test_a_broken_session_ends_the_run() -> None:
 
 
 def test_a_fixed_batch_axis_is_filled_up_and_the_filling_cut_off() -> None:
-    """Nine tiles in fours: the last batch holds one tile and three rows that nobody sees."""
+    """Nine tiles in fours: the last batch holds one tile and three unused rows."""
     session = FakeSession(model=replace(THRESHOLD, batch=4))
     work = batcher(session)
     results = list(work.run(tiles(9)))

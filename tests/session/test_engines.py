@@ -57,7 +57,7 @@ def test_a_provider_is_found_by_both_of_its_names() -> None:
 
 
 def test_a_name_without_a_row_becomes_one() -> None:
-    """It runs what the file is, takes any option, and nobody claims that it is a CPU or a GPU."""
+    """It runs the file's precision, takes any option, and is reported neither as a CPU nor as a GPU."""
     row = find("onnxruntime", "CoreMLExecutionProvider")
     assert (row.label, row.options, row.precisions) == ("CoreMLExecutionProvider", None, ("fp32", "fp16", "int8"))
     assert not on_cpu(row.label)

@@ -71,7 +71,7 @@ class TestEnsembleByVote(SessionSuite):
 
 
 class Told:
-    """A session that returns one array whatever it is given."""
+    """A session that always returns the same array."""
 
     provider = "cpu"
     device_name = "Told 1"
@@ -143,7 +143,7 @@ def test_votes_are_shares_of_members() -> None:
 
 @pytest.mark.parametrize("activation", ["logits", "sigmoid"])
 def test_one_class_votes_by_its_own_threshold(activation: str) -> None:
-    """p > 0.8 is a vote; more than half of the votes is a pixel of the class, whatever the threshold was."""
+    """p > 0.8 is a vote; more than half of the votes is a pixel of the class, for every threshold."""
     values = [0.7, 0.9, 0.9]
     outputs = [[[[v if activation == "sigmoid" else np.log(v / (1 - v))]]] for v in values]
     result, output = combined(outputs, "vote", classes=["cell"], threshold=0.8, activation=activation)
@@ -220,7 +220,7 @@ def test_equal_logits_vote_for_the_first_class() -> None:
 
 
 def test_finished_masks_vote_as_they_are() -> None:
-    """1 is a vote, whatever the threshold; they have no probabilities to average."""
+    """1 is a vote for every threshold; they have no probabilities to average."""
     output = ModelOutput(activation="masks", classes=("a", "b"), threshold=0.9)
     masks = np.array([[[[1, 0]], [[1, 1]]]], np.float32)
     np.testing.assert_array_equal(votes(masks, output), masks)
@@ -354,7 +354,7 @@ def test_the_digest_is_over_members_contracts_order_and_combination() -> None:
 
 
 def test_members_on_different_providers_are_refused() -> None:
-    """Half on the GPU and half on the CPU is not what anybody asked for."""
+    """A session half on the GPU and half on the CPU is refused."""
     models = [model_with("a"), model_with("b")]
     sessions = [FakeSession(model=models[0], provider="cuda"), FakeSession(model=models[1], provider="cpu")]
     with pytest.raises(ProviderMissing, match="run on cpu and cuda"):

@@ -87,7 +87,7 @@ def test_the_chosen_size_is_within_3_per_cent_of_the_optimum(cap: int, overhead:
 def test_on_any_curve_the_choice_is_the_smallest_near_the_top_of_what_was_measured(
     cap: int, rates: list[float]
 ) -> None:
-    """Whatever the curve, nothing measured is more than 2 % faster, and nothing smaller is as good."""
+    """For any curve, no measured size is more than 2 % faster, and no smaller one is as good."""
     sizes = sizes_up_to(cap)
     curve = dict(zip(sizes, rates, strict=False))
     ladder = climbed(sizes, curve.__getitem__)

@@ -194,7 +194,7 @@ def test_an_option_of_the_job_wins_over_ours_and_is_text() -> None:
 
 
 def test_a_provider_without_a_row_gets_its_options_and_nothing_else() -> None:
-    """Whoever names it knows it."""
+    """The user names it, so it is used."""
     spec = SessionSpec(
         providers=("CoreMLExecutionProvider",),
         provider_options={"CoreMLExecutionProvider": {"ModelFormat": "MLProgram"}},

@@ -54,7 +54,7 @@ UNETS = {"nchw": unet_model(64, base=8, levels=3), "any size": unet_model(None, 
 @pytest.mark.parametrize("tiny", UNETS.values(), ids=UNETS.keys())
 @pytest.mark.parametrize("count", [1, 3])
 def test_fp32_logits_are_those_of_onnxruntime(tiny: TinyModel, count: int) -> None:
-    """Within 1e-4 of logits of about 10, on a U-Net with transposed convolutions, whatever the batch."""
+    """Within 1e-4 of logits of about 10, on a U-Net with transposed convolutions, for every batch size."""
     tiles = tiles_of(5, count, side=64)
     exact = opened(tiny, engine="onnxruntime").run(tiles)
     np.testing.assert_allclose(opened(tiny).run(tiles), exact, atol=1e-4 * np.abs(exact).max())

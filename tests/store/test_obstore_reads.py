@@ -138,7 +138,7 @@ def test_limits_hold_before_a_body_is_taken_in(keys: pytest.MonkeyPatch) -> None
 
 
 def test_a_coded_object_comes_as_it_is_stored(keys: pytest.MonkeyPatch, through_obstore: list[str]) -> None:
-    """`Content-Encoding: gzip` says what the bytes are, and is nobody's order to change them."""
+    """`Content-Encoding: gzip` describes the bytes; they are not decoded."""
     answer = Answer(headers={**ETAG, "Content-Encoding": "gzip"}, body=b"\x1f\x8b no gzip at all")
     with scripted(lambda _: answer) as server:
         assert storage_at(server).read("s3://bucket/a") == answer.body
@@ -175,7 +175,7 @@ def echo() -> Iterator[tuple[ScriptedS3, object]]:
 @given(key=st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
 @settings(max_examples=150)
 def test_a_plain_key_is_asked_for_as_it_is(echo: tuple[ScriptedS3, object], key: str) -> None:
-    """Whatever it holds: percent signs, spaces, marks, any script."""
+    """For any key: percent signs, spaces, marks, any script."""
     server, store = echo
     if obstore_reads.is_plain(key):
         obstore.get(store, key).bytes()
@@ -272,7 +272,7 @@ def test_credentials_that_cannot_be_had_are_no_fact_about_an_object(
 
 
 def test_a_job_without_credentials_is_not_logged_in(keys: pytest.MonkeyPatch) -> None:
-    """As with the store's own client: nothing is sent unsigned because nobody said `anon`."""
+    """As with the store's own client: nothing is sent unsigned without `anon`."""
     keys.delenv("AWS_ACCESS_KEY_ID")
     keys.delenv("AWS_SECRET_ACCESS_KEY")
     with scripted(lambda _: WHOLE) as server, pytest.raises(NotLoggedIn):

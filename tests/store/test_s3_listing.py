@@ -46,7 +46,7 @@ def page(keys: list[str], *, token: str | None = None, coded: bool = True, names
 
 @given(keys=st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20), max_size=5))
 def test_a_coded_key_is_what_it_was(keys: list[str]) -> None:
-    """Whatever it holds, control characters that XML cannot carry too."""
+    """For any key, also with control characters that XML cannot hold."""
     found = page_of(page(keys))
     assert found is not None
     assert [key for key, _, _ in found.objects] == keys

@@ -213,7 +213,7 @@ def test_a_replacement_is_always_younger_than_what_it_replaced(tmp_path: Path) -
 
 
 def test_comparing_and_renaming_are_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However long a rename takes, nobody else compares before it is done."""
+    """No other process compares before a rename is done, even a slow one."""
     storage, uri, inner = Storage(), f"file://{tmp_path}/a", os.replace
     base = storage.create(uri, b"base")
 
@@ -304,7 +304,7 @@ def test_a_missing_package_is_said_with_its_extra(monkeypatch: pytest.MonkeyPatc
 
 
 def test_options_that_open_no_store_are_an_error_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An account that nobody named is not a fault of the store."""
+    """A missing account name is not a fault of the store."""
     pytest.importorskip("adlfs")
     monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
     monkeypatch.delenv("AZURE_STORAGE_CONNECTION_STRING", raising=False)

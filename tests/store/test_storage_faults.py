@@ -43,7 +43,7 @@ class ServiceResponseError(Exception):
 
 
 class ServiceRequestError(Exception):
-    """azure-core's error for whatever aiohttp calls a ClientError, by its name."""
+    """azure-core's error for any ClientError of aiohttp, by its name."""
 
 
 class ClientAuthenticationError(Exception):
@@ -202,7 +202,7 @@ def test_a_fact_is_never_tried_again(flaky: type[FlakyStore], error: Exception, 
 
 
 def test_an_unknown_error_is_raised_at_once(flaky: type[FlakyStore]) -> None:
-    """What nobody classified is neither retried nor mistaken for a fact about the image."""
+    """An unclassified error is not retried and does not reject the image."""
     flaky.schedule = {"3": [KeyError("surprise")]}
     with pytest.raises(StorageError, match="surprise") as raised:
         read_all(Storage(first_wait_s=0))

@@ -81,7 +81,7 @@ def test_what_could_leak_or_lead_elsewhere_is_refused(text: str) -> None:
 
 @given(st.text(alphabet=st.characters(exclude_characters="\0?:@", exclude_categories=["Cs"]), min_size=1))
 def test_canonical_is_idempotent(key: str) -> None:
-    """A canonical URI is a fixed point, whatever its key holds."""
+    """Canonicalising a canonical URI does not change it, for any key."""
     if ".." in key.split("/"):
         return
     uri = canonical(f"s3://bucket/{key}")

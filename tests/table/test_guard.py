@@ -61,7 +61,7 @@ def test_what_may_replace_what_is_published(published, now, limits, refused):
 
 
 def test_the_share_that_a_refusal_names_lets_the_rows_through():
-    """Whoever sets what the sentence says is not refused again."""
+    """A user who sets the option of the message is not refused again."""
     refused = 0
     for published in range(1, 60):
         for now in range(1, published):
@@ -270,7 +270,7 @@ def test_a_misspelt_folder_is_named_beside_the_one_that_is_there(project):
 
 
 def test_plan_status_and_doctor_say_what_a_run_would_refuse(undated):
-    """Before anybody runs anything."""
+    """Before a run."""
     undated.fill("x", 6)
     undated.run()
     for number in range(5):

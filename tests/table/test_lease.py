@@ -161,7 +161,7 @@ def test_a_lease_that_is_given_back_is_waited_for_no_longer(output):
 
 @pytest.mark.parametrize("by", ["theirs", "another's"])
 def test_a_lease_that_is_renewed_or_taken_over_meanwhile_is_not_waited_for(output, by):
-    """Whoever writes it is alive: told at once, by name."""
+    """The run that renews it is alive: the other run ends at once and names it."""
     lease = elsewhere(output, ends_in_s=600)
     mine = refused(output)
     newer = replace(lease, run=by, expires_s=lease.expires_s + 1)

@@ -1,4 +1,4 @@
-"""Publication: one row per image of the inventory, or nothing at all; and never over somebody else's newer rows."""
+"""Publication: one row per image of the inventory, or nothing; never over newer rows of another run."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def test_too_many_rejections_stop_publication_and_are_named(output):
 
 
 def test_a_broken_shard_stops_publication_unless_the_job_allows_it(output):
-    """Nobody can count the images that a cut shard lost."""
+    """The number of images that a cut shard lost is unknown."""
     found = sources("a", "b", "c")
     parts = [output.stage(found, reject=("a",), reason=Reason.SHARD_TRUNCATED)]
     with pytest.raises(Incomplete, match="truncated or corrupt"):
@@ -164,7 +164,7 @@ def test_a_broken_shard_stops_publication_unless_the_job_allows_it(output):
 
 
 def test_publishing_twice_changes_nothing(output):
-    """The same generation put by somebody else is success."""
+    """The same generation put by another run is success."""
     found = sources("a", "b")
     parts = [output.stage(found)]
     first = output.publish(found, parts)
@@ -174,7 +174,7 @@ def test_publishing_twice_changes_nothing(output):
 
 
 def test_an_older_run_cannot_replace_newer_rows(output):
-    """The base was recorded when the run began; somebody else's rows, published since, stay."""
+    """The base was recorded when the run began; rows that another run published since stay."""
     found = sources("a", "b")
     stale_parts = [output.stage(found)]
     newer = [output.stage(found, mark="0" * 64)]
@@ -230,7 +230,7 @@ def test_a_part_that_misses_an_image_is_never_written(output):
 
 
 def test_a_published_object_that_is_not_ours_is_an_error(output):
-    """Somebody's file under our name is neither counted nor overwritten."""
+    """A foreign file under the same name is neither counted nor overwritten."""
     output.path().parent.mkdir(parents=True)
     output.path().write_bytes(b"PAR1 not really PAR1")
     with pytest.raises(StorageError, match="move it away"):

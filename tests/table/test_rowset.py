@@ -1,4 +1,4 @@
-"""Which row wins, as a table; and that everybody who needs the answer has the same one."""
+"""Which row wins, as a table; and every caller gets the same answer."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_only_the_version_of_the_inventory_counts():
 
 
 def test_a_page_twice_in_one_object_is_no_row():
-    """Nobody knows which of them is right."""
+    """It is unknown which of them is right."""
     assert choose([rows("oo") + rows("o", pages=2)]) == {}
     assert choose([rows("o") + rows("o")]) == {}
 
@@ -79,7 +79,7 @@ def test_a_source_may_pass_where_any_of_its_pages_may():
 
 @given(st.lists(st.text("otx", min_size=1, max_size=4), min_size=1, max_size=5), st.randoms())
 def test_the_order_of_objects_changes_no_verdict(verdicts, random):
-    """Whoever comes first among equals, as many pages are predicted, and as many rejected."""
+    """The first of equal rows wins; as many pages are predicted, and as many rejected."""
     shuffled = list(verdicts)
     random.shuffle(shuffled)
     one, other = (choose([rows(v) for v in some])["a", "v1"] for some in (verdicts, shuffled))

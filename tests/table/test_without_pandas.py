@@ -1,4 +1,4 @@
-"""pyarrow without pandas: a worker that writes parts loads none, and whoever wants it still gets it."""
+"""pyarrow without pandas: a worker that writes parts does not load it, and other code can still import it."""
 
 from __future__ import annotations
 

@@ -523,7 +523,7 @@ def test_monai_s_networks_export_with_every_axis_open(out: Path, factory: str, a
     assert report.parity.max_abs_error < 1e-4
 
 
-# What nobody but the trainer knows ------------------------------------------------------------------------------------
+# What only the trainer knows ------------------------------------------------------------------------------------------
 
 
 def test_without_a_normalisation_the_file_has_no_contract(out):
@@ -545,7 +545,7 @@ def test_the_contract_lies_beside_the_file_too(out):
 
 
 def test_a_contract_that_was_corrected_is_not_replaced(out):
-    """Somebody's work, and nothing is written then."""
+    """An existing file is not overwritten, and nothing is written."""
     out.with_suffix(".yaml").write_text("# mine\n")
     with pytest.raises(JobError, match="differs from the contract of this export"):
         exported("small", out)

@@ -77,7 +77,7 @@ def test_a_part_is_built_with_its_opset():
 
 
 def test_a_graph_that_the_checker_faults_is_refused():
-    """A type that shape inference contradicts is found before anybody runs the file."""
+    """A type that shape inference contradicts is found before the file is run."""
     model = load_from_string(models.threshold_model().data)
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
     with pytest.raises(ModelRefused, match="not valid ONNX"):

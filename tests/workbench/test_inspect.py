@@ -134,7 +134,7 @@ def test_classes_that_the_file_leaves_open_are_counted():
 
 
 def test_a_contract_inside_the_file_is_shown_instead_of_a_draft():
-    """What somebody wrote beats what can be guessed, also for the layout."""
+    """Values from the contract win over guesses, also for the layout."""
     made = models.threshold_model("nhwc", 3, 3, size=3)  # 3 x 3 x 3: the axes alone could be either
     model = load_from_string(made.data)
     set_metadata(model, {METADATA_KEY: made.contract_yaml})
@@ -145,7 +145,7 @@ def test_a_contract_inside_the_file_is_shown_instead_of_a_draft():
 
 @pytest.mark.parametrize("place", ["initializer", "subgraph"])
 def test_a_file_that_a_job_would_refuse_is_described_and_not_opened(place):
-    """Nobody has to run a model to learn why it is refused."""
+    """The reason of a refusal is found without running the model."""
     seen = inspect(hidden(place).SerializeToString(), "m")
     assert "lie outside the file" in seen.refusals[0]
     assert (seen.cpu_problem, seen.cpu_nodes) == ("the file is refused", {})
@@ -168,7 +168,7 @@ def test_a_graph_whose_sizes_cannot_be_inferred_is_described_with_the_reason():
 
 
 def test_a_circle_in_the_graph_does_not_hang():
-    """Whoever writes such a file wants to see that."""
+    """The author of such a file sees that."""
     nodes = [helper.make_node("Relu", ["b"], ["a"]), helper.make_node("Identity", ["b"], ["b"])]
     seen = inspect(model_of(*nodes, outputs=("b",)).SerializeToString(), "m")
     assert seen.cpu_problem is not None

@@ -52,7 +52,7 @@ def test_labels_are_those_of_the_unpacked_way(layout, channels, activation, clas
 
 @pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 def test_classes_that_overlap_come_as_a_mask_each(layout):
-    """(N, K, H, W) of 0 and 1, whatever the network's layout."""
+    """(N, K, H, W) of 0 and 1, for every layout of the network."""
     made = models.threshold_model(layout, 3, 3, activation="sigmoid")
     model = resolved(made.data, made.contract)
     packed = pack(made.data, model, PackSpec())

@@ -173,7 +173,7 @@ def test_peak_memory_comes_from_a_process_of_its_own(tiny, model):
 
 
 def test_no_threads_are_refused(tiny, model):
-    """Zero threads mean "all" to engines, and something else to everybody."""
+    """Zero threads mean "all" to engines only."""
     with pytest.raises(JobError, match="must be 1 or more"):
         tune(tiny.data, model, SessionSpec(), threads=[0])
 

@@ -33,7 +33,7 @@ TABLE = {
     "storage.failed": ([AGAIN, AGAIN, OPEN], [AGAIN, AGAIN, OPEN], None),
     "session.broken": ([AGAIN, AGAIN, OPEN], [AGAIN, AGAIN, OPEN], None),
     "error": ([AGAIN, AGAIN, OPEN], [AGAIN, AGAIN, OPEN], None),
-    "a code that nobody knows": ([AGAIN, AGAIN, OPEN], [AGAIN, AGAIN, OPEN], None),
+    "an unknown code": ([AGAIN, AGAIN, OPEN], [AGAIN, AGAIN, OPEN], None),
 }
 
 
@@ -53,7 +53,7 @@ def test_every_code_that_the_rule_names_is_in_the_table():
 
 
 def test_every_error_has_a_course_and_none_becomes_a_row_unless_it_says_so():
-    """Errors that come later are a machine's fault until somebody decides otherwise."""
+    """A new error code counts as a machine's fault until the table says otherwise."""
     codes = {cls.code for cls in _all(UnetBatchError)}
     rows = {code for code in codes if ROW in (*course(code).one, *course(code).many)}
     assert rows == {"model.failed", "model.shape_mismatch", "session.out_of_memory"}
@@ -61,7 +61,7 @@ def test_every_error_has_a_course_and_none_becomes_a_row_unless_it_says_so():
 
 
 def test_nothing_becomes_a_row_at_the_first_time():
-    """Whatever a machine can have done must repeat."""
+    """A reason that a machine can cause needs a second verdict."""
     assert {code for code, found in COURSES.items() if ROW in (found.one[0], found.many[0])} == set()
     assert all(found.reason is not None for found in COURSES.values() if ROW in (*found.one, *found.many))
 

@@ -59,7 +59,7 @@ def test_where_no_actor_can_start_the_run_ends_with_what_the_first_one_said(star
 
 
 def test_where_one_actor_can_start_the_run_goes_on(starts):
-    """Whatever the order."""
+    """In any order."""
     starts.take(replace(GIVEN_BACK, pid=1))
     starts.take(replace(GIVEN_BACK, pid=2))
     starts.take(DONE)

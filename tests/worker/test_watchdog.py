@@ -65,7 +65,7 @@ def dog(monkeypatch: pytest.MonkeyPatch) -> tuple[Watchdog, Clock, list[int]]:
 
 
 def test_there_is_one_watchdog_in_a_process():
-    """As there is one timer: whoever asks gets the same."""
+    """There is one timer: every caller gets the same."""
     assert of_this_process() is of_this_process()
 
 

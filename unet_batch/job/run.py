@@ -281,7 +281,7 @@ class _Run:
         todo = [unit for p in work for unit in cut(p, executor.workers)]
         summary.workers = max(summary.workers, min(executor.workers, len(todo)))
         summary.loaders = max(summary.loaders, min(executor.loaders, len(todo)))
-        nobody = Provenance(
+        no_session = Provenance(
             prepared.model.sha256, prepared.fingerprint, summary.run, "none", prepared.job.model.precision
         )
         published_s, clock = self._published.seconds, time.perf_counter()
@@ -293,7 +293,7 @@ class _Run:
                 publisher.arrived(unit)
 
             def reject(unit: Unit, error: ImageError) -> Receipt:
-                return reject_unit(prepared.job, unit, error, nobody)
+                return reject_unit(prepared.job, unit, error, no_session)
 
             try:
                 halved = again if any(p.retry for p in work) else salt
