@@ -515,7 +515,7 @@ def test_what_cannot_be_packed_is_refused_with_the_way_out(made, spec, sentence)
 def test_a_packed_file_is_not_packed_again():
     """Its references would be lost."""
     packed = packed_of(models.threshold_model(), PackSpec(post=False))
-    with pytest.raises(ModelRefused, match="packed already"):
+    with pytest.raises(ModelRefused, match="already packed"):
         pack(packed.data, packed.model, PackSpec(pre=False))
 
 

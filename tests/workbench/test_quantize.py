@@ -160,7 +160,7 @@ def test_nodes_that_would_overflow_in_fp16_stay_fp32():
 
 def test_a_quantised_file_is_not_quantised_again(quantized):
     """A quantised file is not quantised again."""
-    with pytest.raises(ModelRefused, match="int8 already"):
+    with pytest.raises(ModelRefused, match="already in int8"):
         quantize(quantized.data, quantized.model, pictures(3), QuantizeSpec())
 
 
