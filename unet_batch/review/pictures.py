@@ -97,7 +97,7 @@ def _without_row(
 
 def _drawn(
     prepared: Prepared, candidate: Candidate, row: Mapping[str, Any], content: NDArray[Any] | NoPicture
-) -> Picture:
+) -> ReportPicture:
     if isinstance(content, NoPicture):
         return _picture(candidate, row, note=content.why)
     note = ""

@@ -191,7 +191,7 @@ class _Files(_Export):
             for rows in self._rows(name):
                 work = [found for row in rows if (found := self._work(row, name)) is not None]
                 calls = self._with_images(name, work) if self._kind.needs_image else self._alone(name, work)
-                for row, written in self._store.ahead(calls, depth=AT_ONCE):
+                for row, written in self._store.map_bounded(calls, depth=AT_ONCE):
                     if isinstance(written, Without):
                         self._note(row, name, written)
                     else:
