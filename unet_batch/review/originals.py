@@ -1,7 +1,6 @@
-"""What belongs to a row and is not in it: the archive's image at the version that was scored, and the masks as arrays.
+"""The image of a row, read from the archive at its scored version, and the row's masks as arrays.
 
-Knows where a row's image lies and how it is decoded for a look. An image that cannot be had becomes a sentence, because
-one image that was deleted since must not stop whoever looks at the others.
+An image that cannot be read is replaced by a sentence, so that one deleted image does not stop the others.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class NoPicture:
-    """Why the image of a row cannot be had."""
+    """Why the image of a row cannot be read."""
 
     why: str
     may_pass: bool = False
-    """Whether the same question may have another answer later."""
+    """Whether another try may succeed later."""
 
 
 def originals(prepared: Prepared, rows: Sequence[tuple[str, Row]]) -> Iterator[tuple[int, NDArray[Any] | NoPicture]]:
-    """The decoded image of each row, with the row's place in `rows`; in the order in which they are read fastest.
+    """The decoded image of each row with the row's index in `rows`, in the fastest order of reading.
 
     rows: (partition, row with image_key, uri, member, page and source_version). The pages of one source are read once.
     Images are (H, W, C) in the contract's channels and orientation, whole and in their own dtype.
@@ -68,9 +67,9 @@ def originals(prepared: Prepared, rows: Sequence[tuple[str, Row]]) -> Iterator[t
 
 
 def masks_of(prepared: Prepared, row: Row) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """Id and mask (H, W) of every class: from its runs, else from the PNG; none where the row holds areas alone.
+    """Id and mask (H, W) of every class: from its runs, else from the PNG; none if the row holds only areas.
 
-    row: with classes and mask. Raises ShapeMismatch where what it holds is no mask.
+    row: with classes and mask. Raises ShapeMismatch if the row's value is not a mask.
     """
     classes = row["classes"] or []
     if all(area["rle"] is not None for area in classes):
@@ -97,7 +96,7 @@ def label_shift(output: ModelOutput) -> int:
 def _page(prepared: Prepared, row: Row, content: bytes | ImageError) -> NDArray[Any] | NoPicture:
     if isinstance(content, ImageError):
         return NoPicture(_sentence(content))
-    # The contract's channels and orientation, of the whole picture rather than of what `fit` leaves of it.
+    # The contract's channels and orientation, but the whole image, without `fit`.
     whole = prepared.model.contract.input.model_copy(update={"fit": "none", "reduced_jpeg": False})
     page = next(decode(content, whole, prepared.job.limits, page=row["page"]), None)
     if page is None:
@@ -106,13 +105,13 @@ def _page(prepared: Prepared, row: Row, content: bytes | ImageError) -> NDArray[
 
 
 def _sentence(error: ImageError) -> str:
-    return f"cannot be shown any more: {error.message} ({error.reason})"
+    return f"can no longer be shown: {error.message} ({error.reason})"
 
 
 def _source(prepared: Prepared, row: Row, indexed: dict[tuple[str, str], dict[str, Source] | str]) -> Source | str:
-    """Where a row's image lies; members of tars by the index that the run left, so that no tar is read from its start.
+    """The source of a row. Members of tars are found in the run's stored index, so no tar is read from its start.
 
-    indexed: what was looked up before.
+    indexed: cache of earlier look-ups.
     """
     plain = Source(row["uri"], row["source_version"], row["member"])
     if row["member"] is None or not CONTAINERS[format_of(plain, prepared.job.input.format)].offsets:
@@ -124,8 +123,8 @@ def _source(prepared: Prepared, row: Row, indexed: dict[tuple[str, str], dict[st
             found = inventory(prepared.archive, prepared.job.input, [Object(shard[0], 0, shard[1])], cache=cache)
             indexed[shard] = {source.key: source for sources in found.partitions.values() for source in sources}
         except StorageError as error:
-            indexed[shard] = f"cannot be shown any more: {error}"
+            indexed[shard] = f"can no longer be shown: {error}"
     members = indexed[shard]
     if isinstance(members, str):
         return members
-    return members.get(source_key_of(row["image_key"], row["page"])) or "its tar does not hold it any more"
+    return members.get(source_key_of(row["image_key"], row["page"])) or "its tar no longer holds it"

@@ -107,7 +107,7 @@ def _drawn(
     except ShapeMismatch as error:
         note = f"without outlines: {error}"
     if not masks and row["classes"] and not note:
-        note = "without outlines: its row holds areas, and no mask"
+        note = "without outlines: its row holds only areas"
     image_hwc = displayed(content, prepared.model.contract.input.color)
     jpeg = encode_jpeg(thumbnail(image_hwc, THUMBNAIL_PX, masks))
     return _picture(candidate, row, jpeg=jpeg, stretched=image_hwc.dtype != np.uint8, note=note)
