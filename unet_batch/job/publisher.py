@@ -135,7 +135,7 @@ class Record:
 
 
 @dataclass(slots=True)
-class PublishOutcome:
+class PublishResult:
     """The published partitions, and the problems."""
 
     partitions: list[str] = field(default_factory=list)
@@ -165,7 +165,7 @@ class Publisher:
         prepared: Prepared,
         run_id: str,
         work: Iterable[PartitionPlan],
-        outcome: PublishOutcome,
+        outcome: PublishResult,
         done: Callable[[str], None],
     ) -> None:
         """done: called with every partition for which this run has no more work."""

@@ -28,14 +28,7 @@ from unet_batch.errors import (
 from unet_batch.gate.gate import check_unit
 from unet_batch.job.controls import Controls
 from unet_batch.job.progress import ProgressDisplay
-from unet_batch.job.publisher import (
-    Publisher,
-    PublishOutcome,
-    Record,
-    before_scoring,
-    demand_conditional_puts,
-    ended_by,
-)
+from unet_batch.job.publisher import Publisher, PublishResult, Record, before_scoring, demand_conditional_puts, ended_by
 from unet_batch.job.reconcile import Executor, score
 from unet_batch.job.stopping import ending, stopped_by
 from unet_batch.job.summary import Summary
@@ -172,7 +165,7 @@ class _Run:
         """Whether the archive was empty: such a run writes a record too."""
         self._waiting: list[str] | None = [] if choice.wait_s else None
         """Partitions held by other runs, whose leases may end; None if the run no longer waits."""
-        self._published = PublishOutcome()
+        self._published = PublishResult()
         self._scoring_s = 0.0
         self._open_means = ExitCode.UNFINISHED
         """Exit code for open units of the current group."""

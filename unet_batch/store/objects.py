@@ -1,10 +1,13 @@
-"""Objects in stores, and the grammar of their URIs. No file system, no network, no credentials."""
+"""Objects in stores, the grammar of their URIs, and the store protocol. No file system, no network, no credentials."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 from unet_batch.errors import JobError
 
@@ -32,6 +35,27 @@ class Object:
     """`etag:<unquoted>` or `generation:<n>` if the store has one, else `size:<bytes>,mtime:<ns or s>`."""
     problem: tuple[str, str] | None = None
     """Reason and message if the listing shows that the object must not or cannot be read."""
+
+
+class Store(Protocol):
+    """One store. Errors are those of its SDK; `Storage` converts them.
+
+    list: every object below a folder, in any order; a missing folder gives nothing.
+    folders: names of the folders directly in a folder.
+    head: the object's current size in bytes and version; raises if it does not exist.
+    read: all bytes of an object, or of span [start, stop). Raises Changed if `version` is not the current one, TooLarge
+    above `max_bytes`.
+    put: writes a whole object; returns its new version. expect: None: it must not exist; a version: it must be this
+    one; ANYTHING: no condition. Raises AlreadyExists or Conflict.
+    delete: removes an object, with the same `expect`. Raises Conflict.
+    """
+
+    def list(self, folder: str) -> Iterator[Object]: ...
+    def folders(self, folder: str) -> Names: ...
+    def head(self, uri: str) -> Object: ...
+    def read(self, uri: str, *, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes: ...
+    def put(self, uri: str, body: bytes | Path, expect: str | None) -> str: ...
+    def delete(self, uri: str, expect: str) -> None: ...
 
 
 def canonical(uri_or_path: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, Protocol, TypeVar, cast
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 from unet_batch.errors import (
     AlreadyExists,
@@ -32,7 +32,7 @@ from unet_batch.options import Options, resolve_options
 from unet_batch.store.conditional import ANYTHING, check
 from unet_batch.store.faults import meaning, retrying, translated
 from unet_batch.store.local import LocalStore
-from unet_batch.store.objects import SCHEMES, Names, Object, canonical, join, path_of, redact, scheme_of
+from unet_batch.store.objects import SCHEMES, Names, Object, Store, canonical, join, path_of, redact, scheme_of
 from unet_batch.store.ranges import RangeFile
 
 __all__ = ["OBJECT_ERRORS", "Object", "Storage", "canonical", "join"]
@@ -47,27 +47,6 @@ PROBES = 3
 
 _EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 """By scheme: the extra of this package that it needs; `_kind` has its class, and `objects.SCHEMES` the names."""
-
-
-class Store(Protocol):
-    """One store. Errors are those of its SDK; `Storage` converts them.
-
-    list: every object below a folder, in any order; a missing folder gives nothing.
-    folders: names of the folders directly in a folder.
-    head: the object's current size in bytes and version; raises if it does not exist.
-    read: all bytes of an object, or of span [start, stop). Raises Changed if `version` is not the current one, TooLarge
-    above `max_bytes`.
-    put: writes a whole object; returns its new version. expect: None: it must not exist; a version: it must be this
-    one; ANYTHING: no condition. Raises AlreadyExists or Conflict.
-    delete: removes an object, with the same `expect`. Raises Conflict.
-    """
-
-    def list(self, folder: str) -> Iterator[Object]: ...
-    def folders(self, folder: str) -> Names: ...
-    def head(self, uri: str) -> Object: ...
-    def read(self, uri: str, *, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes: ...
-    def put(self, uri: str, body: bytes | Path, expect: str | None) -> str: ...
-    def delete(self, uri: str, expect: str) -> None: ...
 
 
 class Storage:
@@ -330,9 +309,7 @@ class Storage:
             package = f"unet-batch[{extra}]"
             raise JobError(f"{scheme}:// needs a package that is not installed: pip install {package}") from error
         except (TypeError, ValueError) as error:
-            raise JobError(
-                f"a store at {scheme}:// cannot be opened with these `options` ({redact(str(error))})"
-            ) from error
+            raise JobError(f"no store at {scheme}:// opens with these `options` ({redact(str(error))})") from error
         store: Store = kind(fs, self._retry)
         return store
 
