@@ -106,7 +106,7 @@ def test_a_member_that_changed_since_the_plan_is_refused_by_name(project) -> Non
     travelled = settings(project.prepared(ensemble(other)))
     build_infer(travelled, Device(threads=1))
     member(project.folder, "fold1.onnx", biased(2))
-    with pytest.raises(ContractError, match=r"fold1\.onnx changed since the run was planned"):
+    with pytest.raises(ContractError, match=r"fold1\.onnx has changed since the run was planned"):
         build_infer(travelled, Device(threads=1))
 
 

@@ -26,7 +26,7 @@ from unet_batch.errors import ExitCode, overall
 from unet_batch.imaging.mask_agreement import ImageAgreement, Overlap
 from unet_batch.imaging.masks import runs_by_label
 from unet_batch.planning.prepare import Prepared
-from unet_batch.review.agreement import OK, OTHER_SIZE, Masks, Said, agree_on
+from unet_batch.review.agreement import OK, OTHER_SIZE, Masks, MasksOrReason, agree_on
 from unet_batch.review.masks.rows import (
     Labels,
     Without,
@@ -136,7 +136,7 @@ class Evaluation:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Of SCHEMA."""
 
-    def add(self, key: str, partition: str, predicted: Said, true: Said) -> None:
+    def add(self, key: str, partition: str, predicted: MasksOrReason, true: MasksOrReason) -> None:
         """Count one image."""
         self.images += 1
         found = agree_on(predicted, true)
@@ -228,7 +228,7 @@ def evaluate(prepared: Prepared, window: Window, pattern: str, *, top: int) -> E
     return found
 
 
-def _predicted(prepared: Prepared, name: str, labels: Labels) -> Iterator[tuple[Row, Said]]:
+def _predicted(prepared: Prepared, name: str, labels: Labels) -> Iterator[tuple[Row, MasksOrReason]]:
     """Each row of a published object, and its masks or a word why it has none."""
     for rows in published_rows(prepared.output, name):
         for row in rows:
@@ -236,7 +236,7 @@ def _predicted(prepared: Prepared, name: str, labels: Labels) -> Iterator[tuple[
             yield row, fault.why if fault is not None else _said(prepared, row, labels)
 
 
-def _said(prepared: Prepared, row: Row, labels: Labels) -> Said:
+def _said(prepared: Prepared, row: Row, labels: Labels) -> MasksOrReason:
     image = masked(prepared, row, labels)
     if isinstance(image, Without):
         return image.why

@@ -12,7 +12,7 @@ from unet_batch.decode.labels import read_labels
 from unet_batch.errors import Changed, ImageError, JobError, NotFound, TooLarge
 from unet_batch.imaging.masks import runs_by_label
 from unet_batch.planning.prepare import Prepared
-from unet_batch.review.agreement import Masks, Said
+from unet_batch.review.agreement import Masks, MasksOrReason
 from unet_batch.review.masks.names import archive_root, relative_name
 from unet_batch.review.masks.rows import Labels
 from unet_batch.review.originals import Row
@@ -57,7 +57,7 @@ class Truth:
             raise JobError(f"--truth has a field {{{unknown[0]}}}; there are {known}")
         return _FIELD.sub(lambda found: values[found[1]], self._pattern)
 
-    def of(self, row: Row, partition: str) -> Said:
+    def of(self, row: Row, partition: str) -> MasksOrReason:
         """The masks of a row's label image, or a word why there are none. Raises StorageError where the store fails."""
         limits = self._prepared.job.limits
         try:
@@ -72,7 +72,7 @@ class Truth:
         return masks_in(labels_hw, self._labels)
 
 
-def masks_in(labels_hw: NDArray[Any], labels: Labels) -> Said:
+def masks_in(labels_hw: NDArray[Any], labels: Labels) -> MasksOrReason:
     """The masks of a label image by class name, or a word where it has a value that is no class.
 
     Values are those of `unet-batch masks --to png`. Where the contract has one class beside the background, an image of
