@@ -23,7 +23,7 @@ from unet_batch.job.worker_process import WorkerProcess
 from unet_batch.planning.plan import plan_partition, units
 from unet_batch.planning.survey import archive_partitions, window_of
 from unet_batch.worker import faults
-from unet_batch.worker.process import Greeting, Refusal
+from unet_batch.worker.process import Refusal, WorkerSetup
 from unet_batch.worker.worker import Settings
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,7 @@ def starts(tmp_path, monkeypatch):
 
 
 def pids(executor: ProcessExecutor) -> list[int]:
-    return [worker.pid for worker in executor._crew if worker.is_alive]
+    return [worker.pid for worker in executor._processes if worker.is_alive]
 
 
 def lives(pid: int) -> bool:
@@ -363,7 +363,7 @@ def test_processes_times_threads_are_the_cores(project, monkeypatch, cores, aske
     settings = Settings(prepared.job.model_dump_json(), prepared.model.to_json(), prepared.fingerprint, "r")
     executor = ProcessExecutor(settings)
     assert executor.workers == workers
-    assert Greeting.from_json(executor._crew[0]._greeting).threads == threads
+    assert WorkerSetup.from_json(executor._processes[0]._setup).threads == threads
 
 
 def test_what_a_worker_is_told_comes_back_as_it_was(project):
@@ -377,15 +377,15 @@ def test_what_a_worker_is_told_comes_back_as_it_was(project):
         check_unit=b"{}",
         stop_at_s=1.5,
     )
-    greeting = Greeting(settings, threads=3)
-    assert Greeting.from_json(greeting.to_json()) == greeting
+    setup = WorkerSetup(settings, threads=3)
+    assert WorkerSetup.from_json(setup.to_json()) == setup
     refusal = Refusal("session.provider_missing", "no CUDA", may_pass=False)
     assert Refusal.from_json(refusal.to_json()) == refusal
 
 
 def test_a_worker_that_never_started_can_be_dismissed():
     worker = WorkerProcess(b"{}")
-    worker.dismiss()
+    worker.close_pipe()
     worker.wait(time.monotonic())
     assert not worker.is_alive
 

@@ -21,7 +21,7 @@ from unet_batch.job.worker_process import Death, WorkerProcess
 from unet_batch.planning.plan import only_on_ray, place
 from unet_batch.records import Receipt, Unit
 from unet_batch.worker.notes import silence
-from unet_batch.worker.process import LEAVE_S, UNITS_AT_ONCE, Greeting, Refusal
+from unet_batch.worker.process import LEAVE_S, UNITS_AT_ONCE, Refusal, WorkerSetup
 from unet_batch.worker.starts import back_off_s
 from unet_batch.worker.watchdog import Note
 from unet_batch.worker.worker import Settings
@@ -35,7 +35,7 @@ STARTS = 3
 LOOK_EVERY_S = 0.2
 """Interval at which the thread checks whether to stop, and for silent processes."""
 KILL_S = 1.0
-"""How long a dismissed process may take beyond LEAVE_S."""
+"""Seconds that a process may take beyond LEAVE_S after its pipe was closed."""
 
 
 class ProcessExecutor:
@@ -52,8 +52,8 @@ class ProcessExecutor:
         placed = place(cores(), 0.0, job.resources, providers=job.session.providers, gpu_share=1.0)
         self.workers = placed.infer_actors
         self._unit_timeout_s = job.limits.unit_timeout_s
-        greeting = Greeting(settings, placed.threads).to_json()
-        self._crew = [WorkerProcess(greeting) for _ in range(self.workers)]
+        setup = WorkerSetup(settings, placed.threads).to_json()
+        self._processes = [WorkerProcess(setup) for _ in range(self.workers)]
         self._some_started = False
         self._feeder: threading.Thread | None = None
         self._stopping = threading.Event()
@@ -79,10 +79,10 @@ class ProcessExecutor:
     def close(self) -> None:
         """End the processes; an active unit may finish within LEAVE_S."""
         self._stop_feeding()
-        for worker in self._crew:
-            worker.dismiss()
+        for worker in self._processes:
+            worker.close_pipe()
         until_s = time.monotonic() + LEAVE_S + KILL_S
-        for worker in self._crew:
+        for worker in self._processes:
             worker.wait(until_s)
 
     def _stop_feeding(self) -> None:
@@ -105,9 +105,9 @@ class ProcessExecutor:
 
     def _start_some(self, some: _Pass) -> None:
         """Start as many processes as needed for the units. Raises if none can be started."""
-        idle = sum(worker.is_alive and not worker.units for worker in self._crew)
+        idle = sum(worker.is_alive and not worker.units for worker in self._processes)
         now_s = time.monotonic()
-        for worker in self._crew:
+        for worker in self._processes:
             if len(some.waiting) > idle and not worker.is_alive and self._may_start(worker, now_s):
                 idle += 1
                 try:
@@ -115,16 +115,20 @@ class ProcessExecutor:
                 except OSError as error:
                     text = f"no more processes can be started on this machine ({error})"
                     self._refused(worker, Refusal(Incomplete.code, text, may_pass=True))
-        if not any(worker.is_alive for worker in self._crew):
-            refusals = [worker.refusal for worker in self._crew if worker.refusal is not None]
+        if not any(worker.is_alive for worker in self._processes):
+            refusals = [worker.refusal for worker in self._processes if worker.refusal is not None]
             if refusals:
                 raise _as_error(refusals[0])
 
     def _may_start(self, worker: WorkerProcess, now_s: float) -> bool:
         """Whether to try a start: after a failed start, other starts wait until one has succeeded."""
         if worker.refusal is None:
-            return self._some_started or all(other.refusal is None for other in self._crew)
-        return self._some_started and worker.refusal.may_pass and now_s > worker.heard_s + back_off_s(worker.refusals)
+            return self._some_started or all(other.refusal is None for other in self._processes)
+        return (
+            self._some_started
+            and worker.refusal.may_pass
+            and now_s > worker.last_message_s + back_off_s(worker.refusals)
+        )
 
     def _refused(self, worker: WorkerProcess, refusal: Refusal) -> None:
         """Record that a process has no session. Others score its units; they do not lose a try."""
@@ -135,17 +139,21 @@ class ProcessExecutor:
     def _hand_out(self, some: _Pass) -> None:
         """Give a unit to each idle process, then a second unit to each."""
         for depth in range(UNITS_AT_ONCE):
-            for worker in self._crew:
-                empty = sum(other.is_alive and not other.units for other in self._crew)
+            for worker in self._processes:
+                empty = sum(other.is_alive and not other.units for other in self._processes)
                 if worker.is_ready and len(worker.units) == depth and len(some.waiting) > (empty if depth else 0):
                     worker.give(some.waiting.popleft())
 
     def _listen(self, some: _Pass) -> None:
         """Receive messages of the processes."""
-        owners: dict[object, WorkerProcess] = {ear: worker for worker in self._crew for ear in worker.ears()}
-        for ear in wait([ear for worker in self._crew for ear in worker.ears()], timeout=LOOK_EVERY_S):
-            worker = owners[ear]
-            found = worker.hear(ear)
+        owners: dict[object, WorkerProcess] = {
+            channel: worker for worker in self._processes for channel in worker.channels()
+        }
+        for channel in wait(
+            [channel for worker in self._processes for channel in worker.channels()], timeout=LOOK_EVERY_S
+        ):
+            worker = owners[channel]
+            found = worker.receive(channel)
             self._some_started |= worker.is_ready
             if isinstance(found, Receipt):
                 some.take(found)
@@ -154,9 +162,9 @@ class ProcessExecutor:
             elif isinstance(found, Refusal):
                 self._refused(worker, found)
             elif isinstance(found, Death):
-                self._bury(worker, found, some)
+                self._handle_death(worker, found, some)
 
-    def _bury(self, worker: WorkerProcess, death: Death, some: _Pass) -> None:
+    def _handle_death(self, worker: WorkerProcess, death: Death, some: _Pass) -> None:
         """Return the units of a dead process: to other processes, or to the caller."""
         some.give_back(death.waiting)
         for unit in death.begun:
@@ -173,8 +181,8 @@ class ProcessExecutor:
     def _end_silent(self) -> None:
         """Kill processes that have work but send no messages."""
         patience_s = SILENCE_S + self._unit_timeout_s
-        for worker in self._crew:
-            if worker.is_busy and time.monotonic() - worker.heard_s > patience_s:
+        for worker in self._processes:
+            if worker.is_busy and time.monotonic() - worker.last_message_s > patience_s:
                 log.error("worker process %d sent no message for %.0f s and is killed", worker.pid, patience_s)
                 worker.kill()
 

@@ -51,7 +51,7 @@ class Death:
 class WorkerProcess:
     """Runs one process at a time and replaces it. Used by one thread at a time."""
 
-    def __init__(self, greeting: bytes) -> None:
+    def __init__(self, setup: bytes) -> None:
         self.refusal: Refusal | None = None
         """Why its last start failed, else None."""
         self.refusals = 0
@@ -61,9 +61,9 @@ class WorkerProcess:
         self.is_ready = False
         self.units: dict[str, Unit] = {}
         """Unit id → unit, without a receipt yet."""
-        self.heard_s = 0.0
+        self.last_message_s = 0.0
         """Time (monotonic) of its start, its last unit or its last message."""
-        self._greeting = greeting
+        self._setup = setup
         self._begun: set[str] = set()
         self._notes: dict[str, Note] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -85,14 +85,14 @@ class WorkerProcess:
         """Whether it is starting or has units."""
         return self.is_alive and (bool(self.units) or not self.is_ready)
 
-    def ears(self) -> list[Connection | int]:
+    def channels(self) -> list[Connection | int]:
         """Objects for `multiprocessing.connection.wait`: its pipe, and its output."""
         if self._pipe is None or self._process is None or self._process.stdout is None:
             return []
         return [self._pipe, self._process.stdout.fileno()]
 
     def start(self) -> None:
-        """Start a process; `hear` returns the result later. Raises OSError if no process can be started.
+        """Start a process; `receive` returns the result later. Raises OSError if no process can be started.
 
         The process has its own process group, so Ctrl-C in a terminal does not reach it. Stop signals are blocked in
         it, because batch systems send them to every process. It ends when its pipe closes.
@@ -120,23 +120,23 @@ class WorkerProcess:
         if self._process.stdout is not None:
             os.set_blocking(self._process.stdout.fileno(), False)
         self.refusal, self.is_ready, self._printed = None, False, b""
-        self._send(self._greeting)
+        self._send(self._setup)
 
     def give(self, unit: Unit) -> None:
         """Send it a unit."""
         self.units[unit.unit_id] = unit
         self._send(unit.to_json())
 
-    def hear(self, ear: object) -> Receipt | Note | Refusal | Death | None:
-        """Read a message from one of `ears` that is ready; None if it needs no reaction."""
-        if ear is not self._pipe or self._pipe is None:
+    def receive(self, channel: object) -> Receipt | Note | Refusal | Death | None:
+        """Read a message from one of `channels` that is ready; None if it needs no reaction."""
+        if channel is not self._pipe or self._pipe is None:
             self._read_print()
             return None
         try:
             kind, _, body = self._pipe.recv_bytes().partition(b" ")
         except (EOFError, OSError):
-            return self._buried()
-        self.heard_s = time.monotonic()
+            return self._end()
+        self.last_message_s = time.monotonic()
         if kind == READY:
             self.is_ready, self.refusals, self.deaths_at_start = True, 0, 0
         elif kind == REFUSED:
@@ -157,32 +157,32 @@ class WorkerProcess:
 
     def refuse(self, refusal: Refusal) -> None:
         """Record that a start failed."""
-        self.refusal, self.heard_s = refusal, time.monotonic()
+        self.refusal, self.last_message_s = refusal, time.monotonic()
         self.refusals += 1
 
     def kill(self) -> None:
-        """Kill the process and its children; `hear` then returns its Death."""
-        self.heard_s = time.monotonic()
+        """Kill the process and its children; `receive` then returns its Death."""
+        self.last_message_s = time.monotonic()
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
-    def dismiss(self) -> None:
+    def close_pipe(self) -> None:
         """Close the pipe: the process finishes active units within LEAVE_S and ends."""
         if self._pipe is not None:
             self._pipe.close()
 
     def wait(self, until_s: float) -> None:
-        """Wait for a dismissed process until this time (monotonic), then kill it."""
+        """After `close_pipe`: wait for the process until this time (monotonic), then kill it."""
         if self._process is None:
             return
         while time.monotonic() < until_s and not _has_exited(self._process):
             self._read_print()  # its output pipe must not fill up
             time.sleep(0.01)
-        self._buried()
+        self._end()
 
     def _send(self, frame: bytes) -> None:
-        self.heard_s = time.monotonic()
+        self.last_message_s = time.monotonic()
         try:
             if self._pipe is not None:
                 self._pipe.send_bytes(frame)
@@ -196,7 +196,7 @@ class WorkerProcess:
             while printed := os.read(self._process.stdout.fileno(), 1 << 16):
                 self._printed = (self._printed + printed)[-TAIL_BYTES:]
 
-    def _buried(self) -> Death:
+    def _end(self) -> Death:
         """Kill the rest of the process group; returns how the process ended."""
         self.kill()  # a process that is already exiting keeps its status
         status = 0
@@ -205,7 +205,7 @@ class WorkerProcess:
             self._read_print()
             if self._process.stdout is not None:
                 self._process.stdout.close()
-        self.dismiss()
+        self.close_pipe()
         begun = tuple(unit for unit in self.units.values() if unit.unit_id in self._begun)
         waiting = tuple(unit for unit in self.units.values() if unit.unit_id not in self._begun)
         note = next((note for note in self._notes.values() if note.ended), None)

@@ -3,7 +3,7 @@
 The driver starts it as `python -P -m unet_batch.worker.process DESCRIPTOR`. A closed pipe means that the driver has
 ended, or needs the worker no longer.
 
-A frame is a kind, a space and a body. The first frame to the worker is a Greeting, every other one a unit.
+A frame is a kind, a space and a body. The first frame to the worker is a WorkerSetup, every other one a unit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Tell = Callable[[bytes, bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Greeting:
+class WorkerSetup:
     """The first frame to a worker."""
 
     settings: Settings
@@ -57,9 +57,9 @@ class Greeting:
         return json.dumps({"settings": self.settings.to_json(), "threads": self.threads}).encode()
 
     @staticmethod
-    def from_json(text: bytes) -> Greeting:
+    def from_json(text: bytes) -> WorkerSetup:
         tree = json.loads(text)
-        return Greeting(Settings.from_json(tree["settings"]), int(tree["threads"]))
+        return WorkerSetup(Settings.from_json(tree["settings"]), int(tree["threads"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +105,8 @@ class PipeWorker:
     def serve(self) -> NoReturn:
         """Receive units until the pipe closes, also while the session is being opened."""
         try:
-            greeting = Greeting.from_json(self._pipe.recv_bytes())
-            threading.Thread(target=self._start, args=(greeting,), daemon=True).start()
+            setup = WorkerSetup.from_json(self._pipe.recv_bytes())
+            threading.Thread(target=self._start, args=(setup,), daemon=True).start()
             while True:
                 self._inbox.put(Unit.from_json(self._pipe.recv_bytes()))
         except (EOFError, OSError):
@@ -120,9 +120,9 @@ class PipeWorker:
         except OSError:
             log.debug("the driver has closed the pipe")
 
-    def _start(self, greeting: Greeting) -> None:
+    def _start(self, setup: WorkerSetup) -> None:
         try:
-            scorer = self._scorer(greeting)
+            scorer = self._scorer(setup)
         except UnetBatchError as error:
             self._refuse(Refusal(error.code, str(error), error.retryable or isinstance(error, StorageError)))
         except Exception as error:  # any error of a driver or library concerns this machine
@@ -133,9 +133,9 @@ class PipeWorker:
             thread.start()
         self.tell(READY)
 
-    def _scorer(self, greeting: Greeting) -> Scorer:
-        settings = greeting.settings
-        infer = build_infer(settings, Device(threads=greeting.threads))
+    def _scorer(self, setup: WorkerSetup) -> Scorer:
+        settings = setup.settings
+        infer = build_infer(settings, Device(threads=setup.threads))
         limit_s = settings.job.limits.unit_timeout_s
         return Scorer(build_load(settings), infer, limit_s=limit_s, notes=PipeNotes(self.tell))
 
