@@ -50,7 +50,7 @@ def made(project, monkeypatch):
         executor = ProcessExecutor(settings)
         executors.append(executor)
         [(name, sources)] = archive_partitions(prepared, window_of("all"), keep=True).partitions.items()
-        plan = plan_partition(name, sources, mark=prepared.fingerprint, published=None, done=set(), parts=())
+        plan = plan_partition(name, sources, fingerprint=prepared.fingerprint, published=None, done=set(), parts=())
         job = prepared.job.model_copy(update={"limits": prepared.job.limits.model_copy(update={"unit_images": 2})})
         return executor, units(plan, job, prepared.fingerprint, workers=1)
 
