@@ -112,14 +112,14 @@ def pages(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "taken", "returned", "opset", "parameters", "precision", "skips"),
+    ("name", "taken", "returned", "opset", "parameters", "precision"),
     [
-        ("nuclei", ["input:0", [None, 1024, 1024, 1]], "Identity:0", 12, 4_987_504, "fp32", 4),
-        ("clouds", ["input", [None, 4, 256, 256]], "output", 17, 19_543_631, "fp16", 4),
-        ("text", ["x", [None, 3, None, None]], "fetch_name_0", 11, 2_453_353, "fp32", 4),
+        ("nuclei", ["input:0", [None, 1024, 1024, 1]], "Identity:0", 12, 4_987_504, "fp32"),
+        ("clouds", ["input", [None, 4, 256, 256]], "output", 17, 19_543_631, "fp16"),
+        ("text", ["x", [None, 3, None, None]], "fetch_name_0", 11, 2_453_353, "fp32"),
     ],
 )
-def test_inspect_says_what_is_known_of_them(project, name, taken, returned, opset, parameters, precision, skips):
+def test_inspect_says_what_is_known_of_them(project, name, taken, returned, opset, parameters, precision):
     """Names, axes, operator sets and parameters; open axes have the names that their exporters gave them."""
     (project.folder / "model.onnx").write_bytes(real_model(name))
     seen = Published(project).succeeds("model", "inspect", "model.onnx")
@@ -127,7 +127,6 @@ def test_inspect_says_what_is_known_of_them(project, name, taken, returned, opse
     assert [tensor["name"], [size if isinstance(size, int) else None for size in tensor["shape"]]] == taken
     assert (seen["outputs"][0]["name"], seen["opset"], seen["precision"]) == (returned, opset, precision)
     assert seen["parameters"] == parameters
-    assert len(seen["structure"]["skips"]) == skips
     assert seen["cpu_problem"] is None
 
 
@@ -139,7 +138,7 @@ def test_a_job_in_openvino_passes_the_gate_and_is_verified(project, name):
     engine = ("--set", "model.engine=openvino")
     if name == "clouds":  # its weights have half precision, and the fp32 file is not published
         refused = model.command("model", "check", "job.yaml", *engine)
-        assert (refused.returncode, "write check.reference" in refused.stderr) == (2, True)
+        assert (refused.returncode, "in check.reference, or check.images: 0" in refused.stderr) == (2, True)
         engine = (*engine, "--set", "check.images=0")
     assert model.succeeds("model", "check", "job.yaml", *engine)["checked"] is (name != "clouds")
     summary = model.succeeds("run", "job.yaml", *engine, "--executor", "local")
