@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import yaml
 from networks import Network
+from odd_graphs import PLAIN, hidden, model_of
 from onnx import TensorProto, defs, helper, load_from_string
 from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema as onnxruntime_schemas
 from real_models import real_model
 from rich.console import Console
-from test_graph import PLAIN, hidden, model_of
 
 from unet_batch.errors import ModelRefused, ShapeMismatch
 from unet_batch.model.contract import METADATA_KEY, find_contract, resolve
