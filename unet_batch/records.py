@@ -12,9 +12,10 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unet_batch.spec import ShardFormat
+if TYPE_CHECKING:  # the job file needs pydantic, which `--help` must not load
+    from unet_batch.spec import ShardFormat
 
 
 @dataclass(frozen=True, slots=True)
