@@ -118,7 +118,7 @@ def test_the_same_submission_is_refused_while_it_runs(server, submission, status
     name = compose(submission).name
     server.job(f"{name}-1", "FAILED")
     server.job(f"{name}-2", status)
-    with pytest.raises(Held, match=f"{name}-2 is {status}") as held:
+    with pytest.raises(Held, match=f"{name}-2 is already {status}") as held:
         submit(submission)
     assert held.value.exit_code == 4
     assert server.requests == []
