@@ -123,7 +123,7 @@ def test_every_depth_survives_the_pipe(plain: IsolatedDecoder, dtype: str) -> No
     [
         (b"crash", Reason.DECODE_CRASHED, "SIGSEGV"),
         (b"exit", Reason.DECODE_CRASHED, "exit status 3"),
-        (b"nonsense", Reason.DECODE_CRASHED, "nonsense"),
+        (b"nonsense", Reason.DECODE_CRASHED, "invalid answer"),
         (b"hang", Reason.DECODE_TIMEOUT, "hung: it computed nothing for limits.image_timeout_s: 0.5"),
         (b"spin", Reason.DECODE_TIMEOUT, "more than 0.5 s of processor time (limits.image_timeout_s: 0.5"),
     ],

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -114,7 +115,7 @@ def export(prepared: Prepared, window: Window, format_: str, out: str) -> Export
     return one(prepared, format_, out, manifest).run(published_names(prepared.output, window))
 
 
-class _Export:
+class _Export(ABC):
     """What the two ways to export share: the rows of a window, the entries, and what is said at the end."""
 
     def __init__(self, prepared: Prepared, format_: str, out: str, manifest: Manifest) -> None:
@@ -138,8 +139,9 @@ class _Export:
         self._manifest.save()
         return self._done
 
+    @abstractmethod
     def _write(self, names: Sequence[str]) -> None:
-        raise NotImplementedError
+        """Write the files of these published objects."""
 
     def _rows(self, name: str) -> Iterator[Sequence[dict[str, Any]]]:
         """The rows of a published object that can be exported; the others are noted."""
