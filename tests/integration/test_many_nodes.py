@@ -56,7 +56,7 @@ def test_mistakes_are_exit_code_2_wherever_they_are_seen(job):
     assert sentence.startswith(f"error [job.invalid]: {job.cluster.address} refuses this token")
     code, last, said = run.ended()
     assert (code, last["status"], last["result"]) == (2, "FAILED", None)
-    assert "does not exist" in said
+    assert f"error [job.invalid]: model.path: there is no s3://{job.bucket}/other.onnx" in said
 
 
 @pytest.mark.matrix

@@ -220,7 +220,7 @@ def test_no_planted_secret_is_in_anything_that_a_whole_job_leaves(remote, s3_opt
         return remote.project.command(name, "job.yaml", *sets, *more, env={**environment, **changed})
 
     try:
-        done = command("run", "--window", "all")
+        done = command("run", "--window", "all", "--executor", "ray")
         assert (done.returncode, last_json(done)["ok"], last_json(done)["rejected"]) == (0, 6, 5), done.stderr
         remote.put("list.csv", "\n".join(["uri", *lines, f"{DAY}/late.png", ""]).encode())
         remote.put(f"{DAY}/late.png", png(9))
@@ -232,7 +232,7 @@ def test_no_planted_secret_is_in_anything_that_a_whole_job_leaves(remote, s3_opt
         said += [command("run", "--set", f"input.uri={remote.bucket}/list.csv?{CANARIES['CANARY_SAS']}")]
         said += [command("run", "--set", f"output.options={{secret: {PLANTED[1]}}}")]
         assert [result.returncode for result in said[-5:]] == [3, 3, 2, 2, 2]
-        last = command("run", "--window", "all", "--executor", "local")
+        last = command("run", "--window", "all", "--executor", "processes")
         assert (last.returncode, last_json(last)["published"]) == (0, 1)
         outputs = {f"{' '.join(r.args[3:5])} said": r.stdout + r.stderr for r in (*said, last)}
         outputs |= {uri: uri + in_the_clear(body) for uri, body in remote.objects("out").items()}
