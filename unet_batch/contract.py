@@ -7,9 +7,15 @@ enters the fingerprint, because each field changes pixels or labels.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LATER: Mapping[str, object] = MappingProxyType({})
+"""Fields of the contract that older versions lacked, and the value that means what those versions did. With this value
+a field does not enter digests, so fingerprints stay when a field is added."""
 
 
 class Section(BaseModel):
@@ -231,3 +237,16 @@ class Contract(Section):
     """The input tensor."""
     output: ModelOutput = ModelOutput()
     """The output tensor."""
+
+    def for_digests(self) -> dict[str, Any]:
+        """The contract as a tree for digests: without the fields of `LATER` that have their value of before."""
+        return without_later(self.model_dump(mode="json"), LATER)
+
+
+def without_later(tree: dict[str, Any], later: Mapping[str, object], above: str = "") -> dict[str, Any]:
+    """The tree without every field that has the value in `later` for its path, such as `tiling.placement`."""
+    return {
+        name: without_later(value, later, f"{above}{name}.") if isinstance(value, dict) else value
+        for name, value in tree.items()
+        if f"{above}{name}" not in later or value != later[f"{above}{name}"]
+    }

@@ -9,9 +9,11 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 
-from unet_batch.contract import Contract, Normalize
+from unet_batch import contract as contract_module
+from unet_batch.contract import Contract, Normalize, without_later
 from unet_batch.model.model import Model
-from unet_batch.planning.fingerprint import OUTSIDE, fingerprint
+from unet_batch.planning.fingerprint import LATER, OUTSIDE, fingerprint
+from unet_batch.session.ensemble import combined_model
 from unet_batch.spec import EnsembleSpec, InputSpec, JobSpec, ModelSpec, OutputSpec
 
 HASHED_BY_CONTENT = ("session.provider_options", "session.custom_ops")
@@ -113,3 +115,30 @@ def test_the_order_of_a_set_is_none():
         for masks in (("rle", "png"), ("png", "rle"))
     )
     assert fingerprint(one, model(Contract())) == fingerprint(two, model(Contract()))
+
+
+def test_the_fingerprint_of_a_plain_job_is_the_one_of_earlier_versions():
+    """A field that is added with a default must not score archives again: it belongs into LATER."""
+    assert fingerprint(JOB, model(Contract())) == "d22c79c9824838f0c3c9c78b32d0291a7b08b085402e95d306b4aac464456af6"
+    together = combined_model([model(Contract()), model(Contract())], "logits").sha256
+    assert together == "9790c88898c385bcba53fd6970217497d47e380644c40f9912f3648e7a89a423"
+
+
+@pytest.mark.parametrize(
+    ("tree", "later"), [(JOB, LATER), (Contract(), contract_module.LATER)], ids=["job", "contract"]
+)
+def test_a_later_field_has_its_value_of_before_by_default(tree, later):
+    """A default that means something new would change results under an old fingerprint."""
+    dumped = tree.model_dump(mode="json")
+    for path, before in later.items():
+        value = dumped
+        for name in path.split("."):
+            value = value[name]
+        assert value == before, path
+
+
+def test_a_later_field_enters_with_any_other_value():
+    """Only the value of before is left out."""
+    tree = {"tiling": {"placement": "stride", "overlap": 0.5}}
+    assert without_later(tree, {"tiling.placement": "stride"}) == {"tiling": {"overlap": 0.5}}
+    assert without_later(tree, {"tiling.placement": "even"}) == tree

@@ -66,7 +66,7 @@ class Model:
         return 1 if self.contract.output.activation == "labels" else len(self.contract.output.classes)
 
     def to_json(self) -> bytes:
-        fields = {**{name: getattr(self, name) for name in self.__slots__}, "contract": self.contract.model_dump()}
+        fields = {**{name: getattr(self, name) for name in self.__slots__}, "contract": self.contract.for_digests()}
         return json.dumps(fields, separators=(",", ":")).encode()
 
     @staticmethod

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from unet_batch.contract import without_later
 from unet_batch.model.model import Model
 from unet_batch.session.engines import fingerprint_marks
 from unet_batch.spec import JobSpec
@@ -67,6 +68,9 @@ OUTSIDE: Mapping[str, str] = MappingProxyType(
     }
 )
 """Fields of the job file that do not change the content of a row, and why. The contract has no such fields."""
+LATER: Mapping[str, object] = MappingProxyType({})
+"""Fields of the job file that older versions lacked, and the value that means what those versions did. With this value
+a field does not enter, so fingerprints stay when a field is added. The contract has its own such table."""
 _SETS = ("output.masks", "input.roots")
 """Lists whose order does not matter."""
 
@@ -78,7 +82,7 @@ def fingerprint(job: JobSpec, model: Model) -> str:
     """
     parts = {
         "model": model.sha256,
-        "contract": model.contract.model_dump(mode="json"),
+        "contract": model.contract.for_digests(),
         "job": sections(job),
         "scoring_revision": SCORING_REVISION,
         "schema_version": SCHEMA_VERSION,
@@ -89,7 +93,7 @@ def fingerprint(job: JobSpec, model: Model) -> str:
 
 def sections(job: JobSpec) -> dict[str, Any]:
     """The job file as a tree, without the fields that are not part of the fingerprint."""
-    kept = _without(job.model_dump(mode="json"), "")
+    kept = _without(without_later(job.model_dump(mode="json"), LATER), "")
     for path in _SETS:
         section, _, name = path.partition(".")
         kept[section][name] = sorted(kept[section][name])
