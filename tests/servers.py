@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -30,7 +31,7 @@ def serving(command: Callable[[int], list[str]], path: str, name: str, **environ
     server = subprocess.Popen(command(port), stdout=quiet, stderr=quiet, env={**os.environ, **environment})
     endpoint = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(300):
+        for _ in range(600):
             try:
                 urllib.request.urlopen(f"{endpoint}{path}", timeout=1).close()
                 break
@@ -40,6 +41,8 @@ def serving(command: Callable[[int], list[str]], path: str, name: str, **environ
                 if server.poll() is not None:
                     pytest.skip(f"{name} does not start here")
                 time.sleep(0.1)
+        else:
+            pytest.fail(f"{name} does not answer")
         yield endpoint
     finally:
         server.terminate()
@@ -50,6 +53,6 @@ def moto() -> contextlib.AbstractContextManager[str]:
     """URL of a server of its own that speaks S3 and IAM."""
 
     def start(port: int) -> list[str]:
-        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        return [sys.executable, str(Path(__file__).with_name("moto_server.py")), str(port)]
 
     return serving(start, "/moto-api/", "moto's server", **S3_KEYS)
