@@ -61,9 +61,14 @@ OWNERS = {
     "tifffile": {"decode/labels.py", "decode/tiff.py", "decode/tiff_planes.py", "imaging/encode.py"},
     "imagecodecs": {"decode/decode.py"},
     "tenacity": {"store/faults.py"},
-    "click": {f"cli/{name}.py" for name in ("cluster", "command", "main", "model", "report", "review", "run")},
+    "click": {
+        f"cli/{name}.py" for name in ("cluster", "command", "importers", "main", "model", "report", "review", "run")
+    },
     "jinja2": {"review/page.py"},
-    "yaml": {"strict.py", "model/contract.py", "workbench/export/contract.py", "workbench/packing/pack.py"},
+    "yaml": {
+        *("strict.py", "model/contract.py"),
+        *(f"workbench/{name}.py" for name in ("export/contract", "importers/write", "packing/pack")),
+    },
 }
 """Foreign libraries and the only modules that import them."""
 

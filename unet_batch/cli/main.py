@@ -20,6 +20,7 @@ import click
 from unet_batch import __version__
 from unet_batch.cli.cluster import submit
 from unet_batch.cli.command import Exit, finish, job_command, print_result, say, with_json
+from unet_batch.cli.importers import import_model
 from unet_batch.cli.model import doctor, model
 from unet_batch.cli.report import report
 from unet_batch.cli.review import evaluate, masks
@@ -205,6 +206,7 @@ for _command in (
     doctor,
 ):
     cli.add_command(_command)
+model.add_command(import_model)
 with_json(cli)
 
 

@@ -79,7 +79,7 @@ def export(
             factory=factory,
             out=out,
             input_chw=input_chw,
-            classes=_classes(classes),
+            classes=class_names(classes),
             args=parse_args(arguments),
             weights=weights,
             activation=activation,
@@ -292,7 +292,7 @@ def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
     finish({"checked": checked, "agrees": True if checked else None})
 
 
-def _classes(text: str) -> tuple[str, ...]:
+def class_names(text: str) -> tuple[str, ...]:
     """Class names: `3` means background and two classes; other texts are lists of names."""
     if not text.isdecimal():
         return tuple(name.strip() for name in text.split(","))

@@ -23,6 +23,7 @@ LISTED = 20
 TEXTS = (
     *("partition", "state", "holder", "subject", "reason", "class", "of class", "image", "for example"),
     *("side", "A", "B", "in A", "in B"),
+    *("setting", "value", "from", "how"),
 )
 """Columns of text, aligned left; the others are numbers."""
 HEADED = (1, 5, 10, 15, 20, 25, 30)

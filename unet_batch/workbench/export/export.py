@@ -9,9 +9,10 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -47,7 +48,8 @@ class ExportSpec:
     """The settings of an export."""
 
     factory: str
-    """MODULE:FACTORY, a callable that returns a `torch.nn.Module`; MODULE may be in the current folder."""
+    """MODULE:FACTORY, a callable that returns a `torch.nn.Module`; MODULE may be in the current folder. For a network
+    that is built already: its origin, for the file's metadata."""
     out: Path
     """The ONNX file; its report is written beside it as `<name>.export.json`. Both are replaced."""
     input_chw: tuple[int, int, int]
@@ -79,6 +81,8 @@ class ExportSpec:
     """The output with the mask, if there are several: a dict's key, or a position in a tuple."""
     images_nchw: Array | None = None
     """float32 (N, C, H, W) images to verify with, normalised as in training, in addition to random ones."""
+    contract: Contract | None = None
+    """The whole contract of an imported network, with the least multiple; None: made from the fields above."""
     tolerance: Tolerance | None = None
     """Tolerance between ONNX Runtime and PyTorch; None: the constants of `export.check`."""
 
@@ -127,20 +131,22 @@ class ExportReport:
         }
 
 
-def export(spec: ExportSpec) -> ExportReport:
+def export(spec: ExportSpec, network: Any = None, weights: Sequence[Weights] = ()) -> ExportReport:
     """Export a network, verify the file against it, and write the file and its report.
 
-    Nothing is written unless every trial is within the tolerance.
+    network: a `torch.nn.Module` in evaluation mode with its weights loaded; None: built and loaded as `spec` says.
+    weights: the files that were loaded into it. Nothing is written unless every trial is within the tolerance.
     Raises JobError for wrong arguments and missing packages; ModelRefused, with the place in the network, if it cannot
     be exported or the file would give other masks.
     """
     began = time.perf_counter()
-    _require_packages()
+    require_packages()
     size = (spec.input_chw[1], spec.input_chw[2])
     given = _given_images(spec)
     contract = _contract(spec)  # report wrong arguments before the long steps
-    network = build(spec.factory, spec.args)
-    weights = load_weights(network, spec.weights) if spec.weights else None
+    if network is None:
+        network = build(spec.factory, spec.args)
+        weights = [load_weights(network, spec.weights)] if spec.weights else []
     images = random_images(2, spec.input_chw[0], size, seed=0)
     network = with_one_output(network, images, spec.output)
     examined = examine(network, images, contract.output)
@@ -157,7 +163,8 @@ def export(spec: ExportSpec) -> ExportReport:
     without_traces(captured.model)
     found = meaning(captured.model, captured.model.graph.output[0].name)
     if spec.activation is None and found.activation in ("softmax", "sigmoid", "labels"):
-        return export(replace(spec, activation=cast(Any, found.activation)))  # names and trials depend on it
+        # Names and trials depend on it.
+        return export(replace(spec, activation=cast(Any, found.activation)), network, weights)
     missing = _missing(spec, found, contract)
     set_metadata(captured.model, {METADATA_KEY: contract_text(contract)})  # the file is verified with its contract
     multiple, notes = _multiple(spec, examined, captured, network, images)
@@ -194,7 +201,8 @@ def export(spec: ExportSpec) -> ExportReport:
         parity=parity,
         trials=tuple(trials),
         notes=(
-            *(weights.notes if weights else ("no weights file was given: the weights are the factory's own",)),
+            *(dict.fromkeys(note for file in weights for note in file.notes)),
+            *([] if weights else ["no weights file was given: the weights are the factory's own"]),
             *examined.notes,
             *captured.notes,
             *notes,
@@ -214,7 +222,8 @@ def report_path(out: Path) -> Path:
     return out.with_suffix(".export.json")
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
+    """Raise JobError if a package that exports need is missing."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise JobError(f"exporting needs {', '.join(missing)}: run `pip install unet-batch[export]`")
@@ -243,6 +252,10 @@ def _contract(spec: ExportSpec) -> Contract:
     folder = next(parent for parent in spec.out.absolute().parents if parent.exists())
     if not (folder.is_dir() and os.access(folder, os.W_OK)):
         raise JobError(f"{spec.out} cannot be written: {folder} is not a writable folder")
+    if spec.contract is not None:
+        source = spec.contract.input.model_copy(update={"name": INPUT_NAME})
+        target = spec.contract.output.model_copy(update={"name": OUTPUT_NAMES[spec.activation or "logits"]})
+        return Contract(input=source, output=target)
     tree = {
         "input": {
             "name": INPUT_NAME,
@@ -268,7 +281,7 @@ def _multiple(
     spec: ExportSpec, examined: Examined, captured: Captured, network: Any, images: Array
 ) -> tuple[int, list[str]]:
     """The multiple for the sides of images in the file, and notes about it."""
-    of_network = examined.multiple or 1
+    of_network = math.lcm(examined.multiple or 1, spec.contract.input.multiple if spec.contract else 1)
     if not spec.any_size:
         return of_network, []
     data = captured.model.SerializeToString()
@@ -305,7 +318,7 @@ def _given_images(spec: ExportSpec) -> Array | None:
     return images
 
 
-def _provenance(spec: ExportSpec, weights: Weights | None, parity: Parity) -> dict[str, Any]:
+def _provenance(spec: ExportSpec, weights: Sequence[Weights], parity: Parity) -> dict[str, Any]:
     return {
         "unet_batch": __version__,
         "torch": version("torch"),
@@ -316,7 +329,7 @@ def _provenance(spec: ExportSpec, weights: Weights | None, parity: Parity) -> di
         "args": {
             name: value if isinstance(value, str | int | float) else repr(value) for name, value in spec.args.items()
         },
-        "weights_sha256": weights.sha256 if weights else None,
+        "weights_sha256": weights[0].sha256 if len(weights) == 1 else [file.sha256 for file in weights] or None,
         "parity": {
             "images": parity.images,
             "max_abs_error": parity.max_abs_error,

@@ -1,0 +1,1 @@
+"""Readers of models in the form that other frameworks save them."""

@@ -1,0 +1,54 @@
+"""The importers, one row each: how a source is recognised, and what reads it.
+
+Adding one is a module with `recognises` and `read`, and its row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from unet_batch.errors import JobError, ModelRefused
+from unet_batch.workbench.importers import smp
+from unet_batch.workbench.importers.imported import Imported, Options
+
+
+@dataclass(frozen=True, slots=True)
+class Importer:
+    """One kind of source."""
+
+    name: str
+    """As users write it."""
+    looks_like: str
+    """What a source of this kind holds, for messages."""
+    recognises: Callable[[Path], bool]
+    """Whether a folder or file is of this kind, from names and settings; loads no weights."""
+    read: Callable[[Path, Options], Imported]
+    """The model of a source. Raises JobError for missing options and packages, ModelRefused for the source itself."""
+
+
+IMPORTERS = (
+    Importer(
+        "segmentation_models_pytorch",
+        "a folder of save_pretrained, with config.json (_model_class) and model.safetensors",
+        smp.recognises,
+        smp.read,
+    ),
+)
+
+
+def importer_of(source: Path) -> Importer | None:
+    """The importer of a source; None if no importer recognises it."""
+    return next((row for row in IMPORTERS if row.recognises(source)), None)
+
+
+def read_source(source: Path, options: Options) -> tuple[Importer, Imported]:
+    """The importer of a source, and what it read. Raises JobError if the path does not exist or is of no kind."""
+    if not source.exists():
+        raise JobError(f"there is no folder or file {source}: download a model of a hub to a folder first")
+    row = importer_of(source)
+    if row is None:
+        kinds = "; ".join(f"{row.name}: {row.looks_like}" for row in IMPORTERS)
+        raise ModelRefused(f"{source} is no model that can be imported. These are: {kinds}")
+    return row, row.read(source, options)
