@@ -30,6 +30,8 @@ ProviderName = Literal["cpu", "cuda", "tensorrt"]
 MaskOutput = Literal["rle", "png"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 """The table of engines, providers and precisions is in `session/engines.py`."""
+Tta = Literal["none", "mirror", "mirror_horizontal", "mirror_vertical"]
+"""The flips that each one means are in `session/combined/mirroring.py`."""
 EXECUTION_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
 
 
@@ -289,6 +291,10 @@ class JobSpec(Section):
     days (2026-11-21) or months (2026-11)."""
     tiling: TilingSpec = TilingSpec()
     """How large images are cut into tiles."""
+    tta: Tta = "none"
+    """Test-time augmentation: each model also scores mirrored tiles, and the results are averaged after mirroring
+    back (logits, or probabilities where the model returns those). `mirror_horizontal` swaps left and right, two passes
+    of the model; `mirror_vertical` swaps top and bottom; `mirror` does both, separately and together, four passes."""
     session: SessionSpec = SessionSpec()
     """How the model runs."""
     check: CheckSpec = CheckSpec()

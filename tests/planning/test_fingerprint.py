@@ -13,7 +13,7 @@ from unet_batch import contract as contract_module
 from unet_batch.contract import Contract, Normalize, without_later
 from unet_batch.model.model import Model
 from unet_batch.planning.fingerprint import LATER, OUTSIDE, fingerprint
-from unet_batch.session.ensemble import combined_model
+from unet_batch.session.combined.ensemble import combined_model
 from unet_batch.spec import EnsembleSpec, InputSpec, JobSpec, ModelSpec, OutputSpec
 
 HASHED_BY_CONTENT = ("session.provider_options", "session.custom_ops")

@@ -15,7 +15,7 @@ from unet_batch.imaging.postprocess import Prediction, reduce
 from unet_batch.imaging.preprocess import Geometry
 from unet_batch.model.contract import resolve
 from unet_batch.model.model import Model
-from unet_batch.session.ensemble import Combine, Ensemble, combined_model, probabilities, votes
+from unet_batch.session.combined.ensemble import Combine, Ensemble, combined_model, probabilities, votes
 from unet_batch.session.model_files import read_model
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device, Session

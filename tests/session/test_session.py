@@ -185,7 +185,8 @@ def test_importing_the_package_loads_no_engine() -> None:
     """`import unet_batch.model.*` costs neither ONNX Runtime nor OpenVINO, nor `onnx`."""
     code = (
         "import sys, unet_batch.model.contract, unet_batch.session.session, unet_batch.session.batching\n"
-        "import unet_batch.session.ensemble, unet_batch.session.openvino_session, unet_batch.workbench.doctor\n"
+        "import unet_batch.session.combined.mirroring, unet_batch.session.openvino_session\n"
+        "import unet_batch.workbench.doctor\n"
         "sys.exit(bool({'onnxruntime', 'onnx', 'openvino'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

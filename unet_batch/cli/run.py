@@ -78,6 +78,7 @@ def _plan(job: JobSpec, window: str, select: Select, *, rescore: bool = False) -
     from unet_batch.planning.plan import units
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import planned, window_of
+    from unet_batch.session.combined.mirroring import passes
 
     prepared = prepare(job)
     found = planned(prepared, window_of(window), select, rescore=rescore)
@@ -91,11 +92,16 @@ def _plan(job: JobSpec, window: str, select: Select, *, rescore: bool = False) -
     say(found.passed, found.problems)
     images, size = sum(len(p.todo) for p in work), sum(s.size_bytes for p in work for s in p.todo)
     click.echo(f"to score: {images} images of {size} bytes in {len(todo)} units", err=True)
+    flips, models = passes(prepared.job), len(prepared.job.model.paths)
+    if flips > 1:
+        of = f"{flips} passes (tta: {job.tta}) of {f'each of {models} models' if models > 1 else 'the model'}"
+        click.echo(f"each tile is scored {flips * models} times: {of}", err=True)
     finish(
         {
             "images": images,
             "units": len(todo),
             "bytes": size,
+            "runs_per_tile": flips * models,
             "partitions": len(work),
             "select": select,
             "fingerprint": prepared.fingerprint,

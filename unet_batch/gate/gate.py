@@ -28,7 +28,7 @@ from unet_batch.imaging.preprocess import LARGEST, normalize, whole
 from unet_batch.model.model import Model
 from unet_batch.model.packed import PACK_KEY
 from unet_batch.records import Source, Unit
-from unet_batch.session.ensemble import Ensemble
+from unet_batch.session.combined.mirroring import scoring_session
 from unet_batch.session.model_files import trusted_models
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device, Session
@@ -66,11 +66,11 @@ class SessionUnderTest:
     """The session that will score, and its files."""
 
     session: Session
-    """The session of the single file, or the ensemble."""
+    """The session of the single file or the ensemble, with the job's test-time augmentation."""
     files: tuple[tuple[bytes, Model], ...]
     """Every model file; the trusted session runs them if the job has no reference."""
     parts: tuple[Session, ...]
-    """The session of each file."""
+    """The session of each file, without augmentation."""
 
 
 def compare(
@@ -268,8 +268,7 @@ def _trusted(job: JobSpec, files: Sequence[tuple[bytes, Model]], tested: Model) 
     """A session of the files in fp32 in ONNX Runtime on the CPU. tested: the model of the tested session."""
     on_cpu = SessionSpec(custom_ops=job.session.custom_ops)
     sessions = [open_session(data, model, on_cpu, Device(threads=1)) for data, model in files]
-    ensemble = job.model.ensemble
-    return sessions[0] if ensemble is None else Ensemble(sessions, tested, ensemble.combine)
+    return scoring_session(sessions, tested, job)
 
 
 def _of_any_size(job: JobSpec, data: bytes, model: Model) -> Session:

@@ -44,6 +44,7 @@ def verdict_path(
         "device": session.device_name,
         "instructions": sorted(instructions()),
         "tiling": job.tiling.model_dump(mode="json"),
+        "tta": job.tta,
         "options": job.session.model_dump(mode="json"),
         "check": job.check.model_dump(mode="json"),
     }

@@ -14,8 +14,9 @@ from unet_batch.model.against_graph import proven
 from unet_batch.model.model import Model, ModelFile
 from unet_batch.model.packed import PACK_KEY
 from unet_batch.planning.fingerprint import fingerprint
+from unet_batch.session.combined.ensemble import combined_model
+from unet_batch.session.combined.mirroring import check_mirroring
 from unet_batch.session.engines import check_choice, file_precision
-from unet_batch.session.ensemble import combined_model
 from unet_batch.session.model_files import read_model_file, resolve_models, trusted_models
 from unet_batch.spec import JobSpec
 from unet_batch.store.storage import Storage, canonical
@@ -51,6 +52,7 @@ def prepare(job: JobSpec) -> Prepared:
     files = [read_model_file(job, number) for number in range(len(job.model.paths))]
     models = resolve_models(job, files)
     ensemble = job.model.ensemble
+    check_mirroring(job, models)
     model = models[0] if ensemble is None else combined_model(models, ensemble.combine)
     _check_references(job, files, models)
     return Prepared(

@@ -73,16 +73,19 @@ class Batcher:
         session: Session,
         *,
         batch_max: int,
+        passes: int = 1,
         memory: LadderMemory | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """batch_max: largest batch; ignored if the model fixes the batch axis. clock: returns seconds."""
+        """batch_max: largest batch; ignored if the model fixes the batch axis. passes: times that the session runs each
+        tile (`Mirrored`): a batch of n tiles is one of n · passes. clock: returns seconds."""
         self.stats = BatchStats()
         self._session = session
         self._memory = memory
         self._clock = clock
         cap = min(batch_max, CPU_BATCH_MAX) if on_cpu(session.provider) else batch_max
-        self._sizes = sizes_up_to(cap) if session.model.batch is None else (session.model.batch,)
+        self._passes = passes
+        self._sizes = sizes_up_to(max(cap // passes, 1)) if session.model.batch is None else (session.model.batch,)
         self._ladders: dict[Shape, Ladder] = {}
         self._kept: dict[Shape, Remembered | None] = {}
         self._running = threading.Lock()  # for session.run; always taken before _counting
@@ -194,6 +197,7 @@ class Batcher:
             memory.precision,
             *shape,
             threads=1 if on_gpu(session.provider) else memory.threads,
+            passes=self._passes,
         )
 
 

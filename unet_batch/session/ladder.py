@@ -162,6 +162,8 @@ class LadderKey:
     """Of the tiles: a packed graph takes source pixels and has another speed."""
     threads: int = 1
     """Of the session; 1 on a GPU, where they have no effect."""
+    passes: int = 1
+    """Times that the session runs each tile (test-time augmentation)."""
 
 
 class LadderMemory:

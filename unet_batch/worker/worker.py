@@ -15,7 +15,7 @@ from unet_batch.gate.gate import SessionUnderTest, check_references, compare
 from unet_batch.model.model import Model
 from unet_batch.records import Unit
 from unet_batch.session.batching import Batcher
-from unet_batch.session.ensemble import Ensemble
+from unet_batch.session.combined.mirroring import passes, scoring_session
 from unet_batch.session.ladder import LadderMemory
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device, Session, warm
@@ -89,7 +89,7 @@ def build_infer(settings: Settings, device: Device) -> Infer:
     job, model = settings.job, settings.model
     files = _files(settings)
     parts = _sessions(settings, files, device)
-    session = parts[0] if job.model.ensemble is None else Ensemble(parts, settings.model, job.model.ensemble.combine)
+    session = scoring_session(parts, settings.model, job)
     if model.tile_hw is not None:  # shows before the first image whether the session runs
         warm(session, model.tile_hw, [model.batch or 1])
     tested = SessionUnderTest(session, tuple(files), tuple(parts))
@@ -98,7 +98,7 @@ def build_infer(settings: Settings, device: Device) -> Infer:
         unit = Unit.from_json(settings.check_unit)
         compare(job, tested, unit.sources, _one_tile_each(settings, unit), settings.run_id)
     memory = LadderMemory(job.model.precision, threads=device.threads)
-    batcher = Batcher(session, batch_max=job.session.batch_max, memory=memory)
+    batcher = Batcher(session, batch_max=job.session.batch_max, passes=passes(job), memory=memory)
     provenance = Provenance(
         model_digest=model.sha256,
         fingerprint=settings.fingerprint,

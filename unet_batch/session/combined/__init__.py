@@ -1,0 +1,1 @@
+"""Sessions that run other sessions, and combine what they return."""
