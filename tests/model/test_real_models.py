@@ -130,7 +130,9 @@ def test_inspect_says_what_is_known_of_them(project, name, taken, returned, opse
     assert seen["cpu_problem"] is None
 
 
-@pytest.mark.parametrize("name", ["nuclei", "clouds", "text"])
+@pytest.mark.parametrize(
+    "name", ["text", *(pytest.param(name, marks=pytest.mark.more_models) for name in ("nuclei", "clouds"))]
+)
 def test_a_job_in_openvino_passes_the_gate_and_is_verified(project, name):
     """Checked against ONNX Runtime on its own images, run, and proven; the masks are not empty."""
     pytest.importorskip("openvino")
@@ -148,7 +150,7 @@ def test_a_job_in_openvino_passes_the_gate_and_is_verified(project, name):
     assert max(entry["fraction"] for row in rows for entry in row["classes"]) > 0.05
 
 
-@pytest.mark.parametrize("post", [False, True])
+@pytest.mark.parametrize("post", [pytest.param(False, marks=pytest.mark.more_models), True])
 def test_a_packed_text_model_gives_the_same_masks(project, post):
     """RLE for RLE, on pictures of one tile; sigmoid, BGR and ImageNet's statistics are inside the graph."""
     model = published(project, "text")
@@ -163,6 +165,7 @@ def test_a_packed_text_model_gives_the_same_masks(project, post):
     assert len(before) == 6
 
 
+@pytest.mark.more_models
 def test_the_text_model_in_int8_keeps_its_masks_where_it_may_give_layers_back(project):
     """Dice of 0.99 and a file that a job takes as it is, with the contract inside."""
     model = published(project, "text")
@@ -185,7 +188,9 @@ def test_a_model_with_half_precision_weights_is_not_quantised(project):
     assert "is already in fp16: quantise the fp32 file that it was made from" in result.stderr
 
 
-@pytest.mark.parametrize(("name", "precision"), [("clouds", "fp16"), ("text", "fp32")])
+@pytest.mark.parametrize(
+    ("name", "precision"), [pytest.param("clouds", "fp16", marks=pytest.mark.more_models), ("text", "fp32")]
+)
 def test_tuning_measures_a_file_in_its_own_precision(project, name, precision):
     """A point for each engine and number of threads, with its peak of memory."""
     model = published(project, name)

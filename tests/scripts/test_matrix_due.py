@@ -1,4 +1,4 @@
-"""When the matrix of faults on Ray is due: after a change of what it tests, and wherever git cannot tell."""
+"""When the additional tests are due: after a change of what they test, and wherever git cannot tell."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ def git(folder: Path, *words: str) -> None:
     subprocess.run(["git", *IDENTITY, *words], cwd=folder, check=True, capture_output=True)
 
 
-def due(folder: Path, **environment: str) -> bool:
+def due(folder: Path, *kind: str, **environment: str) -> bool:
     """What the script of this folder says."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("GIT_", "UNET_BATCH_"))}
     outside = {"GIT_CEILING_DIRECTORIES": str(folder.parent)}
-    done = subprocess.run([folder / "scripts" / "matrix_due"], env={**inherited, **outside, **environment}, check=False)
+    command = [folder / "scripts" / "matrix_due", *kind]
+    done = subprocess.run(command, env={**inherited, **outside, **environment}, check=False)
     assert done.returncode in (0, 1)
     return done.returncode == 0
 
@@ -85,6 +86,21 @@ def test_a_change_of_what_the_matrix_tests_asks_for_it(checkout, write, name):
     git(checkout, "commit", "-q", "-a", "-m", "another")
     assert not due(checkout)
     assert due(checkout, UNET_BATCH_BASE="HEAD~2")
+
+
+def test_the_sets_watch_different_folders(checkout, write):
+    """More models after a change of a session, more faults after one of the executor, both after one of a package."""
+    write("unet_batch/session/batching.py")
+    assert (due(checkout, "faults"), due(checkout, "models")) == (False, True)
+    git(checkout, "add", "-A")
+    git(checkout, "commit", "-q", "-m", "change")
+    write("unet_batch/on_ray/executor.py")
+    assert (due(checkout, "faults", UNET_BATCH_BASE="HEAD"), due(checkout, "models", UNET_BATCH_BASE="HEAD")) == (
+        True,
+        False,
+    )
+    write("constraints.txt")
+    assert due(checkout, "models", UNET_BATCH_BASE="HEAD")
 
 
 def test_a_checkout_of_which_git_cannot_tell_asks_for_the_matrix(checkout, tmp_path):

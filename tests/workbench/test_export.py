@@ -94,7 +94,10 @@ def test_plain_onnx_runtime_gives_pytorch_s_logits_at_any_batch_and_size(out: Pa
     np.testing.assert_allclose(in_onnxruntime(out, images), in_pytorch(factory, images), rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["unet", "unet_plus_plus", "attention_unet"])
+@pytest.mark.parametrize(
+    "name",
+    ["unet", *(pytest.param(name, marks=pytest.mark.more_models) for name in ("unet_plus_plus", "attention_unet"))],
+)
 def test_our_own_architectures_export_with_every_axis_open(out: Path, name: str) -> None:
     """Their multiple is 2^depth, and no batch normalisation is left."""
     report = exported(f"unet_batch.architectures:{name}", out, args={"base": 4, "depth": 2}, any_size=True)
@@ -509,8 +512,8 @@ def test_the_contract_is_yaml_in_the_metadata(out: Path) -> None:
     ("factory", "args", "multiple"),
     [
         ("UNet", ["channels=(4, 8, 16)", "strides=(2, 2)", "num_res_units=1"], 4),
-        ("BasicUNet", ["features=(4, 4, 8, 8, 16, 4)"], 16),
-        ("AttentionUnet", ["channels=(4, 8, 16)", "strides=(2, 2)"], 4),
+        pytest.param("BasicUNet", ["features=(4, 4, 8, 8, 16, 4)"], 16, marks=pytest.mark.more_models),
+        pytest.param("AttentionUnet", ["channels=(4, 8, 16)", "strides=(2, 2)"], 4, marks=pytest.mark.more_models),
     ],
 )
 def test_monai_s_networks_export_with_every_axis_open(out: Path, factory: str, args: list[str], multiple: int) -> None:

@@ -583,7 +583,14 @@ def test_a_file_whose_reference_labels_are_constant_says_that_a_change_goes_unse
 
 
 @pytest.mark.real
-@pytest.mark.parametrize(("name", "dtype"), [("nuclei", "uint16"), ("clouds", "uint16"), ("text", "uint8")])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param("nuclei", "uint16", marks=pytest.mark.more_models),
+        pytest.param("clouds", "uint16", marks=pytest.mark.more_models),
+        ("text", "uint8"),
+    ],
+)
 def test_published_models_are_packed(name, dtype):
     """Softmax in NHWC, half-precision logits of four bands, sigmoid with every axis open: same labels each."""
     data = real_model(name)
