@@ -51,8 +51,7 @@ def load_weights(module: Any, path: Path) -> Weights:
     expected: Mapping[str, Any] = module.state_dict()
     found = _without_prefixes(found, expected)
     _refuse_misfit(found, expected, path)
-    ill = [name for name, tensor in found.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
-    if ill:
+    if ill := nonfinite(found):
         raise ModelRefused(f"weights {path} hold NaN or infinity in {_some(ill)}: the training diverged")
     narrow = sorted(
         {str(t.dtype).removeprefix("torch.") for t in found.values() if t.is_floating_point()} - {"float32"}
@@ -61,6 +60,11 @@ def load_weights(module: Any, path: Path) -> Weights:
         notes.append(f"weights of {' and '.join(narrow)} became float32")
     module.load_state_dict(found, strict=False)  # checked above: old files lack batch counters
     return Weights(hashlib.sha256(data).hexdigest(), tuple(notes))
+
+
+def nonfinite(tensors: Mapping[str, Any]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
 
 
 def _read_torch(data: bytes, path: Path) -> Any:

@@ -91,6 +91,6 @@ class Imported:
     size_hw: tuple[int, int] = (SIDE_PX, SIDE_PX)
     """Height and width of the images that the file is verified with."""
     any_size: bool = True
-    """Whether height and width of the graph are open; the batch always is."""
+    """Whether height and width of the graph are open, where the contract names none; the batch always is."""
     output: str | None = None
     """As in `Options`."""

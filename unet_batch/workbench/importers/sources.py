@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unet_batch.errors import JobError, ModelRefused
-from unet_batch.workbench.importers import smp
+from unet_batch.workbench.importers import huggingface, smp
 from unet_batch.workbench.importers.imported import Imported, Options
 
 
@@ -34,6 +34,12 @@ IMPORTERS = (
         "a folder of save_pretrained, with config.json (_model_class) and model.safetensors",
         smp.recognises,
         smp.read,
+    ),
+    Importer(
+        "huggingface",
+        "a folder of transformers' save_pretrained, with config.json (model_type) and model.safetensors",
+        huggingface.recognises,
+        huggingface.read,
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Networks around a network: the mean of folds, a sigmoid at the end."""
+"""Networks around a network: the mean of folds, a sigmoid at the end, poolings that ONNX can express."""
 
 from __future__ import annotations
 
@@ -31,3 +31,35 @@ def with_sigmoid(network: Any) -> Any:
     import torch
 
     return torch.nn.Sequential(network, torch.nn.Sigmoid()).eval()
+
+
+def with_exact_pooling(network: Any) -> Any:
+    """The network with every AdaptiveAvgPool2d to more than one value as two products of matrices; changed in place.
+
+    PyTorch's exporter writes such a pooling for one size of the image, or as thousands of nodes. Along an axis of
+    length L, bin i of n is the mean over [floor(i·L/n), ceil((i+1)·L/n)), as in PyTorch: a row of a matrix (n, L).
+    """
+    import torch
+
+    def bins(length: Any, count: int, like: Any) -> Any:
+        number = torch.arange(count, device=like.device)
+        first = torch.div(number * length, count, rounding_mode="floor")
+        end = torch.div((number + 1) * length + count - 1, count, rounding_mode="floor")
+        at = torch.arange(length, device=like.device)
+        inside = (at[None] >= first[:, None]) & (at[None] < end[:, None])
+        return inside.to(like.dtype) / (end - first)[:, None].to(like.dtype)
+
+    class ExactPool(torch.nn.AdaptiveAvgPool2d):
+        def forward(self, values_nchw: Any) -> Any:
+            size = self.output_size
+            height, width = (size, size) if isinstance(size, int) else size
+            if height is not None:
+                values_nchw = torch.matmul(bins(values_nchw.shape[2], height, values_nchw), values_nchw)
+            if width is not None:
+                values_nchw = torch.matmul(values_nchw, bins(values_nchw.shape[3], width, values_nchw).T)
+            return values_nchw
+
+    for module in network.modules():
+        if type(module) is torch.nn.AdaptiveAvgPool2d and module.output_size not in (1, (1, 1)):
+            module.__class__ = ExactPool  # not a new module: its parent may hold it in a list as well
+    return network

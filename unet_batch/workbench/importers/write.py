@@ -16,7 +16,7 @@ from unet_batch.errors import JobError, ModelRefused
 from unet_batch.workbench.export.export import ExportReport, ExportSpec, export
 from unet_batch.workbench.files import replace_file
 from unet_batch.workbench.importers.imported import Imported
-from unet_batch.workbench.importers.wrappers import mean_of
+from unet_batch.workbench.importers.wrappers import mean_of, with_exact_pooling
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +72,12 @@ def write(
         activation=None if contract.output.activation == "masks" else contract.output.activation,
         normalize=contract.input.normalize,
         color=contract.input.color,
-        any_size=imported.any_size,
+        any_size=imported.any_size and contract.input.height is None,
         opset=opset,
         output=imported.output,
         contract=contract,
     )
-    exported = export(spec, mean_of(imported.networks), imported.weights)
+    exported = export(spec, with_exact_pooling(mean_of(imported.networks)), imported.weights)
     if job:
         replace_file(job_path(out), job.encode())
     return ImportReport(importer, exported, imported, job_path(out) if job else None)
