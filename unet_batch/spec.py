@@ -23,17 +23,15 @@ from unet_batch.strict import parse_yaml, set_value, validate
 
 MAX_JOB_FILE_BYTES = 1 << 20
 
-
 ShardFormat = Literal["images", "webdataset", "parquet", "manifest"]
 Engine = Literal["onnxruntime", "openvino"]
 ProviderName = Literal["cpu", "cuda", "tensorrt"]
 MaskOutput = Literal["rle", "png"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 """The table of engines, providers and precisions is in `session/engines.py`."""
+Placement = Literal["stride", "even"]
 Tta = Literal["none", "mirror", "mirror_horizontal", "mirror_vertical"]
-"""The flips that each one means are in `session/combined/mirroring.py`."""
 EXECUTION_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
-
 
 PICTURE_SUFFIXES = (
     "jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "tif", "tiff", "btf", "tf8", "webp", "bmp", "dib", "gif",
@@ -149,9 +147,11 @@ class TilingSpec(Section):
     size: int | None = Field(default=None, ge=16)
     """Side of a tile in pixels if the model accepts any size; default: the whole image is one tile."""
     overlap: float = Field(default=0.25, ge=0, lt=1)
-    """Share of a tile that its neighbour also covers (as in MONAI)."""
-    blend: Literal["constant", "gaussian"] = "gaussian"
-    """Weight of a tile's pixels where tiles overlap."""
+    """Share of a tile that its neighbour also covers."""
+    placement: Placement = "stride"
+    """Where tiles lie: at a fixed stride with the last one pulled back (MONAI), or at equal distances (nnU-Net)."""
+    blend: Literal["constant", "gaussian", "gaussian_nnunet"] = "gaussian"
+    """Weight of a tile's pixels where tiles overlap: the same, MONAI's Gaussian or nnU-Net's."""
     sigma: float = Field(default=0.125, gt=0)
     """Width of the Gaussian, as a share of the tile's side."""
 

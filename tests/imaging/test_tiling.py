@@ -20,7 +20,7 @@ def logits_at(size_hw: tuple[int, int], classes: int = 2) -> np.ndarray:
 
 def put_together(logits: np.ndarray, tile_hw: tuple[int, int], tiling: TilingSpec) -> np.ndarray:
     canvas = Canvas(logits.shape[1:], tile_hw, tiling)
-    for box in grid(logits.shape[1:], tile_hw, tiling.overlap):
+    for box in grid(logits.shape[1:], tile_hw, tiling.overlap, tiling.placement):
         canvas.add(box, logits[:, *box.slices])
     return canvas.finished()
 
@@ -42,18 +42,44 @@ def test_tiles_start_where_monai_starts_them(length, side, overlap, wanted):
     assert starts(length, side, overlap) == wanted
 
 
+@pytest.mark.parametrize(
+    ("length", "side", "overlap", "wanted"),
+    [
+        (600, 256, 0.5, [0, 115, 229, 344]),
+        (1000, 256, 0.5, [0, 124, 248, 372, 496, 620, 744]),
+        (130, 64, 0.5, [0, 22, 44, 66]),
+        (256, 256, 0.5, [0]),
+        (257, 256, 0.5, [0, 1]),
+        (70, 33, 0.75, [0, 7, 15, 22, 30, 37]),
+        (24, 16, 0.9, [0, 2, 3, 5, 6, 8]),
+        (31, 7, 0.0, [0, 6, 12, 18, 24]),
+    ],
+)
+def test_evenly_placed_tiles_start_where_nnunet_starts_them(length, side, overlap, wanted):
+    """Recorded from nnunetv2 2.8.1, compute_steps_for_sliding_window with tile_step_size 1 - overlap. Halves are
+    rounded to even (7.5 to 8, 22.5 to 22), and 1 - 0.9 counts as 0.1."""
+    assert starts(length, side, overlap, "even") == wanted
+
+
 def test_a_grid_goes_row_by_row():
     """Golden: 5 x 6 pixels in tiles of 4 x 4 without overlap."""
     assert grid((5, 6), (4, 4), 0.0) == [Box(0, 0, 4, 4), Box(0, 2, 4, 4), Box(1, 0, 4, 4), Box(1, 2, 4, 4)]
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.floats(0, 0.95))
-def test_every_pixel_is_in_a_tile_and_every_tile_in_the_picture(height, width, down, across, overlap):
+@given(
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.floats(0, 0.95),
+    st.sampled_from(["stride", "even"]),
+)
+def test_every_pixel_is_in_a_tile_and_every_tile_in_the_picture(height, width, down, across, overlap, placement):
     """Right and bottom edges included; no tile twice."""
     tile_hw = min(down, height), min(across, width)
 
-    boxes = grid((height, width), tile_hw, overlap)
+    boxes = grid((height, width), tile_hw, overlap, placement)
 
     covered = np.zeros((height, width), int)
     for box in boxes:
@@ -70,13 +96,14 @@ def test_a_picture_smaller_than_its_tile_has_no_grid():
         grid((5, 3), (4, 4), 0.0)
 
 
-@pytest.mark.parametrize("blend", ["constant", "gaussian"])
+@pytest.mark.parametrize("placement", ["stride", "even"])
+@pytest.mark.parametrize("blend", ["constant", "gaussian", "gaussian_nnunet"])
 @pytest.mark.parametrize("overlap", [0.0, 0.25, 0.6])
-def test_tiles_that_agree_come_back_as_the_map_they_were_cut_from(blend, overlap):
+def test_tiles_that_agree_come_back_as_the_map_they_were_cut_from(blend, overlap, placement):
     """Blending is a mean: equal tiles give the same values."""
     logits = logits_at((37, 50))
 
-    finished = put_together(logits, (16, 20), TilingSpec(overlap=overlap, blend=blend))
+    finished = put_together(logits, (16, 20), TilingSpec(overlap=overlap, blend=blend, placement=placement))
 
     assert finished.dtype == np.float32
     np.testing.assert_allclose(finished, logits, atol=1e-5)
@@ -111,6 +138,40 @@ def test_a_gaussian_weight_is_never_below_a_thousandth():
     canvas.add(Box(0, 1, 1, 3), np.ones((1, 1, 3), np.float32))
 
     np.testing.assert_allclose(canvas.finished()[0, 0], [0, 0.001 / 1.001, 1 / 1.001, 1], atol=1e-7)
+
+
+NNUNET_WEIGHTS = [
+    [2.002716064453125e-05, 0.008087158203125, 0.05975341796875, 0.008087158203125],
+    [0.0009326934814453125, 0.376220703125, 2.78125, 0.376220703125],
+    [0.0033550262451171875, 1.353515625, 10.0, 1.353515625],
+    [0.0009326934814453125, 0.376220703125, 2.78125, 0.376220703125],
+    [2.002716064453125e-05, 0.008087158203125, 0.05975341796875, 0.008087158203125],
+]
+"""Recorded from nnunetv2 2.8.1: compute_gaussian((5, 4), sigma_scale=1/8, value_scaling_factor=10, dtype=float16)."""
+
+
+def test_the_gaussian_of_nnunet_has_its_weights_to_the_last_bit():
+    """Its middle is R // 2, so sides of even length are not symmetric, and it is rounded to float16."""
+    weights = np.array(NNUNET_WEIGHTS, np.float32)
+    tiling = TilingSpec(overlap=0.5, blend="gaussian_nnunet", placement="even")
+    first, second = (np.full((1, 5, 4), value, np.float32) for value in (1, -2))
+    canvas = Canvas((5, 6), (5, 4), tiling)
+
+    canvas.add(Box(0, 0, 5, 4), first)
+    canvas.add(Box(0, 2, 5, 4), second)
+
+    total, counted = np.zeros((5, 6), np.float32), np.zeros((5, 6), np.float32)
+    for left, value in ((0, 1), (2, -2)):
+        total[:, left : left + 4] += value * weights
+        counted[:, left : left + 4] += weights
+    np.testing.assert_array_equal(canvas.finished()[0], total / counted)
+
+
+def test_weights_of_nnunet_that_float16_cannot_hold_are_its_smallest_weight():
+    """A weight of 0 would leave pixels at a corner without a value."""
+    finished = put_together(logits_at((40, 40)), (32, 32), TilingSpec(overlap=0.5, blend="gaussian_nnunet", sigma=0.05))
+
+    np.testing.assert_allclose(finished, logits_at((40, 40)), atol=1e-5)
 
 
 def test_more_than_255_tiles_over_one_pixel_are_all_counted():
@@ -150,15 +211,15 @@ def test_half_size_tiles_are_resized_to_their_boxes():
     width=st.integers(7, 60),
     side=st.integers(2, 7),
     overlap=st.floats(0, 0.9),
-    blend=st.sampled_from(["constant", "gaussian"]),
+    placement=st.sampled_from(["stride", "even"]),
 )
-def test_labels_of_overlapping_tiles_are_never_mixed(height, width, side, overlap, blend):
+def test_labels_of_overlapping_tiles_are_never_mixed(height, width, side, overlap, placement):
     """Labels are not averaged: 0 and 2 must not become 1. Equal tiles give the map that they were cut from."""
     labels = np.random.default_rng(1).integers(0, 200, (1, height, width)).astype(np.float32)
-    tiling = TilingSpec(overlap=overlap, blend=blend)
+    tiling = TilingSpec(overlap=overlap, placement=placement)
     canvas = Canvas((height, width), (side, side), tiling, decided=True)
 
-    for box in reversed(grid((height, width), (side, side), overlap)):
+    for box in reversed(grid((height, width), (side, side), overlap, placement)):
         canvas.add(box, labels[:, *box.slices])
 
     np.testing.assert_array_equal(canvas.finished(), labels)

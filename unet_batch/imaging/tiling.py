@@ -1,4 +1,4 @@
-"""Tiles: their places in a fitted picture, and how their logits are blended into one map (MONAI's semantics).
+"""Tiles: their places in a fitted picture, and how their logits are blended into one map (as MONAI or nnU-Net do).
 
 Boxes, weights and sums only. The picture is already padded to at least one tile (`preprocess`).
 Legend: H, W pixels; K classes.
@@ -6,6 +6,7 @@ Legend: H, W pixels; K classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise, product
@@ -16,10 +17,12 @@ from numpy.typing import NDArray
 
 from unet_batch.errors import ShapeMismatch
 from unet_batch.imaging.resize import resize_logits
-from unet_batch.spec import TilingSpec
+from unet_batch.spec import Placement, TilingSpec
 
 LOWEST_WEIGHT = 1e-3
 """Smallest Gaussian weight (MONAI): corners still count, and a sum of weights is never 0."""
+NNUNET_PEAK = 10
+"""Largest weight of nnU-Net's Gaussian; it decides which small weights float16 can hold."""
 CACHED_PIXELS = 1 << 22
 """Largest picture whose sums of weights are cached for the next picture of the same geometry (16 MiB each)."""
 
@@ -39,23 +42,34 @@ class Box:
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
-def grid(size_hw: tuple[int, int], tile_hw: tuple[int, int], overlap: float) -> list[Box]:
+def grid(
+    size_hw: tuple[int, int], tile_hw: tuple[int, int], overlap: float, placement: Placement = "stride"
+) -> list[Box]:
     """The tiles of a picture, row by row, all of one size; together they cover every pixel.
 
-    The last tile of an axis ends at the picture's edge. overlap: share of a tile that its neighbour also covers; the
-    stride is max(1, int(side · (1 − overlap))), as in MONAI 1.6. Raises ShapeMismatch if the picture is smaller than a
-    tile.
+    The last tile of an axis ends at the picture's edge. overlap, placement: see `starts`. Raises ShapeMismatch if the
+    picture is smaller than a tile.
     """
     if size_hw[0] < tile_hw[0] or size_hw[1] < tile_hw[1]:
         raise ShapeMismatch(f"a picture of {size_hw} is smaller than its tile of {tile_hw}: fit pads it first")
-    tops, lefts = (starts(n, r, overlap) for n, r in zip(size_hw, tile_hw, strict=True))
+    tops, lefts = (starts(n, r, overlap, placement) for n, r in zip(size_hw, tile_hw, strict=True))
     return [Box(top, left, *tile_hw) for top, left in product(tops, lefts)]
 
 
-def starts(length: int, side: int, overlap: float) -> list[int]:
-    """Where the tiles of one axis start (MONAI dense_patch_slices)."""
+def starts(length: int, side: int, overlap: float, placement: Placement = "stride") -> list[int]:
+    """Where the tiles of one axis start.
+
+    overlap: share of a tile that its neighbour also covers. stride: max(1, int(side · (1 − overlap))), the last tile
+    pulled back (MONAI 1.6 dense_patch_slices). even: as many tiles as strides of at most side · (1 − overlap) need, at
+    equal distances, rounded half to even (nnU-Net 2.8 compute_steps_for_sliding_window).
+    """
     if side >= length:
         return [0]
+    if placement == "even":
+        step = round(1 - overlap, 12)  # overlap 0.9 means nnU-Net's tile_step_size of 0.1, not 0.09999999999999998
+        last = math.ceil((length - side) / (side * step))
+        # Equal starts can come only from a stride below a pixel; each tile counts once.
+        return list(dict.fromkeys(round((length - side) / last * k) for k in range(last + 1)))
     # In floating point, as MONAI does: side 10 and overlap 0.8 give stride 1, not 2.
     stride = max(1, int(side * (1 - overlap)))
     return [min(k * stride, length - side) for k in range(-(-(length - side) // stride) + 1)]
@@ -75,7 +89,7 @@ class Canvas:
         self._size_hw = (size_hw[0], size_hw[1])
         self._tile_hw = (tile_hw[0], tile_hw[1])
         self._tiling = tiling
-        self._missing = set(grid(self._size_hw, self._tile_hw, tiling.overlap))
+        self._missing = set(grid(self._size_hw, self._tile_hw, tiling.overlap, tiling.placement))
         self._one_tile = len(self._missing) == 1
         self._sum_khw: NDArray[np.float32] | None = None
 
@@ -119,7 +133,7 @@ class Canvas:
     def _fill(self, box: Box, decided_khw: NDArray[Any]) -> None:
         """Write the pixels that the tile owns; from the nearest pixel if the network returns another resolution."""
         rows, columns = (
-            _owned(length, side, self._tiling.overlap)[start]
+            _owned(length, side, self._tiling.overlap, self._tiling.placement)[start]
             for length, side, start in zip(self._size_hw, self._tile_hw, (box.top, box.left), strict=True)
         )
         down, across = (
@@ -134,24 +148,31 @@ class Canvas:
 
 
 @lru_cache(maxsize=64)
-def _owned(length: int, side: int, overlap: float) -> dict[int, tuple[int, int]]:
+def _owned(length: int, side: int, overlap: float, placement: Placement) -> dict[int, tuple[int, int]]:
     """Start of a tile → first and end pixel of the axis that it owns.
 
     Each of two neighbours owns half of their overlap. So every pixel has one owner, and pixels near a tile's edge,
     where the model has the least context, belong to the neighbour.
     """
-    begins = starts(length, side, overlap)
+    begins = starts(length, side, overlap, placement)
     borders = [0, *((before + side + after) // 2 for before, after in pairwise(begins)), length]
     return dict(zip(begins, pairwise(borders), strict=True))
 
 
 @lru_cache(maxsize=16)
 def _weights(tile_hw: tuple[int, int], blend: str, sigma: float) -> NDArray[np.float32]:
-    """Weight of each pixel of a tile, float32 (H, W): 1, or a Gaussian, exp(−(i − (R−1)/2)² / 2(sigma·R)²) per axis,
-    at least LOWEST_WEIGHT. Source: MONAI 1.6 compute_importance_map.
+    """Weight of each pixel of a tile, float32 (H, W): 1, or a Gaussian.
+
+    gaussian: exp(−(i − (R−1)/2)² / 2(sigma·R)²) per axis, at least LOWEST_WEIGHT (MONAI 1.6 compute_importance_map).
+    gaussian_nnunet: about R//2, and rounded to float16 (nnU-Net 2.8 compute_gaussian).
     """
+    weights: NDArray[np.float32]
     if blend == "constant":
         weights = np.ones(tile_hw, np.float32)
+    elif blend == "gaussian_nnunet":
+        rows, columns = (_nnunet_taper(side, sigma) for side in tile_hw)
+        weights = (NNUNET_PEAK * (rows[:, None] * columns)).astype(np.float16).astype(np.float32)
+        np.maximum(weights, weights[weights > 0].min(), out=weights)
     else:
         down, across = (_taper(side, sigma) for side in tile_hw)
         weights = down[:, None] * across
@@ -166,18 +187,31 @@ def _taper(side: int, sigma: float) -> NDArray[np.float32]:
     return taper
 
 
+def _nnunet_taper(side: int, sigma: float) -> NDArray[np.float64]:
+    """What SciPy's gaussian_filter makes of a unit impulse at side // 2, with a peak of 1: cut off after 4 sigma."""
+    distance = np.arange(side) - side // 2
+    taper: NDArray[np.float64] = np.exp(-0.5 * (distance / (sigma * side)) ** 2)
+    taper[np.abs(distance) > int(4 * sigma * side + 0.5)] = 0
+    return taper
+
+
 def _sum_of_weights(size_hw: tuple[int, int], tile_hw: tuple[int, int], tiling: TilingSpec) -> NDArray[np.float32]:
     """The sum of the weights of all tiles at each pixel, float32 (H, W)."""
     compute = _cached_sum if size_hw[0] * size_hw[1] <= CACHED_PIXELS else _cached_sum.__wrapped__
-    return compute(size_hw, tile_hw, tiling.overlap, tiling.blend, tiling.sigma)
+    return compute(size_hw, tile_hw, tiling.overlap, tiling.placement, tiling.blend, tiling.sigma)
 
 
 @lru_cache(maxsize=8)
 def _cached_sum(
-    size_hw: tuple[int, int], tile_hw: tuple[int, int], overlap: float, blend: str, sigma: float
+    size_hw: tuple[int, int],
+    tile_hw: tuple[int, int],
+    overlap: float,
+    placement: Placement,
+    blend: str,
+    sigma: float,
 ) -> NDArray[np.float32]:
     total = np.zeros(size_hw, np.float32)
-    for box in grid(size_hw, tile_hw, overlap):
+    for box in grid(size_hw, tile_hw, overlap, placement):
         total[box.slices] += _weights(tile_hw, blend, sigma)
     total.flags.writeable = False
     return total

@@ -68,7 +68,7 @@ OUTSIDE: Mapping[str, str] = MappingProxyType(
     }
 )
 """Fields of the job file that do not change the content of a row, and why. The contract has no such fields."""
-LATER: Mapping[str, object] = MappingProxyType({"tta": "none"})
+LATER: Mapping[str, object] = MappingProxyType({"tta": "none", "tiling.placement": "stride"})
 """Fields of the job file that older versions lacked, and the value that means what those versions did. With this value
 a field does not enter, so fingerprints stay when a field is added. The contract has its own such table."""
 _SETS = ("output.masks", "input.roots")

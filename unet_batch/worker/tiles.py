@@ -40,7 +40,7 @@ def picture(
     one tile. Raises ImageError if the pixels do not fit into the contract's dtype, and MemoryError.
     """
     tile_hw = model.tile_hw or _tile_of_any_size(geometry.fitted_hw, model.contract.input.multiple, largest_side)
-    boxes = grid(geometry.fitted_hw, tile_hw, tiling.overlap)
+    boxes = grid(geometry.fitted_hw, tile_hw, tiling.overlap, tiling.placement)
     pixels_hwc = normalize(pixels_of(loaded, entry), geometry, model.contract.input, largest=entry.largest)
     return ModelImage(pixels_hwc, tile_hw, tuple(boxes))
 
