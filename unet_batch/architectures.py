@@ -1,12 +1,12 @@
-"""U-Net, U-Net++ and Attention U-Net as PyTorch modules that a state dict can be loaded into.
+"""U-Net as published and as usual today, U-Net++ and Attention U-Net as PyTorch modules that take a state dict.
 
 Knows PyTorch, which importing this module needs. Knows nothing of ONNX, weights files or contracts. Each function
 returns a fresh module with random weights: float32 (N, in_channels, H, W) → float32 logits (N, classes, H, W), where H
-and W are multiples of 2^depth.
+and W are multiples of 2^depth. The logits of `original_unet` are smaller than its input.
 
 Papers: U-Net, Ronneberger et al. 2015, arXiv:1505.04597. U-Net++, Zhou et al. 2018, arXiv:1807.10165. Attention U-Net,
-Oktay et al. 2018, arXiv:1804.03999. All three differ from the papers in what became usual since: convolutions are
-padded, so that a mask has its picture's size, and each is followed by batch normalisation.
+Oktay et al. 2018, arXiv:1804.03999. All but `original_unet` differ from the papers in what became usual since:
+convolutions are padded, so that a mask has its picture's size, and each is followed by batch normalisation.
 """
 
 from __future__ import annotations
@@ -33,6 +33,16 @@ def unet(in_channels: int = 1, classes: int = 3, *, base: int = 32, depth: int =
     Raises JobError for an argument below 1 or another `up`; so do the other two.
     """
     return _Unet(_widths(in_channels, classes, base, depth, up), in_channels, classes, up)
+
+
+def original_unet(in_channels: int = 1, classes: int = 2, *, base: int = 64, depth: int = 4) -> nn.Module:
+    """The U-Net as published: unpadded 3x3 convolutions with a bias and without normalisation, 2x2 transposed ones.
+
+    The output is smaller than the input by a margin on each side, and skips are cropped to their middle: 572 x 572
+    gives 388 x 388 with depth 4. Sides of the input are 16 · n + 12 then; in general all sides with which no level has
+    an odd size. Without the paper's dropout, which is for training.
+    """
+    return _OriginalUnet(_widths(in_channels, classes, base, depth, "transposed"), in_channels, classes)
 
 
 def unet_plus_plus(
@@ -122,6 +132,40 @@ class _Unet(nn.Module):
     def skip(self, _level: int, fine: Tensor, _coarse: Tensor) -> Tensor:
         """What of an encoder level its decoder sees: all of it."""
         return fine
+
+
+class _OriginalUnet(nn.Module):
+    def __init__(self, widths: list[int], in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.down = nn.ModuleList(_unpadded(a, b) for a, b in itertools.pairwise([in_channels, *widths]))
+        self.pool = nn.MaxPool2d(2)
+        self.up = nn.ModuleList(_doubled(wide, fine, "transposed") for fine, wide in itertools.pairwise(widths))
+        self.decoder = nn.ModuleList(_unpadded(2 * width, width) for width in widths[:-1])
+        self.head = nn.Conv2d(widths[0], classes, kernel_size=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = [self.down[0](image)]
+        for level in list(self.down)[1:]:
+            features.append(level(self.pool(features[-1])))
+        coarse = features[-1]
+        for level in reversed(range(len(self.decoder))):
+            doubled = self.up[level](coarse)
+            coarse = self.decoder[level](torch.cat([_middle(features[level], doubled), doubled], dim=1))
+        logits: Tensor = self.head(coarse)
+        return logits
+
+
+def _unpadded(inside: int, outside: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inside, outside, kernel_size=3), nn.ReLU(), nn.Conv2d(outside, outside, kernel_size=3), nn.ReLU()
+    )
+
+
+def _middle(fine: Tensor, as_large_as: Tensor) -> Tensor:
+    """The middle of a feature map."""
+    height, width = as_large_as.shape[2:]
+    top, left = (fine.shape[2] - height) // 2, (fine.shape[3] - width) // 2
+    return fine[:, :, top : top + height, left : left + width]
 
 
 class _AttentionUnet(_Unet):

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-LATER: Mapping[str, object] = MappingProxyType({})
+LATER: Mapping[str, object] = MappingProxyType({"input.remainder": 0, "output.margin": 0})
 """Fields of the contract that older versions lacked, and the value that means what those versions did. With this value
 a field does not enter digests, so fingerprints stay when a field is added."""
 
@@ -125,6 +125,9 @@ class ModelInput(Section):
     """Columns of the tensor; not needed if the model fixes them or accepts any number."""
     multiple: int = Field(default=1, ge=1)
     """Rows and columns must be a multiple of this (2^levels of the U-Net) if they are not fixed."""
+    remainder: int = Field(default=0, ge=0)
+    """Added to the multiple: rows and columns are n · multiple + remainder. For a U-Net with unpadded convolutions they
+    are 16 · n + 12, such as 572."""
     series_channels: Literal["bands", "pages"] | None = None
     """How to read an OME-TIFF, ImageJ or tifffile series that stores each channel in its own page: the channels are
     bands of one image, or each page is an image. Without this field such files are rejected."""
@@ -135,7 +138,8 @@ class ModelInput(Section):
     """Resize kernel of `stretch` and `letterbox`."""
     padding: Literal["constant", "reflect", "edge", "refuse"] = "constant"
     """What `tile`, `pad` and `letterbox` add around an image: a constant, its mirror image, or its repeated edge.
-    refuse: images that need padding are rejected."""
+    refuse: images that need padding are rejected. With `output.margin` every image needs a border, and the default is
+    reflect, as in the U-Net paper."""
     pad_value: float = 0.0
     """Value of constant padding."""
     pad_units: Literal["normalized", "source"] | None = None
@@ -156,8 +160,26 @@ class ModelInput(Section):
     normalize: Normalize = Divide()
     """How source values become the values that the model was trained on."""
 
+    def side(self, least: int) -> int:
+        """The smallest number of rows or columns that a model of open size takes, of at least `least` pixels."""
+        return -(-(least - self.remainder) // self.multiple) * self.multiple + self.remainder
+
+    def takes(self, size_hw: tuple[int, int]) -> bool:
+        """Whether a model of open size takes tiles of this size."""
+        return all(side == self.side(side) for side in size_hw)
+
+    @property
+    def sides(self) -> str:
+        """The sizes that a model of open size takes, as text."""
+        return f"a multiple of {self.multiple}" + (f" plus {self.remainder}" if self.remainder else "")
+
     @model_validator(mode="after")
     def _agrees(self) -> ModelInput:
+        if self.remainder and self.remainder >= self.multiple:
+            raise ValueError(
+                f"remainder {self.remainder} must be below multiple {self.multiple}: write "
+                f"{self.remainder % self.multiple}"
+            )
         needed = {"gray": 1, "rgb": 3, "bgr": 3}.get(self.color)
         if needed is not None and self.channels != needed:
             raise ValueError(
@@ -205,6 +227,9 @@ class ModelOutput(Section):
     and sigmoid)."""
     threshold: float = Field(default=0.5, gt=0, lt=1)
     """Probability above which a pixel belongs to a class; for one-channel and sigmoid models."""
+    margin: int = Field(default=0, ge=0)
+    """Pixels of a tile on each side that have no output, because the convolutions are unpadded: 92 where a tile of 572
+    x 572 gives 388 x 388. Images get a border of this width (`input.padding`), and tiles overlap by it."""
 
     @model_validator(mode="after")
     def _agrees(self) -> ModelOutput:
@@ -237,6 +262,19 @@ class Contract(Section):
     """The input tensor."""
     output: ModelOutput = ModelOutput()
     """The output tensor."""
+
+    @model_validator(mode="after")
+    def _has_a_border(self) -> Contract:
+        if not self.output.margin:
+            return self
+        if self.input.padding == "refuse":
+            raise ValueError(
+                f"input.padding refuse rejects every image, because output.margin {self.output.margin} needs a border: "
+                "write reflect"
+            )
+        if "padding" not in self.input.model_fields_set:  # frozen: a validator cannot return another object
+            object.__setattr__(self, "input", self.input.model_copy(update={"padding": "reflect"}))
+        return self
 
     def for_digests(self) -> dict[str, Any]:
         """The contract as a tree for digests: without the fields of `LATER` that have their value of before."""

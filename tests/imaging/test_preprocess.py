@@ -183,7 +183,7 @@ def test_fitting_keeps_the_source_dtype_and_pads_nothing(mode, dtype):
     ("fields", "tile_hw", "fault"),
     [
         ({"fit": "stretch"}, None, "needs a size"),
-        ({"fit": "letterbox", "height": 30, "width": 32, "multiple": 16}, None, "multiples of"),
+        ({"fit": "letterbox", "height": 30, "width": 32, "multiple": 16}, None, "must each be a multiple of"),
         ({"fit": "stretch", "height": 32, "width": 32}, (64, 64), "smaller than a tile"),
     ],
 )

@@ -217,8 +217,8 @@ def halves() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(4, 3, 1))
 
 
-def shrinks() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3))
+def shrinks(kernel: int | tuple[int, int] = 3) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, kernel), nn.Conv2d(4, 3, kernel))
 
 
 def probabilities() -> nn.Module:

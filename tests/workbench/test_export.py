@@ -256,9 +256,35 @@ def test_a_mask_of_half_the_size_is_exported_as_it_is(out: Path) -> None:
     assert exported("halves", out).output_shape == ("batch", 3, 16, 16)
 
 
-def test_a_mask_that_does_not_cover_its_image_is_refused(out: Path) -> None:
-    """Unpadded convolutions."""
-    assert "a mask of 28x28 for an image of 32x32, which does not cover it" in refused("shrinks", out)
+def test_a_mask_that_does_not_cover_its_image_has_a_margin(out: Path) -> None:
+    """Unpadded convolutions: the contract says how many pixels have no output, and borders are mirrored."""
+    report = exported("shrinks", out, any_size=True)
+    assert (report.contract.output.margin, report.contract.input.padding) == (2, "reflect")
+    assert "the mask has a margin of 2: it does not cover that many pixels on each side of a tile" in report.notes
+
+
+def test_a_mask_that_is_cut_off_unevenly_is_refused(out: Path) -> None:
+    """Its place in the image is unknown."""
+    message = refused("shrinks", out, args={"kernel": (3, 5)})
+    assert "a mask of 28x24 for an image of 32x32, which does not cover it" in message
+
+
+@pytest.mark.slow
+def test_the_published_unet_is_exported_with_its_sides(out: Path) -> None:
+    """The U-Net of 2015, small: 8 · n + 4 with depth 3."""
+    factory, args = "unet_batch.architectures:original_unet", {"base": 2, "depth": 3, "classes": 3}
+    contract = exported(factory, out, args=args, input_chw=(1, 100, 100), activation="logits").contract
+    assert contract is not None
+    assert (contract.input.multiple, contract.input.remainder, contract.output.margin) == (8, 4, 44)
+
+
+@pytest.mark.slow
+def test_a_side_with_which_a_level_loses_a_row_is_refused(out: Path) -> None:
+    """102 becomes 98, 49, 45: its mask lacks more rows below than above."""
+    factory, args = "unet_batch.architectures:original_unet", {"base": 2, "depth": 3, "classes": 3}
+    message = refused(factory, out, args=args, input_chw=(1, 102, 102), activation="logits")
+    assert message.startswith("at 102x102 MaxPool ")
+    assert message.endswith("loses a row or column of 45x45, so the place of the mask is unknown: export another size")
 
 
 def test_adaptive_pooling_is_refused_where_it_would_be_wrong_at_other_sizes(out: Path) -> None:

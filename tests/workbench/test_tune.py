@@ -139,7 +139,7 @@ def test_the_size_of_tile_can_be_chosen_where_it_is_open(tiny, model):
     assert found.tile_hw == (32, 64)
     with pytest.raises(JobError, match="fixes its tiles at 16x16"):
         tune(tiny.data, model, spec, tile_hw=(32, 32))
-    with pytest.raises(JobError, match="not multiples of 2"):
+    with pytest.raises(JobError, match="is not a multiple of 2"):
         tune(made.data, free, spec, tile_hw=(33, 32))
 
 

@@ -116,7 +116,7 @@ def compare(
     name, worst = chosen[report.worst]
     _write(job, run_id, "json", json.dumps({"session": what, **report.to_json()}).encode())
     if report.breaches:
-        where = _write(job, run_id, "png", encode_png(picture(worst, report)))
+        where = _write(job, run_id, "png", encode_png(picture(_inner(worst, session.model), report)))
         raise ModelRefused(
             f"{what} does not agree with {_named(job)} on "
             f"{len(chosen)} images of the archive: {'; '.join(report.breaches)}; the largest difference is on {name}"
@@ -130,6 +130,12 @@ def compare(
         )
     keep(kept, report.to_json())
     log.info("%s agrees on %d images: %.4f%% of labels differ", what, len(chosen), 100 * report.parity.flipped_share)
+
+
+def _inner(tile_hwc: NDArray[Any], model: Model) -> NDArray[Any]:
+    """The part of a tile that has an output."""
+    margin, (height, width) = model.contract.output.margin, tile_hwc.shape[:2]
+    return tile_hwc[margin : height - margin, margin : width - margin]
 
 
 def _named(job: JobSpec) -> str:

@@ -20,6 +20,7 @@ OWN = frozenset(
         "input.height",
         "input.width",
         "input.multiple",
+        "input.remainder",
         "output.name",
         "output.layout",
     }

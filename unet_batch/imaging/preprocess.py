@@ -35,13 +35,20 @@ class Geometry:
     left: int
     """First column of the content in the fitted picture."""
     fitted_hw: tuple[int, int]
-    """Size of the content with its padding."""
+    """Size of the content with its padding: the part of the picture that has an output."""
+    margin: int = 0
+    """Width of the border around the fitted picture that the model reads and that has no output."""
+
+    @property
+    def padded_hw(self) -> tuple[int, int]:
+        """Size of the fitted picture with its border: of the result of `normalize`."""
+        return self.fitted_hw[0] + 2 * self.margin, self.fitted_hw[1] + 2 * self.margin
 
     @property
     def content(self) -> tuple[slice, slice]:
-        """Rows and columns of the content: `fitted_hwc[geometry.content]` is the picture without its padding."""
-        height, width = self.resized_hw
-        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+        """Rows and columns of the content: `padded_hwc[geometry.content]` is the picture without padding and border."""
+        (height, width), top, left = self.resized_hw, self.top + self.margin, self.left + self.margin
+        return slice(top, top + height), slice(left, left + width)
 
 
 def whole(size_hw: Sequence[int]) -> Geometry:
@@ -51,14 +58,22 @@ def whole(size_hw: Sequence[int]) -> Geometry:
 
 
 def fit(
-    image_hwc: NDArray[Any], spec: ModelInput, *, tile_hw: tuple[int, int] | None, source_hw: tuple[int, int]
+    image_hwc: NDArray[Any],
+    spec: ModelInput,
+    *,
+    tile_hw: tuple[int, int] | None,
+    source_hw: tuple[int, int],
+    margin: int = 0,
 ) -> tuple[NDArray[Any], Geometry]:
     """The picture resized as the contract says, in its own dtype, and its place in the result of `normalize`.
 
     image_hwc: uint8, uint16 or float32 (H, W, C); returned unchanged if it needs no resize. Nothing is padded here.
-    tile_hw: size of one tile; None if the model takes any size: the result is then a multiple of `spec.multiple`.
+    tile_hw: size of one tile; None if the model takes any size: `spec.takes` is then true of the result.
     source_hw: oriented size of the source; scales refer to it.
-    letterbox: Ultralytics' rule. tile: padded on all sides, the smaller half first (MONAI). pad: right and bottom.
+    margin: `output.margin`. Every fit then makes the size of the output, which is smaller than a tile, and the border
+    is added around it.
+    letterbox: Ultralytics' rule. tile: padded on all sides, the smaller half first (MONAI); with a margin at the right
+    and bottom, so that the output does not depend on the size of tiles. pad: right and bottom.
     Raises ImageError if this picture does not fit, ContractError if no picture can fit.
     """
     if image_hwc.dtype.name not in LARGEST:
@@ -70,7 +85,7 @@ def fit(
     height, width = image_hwc.shape[:2]
     if not height or not width:
         raise ImageError(Reason.IMAGE_SIZE_MISMATCH, f"the picture of {height} x {width} has no pixels")
-    geometry = _geometry((height, width), spec, tile_hw, source_hw)
+    geometry = _geometry((height, width), spec, tile_hw, source_hw, margin)
     if geometry.fitted_hw != geometry.resized_hw and spec.padding == "refuse":
         sizes = [f"{height} x {width}" for height, width in (geometry.resized_hw, geometry.fitted_hw)]
         message = f"the picture is {sizes[0]} and would be padded to {sizes[1]}, but input.padding is refuse"
@@ -81,7 +96,7 @@ def fit(
 def normalize(
     content_hwc: NDArray[Any], geometry: Geometry, spec: ModelInput, *, largest: float | None
 ) -> NDArray[Any]:
-    """The fitted picture, normalised and padded: (H, W, C) of `spec.dtype`, C-contiguous.
+    """The fitted picture with its border, normalised and padded: (H, W, C) of `spec.dtype`, C-contiguous.
 
     content_hwc: uint8, uint16 or float32, as `fit` returns it. largest: largest value of the bit depth that the source
     declares, the divisor of `unit` and `mean_std`; None if it declares none.
@@ -95,8 +110,8 @@ def normalize(
         message = f"the source declares {declared}, the model divides by {spec.source_max:g} (input.source_max)"
         raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, message)
     if spec.padding == "constant" and spec.pad_units == "source":
-        fitted_hwc = _padded(content_hwc, geometry, spec)
-        normal = _as_input(fitted_hwc, fitted_hwc[geometry.content], spec, largest)
+        padded_hwc = _padded(content_hwc, geometry, spec)
+        normal = _as_input(padded_hwc, padded_hwc[geometry.content], spec, largest)
     else:
         normal = _padded(_as_input(content_hwc, content_hwc, spec, largest), geometry, spec)
     return np.ascontiguousarray(normal)
@@ -142,46 +157,70 @@ def _as_input(
 
 
 def _geometry(
-    image_hw: tuple[int, int], spec: ModelInput, tile_hw: tuple[int, int] | None, source_hw: tuple[int, int]
+    image_hw: tuple[int, int],
+    spec: ModelInput,
+    tile_hw: tuple[int, int] | None,
+    source_hw: tuple[int, int],
+    margin: int,
 ) -> Geometry:
     """Sizes and offsets for this size of picture."""
     if spec.fit in ("tile", "pad", "none"):
-        multiple = spec.multiple if tile_hw is None or spec.fit == "pad" else 1
-        sides = tile_hw or (1, 1)
-        enough = [max(-(-n // multiple) * multiple, side) for n, side in zip(image_hw, sides, strict=True)]
-        fitted_hw = enough[0], enough[1]
-        if spec.fit == "none" and image_hw != (tile_hw or fitted_hw):
-            wanted = f"{tile_hw[0]} x {tile_hw[1]}" if tile_hw else f"multiples of {spec.multiple}"
-            message = f"the picture is {image_hw[0]} x {image_hw[1]}, the model takes {wanted}: choose another fit"
+        output_hw = None if tile_hw is None else (tile_hw[0] - 2 * margin, tile_hw[1] - 2 * margin)
+        fitted_hw = (
+            _enough(image_hw[0], spec, output_hw and output_hw[0], margin),
+            _enough(image_hw[1], spec, output_hw and output_hw[1], margin),
+        )
+        if spec.fit == "none" and image_hw != (output_hw or fitted_hw):
+            wanted = f"{output_hw[0]} x {output_hw[1]}" if output_hw else spec.sides
+            beyond = f" without the border of {margin}" if margin else ""
+            message = (
+                f"the picture is {image_hw[0]} x {image_hw[1]}, the model takes {wanted}{beyond}: choose another fit"
+            )
             raise ImageError(Reason.IMAGE_SIZE_MISMATCH, message)
-        top, left = ((f - n) // 2 if spec.fit == "tile" else 0 for f, n in zip(fitted_hw, image_hw, strict=True))
-        return Geometry(source_hw, image_hw, top, left, fitted_hw)
-    target_hw = _target(spec, tile_hw)
+        centred = spec.fit == "tile" and not margin
+        top, left = ((f - n) // 2 if centred else 0 for f, n in zip(fitted_hw, image_hw, strict=True))
+        return Geometry(source_hw, image_hw, top, left, fitted_hw, margin)
+    target_hw = _target(spec, tile_hw, margin)
     if spec.fit == "stretch":
-        return Geometry(source_hw, target_hw, 0, 0, target_hw)
+        return Geometry(source_hw, target_hw, 0, 0, target_hw, margin)
     ratio = min(target_hw[0] / source_hw[0], target_hw[1] / source_hw[1])
     ratio = ratio if spec.scale_up else min(ratio, 1.0)
     height, width = max(round(source_hw[0] * ratio), 1), max(round(source_hw[1] * ratio), 1)
     # Ultralytics: the smaller half of an odd padding is above and to the left.
     top, left = round((target_hw[0] - height) / 2 - 0.1), round((target_hw[1] - width) / 2 - 0.1)
-    return Geometry(source_hw, (height, width), top, left, target_hw)
+    return Geometry(source_hw, (height, width), top, left, target_hw, margin)
 
 
-def _target(spec: ModelInput, tile_hw: tuple[int, int] | None) -> tuple[int, int]:
+def _enough(length: int, spec: ModelInput, output: int | None, margin: int) -> int:
+    """The size of the fitted picture along an axis, at least `length`.
+
+    output: rows or columns of the output of a tile of fixed size. With a margin, all tiles then start at a multiple of
+    `spec.multiple`, so that a tile's output equals that of the whole picture.
+    """
+    if output is None:
+        return spec.side(length + 2 * margin) - 2 * margin
+    if not margin:
+        multiple = spec.multiple if spec.fit == "pad" else 1
+        return max(-(-length // multiple) * multiple, output)
+    step = spec.multiple if output >= spec.multiple else 1
+    return output + max(-(-(length - output) // step), 0) * step
+
+
+def _target(spec: ModelInput, tile_hw: tuple[int, int] | None, margin: int) -> tuple[int, int]:
     height, width = spec.height or (tile_hw or (0, 0))[0], spec.width or (tile_hw or (0, 0))[1]
     size = f"input.height and width ({height} x {width})"
     if not height or not width:
         raise ContractError(f"fit: {spec.fit} needs a size: write input.height and input.width")
     if tile_hw is not None and (height < tile_hw[0] or width < tile_hw[1]):
         raise ContractError(f"{size} are smaller than a tile, {tile_hw[0]} x {tile_hw[1]}: enlarge them")
-    if tile_hw is None and (height % spec.multiple or width % spec.multiple):
-        raise ContractError(f"{size} must be multiples of input.multiple, {spec.multiple}: round them up")
-    return height, width
+    if tile_hw is None and not spec.takes((height, width)):
+        raise ContractError(f"{size} must each be {spec.sides} (input.multiple, input.remainder): round them up")
+    return height - 2 * margin, width - 2 * margin
 
 
 def _padded(image_hwc: NDArray[Any], geometry: Geometry, spec: ModelInput) -> NDArray[Any]:
-    """The picture with its padding; the same array if it needs none."""
-    (height, width), (full_height, full_width) = geometry.resized_hw, geometry.fitted_hw
+    """The picture with its padding and border; the same array if it needs none."""
+    (height, width), (full_height, full_width) = geometry.resized_hw, geometry.padded_hw
     if (height, width) == (full_height, full_width):
         return image_hwc
     if spec.padding == "constant":
@@ -190,7 +229,7 @@ def _padded(image_hwc: NDArray[Any], geometry: Geometry, spec: ModelInput) -> ND
         )
         fitted[geometry.content] = image_hwc
         return fitted
-    above, left = geometry.top, geometry.left
+    above, left = geometry.top + geometry.margin, geometry.left + geometry.margin
     sides = ((above, full_height - height - above), (left, full_width - width - left), (0, 0))
     return np.pad(image_hwc, sides, mode="reflect" if spec.padding == "reflect" else "edge")
 

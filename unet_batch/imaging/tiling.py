@@ -28,8 +28,22 @@ CACHED_PIXELS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
+class Halo:
+    """The border of a tile that the model reads and that has no output."""
+
+    margin: int = 0
+    """Its width on each side, in pixels (`output.margin`)."""
+    step: int = 1
+    """With a margin, tiles start at multiples of this (`input.multiple`): pooling then sees the same windows as in the
+    whole picture, and every tile gives the whole picture's output."""
+
+
+NO_HALO = Halo()
+
+
+@dataclass(frozen=True, slots=True)
 class Box:
-    """The place of a tile in the fitted picture, in pixels."""
+    """The place of a tile's output in the fitted picture, in pixels."""
 
     top: int
     left: int
@@ -41,27 +55,37 @@ class Box:
         """Row and column slices: `image_hwc[box.slices]` is the tile, `logits_khw[:, *box.slices]` its logits."""
         return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
+    def with_border(self, margin: int) -> tuple[slice, slice]:
+        """Row and column slices of the whole tile in the picture with its border of `margin` pixels."""
+        bottom, right = self.top + self.height + 2 * margin, self.left + self.width + 2 * margin
+        return slice(self.top, bottom), slice(self.left, right)
+
 
 def grid(
-    size_hw: tuple[int, int], tile_hw: tuple[int, int], overlap: float, placement: Placement = "stride"
+    size_hw: tuple[int, int],
+    tile_hw: tuple[int, int],
+    overlap: float,
+    placement: Placement = "stride",
+    halo: Halo = NO_HALO,
 ) -> list[Box]:
     """The tiles of a picture, row by row, all of one size; together they cover every pixel.
 
-    The last tile of an axis ends at the picture's edge. overlap, placement: see `starts`. Raises ShapeMismatch if the
-    picture is smaller than a tile.
+    tile_hw: size of a tile's output, without its halo. The last tile of an axis ends at the picture's edge. overlap,
+    placement: see `starts`. Raises ShapeMismatch if the picture is smaller than a tile.
     """
     if size_hw[0] < tile_hw[0] or size_hw[1] < tile_hw[1]:
         raise ShapeMismatch(f"a picture of {size_hw} is smaller than its tile of {tile_hw}: fit pads it first")
-    tops, lefts = (starts(n, r, overlap, placement) for n, r in zip(size_hw, tile_hw, strict=True))
+    tops, lefts = (starts(n, r, overlap, placement, halo) for n, r in zip(size_hw, tile_hw, strict=True))
     return [Box(top, left, *tile_hw) for top, left in product(tops, lefts)]
 
 
-def starts(length: int, side: int, overlap: float, placement: Placement = "stride") -> list[int]:
+def starts(length: int, side: int, overlap: float, placement: Placement = "stride", halo: Halo = NO_HALO) -> list[int]:
     """Where the tiles of one axis start.
 
     overlap: share of a tile that its neighbour also covers. stride: max(1, int(side · (1 − overlap))), the last tile
-    pulled back (MONAI 1.6 dense_patch_slices). even: as many tiles as strides of at most side · (1 − overlap) need, at
-    equal distances, rounded half to even (nnU-Net 2.8 compute_steps_for_sliding_window).
+    pulled back (MONAI 1.6 dense_patch_slices); with a halo, which counts as overlap, outputs overlap only as far as the
+    halo is narrower than that. even: as many tiles as strides of at most side · (1 − overlap) need, at equal distances,
+    rounded half to even (nnU-Net 2.8 compute_steps_for_sliding_window).
     """
     if side >= length:
         return [0]
@@ -71,7 +95,11 @@ def starts(length: int, side: int, overlap: float, placement: Placement = "strid
         # Equal starts can come only from a stride below a pixel; each tile counts once.
         return list(dict.fromkeys(round((length - side) / last * k) for k in range(last + 1)))
     # In floating point, as MONAI does: side 10 and overlap 0.8 give stride 1, not 2.
-    stride = max(1, int(side * (1 - overlap)))
+    stride = max(1, int((side + 2 * halo.margin) * (1 - overlap)))
+    if halo.margin:
+        stride = min(stride, side)
+        step = halo.step if side >= halo.step else 1
+        stride = max(stride // step, 1) * step
     return [min(k * stride, length - side) for k in range(-(-(length - side) // stride) + 1)]
 
 
@@ -83,13 +111,21 @@ class Canvas:
     """
 
     def __init__(
-        self, size_hw: tuple[int, int], tile_hw: tuple[int, int], tiling: TilingSpec, *, decided: bool = False
+        self,
+        size_hw: tuple[int, int],
+        tile_hw: tuple[int, int],
+        tiling: TilingSpec,
+        *,
+        decided: bool = False,
+        halo: Halo = NO_HALO,
     ) -> None:
+        """size_hw: of the fitted picture. tile_hw: size of a tile's output, without its halo."""
+        self._halo = halo
         self._decided = decided
         self._size_hw = (size_hw[0], size_hw[1])
         self._tile_hw = (tile_hw[0], tile_hw[1])
         self._tiling = tiling
-        self._missing = set(grid(self._size_hw, self._tile_hw, tiling.overlap, tiling.placement))
+        self._missing = set(grid(self._size_hw, self._tile_hw, tiling.overlap, tiling.placement, halo))
         self._one_tile = len(self._missing) == 1
         self._sum_khw: NDArray[np.float32] | None = None
 
@@ -127,13 +163,13 @@ class Canvas:
             raise ShapeMismatch(f"the picture of {self._size_hw} cannot be finished: {state}")
         finished, self._sum_khw = self._sum_khw, None
         if not self._one_tile and not self._decided:
-            finished /= _sum_of_weights(self._size_hw, self._tile_hw, self._tiling)
+            finished /= _sum_of_weights(self._size_hw, self._tile_hw, self._tiling, self._halo)
         return finished
 
     def _fill(self, box: Box, decided_khw: NDArray[Any]) -> None:
         """Write the pixels that the tile owns; from the nearest pixel if the network returns another resolution."""
         rows, columns = (
-            _owned(length, side, self._tiling.overlap, self._tiling.placement)[start]
+            _owned(length, side, self._tiling.overlap, self._tiling.placement, self._halo)[start]
             for length, side, start in zip(self._size_hw, self._tile_hw, (box.top, box.left), strict=True)
         )
         down, across = (
@@ -148,13 +184,13 @@ class Canvas:
 
 
 @lru_cache(maxsize=64)
-def _owned(length: int, side: int, overlap: float, placement: Placement) -> dict[int, tuple[int, int]]:
+def _owned(length: int, side: int, overlap: float, placement: Placement, halo: Halo) -> dict[int, tuple[int, int]]:
     """Start of a tile → first and end pixel of the axis that it owns.
 
     Each of two neighbours owns half of their overlap. So every pixel has one owner, and pixels near a tile's edge,
     where the model has the least context, belong to the neighbour.
     """
-    begins = starts(length, side, overlap, placement)
+    begins = starts(length, side, overlap, placement, halo)
     borders = [0, *((before + side + after) // 2 for before, after in pairwise(begins)), length]
     return dict(zip(begins, pairwise(borders), strict=True))
 
@@ -195,10 +231,12 @@ def _nnunet_taper(side: int, sigma: float) -> NDArray[np.float64]:
     return taper
 
 
-def _sum_of_weights(size_hw: tuple[int, int], tile_hw: tuple[int, int], tiling: TilingSpec) -> NDArray[np.float32]:
+def _sum_of_weights(
+    size_hw: tuple[int, int], tile_hw: tuple[int, int], tiling: TilingSpec, halo: Halo
+) -> NDArray[np.float32]:
     """The sum of the weights of all tiles at each pixel, float32 (H, W)."""
     compute = _cached_sum if size_hw[0] * size_hw[1] <= CACHED_PIXELS else _cached_sum.__wrapped__
-    return compute(size_hw, tile_hw, tiling.overlap, tiling.placement, tiling.blend, tiling.sigma)
+    return compute(size_hw, tile_hw, tiling.overlap, tiling.placement, tiling.blend, tiling.sigma, halo)
 
 
 @lru_cache(maxsize=8)
@@ -209,9 +247,10 @@ def _cached_sum(
     placement: Placement,
     blend: str,
     sigma: float,
+    halo: Halo,
 ) -> NDArray[np.float32]:
     total = np.zeros(size_hw, np.float32)
-    for box in grid(size_hw, tile_hw, overlap, placement):
+    for box in grid(size_hw, tile_hw, overlap, placement, halo):
         total[box.slices] += _weights(tile_hw, blend, sigma)
     total.flags.writeable = False
     return total

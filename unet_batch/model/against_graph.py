@@ -6,14 +6,16 @@ Works on graphs and resolved contracts. Opens no session.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING
 
 from unet_batch.errors import ModelRefused
 from unet_batch.model import graph
+from unet_batch.model.margin import lost_row
 from unet_batch.model.meaning import contradictions, meaning
 from unet_batch.model.model import Model
-from unet_batch.model.shapes import shapes
+from unet_batch.model.shapes import InferredTensor, shapes
 from unet_batch.model.tile_size import AXES, UNKNOWN_MULTIPLE, Size, unplaceable
 
 if TYPE_CHECKING:
@@ -33,22 +35,34 @@ def against_graph(model: Model, data: bytes, uri: str, declared: Size) -> list[s
     except ModelRefused:
         return []
     problems = contradictions(meaning(proto, model.output_name), model.contract.output, model.output_layout)
-    step = math.lcm(model.contract.input.multiple, UNKNOWN_MULTIPLE)
+    spec, margin = model.contract.input, model.contract.output.margin
+    step = math.lcm(spec.multiple, UNKNOWN_MULTIPLE)
     # Two sizes: an output that is smaller by a border may by chance be half of the tile at one size, not at both.
-    tiles = [model.tile_hw] if model.tile_hw else [(n * step, n * step) for n in PROBES]
-    found = (unplaceable(tile_hw, _returned(proto, model, tile_hw)) for tile_hw in tiles if None in declared)
+    sides = [spec.side(n * step + 2 * margin) for n in PROBES]
+    tiles = [model.tile_hw] if model.tile_hw else [(side, side) for side in sides]
+    found = (_misplaced(proto, model, tile_hw) for tile_hw in tiles if margin or None in declared)
     return [*problems, *islice(filter(None, found), 1)]
 
 
-def _returned(proto: ModelProto, model: Model, tile_hw: tuple[int, int]) -> Size:
-    """The size of the output for a tile, by shape inference; None if unknown."""
-    spec, batch = model.contract.input, model.batch or 1
+def _misplaced(proto: ModelProto, model: Model, tile_hw: tuple[int, int]) -> str | None:
+    """Why the place of the output's pixels in a tile is unknown, by shape inference."""
+    spec, batch, margin = model.contract.input, model.batch or 1, model.contract.output.margin
     dims = (batch, *tile_hw, spec.channels) if spec.layout == "nhwc" else (batch, spec.channels, *tile_hw)
     try:
-        found = shapes(proto, {model.input_name: dims}).get(model.output_name)
+        sizes = shapes(proto, {model.input_name: dims})
     except ModelRefused:
-        return None, None
-    axes = AXES[model.output_layout]
+        return None
+    if margin and (lost := lost_row(proto, sizes)):
+        return (
+            f"with a tile of {tile_hw[0]}x{tile_hw[1]} {lost}, so the place of its output is unknown: correct "
+            "input.multiple and input.remainder, or export the model with another size"
+        )
+    return unplaceable(tile_hw, _returned(model, sizes), margin)
+
+
+def _returned(model: Model, sizes: Mapping[str, InferredTensor]) -> Size:
+    """The size of the output; None if unknown."""
+    found, axes = sizes.get(model.output_name), AXES[model.output_layout]
     if found is None or found.dims is None or len(found.dims) != len(axes):
         return None, None
     return found.dims[axes["height"]], found.dims[axes["width"]]

@@ -14,9 +14,10 @@ from unet_batch.contract import Contract
 from unet_batch.errors import ContractError, JobError, ModelRefused
 from unet_batch.model import graph
 from unet_batch.model.against_graph import against_graph
+from unet_batch.model.margin import Sides
 from unet_batch.model.meaning import meaning
 from unet_batch.model.model import Layout, Model, ModelFile, Tensor
-from unet_batch.model.tile_size import AXES, UNKNOWN_MULTIPLE, Size, sizes, unplaceable
+from unet_batch.model.tile_size import AXES, UNKNOWN_MULTIPLE, Size, margin_of, sizes, unplaceable
 from unet_batch.spec import TilingSpec
 from unet_batch.strict import MAX_MESSAGE, parse_yaml, short, validate
 
@@ -97,7 +98,7 @@ def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
     if target.fixed("batch", layout) not in (None, model.batch):
         problems.append(f"the batch axis is fixed at {model.batch} in the input and at {target.shape[0]} in the output")
     returned: Size = target.fixed("height", layout), target.fixed("width", layout)
-    if tile_hw is not None and (strange := unplaceable(tile_hw, returned)):
+    if tile_hw is not None and (strange := unplaceable(tile_hw, returned, contract.output.margin)):
         problems.append(strange)
     if not problems:
         problems += against_graph(model, file.data, file.uri, returned)
@@ -106,10 +107,12 @@ def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
     return model
 
 
-def draft(file: ModelFile, *, multiple: int | None = None, activation: str | None = None) -> str:
+def draft(
+    file: ModelFile, *, multiple: int | None = None, activation: str | None = None, unpadded: Sides | None = None
+) -> str:
     """A contract as YAML text with the file's declarations; other fields are marked to be checked.
 
-    multiple, activation: from the graph, if known.
+    multiple, activation, unpadded: from the graph, if known. Declared sizes show a margin too.
     """
     source, target = (tensors[0] if tensors else Tensor("", "float32", ()) for tensors in (file.inputs, file.outputs))
     layout = _guess_layout(source)
@@ -119,6 +122,9 @@ def draft(file: ModelFile, *, multiple: int | None = None, activation: str | Non
     output_layout = "nhw" if rank_3 else _guess_layout(target, otherwise=layout)
     classes = target.fixed("channels", output_layout) or 2
     labels = rank_3 or target.dtype not in _FLOATS
+    margin = unpadded.margin if unpadded else _declared_margin(source, target, layout, output_layout)
+    sides = {"multiple": multiple or UNKNOWN_MULTIPLE} if not unpadded else {"multiple": unpadded.multiple}
+    sides |= {"remainder": unpadded.remainder} if unpadded and unpadded.remainder else {}
     entries: dict[str, dict[str, Any]] = {
         "input": {
             "name": source.name,
@@ -126,8 +132,10 @@ def draft(file: ModelFile, *, multiple: int | None = None, activation: str | Non
             "dtype": source.dtype,
             "color": {1: "gray", 3: "rgb"}.get(channels, "bands"),
             "channels": channels,
-            **({"height": height, "width": width} if height and width else {"multiple": multiple or UNKNOWN_MULTIPLE}),
+            **({"height": height, "width": width} if height and width else {}),
+            **(sides if unpadded or not (height and width) else {}),
             "fit": "tile",
+            **({"padding": "reflect"} if margin else {}),
             "normalize": {"kind": "unit" if source.dtype in _FLOATS else "none"},
         },
         "output": {
@@ -135,6 +143,7 @@ def draft(file: ModelFile, *, multiple: int | None = None, activation: str | Non
             "layout": output_layout,
             "activation": "labels" if labels else activation or "logits",
             "classes": [f"class_{k}" for k in range(2 if labels else min(classes, MOST_CLASSES))],
+            **({"margin": margin} if margin else {}),
         },
     }
     return (
@@ -142,6 +151,15 @@ def draft(file: ModelFile, *, multiple: int | None = None, activation: str | Non
         "# input.color, fit, multiple, normalize; output.activation (logits, softmax, sigmoid, labels, masks) and "
         "classes.\n" + yaml.safe_dump(entries, sort_keys=False)
     )
+
+
+def _declared_margin(source: Tensor, target: Tensor, layout: str, output_layout: str) -> int:
+    """The margin that the declared sizes of input and output show; 0 if there is none, or if they are open."""
+    height, width = source.fixed("height", layout), source.fixed("width", layout)
+    returned: Size = target.fixed("height", output_layout), target.fixed("width", output_layout)
+    if not (height and width) or unplaceable((height, width), returned) is None:
+        return 0
+    return margin_of((height, width), returned) or 0
 
 
 def _choose(tensors: tuple[Tensor, ...], name: str | None, word: str, problems: list[str]) -> Tensor | None:

@@ -126,7 +126,8 @@ class Batcher:
                     continue
                 yield from ((tile, error) for tile in batch)
             else:
-                strange = unplaceable(shape[:2], (logits_nkhw.shape[2], logits_nkhw.shape[3]))
+                margin = self._session.model.contract.output.margin
+                strange = unplaceable(shape[:2], (logits_nkhw.shape[2], logits_nkhw.shape[3]), margin)
                 if strange is None:
                     yield from zip(batch, logits_nkhw, strict=True)
                 else:

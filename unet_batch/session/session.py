@@ -74,7 +74,7 @@ def warm(session: Session, tile_hw: tuple[int, int], batches: Iterable[int], *, 
     spec = session.model.contract.input
     for size in batches:
         tiles = np.zeros((size, *tile_hw, spec.channels), dtype or spec.dtype)
-        check_placeable(tiles, session.run(tiles))
+        check_placeable(session.model, tiles, session.run(tiles))
 
 
 def check_tiles(model: Model, tiles: Array) -> None:
@@ -88,8 +88,8 @@ def check_tiles(model: Model, tiles: Array) -> None:
     height, width = tiles.shape[1:3]
     if model.tile_hw not in (None, (height, width)):
         raise ShapeMismatch(f"every tile of this model is {model.tile_hw[0]}x{model.tile_hw[1]}, not {height}x{width}")
-    if model.tile_hw is None and (height % spec.multiple or width % spec.multiple):
-        raise ShapeMismatch(f"tiles must be a multiple of {spec.multiple} on each side, not {height}x{width}: pad them")
+    if model.tile_hw is None and not spec.takes((height, width)):
+        raise ShapeMismatch(f"tiles must be {spec.sides} on each side, not {height}x{width}: pad them")
     if model.batch not in (None, len(tiles)):
         raise ShapeMismatch(f"the model's batch axis is fixed at {model.batch}, but {len(tiles)} tiles were sent")
 
@@ -126,9 +126,10 @@ def mask_nonfinite_tiles(result_nkhw: Array, finite_n: Array) -> Array:
     return result_nkhw
 
 
-def check_placeable(tiles_nhwc: Array, output_nkhw: Array) -> None:
+def check_placeable(model: Model, tiles_nhwc: Array, output_nkhw: Array) -> None:
     """Raise ContractError if the place of the output's pixels in their tiles is unknown (`unplaceable`)."""
-    strange = unplaceable((tiles_nhwc.shape[1], tiles_nhwc.shape[2]), (output_nkhw.shape[2], output_nkhw.shape[3]))
+    margin, (height, width) = model.contract.output.margin, output_nkhw.shape[2:]
+    strange = unplaceable((tiles_nhwc.shape[1], tiles_nhwc.shape[2]), (height, width), margin)
     if strange is not None:
         raise ContractError(strange)
 

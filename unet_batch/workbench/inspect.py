@@ -10,28 +10,23 @@ import contextlib
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from unet_batch.errors import ModelRefused, ShapeMismatch, UnetBatchError
+from unet_batch.errors import ModelRefused, UnetBatchError
 from unet_batch.model import graph
 from unet_batch.model.contract import MAX_CONTRACT_BYTES, METADATA_KEY, draft, find_contract
 from unet_batch.model.graph import Precision
 from unet_batch.model.meaning import Meaning, contradictions, meaning
 from unet_batch.model.model import ModelFile, Tensor
-from unet_batch.model.shapes import InferredTensor, shapes, unknowable, with_outputs
 from unet_batch.session.plain_session import PlainSession
-from unet_batch.workbench.cost import Cost, cost
-from unet_batch.workbench.multiple import multiple_hw
+from unet_batch.workbench.cost import Cost
+from unet_batch.workbench.measured import Measured, measure, takes_pictures
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
-DEFAULT_SIDE = 256
-"""Side of the tile for the figures if file, contract and caller leave it open; rounded up to the multiple."""
 NOT_ON_CUDA = frozenset(
     """
     Acos Acosh Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Col2Im ConvInteger Cosh Det
@@ -114,7 +109,7 @@ def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) ->
     session, problem = (None, "the file is refused") if refusals else _open(data)
     unmeasured: tuple[str, ...] = ()
     try:
-        measured = _measure(model, file, layout, tile_hw, session)
+        measured = measure(model, file, layout, tile_hw, session)
     except ModelRefused as error:
         measured, unmeasured = None, (str(error),)
     operators = Counter(node.op_type for node in model.graph.node)
@@ -149,15 +144,6 @@ def inspect(data: bytes, uri: str, *, tile_hw: tuple[int, int] | None = None) ->
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    tile_hw: tuple[int, int]
-    multiple_hw: tuple[int, int] | None
-    cost: Cost
-    output_dims: tuple[int, ...]
-    """() if unknown."""
-
-
 def _embedded(file: ModelFile) -> str | None:
     """The contract in the file's metadata; None if there is none, or if it is too long."""
     text = file.metadata.get(METADATA_KEY)
@@ -179,71 +165,7 @@ def _open(data: bytes) -> tuple[PlainSession | None, str | None]:
         return None, str(error)
 
 
-def _measure(
-    model: ModelProto, file: ModelFile, layout: str, tile_hw: tuple[int, int] | None, session: PlainSession | None
-) -> _Measured | None:
-    """Multiple and cost at one tile; None for a model whose first input is not an image. Raises ModelRefused."""
-    if not _takes_pictures(file):
-        return None
-    source = file.inputs[0]
-    fixed = source.fixed("height", layout), source.fixed("width", layout)
-    if tile_hw is not None and any(f not in (None, n) for f, n in zip(fixed, tile_hw, strict=True)):
-        raise ShapeMismatch(f"{file.uri} fixes its tiles at {fixed[0]}x{fixed[1]}: leave the tile's size out")
-    wanted = tile_hw or (fixed[0] or DEFAULT_SIDE, fixed[1] or DEFAULT_SIDE)
-    measured = _at(model, file, layout, wanted, session)
-    multiple = measured.multiple_hw
-    if tile_hw is None and multiple is not None:
-        rounded = tuple(f or math.ceil(n / m) * m for f, n, m in zip(fixed, wanted, multiple, strict=True))
-        if rounded != wanted:
-            return _at(model, file, layout, (rounded[0], rounded[1]), session)
-    return measured
-
-
-def _takes_pictures(file: ModelFile) -> bool:
-    """Whether the first input has four axes, or no declared shape."""
-    return bool(file.inputs) and len(file.inputs[0].shape) in (0, 4)
-
-
-def _at(
-    model: ModelProto, file: ModelFile, layout: str, tile_hw: tuple[int, int], session: PlainSession | None
-) -> _Measured:
-    source, others = file.inputs[0], file.inputs[1:]
-    batch = source.fixed("batch", layout) or 1
-    channels = source.fixed("channels", layout) or 3
-    dims = (batch, *tile_hw, channels) if layout == "nhwc" else (batch, channels, *tile_hw)
-    feed = {t.name: tuple(d if isinstance(d, int) and d > 0 else 1 for d in t.shape) for t in others}
-    feed[source.name] = dims
-    sizes = shapes(model, feed)
-    # For sizes that are computed inside the graph and that inference cannot know, one run on zeros gives them.
-    hidden = unknowable(model)
-    if session is not None and hidden and any(size.known is None for size in sizes.values()):
-        sizes = shapes(model, feed, _computed(model, file, feed, hidden))
-    found = cost(model, sizes)
-    return _Measured(
-        tile_hw=tile_hw,
-        multiple_hw=multiple_hw(model, sizes),
-        cost=Cost(found.multiply_adds // batch, found.uncounted, found.peak_bytes // batch, found.unsized),
-        output_dims=_output_dims(file, sizes),
-    )
-
-
-def _computed(
-    model: ModelProto, file: ModelFile, feed: Mapping[str, tuple[int, ...]], names: list[str]
-) -> dict[str, Any]:
-    types = {tensor.name: tensor.dtype for tensor in file.inputs}
-    try:
-        session = PlainSession(with_outputs(model, names))
-        return session.run({name: np.zeros(dims, types[name]) for name, dims in feed.items()}, names)
-    except UnetBatchError:
-        return {}
-
-
-def _output_dims(file: ModelFile, sizes: Mapping[str, InferredTensor]) -> tuple[int, ...]:
-    name = file.outputs[0].name if file.outputs else ""
-    return (sizes[name].known if name in sizes else None) or ()
-
-
-def _completed(file: ModelFile, layout: str, measured: _Measured | None, says: str | None) -> str:
+def _completed(file: ModelFile, layout: str, measured: Measured | None, says: str | None) -> str:
     """The draft with the multiple and activation from the graph; by itself, the draft has 32 and logits."""
     if measured is None:
         return draft(file)
@@ -252,11 +174,12 @@ def _completed(file: ModelFile, layout: str, measured: _Measured | None, says: s
         counted = *target.shape[:channels], measured.output_dims[channels], *target.shape[channels + 1 :]
         file = replace(file, outputs=(replace(target, shape=counted), *file.outputs[1:]))
     multiple = measured.multiple_hw
-    return draft(file, multiple=None if multiple is None else math.lcm(*multiple), activation=says)
+    multiples = None if multiple is None else math.lcm(*multiple)
+    return draft(file, multiple=multiples, activation=says, unpadded=measured.unpadded)
 
 
-def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measured | None) -> Iterator[str]:
-    if not _takes_pictures(file):
+def _findings(model: ModelProto, file: ModelFile, layout: str, measured: Measured | None) -> Iterator[str]:
+    if not takes_pictures(file):
         shape = list(file.inputs[0].shape) if file.inputs else "none"
         yield f"the first input is not a batch of images (its shape: {shape}), so tiles have no size or cost"
     if len(file.inputs) > 1:
@@ -270,15 +193,24 @@ def _findings(model: ModelProto, file: ModelFile, layout: str, measured: _Measur
         for target in file.outputs:
             if isinstance(first, str) and first in target.shape[1:]:
                 yield f"output {target.name} has the batch's symbol on another axis: the file's declaration is wrong"
-    if measured is not None and len(dims := measured.output_dims) in (3, 4):
-        returned = (dims[1], dims[2]) if layout == "nhwc" or len(dims) == 3 else (dims[2], dims[3])
-        if returned != measured.tile_hw:
-            yield f"the output of a tile of {by(measured.tile_hw)} is {by(returned)}"
+    returned = measured.output_hw(layout) if measured is not None else None
+    if measured is not None and returned is None and measured.lost and measured.output_stride == 1:
+        yield f"with a tile of {by(measured.tile_hw)} {measured.lost}, and its output has no known size"
+    if measured is not None and returned not in (None, measured.tile_hw):
+        yield f"the output of a tile of {by(measured.tile_hw)} is {by(returned)}" + _unpadded_words(measured)
     if any(node.op_type in ("ConvInteger", "DynamicQuantizeLinear") for node in model.graph.node):
         yield (
             "activations are quantised dynamically for each batch: a tile's labels depend on other tiles, and it runs "
             "slower than fp32 on CPUs; quantise it statically"
         )
+
+
+def _unpadded_words(measured: Measured) -> str:
+    if measured.unpadded is None:
+        return f": {measured.lost}" if measured.lost and measured.output_stride == 1 else ""
+    found = measured.unpadded
+    sides = f"{found.multiple} · n" + (f" + {found.remainder}" if found.remainder else "")
+    return f": its convolutions are unpadded, with a margin of {found.margin} on each side; sides are {sides}"
 
 
 def _against_contract(model: ModelProto, file: ModelFile, says: Meaning) -> Iterator[str]:

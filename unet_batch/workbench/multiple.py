@@ -26,17 +26,29 @@ def multiple_hw(model: ModelProto, sizes: Mapping[str, InferredTensor]) -> tuple
 
     Each tensor has a stride: how many rows and columns of the input lie in one of its own. The answer is the largest.
     """
-    fixed = fixed_names(model)
-    strides = {v.name: _UNCHANGED for v in model.graph.input if v.name not in fixed and len(_dims(sizes, v.name)) == 4}
+    strides = _strides(model, sizes)
     if not strides:
         return None
+    return math.ceil(max(stride[0] for stride in strides.values())), math.ceil(max(s[1] for s in strides.values()))
+
+
+def output_stride(model: ModelProto, sizes: Mapping[str, InferredTensor], name: str) -> int | None:
+    """How many rows, and columns, of the input one of this tensor stands for; None if it differs, or is unknown."""
+    rows, columns = _strides(model, sizes).get(name, (Fraction(0), Fraction(0)))
+    return int(rows) if rows == columns and rows >= 1 and rows.denominator == 1 else None
+
+
+def _strides(model: ModelProto, sizes: Mapping[str, InferredTensor]) -> dict[str, tuple[Fraction, Fraction]]:
+    """Of every tensor that has a plane: how many rows and columns of the input lie in one of its own."""
+    fixed = fixed_names(model)
+    strides = {v.name: _UNCHANGED for v in model.graph.input if v.name not in fixed and len(_dims(sizes, v.name)) == 4}
     for node in model.graph.node:
         before = [strides[name] for name in node.input if name in strides]
         if before and not _loses_the_plane(node, sizes):
             rows, columns = _change(node, sizes)
             after = max(stride[0] for stride in before) * rows, max(stride[1] for stride in before) * columns
             strides.update(dict.fromkeys(node.output, after))
-    return math.ceil(max(stride[0] for stride in strides.values())), math.ceil(max(s[1] for s in strides.values()))
+    return strides
 
 
 def _change(node: NodeProto, sizes: Mapping[str, InferredTensor]) -> tuple[Fraction, Fraction]:

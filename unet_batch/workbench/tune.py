@@ -294,12 +294,12 @@ class _Measuring:
 
 def tile_of(model: Model, wanted: tuple[int, int] | None) -> tuple[int, int]:
     """The tile size for the measurement. Raises JobError if the model does not take the wanted one."""
-    multiple = model.contract.input.multiple
+    spec = model.contract.input
     if wanted is None:
-        side = -(-SIDE // multiple) * multiple
+        side = spec.side(SIDE + 2 * model.contract.output.margin)
         return model.tile_hw or (side, side)
     if model.tile_hw not in (None, wanted):
         raise JobError(f"the model fixes its tiles at {model.tile_hw[0]}x{model.tile_hw[1]}: leave the size out")
-    if wanted[0] % multiple or wanted[1] % multiple:
-        raise JobError(f"tiles of {wanted[0]}x{wanted[1]} are not multiples of {multiple}")
+    if not spec.takes(wanted):
+        raise JobError(f"a side of tiles of {wanted[0]}x{wanted[1]} is not {spec.sides}")
     return wanted

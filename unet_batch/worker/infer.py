@@ -135,15 +135,20 @@ class Infer:
                 found = picture(loaded, entry, geometry, self._model, self._job.tiling, largest_side=None)
                 if self._job.output.geometry == "model":
                     geometry = replace(geometry, source_hw=geometry.resized_hw)
-                decided = self._model.contract.output.decided
-                canvas = Canvas(geometry.fitted_hw, found.tile_hw, self._job.tiling, decided=decided)
+                canvas = Canvas(
+                    geometry.fitted_hw,
+                    found.output_hw,
+                    self._job.tiling,
+                    decided=self._model.contract.output.decided,
+                    halo=found.halo,
+                )
             except (ImageError, MemoryError) as error:
                 rows[index] = self._rejection(loaded, index, _without_room(error))
                 continue
             step()
             images[index] = _Image(canvas, geometry, len(found.boxes), len(found.boxes))
             for box in found.boxes:
-                yield Tile(index, box, found.pixels_hwc[box.slices])
+                yield Tile(index, box, found.tile(box))
 
     def _row(self, loaded: Loaded, index: int, image: _Image) -> dict[str, Any]:
         entry = loaded.entries[index]

@@ -160,6 +160,7 @@ class Load:
                 self._model.contract.input,
                 tile_hw=self._model.tile_hw,
                 source_hw=(page.height, page.width),
+                margin=self._model.contract.output.margin,
             )
         except ImageError as error:
             return replace(

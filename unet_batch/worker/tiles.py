@@ -11,9 +11,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from unet_batch.contract import ModelInput
 from unet_batch.errors import ImageError
 from unet_batch.imaging.preprocess import Geometry, normalize
-from unet_batch.imaging.tiling import Box, grid
+from unet_batch.imaging.tiling import Box, Halo, grid
 from unet_batch.model.model import Model
 from unet_batch.records import image_key
 from unet_batch.spec import TilingSpec
@@ -25,10 +26,17 @@ class ModelImage:
     """A page as input of the model."""
 
     pixels_hwc: NDArray[Any]
-    """(H, W, C) of the contract's dtype, normalised and padded to the fitted size."""
-    tile_hw: tuple[int, int]
+    """(H, W, C) of the contract's dtype, normalised, padded to the fitted size and with its border."""
+    output_hw: tuple[int, int]
+    """Size of a tile without its halo."""
+    halo: Halo
     boxes: tuple[Box, ...]
-    """Places of its tiles, in pixels of the fitted size, row by row."""
+    """Places of the outputs of its tiles, in pixels of the fitted size, row by row."""
+
+    def tile(self, box: Box) -> NDArray[Any]:
+        """The pixels of a tile with its halo, (H, W, C), a view."""
+        pixels_hwc: NDArray[Any] = self.pixels_hwc[box.with_border(self.halo.margin)]
+        return pixels_hwc
 
 
 def picture(
@@ -39,10 +47,12 @@ def picture(
     geometry: of the entry. largest_side: in pixels, of a tile of a model that takes any size; None: the whole image is
     one tile. Raises ImageError if the pixels do not fit into the contract's dtype, and MemoryError.
     """
-    tile_hw = model.tile_hw or _tile_of_any_size(geometry.fitted_hw, model.contract.input.multiple, largest_side)
-    boxes = grid(geometry.fitted_hw, tile_hw, tiling.overlap, tiling.placement)
-    pixels_hwc = normalize(pixels_of(loaded, entry), geometry, model.contract.input, largest=entry.largest)
-    return ModelImage(pixels_hwc, tile_hw, tuple(boxes))
+    spec, margin = model.contract.input, geometry.margin
+    tile_hw = model.tile_hw or _tile_of_any_size(geometry.padded_hw, spec, margin, largest_side)
+    output_hw, halo = (tile_hw[0] - 2 * margin, tile_hw[1] - 2 * margin), Halo(margin, spec.multiple)
+    boxes = grid(geometry.fitted_hw, output_hw, tiling.overlap, tiling.placement, halo)
+    pixels_hwc = normalize(pixels_of(loaded, entry), geometry, spec, largest=entry.largest)
+    return ModelImage(pixels_hwc, output_hw, halo, tuple(boxes))
 
 
 def spread_tiles(
@@ -63,12 +73,14 @@ def spread_tiles(
         wanted = min(most, len(found.boxes))
         for n in range(wanted):
             box = found.boxes[(2 * n + 1) * len(found.boxes) // (2 * wanted)]
-            yield key, box, found.pixels_hwc[box.slices]
+            yield key, box, found.tile(box)
 
 
-def _tile_of_any_size(fitted_hw: tuple[int, int], multiple: int, largest_side: int | None) -> tuple[int, int]:
-    """The size of the whole image, or at most largest_side."""
+def _tile_of_any_size(
+    padded_hw: tuple[int, int], spec: ModelInput, margin: int, largest_side: int | None
+) -> tuple[int, int]:
+    """The size of the whole image with its border, or at most largest_side."""
     if largest_side is None:
-        return fitted_hw
-    most = max(largest_side // multiple, 1) * multiple
-    return min(fitted_hw[0], most), min(fitted_hw[1], most)
+        return padded_hw
+    most = max(spec.side(largest_side - spec.multiple + 1), spec.side(2 * margin + 1))
+    return min(padded_hw[0], most), min(padded_hw[1], most)

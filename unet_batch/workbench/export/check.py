@@ -27,7 +27,8 @@ from unet_batch.session.session import Device, Session
 from unet_batch.spec import SessionSpec, TilingSpec
 from unet_batch.workbench.export.divergence import captured_otherwise, first_divergence
 from unet_batch.workbench.export.graph import INPUT_NAME, Captured
-from unet_batch.workbench.export.network import outputs_by_module, run, runs, share, smallest_multiple
+from unet_batch.workbench.export.network import outputs_by_module, run, runs, share
+from unet_batch.workbench.export.sides import smallest_multiple
 
 Array = npt.NDArray[Any]
 Size = tuple[int, int]
@@ -64,7 +65,7 @@ def random_images(count: int, channels: int, size: Size, *, seed: int) -> Array:
     return images
 
 
-def multiple_of(data: bytes, network: Any, images_nchw: Array, *, ratio: float, least: int) -> int | None:
+def multiple_of(data: bytes, network: Any, images_nchw: Array, *, ratio: float, margin: int, least: int) -> int | None:
     """The multiple for the sides of images with which a file gives PyTorch's results; None if unknown.
 
     At least the network's multiple. It may be larger: code that branches on sizes is captured for one branch only.
@@ -78,7 +79,7 @@ def multiple_of(data: bytes, network: Any, images_nchw: Array, *, ratio: float, 
             raise ModelRefused("another result than PyTorch's")
         return expected
 
-    return smallest_multiple(scores, images_nchw, ratio=ratio, least=least)
+    return smallest_multiple(scores, images_nchw, ratio=ratio, margin=margin, least=least)
 
 
 def verify(
@@ -134,7 +135,9 @@ def _batches(
         yield "random", random_images(batch, channels, size, seed=seed + batch)
     if any_size:
         larger = (size[0] + multiple, size[1] + 2 * multiple)
-        smaller = (max(size[0] // 2 // multiple, 1) * multiple, max(size[1] // 2 // multiple, 1) * multiple)
+        least = contract.input.side(2 * contract.output.margin + 1)
+        half_h, half_w = (contract.input.side(side // 2 - multiple + 1) for side in size)
+        smaller = (max(half_h, least), max(half_w, least))
         for other in (larger, smaller):
             images = random_images(2, channels, other, seed=seed)
             if runs(network, images):  # a small one may be too small for the deepest level

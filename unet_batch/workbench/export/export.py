@@ -29,7 +29,14 @@ from unet_batch.model.contract import METADATA_KEY
 from unet_batch.model.meaning import Meaning, contradictions, meaning
 from unet_batch.strict import validate
 from unet_batch.workbench.export.check import Trial, multiple_of, random_images, verify
-from unet_batch.workbench.export.contract import contract_path, contract_text, refuse_another_contract, without_contract
+from unet_batch.workbench.export.contract import (
+    contract_path,
+    contract_text,
+    refuse_another_contract,
+    with_margin,
+    with_multiple,
+    without_contract,
+)
 from unet_batch.workbench.export.graph import INPUT_NAME, Captured, capture, without_traces
 from unet_batch.workbench.export.network import Examined, build, examine, with_one_output
 from unet_batch.workbench.export.weights import Weights, load_weights
@@ -156,7 +163,7 @@ def export(spec: ExportSpec, network: Any = None, weights: Sequence[Weights] = (
         network,
         images,
         any_size=spec.any_size,
-        same_size=examined.ratio == 1,
+        same_size=examined.ratio == 1 and not examined.margin,
         opset=spec.opset,
         output_name=OUTPUT_NAMES[spec.activation or "logits"],
     )
@@ -166,9 +173,10 @@ def export(spec: ExportSpec, network: Any = None, weights: Sequence[Weights] = (
         # Names and trials depend on it.
         return export(replace(spec, activation=cast(Any, found.activation)), network, weights)
     missing = _missing(spec, found, contract)
+    contract = with_margin(contract, examined.margin, captured.model, size)
     set_metadata(captured.model, {METADATA_KEY: contract_text(contract)})  # the file is verified with its contract
     multiple, notes = _multiple(spec, examined, captured, network, images)
-    contract = _with_multiple(contract, multiple, given)
+    contract = with_multiple(contract, multiple, given, size if examined.margin else None)
     set_metadata(captured.model, {METADATA_KEY: contract_text(contract)})
     if not missing:
         refuse_another_contract(spec.out, contract)
@@ -285,7 +293,7 @@ def _multiple(
     if not spec.any_size:
         return of_network, []
     data = captured.model.SerializeToString()
-    of_file = multiple_of(data, network, images, ratio=examined.ratio, least=of_network)
+    of_file = multiple_of(data, network, images, ratio=examined.ratio, margin=examined.margin, least=of_network)
     if of_file is None:
         _, height, width = spec.input_chw
         # A file that is wrong at its own size too is refused later, with the wrong node.
@@ -299,12 +307,6 @@ def _multiple(
     return of_file, [
         f"sides must be multiples of {of_file} in the file, of {of_network} in PyTorch: its code branches on sizes"
     ]
-
-
-def _with_multiple(contract: Contract, multiple: int, given: Array | None) -> Contract:
-    if given is not None and any(side % multiple for side in given.shape[2:]):
-        raise JobError(f"the given images are {given.shape[2]}x{given.shape[3]}, not multiples of {multiple}")
-    return contract.model_copy(update={"input": contract.input.model_copy(update={"multiple": multiple})})
 
 
 def _given_images(spec: ExportSpec) -> Array | None:

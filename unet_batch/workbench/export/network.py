@@ -11,7 +11,7 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,15 +22,12 @@ import numpy.typing as npt
 from unet_batch.contract import ModelOutput
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.imaging.postprocess import PROBABILITY_SLACK
+from unet_batch.model.tile_size import margin_of
 from unet_batch.workbench.export.problems import brief, error_line, file_for_module
+from unet_batch.workbench.export.sides import smallest_multiple
 
 Array = npt.NDArray[Any]
-Size = tuple[int, int]
 
-MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-"""Multiples of the sides to try: powers of two, with at most one factor of three."""
-TRIED_PX = 96
-"""Approximate length of the sides to try: the smallest that allows six halvings."""
 REPEATABLE = 1e-4
 """Largest difference between two runs that counts as rounding: as a share of the largest value or, for label maps, of
 the labels. Random results, and results that depend on the batch, differ a hundred times as much."""
@@ -41,9 +38,12 @@ class Examined:
     """The results of running a network."""
 
     multiple: int | None
-    """Sides must be a multiple of this; None: it runs only at its own size."""
+    """Sides must be a multiple of this, plus the remainder of the given sides if there is a margin; None: it runs only
+    at its own size."""
     ratio: float
-    """Sides of the mask, as a share of the image's."""
+    """Sides of the mask, as a share of the image's without the margin."""
+    margin: int
+    """Pixels of the image on each side that the mask does not cover (`output.margin`)."""
     notes: tuple[str, ...]
 
 
@@ -126,43 +126,20 @@ def examine(network: Any, images_nchw: Array, output: ModelOutput) -> Examined:
         raise ModelRefused(
             f"the network fails on an image of {size[0]}x{size[1]}{at} ({brief(error)}){hint}"
         ) from error
-    ratio = _checked_ratio(first, images_nchw, output)
+    ratio, margin = _checked_ratio(first, images_nchw, output)
     _refuse_unsteady(network, images_nchw, output)
-    multiple = smallest_multiple(functools.partial(run, network), images_nchw, ratio=ratio)
+    scores = functools.partial(run, network)
+    multiple = smallest_multiple(scores, images_nchw, ratio=ratio, margin=margin)
+    cut = margin_of((size[0], size[1]), (first.shape[-2], first.shape[-1]))
+    if multiple is None and not margin and cut:
+        # 80 to 40 may be half of the size or a margin of 20: other sizes tell.
+        multiple = smallest_multiple(scores, images_nchw, ratio=1, margin=cut)
+        ratio, margin = (1, cut) if multiple else (ratio, margin)
     notes = [] if multiple else [f"the network runs at {size[0]}x{size[1]} only"]
+    if margin:
+        notes.append(f"the mask has a margin of {margin}: it does not cover that many pixels on each side of a tile")
     notes += _looks_like_probabilities(run(network, images_nchw), output)
-    return Examined(multiple, ratio, tuple(notes))
-
-
-def smallest_multiple(
-    scores: Callable[[Array], Array],
-    images_nchw: Array,
-    *,
-    ratio: float | None,
-    least: int = 1,
-) -> int | None:
-    """The smallest number whose multiples can be sides of an image; None if none is found.
-
-    scores: returns an image's output or raises any error. ratio: required side of the output as a share of the
-    image's; None: any. least: the number must be a multiple of this.
-    """
-    for multiple in (number for number in MULTIPLES if number % least == 0):
-        # The factor has no 2 or 3, so the side is a multiple of this number but of no larger one in the list.
-        factor = next(n for n in range(1, TRIED_PX * 2) if n % 2 and n % 3 and n * multiple >= TRIED_PX)
-        side = factor * multiple
-        sizes = ((side, side), (side + multiple, side), (side, side + multiple))
-        if all(_fits(scores, images_nchw, size, ratio) for size in sizes):
-            return multiple
-    return None
-
-
-def _fits(scores: Callable[[Array], Array], images_nchw: Array, size: Size, ratio: float | None) -> bool:
-    image = np.resize(images_nchw[:1], (1, images_nchw.shape[1], *size))
-    try:
-        shape = scores(image).shape[-2:]
-    except Exception:  # noqa: BLE001 - any error means that it does not run at this size
-        return False
-    return ratio is None or shape == (size[0] * ratio, size[1] * ratio)
+    return Examined(multiple, ratio, margin, tuple(notes))
 
 
 def with_one_output(network: Any, images_nchw: Array, wanted: str | None) -> Any:
@@ -263,8 +240,8 @@ def _tensor(network: Any, images_nchw: Array) -> Any:
     return output
 
 
-def _checked_ratio(found: Any, images_nchw: Array, output: ModelOutput) -> float:
-    """Sides of the output as a share of the input's."""
+def _checked_ratio(found: Any, images_nchw: Array, output: ModelOutput) -> tuple[float, int]:
+    """Sides of the output as a share of the input's without its margin, and the margin."""
     shape, (batch, _, height, width) = tuple(found.shape), images_nchw.shape
     planes = 1 if output.activation == "labels" else len(output.classes)
     if output.activation == "labels" and len(shape) == 3:
@@ -277,12 +254,15 @@ def _checked_ratio(found: Any, images_nchw: Array, output: ModelOutput) -> float
             f"the network returns {shape[1]} channels ({said}), but there are {len(output.classes)} class name(s): "
             "write one per channel"
         )
-    ratio = float(shape[2] / height)
+    ratio, margin = float(shape[2] / height), 0
     if shape[3] / width != ratio or not (ratio.is_integer() or (1 / ratio).is_integer()):
-        raise ModelRefused(
-            f"the network returns a mask of {shape[2]}x{shape[3]} for an image of {height}x{width}, which does not "
-            "cover it: pad its convolutions"
-        )
+        cut = margin_of((height, width), (shape[2], shape[3]))
+        if cut is None:
+            raise ModelRefused(
+                f"the network returns a mask of {shape[2]}x{shape[3]} for an image of {height}x{width}, which does not "
+                "cover it: pad its convolutions, or cut off the same even number of rows and columns"
+            )
+        ratio, margin = 1.0, cut
     if found.is_floating_point() and not found.isfinite().all():
         raise ModelRefused("the network returns NaN or infinity in PyTorch: check its weights")
     lowest, highest = float(found.min()), float(found.max())
@@ -293,7 +273,7 @@ def _checked_ratio(found: Any, images_nchw: Array, output: ModelOutput) -> float
             f"the network returns values from {lowest:.3g} to {highest:.3g}, which are not probabilities: the "
             f"activation is logits, not {output.activation}"
         )
-    return ratio
+    return ratio, margin
 
 
 def _refuse_unsteady(network: Any, images_nchw: Array, output: ModelOutput) -> None:

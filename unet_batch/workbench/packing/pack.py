@@ -165,6 +165,11 @@ def _problems(model: Model, spec: PackSpec) -> Iterator[str]:
             f"its padding of {taken.pad_value:g} after normalisation is not a {spec.source_dtype} value: write "
             "pad_units: source with a value of the source, if the model was trained with it"
         )
+    if spec.pre and returned.margin and _source_changes(taken, spec.source_dtype).get("padding") == "refuse":
+        yield (
+            f"its border of {taken.pad_value:g} after normalisation is not a {spec.source_dtype} value: write "
+            "input.padding: reflect, or pad_units: source with a value of the source"
+        )
     if taken.dtype in ("uint8", "uint16") and taken.dtype != spec.source_dtype:
         yield f"it takes {taken.dtype} pixels, not {spec.source_dtype}"
     if spec.post and returned.decided:
@@ -234,8 +239,7 @@ def _source_changes(taken: ModelInput, source: SourceType) -> dict[str, Any]:
 
 def _reference_shape(model: Model) -> tuple[int, int, int]:
     """Rows, columns and channels of the pictures for the proof."""
-    multiple = model.contract.input.multiple
-    side = -(-SIDE // multiple) * multiple
+    side = model.contract.input.side(SIDE + 2 * model.contract.output.margin)
     return (*(model.tile_hw or (side, side)), model.contract.input.channels)
 
 
