@@ -79,6 +79,18 @@ def test_a_crash_a_hang_and_a_surprise_cost_one_row_each(project, executor, shap
 
 
 @pytest.mark.ray
+def test_a_crash_in_a_task_of_several_units_costs_one_row(project):
+    """A long pass has two units in a task: the neighbour of the image that crashed is scored in another pass."""
+    images = 128
+    project.fill(DAY, images)
+    project.put(f"{DAY}/050.png", png(50) + poison.CRASH)
+    summary = last_json(score(project, "ray", "limits.unit_images=1", "resources.infer_actors=2"))
+    assert [summary[k] for k in ("ok", "rejected", "remaining", "published")] == [images - 1, 1, 0, 1]
+    assert [row["uri"][-7:-4] for row in project.rows(NAME) if row["status"] != "ok"] == ["050"]
+    assert project.verify() == []
+
+
+@pytest.mark.ray
 def test_a_missing_provider_ends_the_run_with_its_own_error(project):
     """An actor that cannot start says why, and Ray does not try for ever."""
     project.fill(DAY, 2)
