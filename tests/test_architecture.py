@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "unet_batch"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
 LAYERS = [
-    {"errors", "records", "strict", "contract", "options", "spec"},
+    {"errors", "records", "strict", "contract", "options", "spec", "limits_spec"},
     {"store", "imaging"},
     {"decode"},
     {"archive"},

@@ -245,6 +245,14 @@ class ModelOutput(Section):
         return self.activation in ("sigmoid", "masks") or (len(self.classes) == 1 and self.activation != "labels")
 
     @property
+    def in_rows(self) -> dict[int, str]:
+        """Id → name of the classes that get an entry in a row: all but the background."""
+        if len(self.classes) == 1:
+            return {1: self.classes[0]}
+        background = None if self.multi_label else self.background
+        return {id_: name for id_, name in enumerate(self.classes) if id_ != background}
+
+    @property
     def value_threshold(self) -> float:
         """`threshold` as a value of the output tensor: its logit, log(t / (1 − t)), where the output holds logits."""
         return math.log(self.threshold / (1 - self.threshold)) if self.activation == "logits" else self.threshold

@@ -176,7 +176,7 @@ def _run(
     summary = run_job(prepare(job), window_of(window), make_executor, choice=choice, quiet=quiet)
     say(PassedOver.from_json(summary.passed_over), summary.problems)
     for hint in summary.hints:
-        click.echo(f"hint: {plain(hint)}", err=True)
+        click.echo(f"warning: {plain(hint)}", err=True)
     if not summary.planned and not summary.published and not summary.problems:
         click.echo("nothing to do: every selected partition is published", err=True)
     for name in summary.partitions:

@@ -27,12 +27,14 @@ from unet_batch.errors import (
     StorageError,
     overall,
 )
+from unet_batch.job.nights import Nights
 from unet_batch.planning.plan import PartitionPlan
 from unet_batch.planning.prepare import Prepared
 from unet_batch.records import NOTHING_PASSED, PassedOver, Unit
 from unet_batch.spec import Engine, OutputSpec
 from unet_batch.store.objects import redact
 from unet_batch.table.output import Output
+from unet_batch.table.plausibility import Implausible
 from unet_batch.table.publish import Publication, publish
 from unet_batch.table.rowset import Name
 
@@ -140,6 +142,8 @@ class PublishResult:
 
     partitions: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    warnings: list[Implausible] = field(default_factory=list)
+    """What looks wrong in the rows of published partitions."""
     exit_code: int = ExitCode.COMPLETE
     seconds: float = 0.0
 
@@ -177,6 +181,7 @@ class Publisher:
         self._open = {name: {s.key for s in p.todo} for name, p in self._plans.items()}
         self._retried = {name: {s.key for s in p.retry} for name, p in self._plans.items()}
         self._parts = {name: list(p.parts) for name, p in self._plans.items()}
+        self._nights = Nights(prepared.output, prepared.fingerprint)
 
     def arrived(self, unit: Unit) -> None:
         """Record a unit's part; publish the partition if it was the last unit."""
@@ -219,7 +224,7 @@ class Publisher:
         plan, job = self._plans[partition], self._prepared.job
         started = time.perf_counter()
         try:
-            publish(
+            published = publish(
                 self._prepared.output,
                 Publication(
                     partition=partition,
@@ -234,9 +239,14 @@ class Publisher:
                     single_writer=job.output.single_writer,
                     tried=self._tried(plan),
                     others=plan.others,
+                    classes=self._prepared.model.contract.output.in_rows,
+                    nights=self._nights.beside(partition),
                 ),
                 job.limits,
             )
+            if published.tally is not None:
+                self._nights.published(partition, published.tally)
+            self._outcome.warnings += published.warnings
             self._outcome.partitions.append(partition)
         except (Incomplete, Held) as error:
             self._outcome.problem(str(error), error.exit_code)

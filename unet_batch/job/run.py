@@ -333,7 +333,8 @@ class _Run:
         summary.problems += found.problems
         summary.exit_code = overall((summary.exit_code, found.exit_code))
         summary.publish_s += found.seconds
-        found.partitions, found.problems, found.seconds = [], [], 0.0
+        summary.warn(found.warnings)
+        found.partitions, found.problems, found.warnings, found.seconds = [], [], [], 0.0
 
 
 def _stop_at(deadline: datetime | None) -> float | None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from unet_batch.errors import ExitCode, overall
 from unet_batch.records import Receipt, Unit
+from unet_batch.table.plausibility import Implausible
+
+EXAMPLES = 3
 
 
 @dataclass(slots=True)
@@ -30,6 +34,9 @@ class Summary:
     problems: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     """What may be wrong with the rows although nothing failed."""
+    implausible: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What looks wrong in published rows: kind (empty, full, dim, unseen, confidence) → partition → share of its
+    images; the sentences are in `hints`."""
     reasons: dict[str, int] = field(default_factory=dict)
     passed_over: list[dict[str, Any]] = field(default_factory=list)
     """Names in the archive that were passed over, from `PassedOver.to_json`."""
@@ -64,6 +71,13 @@ class Summary:
         self.problems.append(text)
         self.exit_code = overall((self.exit_code, exit_code))
 
+    def warn(self, found: Iterable[Implausible]) -> None:
+        """Record what looks wrong in published rows; the first sentence of each kind becomes a hint."""
+        for warning in found:
+            if warning.kind not in self.implausible:
+                self.hints.append(warning.text)
+            self.implausible.setdefault(warning.kind, {})[warning.partition] = round(warning.share, 4)
+
     def count(self, unit: Unit, receipt: Receipt) -> None:
         """Add the figures of a unit's receipt."""
         self.ok += receipt.ok
@@ -88,19 +102,23 @@ class Summary:
         for name in ("score_s", "publish_s", "start_s", "stop_s"):
             setattr(self, name, round(getattr(self, name), 3))
         self.images_per_s = round((self.ok + self.rejected) / scoring_s, 2) if scoring_s else 0.0
+        self.hints += self._more_partitions()
         self.hints += self._range_hints()
         if self.remaining and self.exit_code == ExitCode.COMPLETE:
             self.exit_code = ExitCode.UNFINISHED
 
     def _range_hints(self) -> list[str]:
-        """Hints about a wrong divisor of `unit` or `mean_std`, from the observed range of values."""
-        remedy = "write the right divisor as input.normalize.max in the contract"
+        """A hint about a divisor of `unit` or `mean_std` that is too small, from the observed range of values."""
         if self.range_used is not None and self.range_used > 1:
             what = f"an image reaches {self.range_used:.3g} times the value that its normalisation divides by"
+            remedy = "write the right divisor as input.normalize.max in the contract"
             return [f"{what}, so the model gets values it was not trained on: {remedy}"]
-        if 2 * self.dim_images > self.ok:
-            what = f"{self.dim_images} of {self.ok} images use less than 5 % of the range that they are divided by"
-            return [
-                f"{what}, so the model sees them almost black: if they hold 8 or 10 bits in a 16-bit file, {remedy}"
-            ]
         return []
+
+    def _more_partitions(self) -> Iterator[str]:
+        """Names of the partitions whose sentences are left out."""
+        for kind, partitions in self.implausible.items():
+            more = list(partitions)[1:]
+            if more:
+                names = ", ".join(more[:EXAMPLES]) + (" …" if len(more) > EXAMPLES else "")
+                yield f"{len(more)} more partition(s) look wrong in the same way ({kind}): {names}"

@@ -52,6 +52,7 @@ OUTSIDE: Mapping[str, str] = MappingProxyType(
         "check.min_dice": "whether a session may score, never what it says",
         "check.max_abs_error": "whether a session may score, never what it says",
         "limits.max_rejected": "whether rows are published, never what they say",
+        "limits.implausible": "whether rows are published, never what they say",
         "limits.retries": "a rejection is tried again, and only a better row replaces it",
         "limits.max_shrink": "whether rows are published, never what they say",
         "limits.allow_empty": "whether rows are published, never what they say",

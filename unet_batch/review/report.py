@@ -171,11 +171,7 @@ def _class_names(prepared: Prepared, record: RunRecord) -> dict[int, str]:
     """The classes of the run's rows, by id; empty if the job now has another fingerprint."""
     if prepared.fingerprint != record.fingerprint:
         return {}
-    output = prepared.model.contract.output
-    if len(output.classes) == 1:
-        return {1: output.classes[0]}
-    background = None if output.multi_label else output.background
-    return {id_: name for id_, name in enumerate(output.classes) if id_ != background}
+    return prepared.model.contract.output.in_rows
 
 
 def _root(uri: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 import pyarrow as pa
@@ -44,6 +44,8 @@ class RowReader:
         """Open containers, each with the number of the first row after every row group."""
         self._groups: OrderedDict[tuple[int, int], pa.Table] = OrderedDict()
         self._groups_bytes = 0
+        self.footers: dict[int, Mapping[bytes, bytes]] = {}
+        """The footers of the containers that were opened so far."""
 
     def take(self, rows: Sequence[tuple[int, RowKey]], wanted: pa.Schema) -> pa.Table:
         """The rows as one table, in the given order."""
@@ -87,6 +89,7 @@ class RowReader:
     def _file(self, container: int) -> tuple[pq.ParquetFile, list[int]]:
         if container not in self._files:
             file = open_stream(self._store.open(self._uris[container]))
+            self.footers[container] = file.metadata.metadata or {}
             groups = range(file.metadata.num_row_groups)
             ends = list(accumulate(file.metadata.row_group(group).num_rows for group in groups))
             self._files[container] = file, ends

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from unet_batch.records import Unit
 from unet_batch.store.storage import Storage
 from unet_batch.table.output import Output
 from unet_batch.table.rows import SCHEMA_VERSION, Provenance, to_table
+from unet_batch.table.tally import TALLY_METADATA, Tally
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,12 @@ def write_part(
     provenance: Provenance,
     *,
     compression: str,
+    dim: int = 0,
 ) -> str:
-    """Put the unit's part, create-only; returns its URI. The rows must cover every source, each page once."""
+    """Put the unit's part, create-only; returns its URI. The rows must cover every source, each page once.
+
+    dim: number of predictions of dim images, for `Tally.dim`.
+    """
     table = to_table(rows, unit.partition, provenance)
     problem = _coverage_problem(unit, table)
     if problem is not None:
@@ -70,6 +75,8 @@ def write_part(
         "unit": unit.unit_id,
         "fingerprint": provenance.fingerprint,
         "rows": len(rows),
+        "ok": sum(row["status"] == "ok" for row in rows),
+        "dim": dim,
         "schema": SCHEMA_VERSION,
     }
     sink = pa.BufferOutputStream()
@@ -162,6 +169,15 @@ def sound_keys(file: pq.ParquetFile) -> list[RowKey]:
     # Arrow's threads make reading small objects 25 % slower.
     tables = [file.read_row_group(group, use_threads=False).select(KEY_COLUMNS) for group in groups]
     return _keys(pa.concat_tables(tables), file) if tables else []
+
+
+def dim_share(footer: Mapping[bytes, bytes]) -> float:
+    """Share of dim images among the predictions of a part or published object, from its footer; 0 if unknown."""
+    if TALLY_METADATA in footer:
+        tally = Tally.from_json(footer[TALLY_METADATA])
+        return tally.dim / max(tally.ok, 1)
+    declared = json.loads(footer.get(PART_METADATA, b"{}"))
+    return float(declared.get("dim", 0) / max(declared.get("ok", 0), 1))
 
 
 def _coverage_problem(unit: Unit, table: pa.Table) -> str | None:

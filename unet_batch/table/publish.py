@@ -11,8 +11,8 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,11 +34,13 @@ from unet_batch.spec import LimitsSpec
 from unet_batch.table.guard import ALONE, Others, refusal, too_many_rejected
 from unet_batch.table.merge import RowReader, batches
 from unet_batch.table.output import Output
-from unet_batch.table.parts import RowKey, open_stream, parquet_writer, read_parts, row_keys
+from unet_batch.table.parts import RowKey, dim_share, open_stream, parquet_writer, read_parts, row_keys
+from unet_batch.table.plausibility import Implausible, checked
 from unet_batch.table.rows import SCHEMA_VERSION, schema
 from unet_batch.table.rowset import ChosenRows, Name, choose
 from unet_batch.table.rowset import may_pass as reason_may_pass
 from unet_batch.table.scratch import scratch_folder
+from unet_batch.table.tally import TALLY_METADATA, Tally
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,10 @@ class Published:
     version: str
     """The store's version of the object, the condition of the next put."""
     commit: Commit
+    tally: Tally | None = None
+    """Counts over its rows; None if an earlier version wrote it."""
+    warnings: tuple[Implausible, ...] = ()
+    """What looks wrong in the rows, from the call that published them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,10 @@ class Publication:
     """Images, by key and version, whose rejections this run retried."""
     others: Others = ALONE
     """The other buckets of the partition, for the guard."""
+    classes: Mapping[int, str] = field(default_factory=dict)
+    """Classes that get an entry in a row, for `plausibility`."""
+    nights: Sequence[Tally] = ()
+    """Tallies of other nights, for the same."""
 
 
 def short_name(key: str, version: str) -> str:
@@ -127,12 +137,19 @@ def read_commit(output: Output, partition: str) -> Published | None:
     try:
         with output.store.open(uri) as stream:
             footer = pq.read_metadata(stream).metadata or {}
-        return Published(found.version, Commit(**json.loads(footer[COMMIT_METADATA])))
+        tally = Tally.from_json(footer[TALLY_METADATA]) if TALLY_METADATA in footer else None
+        return Published(found.version, Commit(**json.loads(footer[COMMIT_METADATA])), tally)
     except NotFound:
         return None
     except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
         text = f"{uri} is damaged or was not written by unet-batch ({error}); move it away and run the job again"
         raise Damaged(text) from error
+
+
+def read_tally(output: Output, partition: str, fingerprint: str) -> Tally | None:
+    """The tally of a published partition; None without one, or under another fingerprint. Raises as `read_commit`."""
+    found = read_commit(output, partition)
+    return found.tally if found is not None and found.commit.fingerprint == fingerprint else None
 
 
 def published_keys(output: Output, partition: str) -> list[RowKey]:
@@ -173,8 +190,9 @@ def publish(output: Output, wanted: Publication, limits: LimitsSpec) -> Publishe
     try:
         with scratch_folder() as folder:
             path = folder / "data.parquet"
-            _write(path, wanted, commit, rows, RowReader(output.store, containers))
-            return _swap(output, wanted, commit, path)
+            tally = _write(path, wanted, commit, rows, RowReader(output.store, containers))
+            warnings = checked(wanted.partition, tally, wanted.classes, wanted.nights, limits=limits)
+            return replace(_swap(output, wanted, commit, path), tally=tally, warnings=warnings)
     except (pa.ArrowException, OSError) as error:  # errors of the store were converted before
         raise StorageError(
             f"the rows of {wanted.partition} cannot be merged on the local disk ({error}): free some space there"
@@ -266,19 +284,30 @@ def _check_limits(partition: str, rows: int, rejected: Sequence[str], limits: Li
 
 def _write(
     path: Path, wanted: Publication, commit: Commit, rows: Sequence[tuple[int, RowKey]], containers: RowReader
-) -> None:
-    """Write the chosen rows into one file, one row group at a time, in key order."""
-    own = schema(wanted.partition)
+) -> Tally:
+    """Write the chosen rows into one file, one row group at a time, in key order; returns their tally."""
+    own, tally = schema(wanted.partition), Tally()
     with parquet_writer(str(path), own, compression=wanted.compression) as writer:
         for some in batches(rows, ROWS_PER_GROUP):
-            writer.write_table(containers.take(some, own))
-        writer.add_key_value_metadata({COMMIT_METADATA.decode(): json.dumps(asdict(commit))})
+            table = containers.take(some, own)
+            tally.add(table)
+            writer.write_table(table)
+        tally.dim = _dim_images(rows, containers)
+        footer = {COMMIT_METADATA: json.dumps(asdict(commit)).encode(), TALLY_METADATA: tally.to_json()}
+        writer.add_key_value_metadata({name.decode(): text.decode() for name, text in footer.items()})
     size = path.stat().st_size
     if size > MAX_OBJECT_BYTES:
         raise NeedsAction(
             f"{wanted.partition} has {size} bytes of rows; one object holds at most {MAX_OBJECT_BYTES}: "
             f"set output.buckets to {-(-size // (MAX_OBJECT_BYTES // 2))} or more and run again (staged rows are kept)"
         )
+    return tally
+
+
+def _dim_images(rows: Sequence[tuple[int, RowKey]], containers: RowReader) -> int:
+    """Number of dim images among the chosen rows, from the share that each container declares."""
+    predictions = Counter(container for container, key in rows if key.reason is None)
+    return round(sum(count * dim_share(containers.footers[container]) for container, count in predictions.items()))
 
 
 def _swap(output: Output, wanted: Publication, commit: Commit, path: Path) -> Published:

@@ -95,7 +95,9 @@ class Infer:
         done = [r for r, e in zip(rows, loaded.entries, strict=True) if r is not None and e.source not in positions]
         if unit.sources:
             compression = self._job.output.compression
-            write_part(self._output, unit, done, self._provenance, compression=compression)
+            pairs = zip(loaded.entries, rows, strict=True)
+            dim = sum(e.is_dim for e, row in pairs if e.source not in positions and row and row["status"] == "ok")
+            write_part(self._output, unit, done, self._provenance, compression=compression, dim=dim)
         rejected = Counter(row["reason"] for row in done if row["status"] == "rejected")
         return Receipt(
             unit_id=loaded.unit.unit_id,
