@@ -158,6 +158,8 @@ def _refusal(kind: str, images: Array, problem: str, where: str) -> str:
 
 def _first_wrong_node(data: bytes, captured: Captured, network: Any, image_1chw: Array) -> str:
     """Where the results of a file first differ on an image."""
+    if captured.program is None:
+        return "TorchScript does not say in which module"
     try:
         module = captured_otherwise(outputs_by_module(network, image_1chw), captured.program, image_1chw)
         if module is not None:

@@ -39,6 +39,7 @@ from unet_batch.workbench.export.contract import (
 )
 from unet_batch.workbench.export.graph import INPUT_NAME, Captured, capture, without_traces
 from unet_batch.workbench.export.network import Examined, build, examine, with_one_output
+from unet_batch.workbench.export.script import capture_script, has_script
 from unet_batch.workbench.export.weights import Weights, load_weights
 from unet_batch.workbench.files import replace_file
 from unet_batch.workbench.graph_edit import set_metadata, without_metadata
@@ -159,7 +160,7 @@ def export(spec: ExportSpec, network: Any = None, weights: Sequence[Weights] = (
     examined = examine(network, images, contract.output)
     if spec.any_size and examined.multiple is None:
         raise ModelRefused(f"the network runs at {size[0]}x{size[1]} only: leave height and width fixed")
-    captured = capture(
+    captured = (capture_script if has_script(network) else capture)(
         network,
         images,
         any_size=spec.any_size,
@@ -190,7 +191,7 @@ def export(spec: ExportSpec, network: Any = None, weights: Sequence[Weights] = (
         tolerance=spec.tolerance,
     )
     parity = functools.reduce(Parity.__add__, (trial.parity for trial in trials))
-    provenance = _provenance(spec, weights, parity)
+    provenance = _provenance(spec, weights, parity, dynamo=captured.program is not None)
     set_metadata(captured.model, {PROVENANCE_KEY: json.dumps(provenance)})
     if missing:
         without_metadata(captured.model, METADATA_KEY)
@@ -320,12 +321,12 @@ def _given_images(spec: ExportSpec) -> Array | None:
     return images
 
 
-def _provenance(spec: ExportSpec, weights: Sequence[Weights], parity: Parity) -> dict[str, Any]:
+def _provenance(spec: ExportSpec, weights: Sequence[Weights], parity: Parity, *, dynamo: bool) -> dict[str, Any]:
     return {
         "unet_batch": __version__,
         "torch": version("torch"),
         "onnxscript": version("onnxscript"),
-        "exporter": "torch.onnx.export(dynamo=True)",
+        "exporter": f"torch.onnx.export(dynamo={dynamo})",
         "opset": spec.opset,
         "factory": spec.factory,
         "args": {

@@ -41,7 +41,7 @@ class Captured:
 
     model: ModelProto
     program: Any
-    """`torch.export.ExportedProgram`: its nodes have the names of the graph's tensors."""
+    """`torch.export.ExportedProgram`: its nodes have the names of the graph's tensors. None for TorchScript."""
     notes: tuple[str, ...]
 
 
@@ -64,7 +64,7 @@ def capture(
     """
     if opset not in OPSETS:
         raise JobError(f"opset {opset} is not supported: write one of {OPSETS.start} to {OPSETS.stop - 1}")
-    with _quiet():
+    with quiet():
         program = _program(network, images_nchw, any_size=any_size)
         _refuse_adaptive_pooling(program, any_size=any_size)
         model, program = _graph(program, images_nchw, opset, output_name)
@@ -74,7 +74,7 @@ def capture(
         )
     if found := refusals(model):
         raise ModelRefused(f"the exported graph would be refused later: {'; '.join(found)}")
-    _name_axes(model, any_size=any_size, same_size=same_size)
+    name_axes(model, any_size=any_size, same_size=same_size)
     notes = _batch_norms(model)
     return Captured(model, program, tuple(notes))
 
@@ -155,7 +155,7 @@ def _refuse_adaptive_pooling(program: Any, *, any_size: bool) -> None:
             )
 
 
-def _name_axes(model: ModelProto, *, any_size: bool, same_size: bool) -> None:
+def name_axes(model: ModelProto, *, any_size: bool, same_size: bool) -> None:
     """Name open axes batch, height and width. Raises ModelRefused if one of them is fixed."""
     source, target = model.graph.input[0].type.tensor_type.shape.dim, model.graph.output[0].type.tensor_type.shape.dim
     names: dict[str, str] = {}
@@ -197,7 +197,7 @@ def _batch_norms(model: ModelProto) -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Suppress PyTorch's warnings: errors are raised, and the report has the notes."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "torch.fx")]
     levels = [logger.level for logger in loggers]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unet_batch.errors import JobError, ModelRefused
-from unet_batch.workbench.importers import huggingface, smp
+from unet_batch.workbench.importers import huggingface, smp, torch_program
 from unet_batch.workbench.importers.imported import Imported, Options
 
 
@@ -40,6 +40,12 @@ IMPORTERS = (
         "a folder of transformers' save_pretrained, with config.json (model_type) and model.safetensors",
         huggingface.recognises,
         huggingface.read,
+    ),
+    Importer(
+        "torch_program",
+        "a file of torch.export.save (.pt2) or of TorchScript",
+        torch_program.recognises,
+        torch_program.read,
     ),
 )
 
