@@ -57,17 +57,25 @@ OWNERS = {
     "adlfs": set(),
     "aiohttp": {"store/gcs.py"},
     "azure": {"store/azure.py"},
-    "PIL": {"decode/decode.py", "decode/labels.py", "decode/exif.py", "imaging/encode.py", "imaging/resize.py"},
+    "PIL": {
+        "decode/decode.py",
+        "decode/labels.py",
+        "decode/exif.py",
+        "imaging/encode.py",
+        "imaging/resize.py",
+        "imaging/sheet.py",
+    },
     "tifffile": {"decode/labels.py", "decode/tiff.py", "decode/tiff_planes.py", "imaging/encode.py"},
     "imagecodecs": {"decode/decode.py"},
     "tenacity": {"store/faults.py"},
     "click": {
-        f"cli/{name}.py" for name in ("cluster", "command", "importers", "main", "model", "report", "review", "run")
+        f"cli/{name}.py"
+        for name in ("cluster", "command", "importers", "main", "model", "report", "review", "run", "start")
     },
     "jinja2": {"review/page.py"},
     "yaml": {
         *("strict.py", "model/contract.py"),
-        *(f"workbench/{name}.py" for name in ("export/contract", "importers/write", "packing/pack")),
+        *(f"workbench/{name}.py" for name in ("draft/texts", "export/contract", "importers/write", "packing/pack")),
     },
 }
 """Foreign libraries and the only modules that import them."""

@@ -78,13 +78,13 @@ OPTIONS: tuple[click.Option, ...] = (
 class Scoring:
     """The values of OPTIONS."""
 
-    newest_first: bool
-    max_active: int | None
-    deadline: datetime | None
+    newest_first: bool = False
+    max_active: int | None = None
+    deadline: datetime | None = None
     """With its time zone."""
-    wait_s: float
-    rescore: bool
-    with_report: bool
+    wait_s: float = 0.0
+    rescore: bool = False
+    with_report: bool = False
 
     def words(self) -> tuple[str, ...]:
         """The same options for the command line of another machine: a time of day has its date and zone."""

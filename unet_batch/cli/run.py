@@ -17,6 +17,7 @@ from unet_batch.planning.selection import SELECTIONS, Select
 from unet_batch.records import PassedOver
 
 if TYPE_CHECKING:
+    from unet_batch.job.summary import Summary
     from unet_batch.spec import JobSpec
 
 EXECUTORS = ("auto", "processes", "ray", "local")
@@ -137,6 +138,25 @@ def _run(
     address: str | None,
     quiet: bool,
 ) -> None:
+    summary = scored(job, window, select, scoring=scoring, executor=executor, address=address, quiet=quiet)
+    result = asdict(summary)
+    if scoring.with_report:
+        recorded = (summary.planned or summary.published) and stopping.stopped_by() is None
+        result["report"] = report_apart(job, summary.run) if recorded else None
+    finish(result, exit_code=summary.exit_code)
+
+
+def scored(
+    job: JobSpec,
+    window: str,
+    select: Select,
+    *,
+    scoring: Scoring,
+    executor: str = "auto",
+    address: str | None = None,
+    quiet: bool = False,
+) -> Summary:
+    """Score and publish a window, and say what was done; returns the summary of the run."""
     from unet_batch.cli.terminal import plain
     from unet_batch.job.reconcile import Executor
     from unet_batch.job.run import Choice
@@ -187,8 +207,4 @@ def _run(
             f"{summary.images_per_s} images/s",
             err=True,
         )
-    result = asdict(summary)
-    if scoring.with_report:
-        recorded = (summary.planned or summary.published) and stopping.stopped_by() is None
-        result["report"] = report_apart(job, summary.run) if recorded else None
-    finish(result, exit_code=summary.exit_code)
+    return summary

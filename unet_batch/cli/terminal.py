@@ -22,6 +22,7 @@ CALENDAR_FROM = 11
 LISTED = 20
 TEXTS = (
     *("partition", "state", "holder", "subject", "reason", "class", "of class", "image", "for example"),
+    *("field", "value", "why"),
     *("side", "A", "B", "in A", "in B"),
     *("setting", "value", "from", "how"),
 )

@@ -73,7 +73,7 @@ def resolve_models(job: JobSpec, files: Sequence[ModelFile]) -> list[Model]:
     models: list[Model] = []
     shared: Contract | None = None
     for file in files:
-        text, where = _contract_text(Storage(job.model.options), file.uri, named=None if shared else job.model.contract)
+        text, where = contract_text(Storage(job.model.options), file.uri, named=None if shared else job.model.contract)
         inherits = shared is not None and text is None and METADATA_KEY not in file.metadata
         contract = shared if shared is not None and inherits else find_contract(file, text, where)
         shared = shared or contract
@@ -105,7 +105,7 @@ def model_at(
     """
     storage, uri = Storage(options or {}), canonical(path)
     file = read_model(storage.read(uri, max_bytes=MAX_MODEL_BYTES), uri, None)
-    text, where = _contract_text(storage, uri, named=None if contract is None else canonical(contract))
+    text, where = contract_text(storage, uri, named=None if contract is None else canonical(contract))
     return file.data, resolve(find_contract(file, text, where), file, tiling)
 
 
@@ -134,7 +134,7 @@ def _dtype(kind: str) -> str:
     return _DTYPES.get(inner, inner)
 
 
-def _contract_text(storage: Storage, path: str, *, named: str | None) -> tuple[bytes | None, str]:
+def contract_text(storage: Storage, path: str, *, named: str | None) -> tuple[bytes | None, str]:
     """The text of the job's contract or of the one beside the model, and its URI; None if there is no file."""
     uri = named or path.removesuffix(PurePosixPath(path).suffix) + ".yaml"
     try:

@@ -79,6 +79,11 @@ def diagnose(providers: Sequence[str] = ()) -> list[CheckResult]:
     return findings
 
 
+def runs_on(provider: str) -> bool:
+    """Whether ONNX Runtime scores a tile in fp32 on a provider of this machine."""
+    return _tried(find("onnxruntime", provider), "fp32").runs
+
+
 def machine(cpuinfo: Path | None = None) -> Machine:
     """This machine. cpuinfo: Linux's list of processors; without it, no instructions are reported."""
     flags = instructions(cpuinfo)

@@ -42,7 +42,7 @@ def archive_tiles(prepared: Prepared, window: Window, count: int) -> Sample:
     """
     if count < 1:
         raise JobError(f"a sample of {count} tiles is empty: use 1 or more")
-    singles = _spread(prepared, window, count)
+    singles = spread_units(prepared, window, count)
     load = Load(prepared.job, prepared.model)
     found: list[tuple[str, NDArray[Any]]] = []
     for single in singles:
@@ -64,8 +64,8 @@ def archive_tiles(prepared: Prepared, window: Window, count: int) -> Sample:
     return Sample(np.stack([tile for _, tile in kept]), tuple(place for place, _ in kept))
 
 
-def _spread(prepared: Prepared, window: Window, count: int) -> list[Unit]:
-    """Every image as its own unit: first `count` at equal distances, then the others."""
+def spread_units(prepared: Prepared, window: Window, count: int) -> list[Unit]:
+    """Every image of a window as its own unit: first `count` at equal distances, then the others."""
     every: list[Unit] = []
     for partition, sources in archive_partitions(prepared, window, keep=False).partitions.items():
         plan = plan_partition(

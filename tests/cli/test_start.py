@@ -1,0 +1,118 @@
+"""`init` and `score` as one types them, from an empty folder to masks."""
+
+from __future__ import annotations
+
+import os
+import pty
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from models import threshold_model
+from PIL import Image
+from project_fixture import last_json
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = [sys.executable, "-m", "unet_batch"]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A folder with a model without a contract, and three pictures whose upper half is bright."""
+    (tmp_path / "cells.onnx").write_bytes(threshold_model(channels=1, size=32).data)
+    (tmp_path / "pics").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        image = rng.normal(50, 5, (48, 64)).astype(np.uint8)
+        image[:24] += 160
+        Image.fromarray(image).save(tmp_path / "pics" / f"p{number}.png")
+    return tmp_path
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command without a terminal."""
+    return subprocess.run(
+        [*PROGRAM, *words],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def typed(folder: Path, text: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command on a terminal where somebody types this text."""
+    ours, theirs = pty.openpty()
+    os.write(ours, text.encode())
+    try:
+        return subprocess.run(
+            [*PROGRAM, *words], cwd=folder, stdin=theirs, capture_output=True, text=True, check=False, timeout=120
+        )
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def areas(folder: Path, table: str) -> list[int]:
+    rows = pq.ParquetFile(folder / table / "predictions/all/data.parquet").read().to_pylist()
+    return [row["classes"][0]["area_px"] for row in rows]
+
+
+def test_init_needs_no_terminal_and_its_next_command_works_as_printed(folder):
+    """From a model and pictures to masks in two commands."""
+    first = command(folder, "init", "cells.onnx", "pics", "--yes")
+    assert first.returncode == 0, first.stderr
+    said = last_json(first)
+    assert [finding["runs"] for finding in said["findings"]] == [True] * 5
+    assert said["guessed"]["input.normalize"] == {"kind": "unit"}
+    assert f"next: {said['next']}" in first.stderr
+    program, *words = shlex.split(said["next"])
+    assert program == "unet-batch"
+    second = command(folder, *words)
+    assert second.returncode == 0, second.stderr
+    assert areas(folder, "results") == [24 * 64] * 3
+    again = command(folder, "init", "cells.onnx", "pics", "--yes")
+    assert (again.returncode, "nothing is overwritten" in again.stderr) == (2, True)
+
+
+def test_on_a_terminal_a_person_chooses_after_the_sheet_is_there(folder):
+    """The third normalisation, the second fit, and names of the classes; a wrong number of names is asked again."""
+    result = typed(folder, "3\n2\none\nrest,cell\n", "init", "cells.onnx", "pics")
+    assert result.returncode == 0, result.stderr
+    contract = yaml.safe_load((folder / "cells.yaml").read_text())
+    assert contract["input"]["normalize"] == {"kind": "zscore"}
+    assert (contract["input"]["fit"], contract["output"]["classes"]) == ("stretch", ["rest", "cell"])
+    assert "guessed" not in (folder / "cells.yaml").read_text().partition("\ninput:")[2]
+    assert "write as many different names" in result.stderr
+
+
+def test_score_leaves_a_table_overlays_a_report_and_the_job_that_was_run(folder):
+    """The same command again goes on with the contract in the folder, which may have been corrected."""
+    first = command(folder, "score", "cells.onnx", "pics", "--out", "out")
+    assert first.returncode == 0, first.stderr
+    assert areas(folder, "out") == [24 * 64] * 3
+    assert len(list((folder / "out/overlays").glob("*.jpg"))) == 3
+    assert Path(last_json(first)["report"].removeprefix("file://")).is_file()
+    assert {"job.yaml", "cells.yaml", "choices.png"} <= {path.name for path in (folder / "out").iterdir()}
+    assert "guessed:" in first.stderr
+    contract = folder / "out/cells.yaml"
+    contract.write_text(contract.read_text().replace("[background, foreground]", "[background, cell]"))
+    second = command(folder, "score", "cells.onnx", "pics", "--out", "out")
+    assert (second.returncode, last_json(second)["ok"]) == (0, 3), second.stderr
+    other = command(folder, "score", "cells.onnx", ".", "--out", "out")
+    assert (other.returncode, "choose another --out" in other.stderr) == (2, True)
+
+
+def test_score_publishes_what_can_be_scored(folder):
+    (folder / "pics" / "broken.png").write_bytes(b"no picture")
+    (folder / "pics" / "another.png").write_bytes(b"no picture either")
+    result = command(folder, "score", "cells.onnx", "pics", "--out", "out")
+    assert (result.returncode, last_json(result)["rejected"]) == (0, 2), result.stderr

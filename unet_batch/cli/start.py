@@ -1,0 +1,255 @@
+"""The commands to start with: `init` drafts a job for a model and pictures, `score` runs such a draft at once."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from unet_batch.cli.command import Scoring, finish
+from unet_batch.cli.report import report_apart
+from unet_batch.errors import ExitCode
+from unet_batch.workbench.export.forms import NORMALIZE_FORMS
+
+if TYPE_CHECKING:
+    from unet_batch.workbench.draft.explore import Explored
+    from unet_batch.workbench.draft.source import Asked
+
+OPTIONS = (
+    click.option("--force", is_flag=True, help="Replace files of an earlier draft."),
+    click.option("--weights", type=click.Path(path_type=Path), help="State dict of the network; no code in it is run."),
+    click.option("--arg", "arguments", multiple=True, metavar="NAME=VALUE", help="Of MODULE:FACTORY: an argument."),
+    click.option("--input", "input_text", metavar="CxHxW", help="Of MODULE:FACTORY: channels and tile, as 3x256x256."),
+    click.option("--classes", metavar="A,B,…", help="Names of the classes, by channel; otherwise guessed."),
+    click.option("--normalize", metavar="HOW", help=f"Normalisation of the training: {NORMALIZE_FORMS}."),
+    click.option("--color", type=click.Choice(["gray", "rgb", "bgr", "bands"]), help="Meaning of the input channels."),
+    click.option(
+        "--fit",
+        type=click.Choice(["tile", "stretch", "letterbox", "pad", "none"]),
+        help="How a picture gets the model's size.",
+    ),
+    click.option(
+        "--activation",
+        type=click.Choice(["logits", "softmax", "sigmoid", "labels"]),
+        help="Meaning of the output values.",
+    ),
+    click.option("--trusted", is_flag=True, help="Load a source that is a program: it can run any code here."),
+    click.option("--allow-difference", is_flag=True, help="Import a model whose masks cannot equal its framework's."),
+)
+"""What a user may say about the model, for both commands."""
+
+
+def about_the_model(body: Callable[..., None]) -> Callable[..., None]:
+    """Decorator: adds OPTIONS."""
+    for option in reversed(OPTIONS):
+        body = option(body)
+    return body
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.argument("archive", metavar="ARCHIVE")
+@click.option("--out", type=click.Path(path_type=Path), default=".", show_default=True, help="Folder of the job.")
+@click.option("--yes", is_flag=True, help="Ask nothing: take every guess.")
+@about_the_model
+def init(model: str, archive: str, out: Path, yes: bool, **said: Any) -> None:
+    """Draft a job for a model and pictures: contract, job file, and a contact sheet of what is not certain.
+
+    MODEL is an ONNX file (external data beside it is merged), MODULE:FACTORY of a PyTorch network with --weights, or
+    the folder of another framework that `model import` reads. ARCHIVE is a folder, tar, Parquet file or manifest, local
+    or in a store, as input.uri of a job.
+
+    It looks at 4 to 8 pictures and reads what model and files say. What they do not say (normalisation, order of
+    colours, fit) is tried: choices.png shows the same pictures under every variant. On a terminal you choose;
+    elsewhere, and with --yes, the most plausible one is taken. Guesses are marked as guesses in the files, with the
+    alternatives. Nothing is overwritten.
+
+    \b
+    Examples:
+      unet-batch init nuclei.onnx ~/images
+      unet-batch init network:UNet 's3://bucket/{date:%Y/%m/%d}/' --weights cells.pt --out cells --yes
+    """
+    from unet_batch.workbench.draft.explore import explore
+    from unet_batch.workbench.draft.write import files_of, reserve, write_job, write_sheet
+
+    asked = _asked(model, out, said)
+    reserve(asked)
+    explored = explore(asked, archive)
+    files = files_of(explored, out)
+    write_sheet(explored, files, force=asked.force)
+    if not yes and sys.stdin.isatty():
+        explored = _answered(explored, str(files.sheet))
+    _say(explored)
+    results = str(out / "results")
+    job = write_job(explored, files, output=results, providers=_providers(), force=asked.force)
+    contract = f"{files.contract}{'' if files.contract_is_new else ' (unchanged)'}"
+    click.echo(f"wrote {files.job}, {contract} and {files.sheet}", err=True)
+    findings = _diagnosed(job)
+    command = f"unet-batch run {shlex.quote(str(files.job))} --report"
+    broken = any(not finding["runs"] for finding in findings)
+    if explored.draft.guesses:
+        click.echo(f"look at {files.sheet}: {len(explored.draft.guesses)} field(s) are guesses", err=True)
+    click.echo(f"next: {command}" if not broken else f"correct {files.job}, then: {command}", err=True)
+    finish(
+        {
+            "job": str(files.job),
+            "contract": str(files.contract),
+            "sheet": str(files.sheet),
+            "guessed": {name: known.value for name, known in explored.draft.guesses.items()},
+            "images": explored.seen.images,
+            "findings": findings,
+            "next": command,
+        },
+        exit_code=ExitCode.SETUP if broken else ExitCode.COMPLETE,
+    )
+
+
+@click.command()
+@click.argument("model", metavar="MODEL")
+@click.argument("folder", metavar="FOLDER")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of table, overlays and report.")
+@about_the_model
+def score(model: str, folder: str, out: Path, **said: Any) -> None:
+    """Score pictures without a job file: the table, an overlay of every picture, and a report.
+
+    MODEL and FOLDER are those of `init`, and so are the guesses: they are printed, and OUT/choices.png shows what they
+    do. The job that was run and its contract lie in OUT; correct them there and run the same command again. Every
+    image is published, also where some are rejected. To score the same pictures every night, use `init` and `run`.
+
+    \b
+    Examples:
+      unet-batch score nuclei.onnx ~/images --out masks
+      unet-batch score network:UNet photos.tar --weights cells.pt --normalize imagenet --out masks
+    """
+    from unet_batch.cli.run import scored
+    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.survey import window_of
+    from unet_batch.review.masks.export import export
+    from unet_batch.workbench.draft.explore import explore
+    from unet_batch.workbench.draft.write import earlier_job, files_of, write_job, write_sheet
+
+    asked = _asked(model, out, said)
+    job = earlier_job(asked, folder)
+    guessed: dict[str, Any] = {}
+    if job is not None:
+        click.echo(f"goes on with {out / 'job.yaml'} and its contract; --force drafts them again", err=True)
+    else:
+        explored = explore(asked, folder)
+        files = files_of(explored, out)
+        write_sheet(explored, files, force=asked.force)
+        _say(explored)
+        job = write_job(explored, files, output=str(out), providers=_providers(), force=asked.force, publish_all=True)
+        guessed = {name: known.value for name, known in explored.draft.guesses.items()}
+    summary = scored(job, "all", "due", scoring=Scoring())
+    prepared = prepare(job)
+    overlays = export(prepared, window_of("all"), "overlay", str(out / "overlays"))
+    report = report_apart(job, summary.run) if summary.planned or summary.published else None
+    click.echo(f"table:    {out}/predictions/**/data.parquet", err=True)
+    click.echo(f"overlays: {out}/overlays ({overlays.written + overlays.unchanged} of {overlays.images})", err=True)
+    if report is not None:
+        click.echo(f"report:   {report.removeprefix('file://')}", err=True)
+    if guessed:
+        click.echo(
+            f"guessed:  {', '.join(guessed)}; {out}/choices.png shows what they do. To correct one, edit the contract "
+            f"in {out} and run the same command again",
+            err=True,
+        )
+    finish(
+        {**asdict(summary), "guessed": guessed, "overlays": overlays.to_json(), "report": report},
+        exit_code=summary.exit_code,
+    )
+
+
+def _asked(model: str, out: Path, said: dict[str, Any]) -> Asked:
+    from unet_batch.workbench.draft.source import Asked
+
+    classes = said.pop("classes")
+    return Asked(
+        model=model,
+        out=out,
+        classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
+        **said,
+    )
+
+
+def _answered(explored: Explored, sheet: str) -> Explored:
+    """Questions with defaults, for a person who has looked at the sheet."""
+    click.echo(f"look at {sheet}: it shows the same pictures under every variant", err=True)
+    for answer in explored.answers:
+        click.echo(answer.question.text, err=True)
+        for number, option in enumerate(answer.question.options, start=1):
+            click.echo(f"  {number}  {option.label}", err=True)
+        chosen = click.prompt(
+            f"{answer.question.field}",
+            type=click.IntRange(1, len(answer.question.options)),
+            default=answer.taken + 1,
+            err=True,
+        )
+        explored = explored.with_choice(answer.question.field, answer.question.options[chosen - 1].value)
+    names = explored.draft.fields.get("output.classes")
+    if names is not None and names.origin == "guessed":
+        while True:
+            text = click.prompt("Names of the classes, by channel", default=",".join(names.value), err=True)
+            given = [name.strip() for name in text.split(",")]
+            if len(given) == len(names.value) and len(set(given)) == len(given) and all(given):
+                break
+            click.echo(f"the model has {len(names.value)} channel(s): write as many different names", err=True)
+        explored = explored.with_choice("output.classes", given)
+    return explored
+
+
+def _say(explored: Explored) -> None:
+    """The contract's fields with their origin, and notes."""
+    from unet_batch.cli.terminal import plain, print_table
+    from unet_batch.workbench.draft.known import written
+
+    seen = explored.seen
+    tensors = ("name", "layout", "dtype")
+    shown = {
+        name: known
+        for name, known in explored.draft.fields.items()
+        if known.origin == "guessed" or (known.origin != "default" and name.partition(".")[2] not in tensors)
+    }
+    print_table(
+        f"contract of {explored.brought.path}, {len(seen.pictures)} of {seen.images} images looked at",
+        ["field", "value", "why"],
+        [[name, written(known.value), known.comment] for name, known in shown.items()],
+    )
+    for note in explored.notes:
+        click.echo(f"note: {plain(note)}", err=True)
+
+
+def _providers() -> tuple[str, ...]:
+    """CUDA where it runs on this machine, else the processor."""
+    from unet_batch.workbench.doctor import runs_on
+
+    return ("cuda",) if runs_on("cuda") else ("cpu",)
+
+
+def _diagnosed(job: Any) -> list[dict[str, Any]]:
+    """What `doctor` and `model check` find for the job, printed."""
+    from unet_batch.cli.terminal import print_table
+    from unet_batch.errors import UnetBatchError
+    from unet_batch.planning.survey import window_of
+    from unet_batch.workbench.diagnosis import check_job, diagnose_job
+    from unet_batch.workbench.doctor import CheckResult
+
+    findings = diagnose_job(job)
+    if all(finding.runs for finding in findings):
+        try:
+            checked = check_job(job, window_of(job.window))
+            said = "agrees with the trusted session" if checked else "the session is the trusted one itself"
+            findings.append(CheckResult("job check", True, said))
+        except UnetBatchError as error:
+            findings.append(CheckResult("job check", False, str(error)))
+    print_table(
+        f"is job {job.name} in order?",
+        ["subject", "state", "reason"],
+        [[f.subject, "runs" if f.runs else "no", f.reason] for f in findings],
+    )
+    return [finding.to_json() for finding in findings]

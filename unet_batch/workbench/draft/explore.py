@@ -1,0 +1,216 @@
+"""From MODEL and ARCHIVE to a drafted contract and job: reads, looks, tries what is open, and guesses the rest.
+
+Nothing is written but a model that had to be exported, imported or merged. Guesses are marked as guesses.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unet_batch.errors import ImageError
+from unet_batch.model.contract import resolve
+from unet_batch.session.engines import file_precision
+from unet_batch.session.model_files import read_model
+from unet_batch.spec import JobSpec, TilingSpec
+from unet_batch.store.objects import canonical
+from unet_batch.strict import validate
+from unet_batch.workbench.draft.from_graph import from_graph
+from unet_batch.workbench.draft.known import Draft, Known, Origin, normal, of_contract, written
+from unet_batch.workbench.draft.look import Seen, archive_section, look
+from unet_batch.workbench.draft.questions import Question, measured_activation, open_questions, unasked
+from unet_batch.workbench.draft.rehearsal import Rehearsal, Tried
+from unet_batch.workbench.draft.source import Asked, Brought, bring, contract_of
+from unet_batch.workbench.export.arguments import parse_normalize
+
+MEASURED = 4
+"""Pictures on which the output's values are measured."""
+BETTER = 1.15
+"""How much better another value must do than the first one to be taken: small differences are chance."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A question with what was tried for it."""
+
+    question: Question
+    tried: tuple[Tried, ...]
+    """One for each option, in their order."""
+    taken: int
+    """Position of the option that was taken."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explored:
+    """A draft with all that led to it."""
+
+    brought: Brought
+    draft: Draft
+    job: Mapping[str, Any]
+    """The job file as a tree, without output."""
+    seen: Seen
+    answers: tuple[Answer, ...]
+    final: Tried
+    """The pictures under the draft."""
+    notes: tuple[str, ...] = field(default=())
+    """Sentences for the user."""
+
+    def with_choice(self, field_name: str, value: Any) -> Explored:
+        """The same with a value that the user chose."""
+        return replace(self, draft=self.draft.put(field_name, Known(value, "given"), over=True))
+
+
+def explore(asked: Asked, archive: str, *, name: str | None = None) -> Explored:
+    """The draft for a model and an archive. name: of the job; default: the model's.
+
+    Raises JobError, ModelRefused, ContractError and StorageError.
+    """
+    brought = bring(asked)
+    draft = _said(_begun(brought), asked)
+    section = archive_section(archive, [asked.out])
+    job_tree: dict[str, Any] = {**brought.job, "name": _job_name(name or brought.stem), "input": section}
+    precision = file_precision(brought.data, brought.path)
+    job_tree["model"] = {"path": brought.path} | ({} if precision == "fp32" else {"precision": precision})
+    if precision != "fp32":
+        job_tree["check"] = {"images": 0}
+    tiling = validate(TilingSpec, job_tree.get("tiling", {}), "tiling")
+    file = read_model(brought.data, canonical(brought.path), None)
+    model = resolve(draft.contract(), file, tiling)
+    seen = look(_looking_job(job_tree, asked.out), model, brought.data)
+    draft, more = unasked(draft, seen, model.tile_hw)
+    job_tree |= more
+    tiling = validate(TilingSpec, job_tree.get("tiling", {}), "tiling")
+    model = resolve(draft.contract(), file, tiling)
+    rehearsal = Rehearsal(brought.data, model, tiling)
+    draft = _measured(draft, rehearsal, seen)
+    known: dict[str, Tried] = {}
+
+    def tried(label: str, variant: Draft) -> Tried:
+        key = json.dumps(variant.tree, sort_keys=True)
+        if key not in known:
+            known[key] = rehearsal.tried(label, variant, seen.pictures)
+        return replace(known[key], label=label)
+
+    answers: list[Answer] = []
+    for question in open_questions(draft, seen, model.tile_hw):
+        variants = [draft.put(question.field, Known(o.value, "guessed"), over=True) for o in question.options]
+        runs = tuple(tried(o.label, v) for o, v in zip(question.options, variants, strict=True))
+        taken, why = best(question, runs)
+        others = tuple(written(o.value) for n, o in enumerate(question.options) if n != taken)
+        draft = draft.put(question.field, Known(question.options[taken].value, "guessed", why, others), over=True)
+        answers.append(Answer(question, runs, taken, why))
+    final = tried("as drafted", draft)
+    resolve(draft.contract(), file, tiling)
+    return Explored(brought, draft, job_tree, seen, tuple(answers), final, tuple(_notes(brought, seen, final)))
+
+
+def best(question: Question, runs: Sequence[Tried]) -> tuple[int, str]:
+    """The option to take, and the reason as a phrase: what fits the network's statistics, else the best masks."""
+    distances = [run.distance for run in runs]
+    if question.field != "input.fit" and all(distance is not None for distance in distances):
+        far = [float(distance) for distance in distances if distance is not None]
+        order = sorted(range(len(far)), key=lambda n: (far[n], n))
+        taken = 0 if far[0] <= far[order[0]] * BETTER else order[0]
+        second = min(far[:taken] + far[taken + 1 :])
+        return taken, (
+            "it fits the statistics in the network's normalisation layers best "
+            f"(distance {far[taken]:.2g}, the next has {second:.2g})"
+        )
+    values = [run.plausibility for run in runs]
+    taken = int(np.argmax(values))
+    if not max(values):
+        return 0, "no variant finds anything on these pictures, so this is only the usual value"
+    if values[0] * BETTER >= values[taken]:
+        return 0, "the usual value; no other one gives clearly better masks on these pictures"
+    run = runs[taken]
+    return taken, (
+        f"masks on {run.useful:.0%} of the pictures, with borders on edges ({run.edges:.1f} times the usual contrast, "
+        f"{runs[0].edges:.1f} with {runs[0].label})"
+    )
+
+
+def _begun(brought: Brought) -> Draft:
+    found = contract_of(brought)
+    if found is None:
+        return from_graph(brought)[0]
+    draft = of_contract(*found)
+    for fact in brought.facts:
+        if fact.field in draft.fields:
+            known = Known(draft.value(fact.field), _ORIGINS[fact.how], f"{fact.source}{_BY_DEFAULT[fact.how]}")
+            draft = draft.put(fact.field, known, over=True)
+    return draft
+
+
+_ORIGINS: Mapping[str, Origin] = {"read": "read", "default": "read", "guessed": "guessed", "given": "given"}
+_BY_DEFAULT = {"read": "", "default": " (a default)", "guessed": "", "given": ""}
+
+
+def _normalization(text: str, draft: Draft) -> dict[str, Any]:
+    return normal(parse_normalize(text, draft.value("input.channels")))
+
+
+def _said(draft: Draft, asked: Asked) -> Draft:
+    """The draft with what the user gave. Raises JobError where that cannot be."""
+    given: dict[str, Any] = {
+        "input.color": asked.color,
+        "input.fit": asked.fit,
+        "output.activation": asked.activation,
+        "input.normalize": None if asked.normalize is None else _normalization(asked.normalize, draft),
+        "output.classes": None if asked.classes is None else list(asked.classes),
+    }
+    for name, value in given.items():
+        if value is not None:
+            draft = draft.put(name, Known(value, "given"), over=True)
+    background = draft.value("output.background")
+    if isinstance(background, int) and background >= len(draft.value("output.classes") or ()):
+        draft = draft.put("output.background", Known(0, "default"), over=True)
+    return draft
+
+
+def _measured(draft: Draft, rehearsal: Rehearsal, seen: Seen) -> Draft:
+    values = []
+    for picture in seen.pictures[:MEASURED]:
+        try:
+            values.append(rehearsal.values(draft, picture))
+        except ImageError:
+            continue
+    return measured_activation(draft, values) if values else draft
+
+
+def _looking_job(job_tree: Mapping[str, Any], out: Path) -> JobSpec:
+    """The job with canonical URIs, for a look at its archive."""
+    section = job_tree["input"]
+    tree = {
+        "name": job_tree["name"],
+        "model": {"path": canonical(job_tree["model"]["path"])},
+        "input": {**section, "uri": canonical(section["uri"])},
+        "output": {"uri": canonical(str(out))},
+    }
+    return validate(JobSpec, tree, "the drafted job")
+
+
+def _job_name(text: str) -> str:
+    kept = "".join(letter if (letter.isalnum() and letter.isascii()) or letter in "._-" else "-" for letter in text)
+    return kept.strip("._-")[:64] or "job"
+
+
+def _notes(brought: Brought, seen: Seen, final: Tried) -> list[str]:
+    notes = [*brought.notes]
+    if seen.rejected:
+        key, why = seen.rejected[0]
+        notes.append(f"{len(seen.rejected)} of the images that were tried cannot be scored, for instance {key}: {why}")
+    notes += seen.hints
+    if final.trouble:
+        notes.append(f"some pictures cannot be scored: {final.trouble}")
+    elif not final.useful:
+        notes.append(
+            "every mask is empty or full on the pictures that were tried: the contract may be wrong, or the pictures "
+            "are not what the model was trained on"
+        )
+    return notes

@@ -1,0 +1,262 @@
+"""MODEL of `init` and `score`: from a file, a PyTorch factory or an importer's source to one ONNX file.
+
+External data is merged into the file. An export or an import writes into the folder of the job; a plain file stays
+where it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unet_batch.contract import Contract
+from unet_batch.errors import JobError, ModelRefused, NotFound
+from unet_batch.model import graph
+from unet_batch.model.contract import METADATA_KEY, find_contract
+from unet_batch.model.model import ModelFile
+from unet_batch.session.model_files import MAX_MODEL_BYTES, contract_text
+from unet_batch.store.storage import Storage, canonical
+from unet_batch.workbench.draft.new_files import check_new, write_new
+from unet_batch.workbench.importers.imported import Activation, Color, Fact, Fit, Options
+from unet_batch.workbench.importers.sources import IMPORTERS, importer_of, read_source
+
+FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+SIDE = 256
+"""Side of the tile that a factory is exported with, if --input does not say another: MONAI's and many papers' size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """A model as one ONNX file."""
+
+    path: str
+    """As written in the job file: as the user wrote it, or inside the job's folder."""
+    data: bytes
+    job: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the job file that belong to the model; from an importer."""
+    notes: tuple[str, ...] = ()
+    """What was done, a sentence each."""
+    facts: tuple[Fact, ...] = ()
+    """Of an importer: where each setting was read."""
+    made: bool = False
+    """Whether the file was exported or imported just now, so that a contract beside it is of an earlier time."""
+
+    @property
+    def stem(self) -> str:
+        """The model's name without its suffix."""
+        return Path(self.path).name.removesuffix(".onnx") or "model"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user said about MODEL."""
+
+    model: str
+    out: Path
+    """The job's folder."""
+    force: bool = False
+    """Whether files of the same names may be replaced."""
+    weights: Path | None = None
+    arguments: tuple[str, ...] = ()
+    """Of a factory: name=value."""
+    input_text: str | None = None
+    """CxHxW of a factory."""
+    classes: tuple[str, ...] | None = None
+    normalize: str | None = None
+    """In one of NORMALIZE_FORMS."""
+    color: Color | None = None
+    fit: Fit | None = None
+    activation: Activation | None = None
+    trusted: bool = False
+    """Of an importer's source, as in its `Options`; `allow_difference` too."""
+    allow_difference: bool = False
+
+
+def bring(asked: Asked) -> Brought:
+    """The ONNX file of MODEL. Raises JobError, ModelRefused or StorageError, with what MODEL may be."""
+    path = Path(asked.model).expanduser()
+    if "://" not in asked.model and not path.exists() and FACTORY.fullmatch(asked.model):
+        return _exported(asked)
+    if "://" not in asked.model and path.exists() and importer_of(path) is not None:
+        return _imported(asked, path)
+    if asked.weights is not None or asked.arguments or asked.input_text is not None:
+        raise JobError(
+            f"--weights, --arg and --input belong to MODULE:FACTORY, but {asked.model} is not of that form: leave "
+            "them out, or write for instance network:UNet"
+        )
+    if path.is_dir():
+        raise JobError(
+            f"{asked.model} is a folder, and no model that can be imported. MODEL is an ONNX file, MODULE:FACTORY, or "
+            f"one of these: {'; '.join(f'{row.name}: {row.looks_like}' for row in IMPORTERS)}"
+        )
+    return _file(asked)
+
+
+def _file(asked: Asked) -> Brought:
+    uri = canonical(asked.model)
+    try:
+        data = Storage().read(uri, max_bytes=MAX_MODEL_BYTES)
+    except NotFound as error:
+        raise JobError(
+            f"there is no model {asked.model}: write the path of an ONNX file, or MODULE:FACTORY with --weights"
+        ) from error
+    if data[:4] == b"PK\x03\x04" or asked.model.endswith((".pt", ".pth", ".ckpt", ".safetensors")):
+        raise JobError(
+            f"{asked.model} holds weights without a network: write the network's MODULE:FACTORY as MODEL, and "
+            f"--weights {asked.model}"
+        )
+    outside = graph.external(graph.read(data, uri))
+    if not outside:
+        return Brought(asked.model, data)
+    if not uri.startswith("file://"):
+        raise JobError(
+            f"{len(outside)} tensors of {asked.model} lie in another file beside it: download both, and name the "
+            "local file"
+        )
+    merged = _merged(data, Path(uri.removeprefix("file://")))
+    target = asked.out / Path(asked.model).name
+    if target.exists() and target.samefile(Path(uri.removeprefix("file://"))):
+        target = target.with_name(f"{target.stem}-merged.onnx")
+    write_new(target, merged, force=asked.force)
+    note = f"merged {len(outside)} tensors from the files beside {asked.model} into {target}"
+    return Brought(str(target), merged, notes=(note,))
+
+
+def _merged(data: bytes, path: Path) -> bytes:
+    """The model with the values that lie in files beside it. onnx refuses places outside the folder, and links."""
+    import onnx
+    from onnx import external_data_helper
+
+    model = onnx.ModelProto()
+    model.ParseFromString(data)
+    try:
+        external_data_helper.load_external_data_for_model(model, str(path.parent))
+        merged: bytes = model.SerializeToString()
+    except Exception as error:  # the errors of onnx and protobuf share no class
+        said = " ".join(str(error).split())
+        raise ModelRefused(f"the external data of {path} cannot be read: {said}; copy its files beside it") from error
+    if len(merged) > MAX_MODEL_BYTES:
+        raise ModelRefused(f"{path} has {len(merged)} bytes with its external data; one file has at most 2 GiB")
+    return merged
+
+
+def _exported(asked: Asked) -> Brought:
+    """The file of a factory, by the export of `model export`, verified against PyTorch."""
+    from unet_batch.workbench.export.arguments import parse_args, parse_input
+    from unet_batch.workbench.export.export import ExportSpec, export, require_packages
+
+    require_packages()
+    args = parse_args(asked.arguments)
+    guesses: list[str] = []
+    input_chw = parse_input(asked.input_text) if asked.input_text is not None else None
+    classes = asked.classes
+    if input_chw is None or classes is None:
+        found_chw, outputs = _measured(asked.model, args, input_chw)
+        if input_chw is None:
+            input_chw = found_chw
+            guesses.append(f"tiles of {SIDE}x{SIDE} pixels are a guess: --input CxHxW says another size")
+        classes = classes or (("foreground",) if outputs == 1 else tuple(f"class_{k}" for k in range(outputs)))
+    name = asked.model.partition(":")[2].lower()
+    out = asked.out / f"{name}.onnx"
+    check_new([out], force=asked.force)
+    report = export(
+        ExportSpec(
+            factory=asked.model,
+            out=out,
+            input_chw=input_chw,
+            classes=tuple(classes),
+            args=args,
+            weights=asked.weights,
+            activation=asked.activation,
+        )  # without its normalisation, so that the only contract is the drafted one
+    )
+    parity = report.parity
+    said = (
+        f"wrote {out}: {len(report.trials)} trials against PyTorch, largest error {parity.max_abs_error:.2g}, "
+        f"{parity.flipped_share:.4%} of labels flipped"
+    )
+    notes = [note for note in report.notes if "has no contract" not in note]
+    return Brought(str(out), out.read_bytes(), notes=(*notes, said, *guesses), made=True)
+
+
+def _imported(asked: Asked, path: Path) -> Brought:
+    """The file of an importer's source, verified against the network in PyTorch."""
+    from unet_batch.workbench.export.arguments import parse_input
+    from unet_batch.workbench.export.export import require_packages
+    from unet_batch.workbench.importers.write import write
+
+    if asked.arguments:
+        raise JobError(f"--arg belongs to MODULE:FACTORY, but {asked.model} is a model to import: leave it out")
+    require_packages()
+    options = Options(
+        weights=asked.weights,
+        classes=asked.classes,
+        normalize=asked.normalize,
+        color=asked.color,
+        fit=asked.fit,
+        activation=asked.activation,
+        input_chw=None if asked.input_text is None else parse_input(asked.input_text),
+        trusted=asked.trusted,
+        allow_difference=asked.allow_difference,
+    )
+    out = asked.out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', path.resolve().name)}.onnx"
+    check_new([out], force=asked.force)
+    importer, imported = read_source(path, options)
+    with tempfile.TemporaryDirectory(prefix="unet-batch-") as folder:  # its contract becomes the drafted one
+        written = write(importer.name, imported, Path(folder) / out.name, allow_difference=asked.allow_difference)
+        data = written.exported.path.read_bytes()
+    write_new(out, data, force=asked.force)
+    parity = written.exported.parity
+    said = (
+        f"wrote {out}, read as {importer.name}: {len(written.exported.trials)} trials against PyTorch, largest error "
+        f"{parity.max_abs_error:.2g}, {parity.flipped_share:.4%} of labels flipped"
+    )
+    return Brought(str(out), data, job=imported.job, notes=(*written.notes, said), facts=imported.facts, made=True)
+
+
+def _measured(
+    factory: str, args: Mapping[str, Any], input_chw: tuple[int, int, int] | None
+) -> tuple[tuple[int, int, int], int]:
+    """Channels and tile that the network takes, by its first convolution, and the channels of its output."""
+    from unet_batch.workbench.export.check import random_images
+    from unet_batch.workbench.export.network import build, run, with_one_output
+
+    network = build(factory, args)
+    if input_chw is None:
+        takes = [m.in_channels for m in network.modules() if isinstance(getattr(m, "in_channels", None), int)]
+        if not takes:
+            raise JobError(f"the channels that {factory} takes cannot be seen: give --input, such as --input 3x256x256")
+        input_chw = (takes[0], SIDE, SIDE)
+    images = random_images(1, input_chw[0], (input_chw[1], input_chw[2]), seed=0)
+    try:
+        found = run(with_one_output(network, images, None), images)
+    except (ModelRefused, JobError):
+        raise
+    except Exception as error:  # the user's own code
+        size = "x".join(map(str, input_chw))
+        said = " ".join(str(error).split())[:200]
+        raise ModelRefused(
+            f"{factory} does not run on an input of {size} ({type(error).__name__}: {said}): give its own size with "
+            "--input CxHxW"
+        ) from error
+    return input_chw, int(found.shape[1]) if found.ndim == 4 else 2
+
+
+def contract_of(brought: Brought) -> tuple[Contract, str] | None:
+    """The contract that lies beside a model or in its metadata, and where; None if there is none.
+
+    Raises ContractError for one that cannot be read.
+    """
+    uri = canonical(brought.path)
+    text, where = (None, uri) if brought.made else contract_text(Storage(), uri, named=None)
+    metadata = graph.metadata(graph.read(brought.data, uri))
+    if text is None and METADATA_KEY not in metadata:
+        return None
+    file = ModelFile(brought.data, hashlib.sha256(brought.data).hexdigest(), uri, (), (), metadata)
+    shown = "in the model's metadata" if text is None else f"in {where.removeprefix('file://')}"
+    return find_contract(file, text, where), shown
