@@ -67,7 +67,7 @@ def masks(job: JobSpec, window: str, format_: str, out: str) -> None:
 
 
 @job_command("all")
-@click.option("--truth", "pattern", metavar="PATTERN", required=True, help="Where an image's label image lies.")
+@click.option("--truth", "pattern", metavar="PATTERN", required=True, help="Label images, or a COCO file.")
 @click.option(
     "--min-dice",
     "least",
@@ -77,11 +77,12 @@ def masks(job: JobSpec, window: str, format_: str, out: str) -> None:
 )
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Worst images that are listed.")
 def evaluate(job: JobSpec, window: str, pattern: str, least: tuple[str, ...], top: int) -> None:
-    """Hold published masks against label images: Dice, IoU, precision, recall and confusion. Nothing is scored.
+    """Hold published masks against the truth: Dice, IoU, precision, recall and confusion. Nothing is scored.
 
     PATTERN is a URI or path, read with the job's input.options. It may hold {stem}, {name}, {folder} and {page} of the
     image, and {date} or another column of the partition. Label images are indexed or gray PNG, BMP, GIF or TIFF of
     the image's size; their pixel values are those of `unet-batch masks --to png` (with one class, 255 is that class).
+    A PATTERN that ends with .json is one COCO file with RLE or polygons, for all images.
 
     Empty masks follow MONAI's DiceMetric: "mean Dice" takes the images whose truth has the class (ignore_empty=True),
     "with empty" takes all of them: 1 where neither has it, 0 where only the prediction has it. A Parquet file beside
@@ -90,7 +91,7 @@ def evaluate(job: JobSpec, window: str, pattern: str, least: tuple[str, ...], to
     \b
     Examples:
       unet-batch evaluate job.yaml --truth 'truth/{date}/{stem}.png'
-      unet-batch evaluate job.yaml --truth 's3://bucket/truth/{folder}/{stem}.png' --min-dice nucleus=0.9
+      unet-batch evaluate job.yaml --truth annotations.json --min-dice nucleus=0.9
     """
     from unet_batch.cli.terminal import plain, print_table
     from unet_batch.planning.prepare import new_run_id, prepare
@@ -107,7 +108,8 @@ def evaluate(job: JobSpec, window: str, pattern: str, least: tuple[str, ...], to
         print_table(title, headings, rows)
     for why, count in found.not_compared.most_common(REASONS_SHOWN):
         click.echo(f"note: {count} image(s) not compared: {plain(why)}", err=True)
-    click.echo(f"note: {RULES}", err=True)
+    for note in (*found.notes, RULES):
+        click.echo(f"note: {plain(note)}", err=True)
     failures = found.failures(wanted)
     for failure in failures:
         click.echo(f"problem: {plain(failure)}", err=True)

@@ -27,6 +27,7 @@ from unet_batch.imaging.mask_agreement import ImageAgreement, Overlap
 from unet_batch.imaging.masks import runs_by_label
 from unet_batch.planning.prepare import Prepared
 from unet_batch.review.agreement import OK, OTHER_SIZE, Masks, MasksOrReason, agree_on
+from unet_batch.review.coco_truth import CocoTruth
 from unet_batch.review.masks.rows import (
     Labels,
     Without,
@@ -37,7 +38,7 @@ from unet_batch.review.masks.rows import (
     published_rows,
 )
 from unet_batch.review.originals import Row
-from unet_batch.review.truth import NO_TRUTH, Truth
+from unet_batch.review.truth import NO_TRUTH, LabelImages, Truth
 
 RULES = (
     "empty masks by MONAI's rules: mean_dice takes images whose truth has the class (ignore_empty=True), "
@@ -123,6 +124,8 @@ class Evaluation:
     top: int
     exclusive: bool
     """Whether a pixel has one class at most."""
+    notes: tuple[str, ...] = ()
+    """About the truth, a sentence each."""
     images: int = 0
     """Published rows of the window."""
     compared: int = 0
@@ -181,6 +184,7 @@ class Evaluation:
             "compared": self.compared,
             "pixels": self.pixels,
             "rules": RULES,
+            "notes": list(self.notes),
             "classes": {name: score.to_json(self.compared) for name, score in self.classes.items()},
             "confusion": [{"predicted": a, "truth": b, "pixels": n} for (a, b), n in self.confusion.most_common()],
             "not_compared": dict(self.not_compared.most_common()),
@@ -205,17 +209,18 @@ class Evaluation:
 
 
 def evaluate(prepared: Prepared, window: Window, pattern: str, *, top: int) -> Evaluation:
-    """The published masks of a window held against the label images that a pattern names.
+    """The published masks of a window held against label images that a pattern names, or against one COCO file.
 
     top: worst images that are kept. Raises JobError for a wrong pattern, Damaged for a published object that cannot be
     read, and StorageError where a store fails.
     """
-    truth = Truth(prepared, pattern)
+    truth: Truth = CocoTruth(prepared, pattern) if pattern.endswith(".json") else LabelImages(prepared, pattern)
     labels = Labels.of(prepared.model.contract.output)
     found = Evaluation(
         {name: ClassScore() for name in labels.names.values()},
         top,
         exclusive=not prepared.model.contract.output.multi_label or len(labels.names) == 1,
+        notes=truth.notes,
     )
     for name in published_names(prepared.output, window):
         partition = partition_of(name)

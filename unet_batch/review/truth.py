@@ -1,9 +1,9 @@
-"""The truth of an image: label images that lie where a pattern says, as masks by class name."""
+"""The truth of an image as masks by class name: label images that lie where a pattern says."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
@@ -28,8 +28,21 @@ ALL = 255
 _FIELD = re.compile(r"\{(\w*)\}")
 
 
-class Truth:
+class Truth(Protocol):
+    """The true masks of published rows."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know about the truth, a sentence each."""
+
+    def of(self, row: Row, partition: str) -> MasksOrReason:
+        """The true masks of a row, or a word why there are none. Raises StorageError where the store fails."""
+
+
+class LabelImages:
     """Where the label image of a row lies, and what it holds."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, prepared: Prepared, pattern: str) -> None:
         """pattern: a URI or path with FIELDS or columns of the partition in braces; read with `input.options`."""
