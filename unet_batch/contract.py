@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-LATER: Mapping[str, object] = MappingProxyType({"input.remainder": 0, "output.margin": 0})
+LATER: Mapping[str, object] = MappingProxyType({"input.crop": "none", "input.remainder": 0, "output.margin": 0})
 """Fields of the contract that older versions lacked, and the value that means what those versions did. With this value
 a field does not enter digests, so fingerprints stay when a field is added."""
 
@@ -131,6 +131,9 @@ class ModelInput(Section):
     series_channels: Literal["bands", "pages"] | None = None
     """How to read an OME-TIFF, ImageJ or tifffile series that stores each channel in its own page: the channels are
     bands of one image, or each page is an image. Without this field such files are rejected."""
+    crop: Literal["none", "nonzero"] = "none"
+    """nonzero: an image is cut to the box around its pixels that are not 0 in every channel, before all else, and what
+    lies outside is class 0, or no class (as in nnU-Net). An image that is 0 everywhere is not cut."""
     fit: Literal["tile", "stretch", "letterbox", "pad", "none"] = "tile"
     """How an image gets the model's size: tile cuts it into tiles (small images are padded), stretch resizes,
     letterbox resizes and keeps the aspect ratio, pad pads, none rejects other sizes."""
@@ -205,6 +208,8 @@ class ModelInput(Section):
                 f"pad_value {self.pad_value:g} needs pad_units: source if it is in source units (as before scoring "
                 "revision 2), or normalized if it is a value after normalisation"
             )
+        if self.crop != "none" and (self.fit in ("stretch", "letterbox") or self.reduced_jpeg):
+            raise ValueError(f"crop {self.crop} needs images at full size: write fit: tile, without reduced_jpeg")
         if self.fit in ("stretch", "letterbox") and self.dtype == "float16":
             raise ValueError("a float16 input with resize is not supported: use float32 with a cast in the graph")
         return self

@@ -7,7 +7,7 @@ Legend: H, W pixels; C channels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ class Geometry:
     """Size of the content with its padding: the part of the picture that has an output."""
     margin: int = 0
     """Width of the border around the fitted picture that the model reads and that has no output."""
+    cut: tuple[int, int, int, int] | None = None
+    """Where `input.crop` cut the source out of the whole image: top, left, and the whole image's height and width."""
 
     @property
     def padded_hw(self) -> tuple[int, int]:
@@ -74,6 +76,7 @@ def fit(
     is added around it.
     letterbox: Ultralytics' rule. tile: padded on all sides, the smaller half first (MONAI); with a margin at the right
     and bottom, so that the output does not depend on the size of tiles. pad: right and bottom.
+    With `spec.crop`, the source is the box that it leaves, and the geometry says where it was (`crop.on_whole_image`).
     Raises ImageError if this picture does not fit, ContractError if no picture can fit.
     """
     if image_hwc.dtype.name not in LARGEST:
@@ -85,7 +88,12 @@ def fit(
     height, width = image_hwc.shape[:2]
     if not height or not width:
         raise ImageError(Reason.IMAGE_SIZE_MISMATCH, f"the picture of {height} x {width} has no pixels")
-    geometry = _geometry((height, width), spec, tile_hw, source_hw, margin)
+    cut = None
+    if spec.crop == "nonzero" and (box := _nonzero_box(image_hwc)) is not None:
+        cut = box[0].start, box[1].start, height, width
+        image_hwc = image_hwc[box]
+        height, width = source_hw = image_hwc.shape[:2]
+    geometry = replace(_geometry((height, width), spec, tile_hw, source_hw, margin), cut=cut)
     if geometry.fitted_hw != geometry.resized_hw and spec.padding == "refuse":
         sizes = [f"{height} x {width}" for height, width in (geometry.resized_hw, geometry.fitted_hw)]
         message = f"the picture is {sizes[0]} and would be padded to {sizes[1]}, but input.padding is refuse"
@@ -115,6 +123,15 @@ def normalize(
     else:
         normal = _padded(_as_input(content_hwc, content_hwc, spec, largest), geometry, spec)
     return np.ascontiguousarray(normal)
+
+
+def _nonzero_box(image_hwc: NDArray[Any]) -> tuple[slice, slice] | None:
+    """Rows and columns of the box around all pixels that are not 0 in every channel; None if nothing is to be cut."""
+    found_hw = (image_hwc != 0).any(axis=2)
+    rows, columns = np.flatnonzero(found_hw.any(axis=1)), np.flatnonzero(found_hw.any(axis=0))
+    if not rows.size or (rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1) == found_hw.shape:
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def source_value(spec: ModelInput, dtype: str) -> int | None:

@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from unet_batch.decode.effort import pixels_s
 from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken
+from unet_batch.imaging.crop import on_whole_image
 from unet_batch.imaging.encode import encode_png
 from unet_batch.imaging.postprocess import reduce
 from unet_batch.imaging.preprocess import Geometry
@@ -158,9 +159,10 @@ class Infer:
             return self._rejection(loaded, index, image.error)
         output = self._job.output
         try:
+            scores_khw, geometry = on_whole_image(image.canvas.finished(), image.geometry, self._model.contract.output)
             prediction = reduce(
-                image.canvas.finished(),
-                image.geometry,
+                scores_khw,
+                geometry,
                 self._model.contract.output,
                 rle="rle" in output.masks,
                 confidence=output.confidence,
