@@ -10,6 +10,7 @@ from blocks import ROOT, Block, blocks, first_missing, play
 FOLLOWED = {
     "README.md": "test_tutorial.py",
     "docs/tutorial.md": "test_tutorial.py",
+    "docs/how-to/bring-your-model.md": "test_bring_your_model.py",
     "docs/how-to/evaluate.md": "test_how_to.py",
     "docs/how-to/exit-3.md": "test_how_to.py",
     "docs/how-to/nightly.md": "test_how_to.py",
@@ -31,6 +32,7 @@ NOT_RUN = {
     "it ends every Ray on the machine; tests/integration starts a cluster of its own",
     "it needs a Kubernetes cluster",
     "it needs systemd",
+    "tests/workbench/importers imports such a model",
     "the tests have an empty folder of their own",
 }
 """Every reason for which a block does not run; a new one is added here on purpose."""

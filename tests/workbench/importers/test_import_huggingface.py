@@ -109,11 +109,9 @@ def test_a_job_gives_the_labels_of_transformers(transformers, request, tmp_path,
     expected = own_labels(network, transformers.SegformerImageProcessorPil.from_pretrained(folder), archive)
     labels = label_maps(tmp_path / "m.onnx", tmp_path / "archive", tmp_path / "out")
     counts = np.bincount(np.concatenate([labels.ravel() for labels in expected.values()]), minlength=3)
-    print(which, differing_share(labels, expected), counts)
     assert np.count_nonzero(counts) > 1
     assert differing_share(labels, expected) <= 1e-4
     by_torchvision = own_labels(network, transformers.SegformerImageProcessor.from_pretrained(folder), archive)
-    print("torchvision", differing_share(labels, by_torchvision))
     assert differing_share(labels, by_torchvision) <= 0.01  # one gray level in the resized picture
     assert any("torchvision" in note for note in report.notes)
 
