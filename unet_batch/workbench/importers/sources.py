@@ -12,6 +12,7 @@ from pathlib import Path
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.workbench.importers import huggingface, smp, torch_program
 from unet_batch.workbench.importers.imported import Imported, Options
+from unet_batch.workbench.importers.monai import bundle
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,12 @@ IMPORTERS = (
         "a folder of save_pretrained, with config.json (_model_class) and model.safetensors",
         smp.recognises,
         smp.read,
+    ),
+    Importer(
+        "monai",
+        "a bundle of MONAI, with configs/inference.json and models/model.pt",
+        bundle.recognises,
+        bundle.read,
     ),
     Importer(
         "huggingface",

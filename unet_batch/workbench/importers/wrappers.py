@@ -1,4 +1,4 @@
-"""Networks around a network: the mean of folds, a sigmoid at the end, poolings that ONNX can express."""
+"""Networks around a network: the mean of folds, an activation, a transposition, poolings that ONNX can express."""
 
 from __future__ import annotations
 
@@ -24,6 +24,28 @@ def mean_of(networks: Sequence[Any]) -> Any:
             return total / len(self.folds)
 
     return Mean().eval()
+
+
+def with_softmax(network: Any) -> Any:
+    """A module that returns the softmax of the network's output over the classes."""
+    import torch
+
+    return torch.nn.Sequential(network, torch.nn.Softmax(dim=1)).eval()
+
+
+def transposed(network: Any) -> Any:
+    """A module for (N, C, H, W) around a network for (N, C, W, H)."""
+    import torch
+
+    class Transposed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, image_nchw: Any) -> Any:
+            return self.network(image_nchw.transpose(2, 3)).transpose(2, 3)
+
+    return Transposed().eval()
 
 
 def with_sigmoid(network: Any) -> Any:

@@ -1,0 +1,243 @@
+"""The transforms before and after the network of a MONAI bundle: what they mean, step by step.
+
+What is not understood is refused by name, never skipped. What is understood and cannot be done here is a difference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from unet_batch.errors import ModelRefused
+from unet_batch.workbench.importers.monai.config import BundleConfig, Component, is_float32
+from unet_batch.workbench.importers.monai.intensity import TRANSFORMS, Intensity
+
+UNDERSTOOD = (
+    *("LoadImage", "EnsureChannelFirst", "EnsureType", "ToTensor", "CastToType", "ToDevice", "Transpose", "Resize"),
+    *TRANSFORMS,
+)
+_HARMLESS = ("keys", "allow_missing_keys", "device", "data_type", "track_meta", "wrap_sequence")
+_LOADING = (
+    *("keys", "allow_missing_keys", "image_only", "dtype", "reader", "reverse_indexing", "ensure_channel_first"),
+    *("simple_keys", "prune_meta_pattern", "prune_meta_sep", "expanduser", "meta_keys", "meta_key_postfix"),
+    "overwriting",
+)
+_NOT_DONE = frozenset({"KeepLargestConnectedComponent", "FillHoles", "RemoveSmallObjects", "LabelFilter"})
+"""Steps after the network that are understood and not done here."""
+_SAVING = frozenset({"SaveImage", "EnsureType", "ToDevice", "ToTensor", "CastToType", "DeleteItems", "SelectItems"})
+"""Steps after the network that do not change which class a pixel has."""
+
+
+@dataclass(slots=True)
+class Before:
+    """The pipeline before the network."""
+
+    intensity: Intensity
+    image_key: str | None = None
+    """Key of the image in MONAI's dictionaries; None for transforms without keys."""
+    loaded: bool = False
+    transposed: bool = True
+    """Whether the network sees (C, W, H): MONAI reads pictures with the width first."""
+    resized_hw: tuple[int, int] | None = None
+    kernel: Literal["torch_bilinear", "nearest"] = "torch_bilinear"
+    differences: list[str] = field(default_factory=list)
+
+
+def before(config: BundleConfig, channels: int) -> Before:
+    """The pipeline `preprocessing`. Raises ModelRefused for the first step that is not understood."""
+    found = Before(Intensity(channels))
+    for step in config.steps("preprocessing"):
+        if not _concerns(step, found):
+            continue
+        if step.name not in UNDERSTOOD:
+            raise ModelRefused(
+                f"{step.where}: {step.target} is not understood, and no step is left out. Understood are "
+                f"{', '.join(UNDERSTOOD)}, also as dictionary transforms"
+            )
+        if step.name == "LoadImage":
+            _load(step, found)
+        elif not found.loaded:
+            raise ModelRefused(f"{step.where}: {step.target} comes before LoadImage")
+        elif step.name in TRANSFORMS:
+            found.intensity.add(step)
+        elif step.name == "Resize":
+            _resize(step, found)
+        elif step.name == "Transpose":
+            step.only(*_HARMLESS, "indices")
+            if step.take("indices") not in ([0, 2, 1], [0, 1, 2]):
+                raise ModelRefused(f"{step.where}: indices {step.take('indices')!r} move the channels")
+            if step.take("indices") == [0, 2, 1]:
+                found.transposed = not found.transposed
+                _not_between(step, found)
+        elif step.name == "EnsureChannelFirst":
+            step.only(*_HARMLESS, "strict_check", "channel_dim")
+            if step.take("channel_dim") not in (None, "no_channel", -1):
+                raise ModelRefused(f"{step.where}: channel_dim {step.take('channel_dim')!r} is not that of a picture")
+        else:
+            step.only(*_HARMLESS, "dtype")
+            if not is_float32(step):
+                raise ModelRefused(f"{step.where}: {step.target} to {step.arguments['dtype']!r}, not float32")
+    if not found.loaded:
+        raise ModelRefused(f"{config.name}: preprocessing loads no image with LoadImage")
+    return found
+
+
+def _concerns(step: Component, found: Before) -> bool:
+    """Whether a step works on the image; the first key that is loaded is the image's."""
+    keys = step.take("keys")
+    names = keys if isinstance(keys, list) else [keys]
+    if not found.loaded and names[0] is not None:
+        found.image_key = str(names[0])
+    return found.image_key is None or found.image_key in names
+
+
+def _load(step: Component, found: Before) -> None:
+    step.only(*_LOADING)
+    reader = step.take("reader")
+    if reader is not None and str(reader).lower() != "pilreader":
+        raise ModelRefused(f"{step.where}: the reader {reader} reads other files than pictures")
+    if not is_float32(step):
+        raise ModelRefused(f"{step.where}: {step.target} reads as {step.arguments['dtype']!r}, not float32")
+    found.loaded = True
+    found.transposed = step.flag("reverse_indexing", default=True)
+
+
+def _resize(step: Component, found: Before) -> None:
+    step.only(*_HARMLESS, "spatial_size", "size_mode", "mode", "align_corners", "anti_aliasing", "dtype", "lazy",
+              "anti_aliasing_sigma")  # fmt: skip
+    size = step.take("spatial_size")
+    size = [size, size] if isinstance(size, int) else size
+    if not isinstance(size, list) or len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
+        raise ModelRefused(f"{step.where}: spatial_size {size!r} is no height and width")
+    mode = step.take("mode", "area")
+    if mode not in ("bilinear", "nearest") or step.take("align_corners") or step.take("anti_aliasing", default=False):
+        raise ModelRefused(
+            f"{step.where}: only mode bilinear or nearest, without align_corners and anti_aliasing, is understood, "
+            f"not {mode}"
+        )
+    if step.take("size_mode", "all") != "all" or step.take("lazy", default=False):
+        raise ModelRefused(f"{step.where}: only size_mode all, not lazy, is understood")
+    if found.resized_hw is not None:
+        raise ModelRefused(f"{step.where}: the image is resized twice")
+    if found.intensity.is_statistical:
+        found.differences.append(
+            f"{step.target} follows {' and '.join(found.intensity.steps)}: here statistics are those of the resized "
+            "image"
+        )
+    found.resized_hw = (size[1], size[0]) if found.transposed else (size[0], size[1])
+    found.kernel = "nearest" if mode == "nearest" else "torch_bilinear"
+    if mode == "bilinear":
+        found.differences.append(
+            f"{step.target}: pixels of 8 and 16 bits are rounded when they are resized, by half a grey level at most, "
+            "and MONAI keeps fractions"
+        )
+
+
+def _not_between(step: Component, found: Before) -> None:
+    if found.resized_hw is not None:
+        raise ModelRefused(f"{step.where}: {step.target} after a resize is not understood")
+
+
+@dataclass(slots=True)
+class After:
+    """The pipeline after the network."""
+
+    activation: Literal["none", "softmax", "sigmoid"] = "none"
+    inverted: bool = False
+    """Whether the output is resized back to the image."""
+    activated_first: bool = False
+    """Whether it is resized after the activation."""
+    nearest: bool = False
+    """Whether that takes the nearest pixel, or works on classes that were chosen before."""
+    argmax: bool = False
+    threshold: float | None = None
+    """Of the values at that step."""
+    where: str | None = None
+    """The step that decides; None: no step does."""
+    notes: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+
+
+def after(config: BundleConfig) -> After:
+    """The pipeline `postprocessing`. Raises ModelRefused for the first step that is not understood."""
+    found = After()
+    for step in _on_output(config):
+        if found.where is not None and step.name not in _SAVING | _NOT_DONE | {"Invert"}:
+            raise ModelRefused(f"{step.where}: {step.target} after the classes were chosen is not understood")
+        if step.name == "Activations":
+            _activate(step, found)
+        elif step.name == "Invert":
+            _invert(step, found)
+        elif step.name == "AsDiscrete":
+            _decide(step, found)
+        elif step.name == "CastToType" and found.where is None and not is_float32(step):
+            raise ModelRefused(
+                f"{step.where}: {step.target} to {step.arguments['dtype']!r} before the classes are chosen"
+            )
+        elif step.name in _NOT_DONE:
+            found.differences.append(f"{step.target} is not applied to the masks")
+        elif step.name not in _SAVING:
+            raise ModelRefused(
+                f"{step.where}: {step.target} is not understood, and no step is left out. Understood are Activations, "
+                f"Invert, AsDiscrete, {', '.join(sorted(_SAVING))}"
+            )
+    return found
+
+
+def _on_output(config: BundleConfig) -> Iterator[Component]:
+    """Steps that work on the network's output, MONAI's key `pred`."""
+    for step in config.steps("postprocessing"):
+        keys = step.take("keys")
+        names = keys if isinstance(keys, list) else [keys]
+        if names[0] is None or "pred" in names:
+            yield step
+        elif step.name not in _SAVING:
+            raise ModelRefused(f"{step.where}: {step.target} makes {names!r}, and only masks of pred are made here")
+
+
+def _activate(step: Component, found: After) -> None:
+    step.only(*_HARMLESS, "softmax", "sigmoid")
+    for name in ("softmax", "sigmoid"):
+        value = step.take(name, default=False)
+        if (value[0] if isinstance(value, list) and len(value) == 1 else value) is True:
+            if found.activation != "none":
+                raise ModelRefused(f"{step.where}: a second activation is not understood")
+            found.activation = "softmax" if name == "softmax" else "sigmoid"
+            found.activated_first = not found.inverted
+        elif value not in (False, None, [False]):
+            raise ModelRefused(f"{step.where}: {name} must be true or false, not {value!r}")
+
+
+def _invert(step: Component, found: After) -> None:
+    step.only(*_HARMLESS, "transform", "orig_keys", "meta_keys", "orig_meta_keys", "meta_key_postfix",
+              "nearest_interp", "to_tensor", "post_func")  # fmt: skip
+    if step.arguments.get("transform") != "@preprocessing":
+        raise ModelRefused(f"{step.where}: only the inverse of @preprocessing is understood")
+    if step.arguments.get("post_func") is not None:
+        raise ModelRefused(f"{step.where}: post_func of {step.target} is code, and no code of a bundle is run")
+    found.inverted = True
+    nearest = step.take("nearest_interp", default=True)
+    found.nearest = _single(nearest) is not False or found.where is not None
+
+
+def _decide(step: Component, found: After) -> None:
+    step.only(*_HARMLESS, "argmax", "threshold", "to_onehot")
+    argmax, threshold = (_single(step.take(name)) for name in ("argmax", "threshold"))
+    if argmax not in (None, False, True) or (argmax and threshold is not None):
+        raise ModelRefused(f"{step.where}: argmax {argmax!r} with threshold {threshold!r} is not understood")
+    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
+        raise ModelRefused(f"{step.where}: threshold must be a number, not {threshold!r}")
+    found.argmax, found.threshold = bool(argmax), None if threshold is None else float(threshold)
+    if argmax or threshold is not None:
+        found.where = step.where
+
+
+def _single(value: object) -> object:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def probability(threshold: float) -> float:
+    """A threshold of logits as one of probabilities."""
+    return 1 / (1 + math.exp(-threshold))
