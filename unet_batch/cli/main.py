@@ -25,7 +25,7 @@ from unet_batch.cli.model import doctor, model
 from unet_batch.cli.report import report
 from unet_batch.cli.review import evaluate, masks
 from unet_batch.cli.run import backfill, plan, run
-from unet_batch.cli.start import init, score
+from unet_batch.cli.start import demo, init, score
 from unet_batch.errors import ExitCode, UnetBatchError
 from unet_batch.job import stopping
 from unet_batch.on_ray import forwarded
@@ -193,6 +193,7 @@ def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, top
 for _command in (
     init,
     score,
+    demo,
     plan,
     run,
     backfill,

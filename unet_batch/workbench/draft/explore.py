@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from unet_batch.errors import ImageError
 from unet_batch.model.contract import resolve
 from unet_batch.session.engines import file_precision
@@ -31,7 +29,7 @@ from unet_batch.workbench.export.arguments import parse_normalize
 MEASURED = 4
 """Pictures on which the output's values are measured."""
 BETTER = 1.15
-"""How much better another value must do than the first one to be taken: small differences are chance."""
+"""How much better a value must do than those before it to be taken: small differences are chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +113,17 @@ def best(question: Question, runs: Sequence[Tried]) -> tuple[int, str]:
     distances = [run.distance for run in runs]
     if question.field != "input.fit" and all(distance is not None for distance in distances):
         far = [float(distance) for distance in distances if distance is not None]
-        order = sorted(range(len(far)), key=lambda n: (far[n], n))
-        taken = 0 if far[0] <= far[order[0]] * BETTER else order[0]
+        taken = next(n for n, distance in enumerate(far) if distance <= min(far) * BETTER)
         second = min(far[:taken] + far[taken + 1 :])
         return taken, (
             "it fits the statistics in the network's normalisation layers best "
             f"(distance {far[taken]:.2g}, the next has {second:.2g})"
         )
     values = [run.plausibility for run in runs]
-    taken = int(np.argmax(values))
     if not max(values):
         return 0, "no variant finds anything on these pictures, so this is only the usual value"
-    if values[0] * BETTER >= values[taken]:
+    taken = next(n for n, value in enumerate(values) if value * BETTER >= max(values))
+    if not taken:
         return 0, "the usual value; no other one gives clearly better masks on these pictures"
     run = runs[taken]
     return taken, (

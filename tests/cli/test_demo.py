@@ -1,0 +1,128 @@
+"""`unet-batch demo`: with drawn pictures, with the published model, and from a wheel in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from corpora import cache_folder
+from project_fixture import last_json
+
+from unet_batch.errors import JobError
+from unet_batch.workbench.demo.lay_out import lay_out
+from unet_batch.workbench.demo.published import WHEEL
+
+ROOT = Path(__file__).parents[2]
+
+
+def demo(folder: Path, *words: str, program: str | None = None) -> subprocess.CompletedProcess[str]:
+    start = [sys.executable, "-m", "unet_batch"] if program is None else [program]
+    return subprocess.run(
+        [*start, "demo", *words], cwd=folder, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+def statuses(folder: Path) -> list[str]:
+    files = sorted((folder / "output" / "predictions").glob("*/data.parquet"))
+    return [row["status"] for file in files for row in pq.ParquetFile(file).read(columns=["status"]).to_pylist()]
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    """The demo writes into a new folder, or goes on in its own."""
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(JobError, match="not of the demo"):
+        lay_out(tmp_path, drawn=True, say=print)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_second_call_leaves_every_file_untouched(tmp_path):
+    """So that nothing is scored twice; and the two kinds of pictures are not mixed."""
+    folder = tmp_path / "demo"
+    lay_out(folder, drawn=True, say=print)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    lay_out(folder, drawn=True, say=print)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+    with pytest.raises(JobError, match="other pictures"):
+        lay_out(folder, drawn=False, say=print)
+
+
+@pytest.mark.slow
+def test_the_wheel_has_all_that_the_demo_needs(tmp_path):
+    """Built, installed in an environment of its own, and run far from the checkout."""
+    built = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            tmp_path,
+            _copy(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    bare = tmp_path / "bare"
+    venv.create(bare, with_pip=False)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(bare), "platbase": str(bare)}))
+    subprocess.run(
+        [sys.executable, "-m", "pip", "--python", bare / "bin" / "python", "install", "-q", "--no-deps", wheel],
+        check=True,
+    )
+    # Its dependencies are those of this environment; a plain path, so that the checkout is not found through it.
+    (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    away = tmp_path / "away"
+    away.mkdir()
+    where = subprocess.run(
+        [bare / "bin" / "python", "-c", "import unet_batch; print(unet_batch.__file__)"],
+        cwd=away,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert where.stdout.startswith(str(bare))
+    result = demo(away, "--drawn", "--out", "d", program=str(bare / "bin" / "unet-batch"))
+    assert result.returncode == 0, result.stderr
+    assert statuses(away / "d").count("ok") == 12
+    assert (last_json(result)["disagreements"], last_json(result)["rejected"]) == (0, 1)
+    assert len(list((away / "d" / "overlays").rglob("*.jpg"))) == 12
+    assert Path(last_json(result)["report"].removeprefix("file://")).is_file()
+
+
+def _copy(folder: Path) -> Path:
+    """The sources of the package, so that a build leaves nothing in the checkout."""
+    source = folder / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    shutil.copytree(ROOT / "unet_batch", source / "unet_batch", ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.matrix
+def test_the_published_model_finds_nuclei(tmp_path):
+    """21 predictions and 2 rejections, as scripts/demo gets them."""
+    cached = cache_folder() / WHEEL
+    if not cached.is_file():
+        pytest.skip(f"{WHEEL} is not in the cache")
+    (tmp_path / "d" / "parts").mkdir(parents=True)
+    os.link(cached, tmp_path / "d" / "parts" / WHEEL)
+    result = demo(tmp_path, "--out", "d")
+    assert result.returncode == 0, result.stderr
+    found = statuses(tmp_path / "d")
+    assert (found.count("ok"), found.count("rejected"), last_json(result)["disagreements"]) == (21, 2, 0)

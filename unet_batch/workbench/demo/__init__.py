@@ -1,0 +1,1 @@
+"""The demo: a model and an archive to try everything with."""
