@@ -22,6 +22,27 @@ _NESTED = ("state_dict", "model_state_dict", "model", "net", "network_weights")
 """Keys of the state dict in checkpoints: Lightning and MMEngine, plain scripts, nnU-Net."""
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
 """Prefixes of keys added by wrappers: DataParallel, torch.compile, Lightning and others."""
+
+
+class _Dtype:
+    """Takes the place of a NumPy dtype in a checkpoint; holds nothing."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def __setstate__(self, _: object) -> None: ...
+
+
+def _no_number(*_: object) -> None:
+    """Takes the place of a NumPy number in a checkpoint."""
+
+
+_NUMPY_NUMBERS: list[Any] = [
+    (_no_number, "numpy._core.multiarray.scalar"),
+    (_no_number, "numpy.core.multiarray.scalar"),
+    (_Dtype, "numpy.dtype"),
+]
+"""Checkpoints of nnU-Net hold scores as NumPy numbers, which no weights need: they are read as None, and no code of
+NumPy runs. Both spellings: NumPy 2's and 1's."""
 _SHOWN = 3
 """Most keys in a message; the rest are counted."""
 
@@ -35,6 +56,16 @@ class Weights:
     """Remarks for the user, a sentence each."""
 
 
+@dataclass(frozen=True, slots=True)
+class WeightsFile:
+    """A weights file as it was read."""
+
+    path: Path
+    sha256: str
+    tree: Any
+    """Tensors, containers and plain values."""
+
+
 def load_weights(module: Any, path: Path) -> Weights:
     """Load a weights file into a `torch.nn.Module`; all tensors of both must match.
 
@@ -42,12 +73,23 @@ def load_weights(module: Any, path: Path) -> Weights:
     Raises JobError if the file does not exist or safetensors is not installed; ModelRefused if the file needs code to
     be read, is not a weights file, holds NaN or infinity, or does not match the network (with the first keys).
     """
+    return place_weights(module, read_weights(path))
+
+
+def read_weights(path: Path) -> WeightsFile:
+    """The content of a weights file, without running code from it. Raises as `load_weights` does."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise JobError(f"weights {path} cannot be read: {error.strerror or error}") from error
     tree = _read_safetensors(data, path) if path.suffix == ".safetensors" else _read_torch(data, path)
-    found, notes = _state_dict(tree, path)
+    return WeightsFile(path, hashlib.sha256(data).hexdigest(), tree)
+
+
+def place_weights(module: Any, file: WeightsFile) -> Weights:
+    """Put the weights of a file into a network. Raises ModelRefused as `load_weights` does."""
+    path = file.path
+    found, notes = _state_dict(file.tree, path)
     expected: Mapping[str, Any] = module.state_dict()
     found = _without_prefixes(found, expected)
     _refuse_misfit(found, expected, path)
@@ -59,7 +101,7 @@ def load_weights(module: Any, path: Path) -> Weights:
     if narrow:
         notes.append(f"weights of {' and '.join(narrow)} became float32")
     module.load_state_dict(found, strict=False)  # checked above: old files lack batch counters
-    return Weights(hashlib.sha256(data).hexdigest(), tuple(notes))
+    return Weights(file.sha256, tuple(notes))
 
 
 def nonfinite(tensors: Mapping[str, Any]) -> list[str]:
@@ -73,7 +115,8 @@ def _read_torch(data: bytes, path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about formats that are refused below, or supported
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+                return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # for a broken file, torch may raise anything from EOFError to RuntimeError
         needs = re.search(r"GLOBAL (\S+)|unrecognized (?:function|class|storage type) (\S+)", str(error))
         if "TorchScript" in str(error):

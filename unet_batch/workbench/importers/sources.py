@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unet_batch.errors import JobError, ModelRefused
-from unet_batch.workbench.importers import huggingface, smp, torch_program
+from unet_batch.workbench.importers import huggingface, nnunet, smp, torch_program
 from unet_batch.workbench.importers.imported import Imported, Options
 from unet_batch.workbench.importers.monai import bundle
 
@@ -53,6 +53,13 @@ IMPORTERS = (
         "a file of torch.export.save (.pt2) or of TorchScript",
         torch_program.recognises,
         torch_program.read,
+    ),
+    Importer(
+        "nnunet",
+        "a result folder of nnU-Net v2 for a 2d configuration, with plans.json, dataset.json and "
+        "fold_*/checkpoint_final.pth",
+        nnunet.recognises,
+        nnunet.read,
     ),
 )
 
