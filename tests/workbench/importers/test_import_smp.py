@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from foreign_models import differing_share, label_maps, pictures
 
-from unet_batch.contract import MeanStd
+from unet_batch.contract import MeanStd, ModelOutput
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.workbench.export.arguments import IMAGENET
+from unet_batch.workbench.export.check import random_images
+from unet_batch.workbench.export.network import examine
 from unet_batch.workbench.importers.folder import package
 from unet_batch.workbench.importers.imported import Options
 from unet_batch.workbench.importers.smp_encoders import DPN, HALF, normalisation
 from unet_batch.workbench.importers.sources import read_source
+from unet_batch.workbench.importers.wrappers import with_exact_pooling
 from unet_batch.workbench.importers.write import ImportReport, write
 
 torch = pytest.importorskip("torch")
@@ -128,6 +131,13 @@ def test_activations_of_smp_have_their_meaning(folder, tmp_path, saved, given, m
         values = found.networks[0](torch.randn(1, 3, 64, 64))
     assert values.shape[1:] == ((64, 64) if meaning == "labels" else (3, 64, 64))
     assert (meaning in ("softmax", "sigmoid")) == bool(values.min() >= 0 and values.max() <= 1)
+
+
+@pytest.mark.parametrize(("name", "multiple"), [("PSPNet", 8), ("DeepLabV3Plus", 16), ("FPN", 32)])
+def test_networks_that_need_a_multiple_are_padded_to_it(smp, name, multiple):
+    """SMP's check of the size is not in the graph, so the export finds the multiple by running the network."""
+    network = with_exact_pooling(getattr(smp, name)("resnet18", encoder_weights=None, classes=2).eval())
+    assert examine(network, random_images(2, 3, (128, 128), seed=0), ModelOutput()).multiple == multiple
 
 
 @pytest.mark.parametrize("name", ["tanh", "clamp", "argmax", "relu", 3])

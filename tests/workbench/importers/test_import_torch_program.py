@@ -127,6 +127,14 @@ def test_a_program_that_needs_its_batch_is_refused(tmp_path):
         read_source(program(Flattens().eval(), tmp_path / "net.pt2"), GIVEN)
 
 
+def test_a_network_that_runs_at_one_size_becomes_a_file_of_that_size(tmp_path):
+    """TorchScript does not say it: the export finds out. Some vision transformers are such."""
+    torch.jit.trace(Flattens().eval(), torch.randn(2, 3, 64, 64)).save(tmp_path / "net.pt")
+    report = imported(tmp_path / "net.pt", tmp_path / "net.onnx")
+    assert report.exported.input_shape == ("batch", 3, 64, 64)
+    assert "the network runs at 64x64 only" in report.notes
+
+
 def test_one_of_several_outputs_is_chosen(tmp_path):
     """By its position."""
     torch.jit.trace(Pair().eval(), torch.randn(1, 3, 64, 64)).save(tmp_path / "net.pt")

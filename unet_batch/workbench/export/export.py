@@ -158,7 +158,9 @@ def export(spec: ExportSpec, network: Any = None, weights: Sequence[Weights] = (
     images = random_images(2, spec.input_chw[0], size, seed=0)
     network = with_one_output(network, images, spec.output)
     examined = examine(network, images, contract.output)
-    if spec.any_size and examined.multiple is None:
+    if spec.any_size and examined.multiple is None and spec.contract is not None:
+        spec = replace(spec, any_size=False)  # an importer cannot know it; `examined.notes` says so
+    elif spec.any_size and examined.multiple is None:
         raise ModelRefused(f"the network runs at {size[0]}x{size[1]} only: leave height and width fixed")
     captured = (capture_script if has_script(network) else capture)(
         network,
