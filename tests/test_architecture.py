@@ -219,7 +219,9 @@ def on_the_page(page: str) -> set[str]:
 
 def in_the_package() -> set[str]:
     """Modules, and what else the page names."""
-    return {str(path.relative_to(PACKAGE)) for path in MODULES} | {"review/templates/report.html"}
+    return {str(path.relative_to(PACKAGE)) for path in MODULES} | {
+        f"review/templates/{name}" for name in ("report.html", "difference.html", "style.css")
+    }
 
 
 def test_the_architecture_page_names_every_module():

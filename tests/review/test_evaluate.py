@@ -296,9 +296,12 @@ def test_the_command_is_a_gate(scored):
     words = ("evaluate", "job.yaml", "--truth", PATTERN)
     fine = scored.command(*words, "--min-dice", "class_1=0.8")
     low = scored.command(*words, "--min-dice", "class_1=0.9")
-    wrong = scored.command(*words, "--min-dice", "nucleus=0.9")
+    wrong = scored.command(*words, "--min-dice", "background=0.9")
     assert (fine.returncode, low.returncode, wrong.returncode) == (0, 5, 2), fine.stderr + wrong.stderr
     assert "below --min-dice 0.9" in low.stderr
+    page = last_json(fine)["page"].removeprefix("file://")
+    with open(page, "rb") as file:
+        assert b"data:image/jpeg" in file.read()
     rows = last_json(fine)["rows"].removeprefix("file://")
     assert pq.read_table(rows).num_rows == 5
     assert "/out/reports/" in rows

@@ -23,7 +23,7 @@ from unet_batch.cli.command import Exit, finish, job_command, print_result, say,
 from unet_batch.cli.importers import import_model
 from unet_batch.cli.model import doctor, model
 from unet_batch.cli.report import report
-from unet_batch.cli.review import evaluate, masks
+from unet_batch.cli.review import compare, evaluate, masks
 from unet_batch.cli.run import backfill, plan, run
 from unet_batch.cli.start import demo, init, score
 from unet_batch.errors import ExitCode, UnetBatchError
@@ -163,31 +163,6 @@ def schema(as_json: bool) -> None:
     from unet_batch.cli.reference import json_schema, markdown
 
     click.echo(json.dumps(json_schema(), indent=1) if as_json else markdown(), file=sys.__stdout__)
-
-
-@job_command("all")
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B")
-@click.option("--b-output", metavar="URI", help="Another job's output that holds B.")
-@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Images that differ most.")
-def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, top: int) -> None:
-    """Compare the masks of two runs or models, e.g. before promoting a new model.
-
-    A and B are runs, the first digits of a fingerprint, `published` (the rows that readers see) or `job` (this job's
-    fingerprint).
-    """
-    from unet_batch.cli.terminal import print_table
-    from unet_batch.planning.prepare import prepare
-    from unet_batch.planning.survey import window_of
-    from unet_batch.review.compare import compare as compare_sides
-    from unet_batch.review.compare_tables import tables
-
-    found = compare_sides(prepare(job), a, b, window_of(window), b_output=b_output, top=top)
-    for title, headings, rows in tables(found):
-        print_table(title, headings, rows)
-    for note in found.notes:
-        click.echo(f"note: {note}", err=True)
-    finish(found.to_json())
 
 
 for _command in (

@@ -1,4 +1,4 @@
-"""The commands that look at published masks: as files for other tools, and against the truth."""
+"""The commands that look at masks: as files for other tools, against the truth, and one run beside another."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 import click
 
 from unet_batch.cli.command import finish, job_command
-from unet_batch.errors import JobError
+from unet_batch.errors import ExitCode, JobError, StorageError
 
 if TYPE_CHECKING:
+    from unet_batch.planning.prepare import Prepared
+    from unet_batch.review.differences.page import DifferencePage
     from unet_batch.spec import JobSpec
 
 REASONS_SHOWN = 10
@@ -86,7 +88,7 @@ def evaluate(job: JobSpec, window: str, pattern: str, least: tuple[str, ...], to
 
     Empty masks follow MONAI's DiceMetric: "mean Dice" takes the images whose truth has the class (ignore_empty=True),
     "with empty" takes all of them: 1 where neither has it, 0 where only the prediction has it. A Parquet file beside
-    the reports has the figures of every image.
+    the reports has the figures of every image, and an HTML page the tables and the worst images in pictures.
 
     \b
     Examples:
@@ -96,13 +98,16 @@ def evaluate(job: JobSpec, window: str, pattern: str, least: tuple[str, ...], to
     from unet_batch.cli.terminal import plain, print_table
     from unet_batch.planning.prepare import new_run_id, prepare
     from unet_batch.planning.survey import window_of
+    from unet_batch.review.differences.gather import evaluation_page
     from unet_batch.review.evaluate import RULES
     from unet_batch.review.evaluate import evaluate as hold_against
     from unet_batch.review.evaluation_tables import tables
+    from unet_batch.review.masks.rows import Labels
     from unet_batch.store.storage import join
 
     prepared = prepare(job)
-    wanted = dict(_least(text, prepared.model.contract.output.classes) for text in least)
+    wanted = _limits(least)
+    _known(wanted, tuple(Labels.of(prepared.model.contract.output).names.values()))
     found = hold_against(prepared, window_of(window), pattern, top=top)
     for title, headings, rows in tables(found):
         print_table(title, headings, rows)
@@ -113,27 +118,108 @@ def evaluate(job: JobSpec, window: str, pattern: str, least: tuple[str, ...], to
     failures = found.failures(wanted)
     for failure in failures:
         click.echo(f"problem: {plain(failure)}", err=True)
-    uri = join(prepared.output.reports, f"{new_run_id(prepared.job)}-evaluation.parquet")
+    name, page = join(prepared.output.reports, f"{new_run_id(prepared.job)}-evaluation"), None
+    uri = f"{name}.parquet"
     if found.images:
         prepared.output.store.put(uri, found.parquet())
         click.echo(f"wrote the figures of every image to {plain(uri)}", err=True)
+        asked = (("truth", pattern), ("window", window), ("output", prepared.output.uri))
+        page = _write(prepared, f"{name}.html", evaluation_page(prepared, found, asked, wanted=wanted))
     if not found.compared:
         click.echo(
             "problem: no image was compared: nothing is published in the window, or no truth was found", err=True
         )
-    result = {**found.to_json(), "failures": failures, "rows": uri if found.images else None}
+    result = {**found.to_json(), "failures": failures, "rows": uri if found.images else None, "page": page}
     finish(result, exit_code=found.exit_code(failures))
 
 
-def _least(text: str, classes: tuple[str, ...]) -> tuple[str, float]:
-    """Class and Dice of `--min-dice`. Raises JobError."""
-    name, equals, number = text.rpartition("=")
-    if not equals or name not in classes:
-        raise JobError(f"--min-dice {text}: write CLASS=DICE, with one of the classes {', '.join(classes)}")
+@job_command("all")
+@click.argument("a", metavar="A")
+@click.argument("b", metavar="B")
+@click.option("--b-output", metavar="URI", help="Another job's output that holds B.")
+@click.option(
+    "--min-dice",
+    "least",
+    multiple=True,
+    metavar="CLASS=DICE",
+    help="Exit code 5 if the class's mean Dice is below it. May be repeated.",
+)
+@click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Images that differ most.")
+def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, least: tuple[str, ...], top: int) -> None:
+    """Compare the masks of two runs or models, e.g. before promoting a new model.
+
+    A and B are runs, the first digits of a fingerprint, `published` (the rows that readers see) or `job` (this job's
+    fingerprint).
+
+    "mean Dice" takes the images in which A or B has the class; where only one has it, the image counts as 0. An HTML
+    page beside the reports shows the tables, and the images that differ most in pictures.
+
+    \b
+    Examples:
+      unet-batch compare job.yaml published job
+      unet-batch compare job.yaml published published --b-output trial --min-dice nucleus=0.95
+    """
+    from unet_batch.cli.terminal import plain, print_table
+    from unet_batch.planning.prepare import new_run_id, prepare
+    from unet_batch.planning.survey import window_of
+    from unet_batch.review.compare import compare as compare_sides
+    from unet_batch.review.compare_tables import tables
+    from unet_batch.review.differences.gather import comparison_page
+    from unet_batch.review.masks.rows import Labels
+    from unet_batch.store.storage import join
+
+    prepared = prepare(job)
+    wanted = _limits(least)
+    found = compare_sides(prepared, a, b, window_of(window), b_output=b_output, top=top)
+    # Another model's rows may have classes that this job's contract lacks.
+    _known(wanted, (*Labels.of(prepared.model.contract.output).names.values(), *found.total.classes))
+    for title, headings, rows in tables(found):
+        print_table(title, headings, rows)
+    for note in found.notes:
+        click.echo(f"note: {plain(note)}", err=True)
+    failures = found.failures(wanted)
+    for failure in failures:
+        click.echo(f"problem: {plain(failure)}", err=True)
+    uri, page = join(prepared.output.reports, f"{new_run_id(prepared.job)}-comparison.html"), None
+    if found.total.compared:
+        asked = (("A", a), ("B", b if b_output is None else f"{b} of {b_output}"), ("window", window))
+        page = _write(prepared, uri, comparison_page(prepared, found, asked, wanted=wanted))
+    result = {**found.to_json(), "failures": failures, "page": page}
+    finish(result, exit_code=ExitCode.NEEDS_ACTION if failures else ExitCode.COMPLETE)
+
+
+def _write(prepared: Prepared, uri: str, page: DifferencePage) -> str | None:
+    """Put a page beside the reports. Its figures were printed before, so a store that refuses it ends no command."""
+    from unet_batch.cli.terminal import plain
+    from unet_batch.review.differences.page import render
+
     try:
-        value = float(number)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise JobError(f"--min-dice {text}: a Dice is a number from 0 to 1")
-    return name, value
+        prepared.output.store.put(uri, render(page))
+    except StorageError as error:
+        click.echo(f"note: no page was written: {plain(str(error))}", err=True)
+        return None
+    click.echo(f"wrote {plain(uri)}", err=True)
+    return uri
+
+
+def _limits(texts: tuple[str, ...]) -> dict[str, float]:
+    """Class → least mean Dice, of `--min-dice`. Raises JobError."""
+    found = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not name or not 0 <= value <= 1:
+            raise JobError(f"--min-dice {text}: write CLASS=DICE; a Dice is a number from 0 to 1")
+        found[name] = value
+    return found
+
+
+def _known(wanted: dict[str, float], classes: tuple[str, ...]) -> None:
+    """Raise JobError for a class that there is not."""
+    for name, value in wanted.items():
+        if name not in classes:
+            known = ", ".join(dict.fromkeys(classes))
+            raise JobError(f"--min-dice {name}={value:g}: there is no class {name}; the classes are {known}")

@@ -101,6 +101,13 @@ def edges(counts: str, size_hw: tuple[int, int]) -> Edges:
     return np.cumsum(lengths)[: lengths.size // 2 * 2]
 
 
+def filled(runs: Edges, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """The bool mask (H, W) of the edges of its runs, column-major in memory."""
+    height, width = size_hw
+    lengths = np.diff(runs, prepend=0, append=height * width)
+    return np.repeat(np.arange(lengths.size) % 2 == 1, lengths).reshape(width, height).T
+
+
 def bbox(mask_hw: NDArray[np.bool_]) -> Bbox:
     """The smallest box around the pixels of a bool mask (H, W); (0, 0, 0, 0) around none."""
     rows, columns = np.flatnonzero(mask_hw.any(axis=1)), np.flatnonzero(mask_hw.any(axis=0))

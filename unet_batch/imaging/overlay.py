@@ -76,11 +76,17 @@ def thumbnail_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def thumbnail(
-    image_hwc: NDArray[Any], side: int, masks: Iterable[tuple[NDArray[np.bool_], Color]]
+    image_hwc: NDArray[Any],
+    side: int,
+    masks: Iterable[tuple[NDArray[np.bool_], Color]],
+    *,
+    fill: float = FILL,
+    lines: bool = True,
 ) -> NDArray[np.uint8]:
-    """The picture with the borders of its masks, (H, W, 3), its longer side about `side`.
+    """The picture with its masks filled and outlined, uint8 (H, W, 3), its longer side about `side`.
 
     image_hwc: as `displayed` returns it; other dtypes than uint8 are stretched. masks: any size, of the whole picture.
+    fill: share of a mask's colour inside it. lines: whether borders are drawn.
     """
     height, width = size_hw = thumbnail_size(image_hwc.shape[0], image_hwc.shape[1], side)
     enlarged = height > image_hwc.shape[0]
@@ -90,7 +96,10 @@ def thumbnail(
     for mask_hw, color in masks:
         grows = height > mask_hw.shape[0] or width > mask_hw.shape[1]
         levels = resize(mask_hw.astype(np.uint8)[..., None] * 255, size_hw, "nearest" if grows else "pil_bilinear_u8")
-        borders.append((border(levels[..., 0] >= COVERED), color))
+        inside_hw = levels[..., 0] >= COVERED
+        drawn_hwc[inside_hw] = _tinted(drawn_hwc[inside_hw], color, fill)
+        if lines:
+            borders.append((border(inside_hw), color))
     for line_hw, _ in borders:
         drawn_hwc[_spread(line_hw) & ~line_hw] //= 2  # a dark outline keeps the line visible on bright tissue
     for line_hw, color in borders:
@@ -109,8 +118,7 @@ def full_size(image_hwc: NDArray[Any], masks: Iterable[tuple[NDArray[np.bool_], 
     for mask_hw, color in masks:
         same = mask_hw.shape == size_hw
         whole_hw = mask_hw if same else resize(mask_hw.astype(np.uint8)[..., None], size_hw, "nearest")[..., 0] > 0
-        tinted = drawn_hwc[whole_hw] * (1 - FILL) + np.array(color) * FILL
-        drawn_hwc[whole_hw] = tinted.round().astype(np.uint8)
+        drawn_hwc[whole_hw] = _tinted(drawn_hwc[whole_hw], color, FILL)
         line_hw = border(whole_hw)
         for _ in range(max(size_hw) // PX_PER_LINE):
             line_hw = _spread(line_hw)
@@ -118,6 +126,11 @@ def full_size(image_hwc: NDArray[Any], masks: Iterable[tuple[NDArray[np.bool_], 
     for line_hw, color in borders:
         drawn_hwc[line_hw] = color
     return drawn_hwc
+
+
+def _tinted(pixels: NDArray[np.uint8], color: Color, share: float) -> NDArray[np.uint8]:
+    """Pixels (N, 3) with a share of a colour."""
+    return np.asarray((pixels * (1 - share) + np.array(color) * share).round(), np.uint8)
 
 
 def _spread(mask_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:

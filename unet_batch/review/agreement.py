@@ -18,6 +18,8 @@ from unet_batch.imaging.masks import Edges
 OK = "ok"
 """The text of a side with masks if the other side has none."""
 OTHER_SIZE = "ok, at another size"
+PLACE = ("image_key", "uri", "member", "page", "source_version", "height", "width")
+"""Columns that say where an image lies, and how large it is."""
 TOP = 10
 """Default number of images with the largest differences to keep."""
 
@@ -30,6 +32,21 @@ class Masks:
     """Class name → edges of its mask; without classes that have no pixel."""
     size_hw: tuple[int, int]
     """Rows and columns of the masks; of the image if it has no mask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One image with the masks of both sides: what a picture of their difference needs."""
+
+    partition: str
+    row: Mapping[str, Any]
+    """The columns PLACE of the image."""
+    class_name: str
+    """The class with the lowest Dice."""
+    dice: float
+    """Of this class."""
+    a: Masks
+    b: Masks
 
 
 MasksOrReason = Masks | str

@@ -1,8 +1,13 @@
-"""Compares the rows of two runs or models, image by image. Reads no archive and no model; changes nothing."""
+"""Compares the rows of two runs or models, image by image. Reads no archive and no model; changes nothing.
+
+The mean Dice of a class is the mean over the images in which either side has it; an image in which only one side has
+it counts as 0. This is the Dice of the gate.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,11 +15,12 @@ from typing import Any
 from unet_batch.archive.window import Window
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import EVERYTHING, Scope
-from unet_batch.review.agreement import TOP, Agreement, MasksOrReason, ReasonPair, agree_on
+from unet_batch.review.agreement import TOP, Agreement, Masks, MasksOrReason, Pair, ReasonPair, agree_on
 from unet_batch.review.run_records import EXAMPLES
 from unet_batch.review.sides import Rows, Side
 from unet_batch.store.storage import canonical
 from unet_batch.table.rows import partition_values
+from unet_batch.table.rowset import Name
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +41,19 @@ class Comparison:
     total: Agreement
     notes: tuple[str, ...]
     """Sentences about rows that are missing."""
+    pairs: Mapping[str, Pair]
+    """Image key → masks of both sides, of the images with the largest differences, the largest first."""
+
+    def failures(self, wanted: Mapping[str, float]) -> list[str]:
+        """A sentence for each class whose mean Dice is below what is wanted."""
+        found = []
+        for name, least in wanted.items():
+            dice = self.total.classes[name].mean_dice if name in self.total.classes else None
+            if dice is None:
+                found.append(f"mean Dice of {name} is unknown: no image that was compared has it")
+            elif dice < least:
+                found.append(f"mean Dice of {name} is {math.floor(dice * 1e4) / 1e4:.4f}, below --min-dice {least:g}")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """All figures, for `json.dumps`; the images with the largest differences are those of all partitions."""
@@ -71,6 +90,7 @@ def compare(
     total = Agreement(top)
     partitions: dict[str, Agreement] = {}
     without: dict[str, list[str]] = {}
+    pairs: dict[str, Pair] = {}
     for name in sorted({*sides[0].partitions, *sides[1].partitions}, reverse=window.kind == "last"):
         rows_a, rows_b = (side.read(name) for side in sides)
         missing = [letter for letter, rows in (("A", rows_a), ("B", rows_b)) if not rows.names]
@@ -81,25 +101,41 @@ def compare(
             for key, words, images in _unpaired(rows_a, rows_b):
                 here.add(key, words, images)
                 total.add(key, words, images)
-            for key, said_a, said_b in _paired(rows_a, rows_b):
+            worst: dict[str, tuple[Name, MasksOrReason, MasksOrReason]] = {}
+            for row, said_a, said_b in _paired(rows_a, rows_b):
                 found = agree_on(said_a, said_b)
-                here.add(key, found)
-                total.add(key, found)
+                here.add(row[0], found)
+                total.add(row[0], found)
+                ranked = {image.key for image in total.most_flipped}
+                worst = {key: kept for key, kept in {**worst, row[0]: (row, said_a, said_b)}.items() if key in ranked}
+            pairs |= _pairs(name, rows_a, worst, total)
             log.info("%s: compared %d images", name, here.compared)
         if window.kind == "last" and partitions and "date" in partition_values(name):
             break
     same = sides[0].fingerprint == sides[1].fingerprint and b_output is None
     notes = (*_absences(without), *_sameness(total, same=same))
-    return Comparison(*sides, dict(sorted(partitions.items())), total, notes)
+    most = {image.key: pairs[image.key] for image in total.most_flipped if image.key in pairs}
+    return Comparison(*sides, dict(sorted(partitions.items())), total, notes, most)
 
 
-def _paired(a: Rows, b: Rows) -> Iterator[tuple[str, MasksOrReason, MasksOrReason]]:
+def _pairs(
+    partition: str, rows: Rows, worst: Mapping[str, tuple[Name, MasksOrReason, MasksOrReason]], total: Agreement
+) -> Iterator[tuple[str, Pair]]:
+    """The images of a partition that are among those with the largest differences so far."""
+    lowest = {image.key: image.found.lowest for image in total.most_flipped}
+    places = rows.places([name for name, _, _ in worst.values()])
+    for place, (key, (_, a, b)) in zip(places, worst.items(), strict=True):
+        found = lowest[key]
+        if found is not None and isinstance(a, Masks) and isinstance(b, Masks):
+            yield key, Pair(partition, place, *found, a, b)
+
+
+def _paired(a: Rows, b: Rows) -> Iterator[tuple[Name, MasksOrReason, MasksOrReason]]:
     """The masks of both sides for the images that both have, in the order in which A is read fastest."""
     both = sorted(a.names & b.names, key=lambda name: (a.bucket(name), name))
     for begin in range(0, len(both), ROWS_AT_ONCE):
         some = both[begin : begin + ROWS_AT_ONCE]
-        for (key, _), said_a, said_b in zip(some, a.take(some), b.take(some), strict=True):
-            yield key, said_a, said_b
+        yield from zip(some, a.take(some), b.take(some), strict=True)
 
 
 def _unpaired(a: Rows, b: Rows) -> Iterator[tuple[str, ReasonPair, int]]:

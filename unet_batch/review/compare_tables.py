@@ -26,7 +26,7 @@ def tables(comparison: Comparison) -> Iterator[TableOfTexts]:
     yield "images, and their share of flipped pixels", headings, [(name, *_partition(found)) for name, found in lines]
     if total.classes:
         classes = [
-            (name, f"{c.images_a:,}", f"{c.images_b:,}", *map(_score, (c.overlap.dice, c.overlap.iou, c.mean_dice)))
+            (name, f"{c.images_a:,}", f"{c.images_b:,}", *map(score_text, (c.overlap.dice, c.overlap.iou, c.mean_dice)))
             for name, c in sorted(total.classes.items())
         ]
         title = "classes (Dice, IoU: of all pixels; mean Dice: of images)"
@@ -38,7 +38,7 @@ def tables(comparison: Comparison) -> Iterator[TableOfTexts]:
         worst = []
         for image in total.most_flipped:
             name, dice = image.found.lowest or ("", None)
-            worst.append((_share(image.found.flipped_share), _score(dice), name, image.key))
+            worst.append((_share(image.found.flipped_share), score_text(dice), name, image.key))
         yield "images that differ most", ("flipped", "lowest Dice", "of class", "image"), worst
 
 
@@ -56,14 +56,14 @@ def _partition(found: Agreement) -> list[str]:
     only_a, only_b = apart.pop(ONLY_A, 0), apart.pop(ONLY_B, 0)
     lowest = min((dice for c in found.classes.values() if (dice := c.overlap.dice) is not None), default=None)
     counts = [f"{n:,}" for n in (found.compared, only_a, only_b, sum(apart.values()))]
-    return [*counts, _share(found.flipped_share), _score(lowest)]
+    return [*counts, _share(found.flipped_share), score_text(lowest)]
 
 
 def _share(share: float | None) -> str:
     return "" if share is None else f"{100 * share:.3g} %"
 
 
-def _score(score: float | None) -> str:
+def score_text(score: float | None) -> str:
     """A Dice or IoU, rounded down, so that 1.0000 means exactly 1."""
     return "" if score is None else f"{math.floor(score * 1e4) / 1e4:.4f}"
 

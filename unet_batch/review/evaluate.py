@@ -26,7 +26,7 @@ from unet_batch.errors import ExitCode, overall
 from unet_batch.imaging.mask_agreement import ImageAgreement, Overlap
 from unet_batch.imaging.masks import runs_by_label
 from unet_batch.planning.prepare import Prepared
-from unet_batch.review.agreement import OK, OTHER_SIZE, Masks, MasksOrReason, agree_on
+from unet_batch.review.agreement import OK, OTHER_SIZE, PLACE, Masks, MasksOrReason, Pair, agree_on
 from unet_batch.review.coco_truth import CocoTruth
 from unet_batch.review.masks.rows import (
     Labels,
@@ -136,11 +136,14 @@ class Evaluation:
     """Pixels by predicted and true class; None: no class."""
     worst: list[tuple[float, str, str]] = field(default_factory=list)
     """Dice, class and image key of the images with the lowest Dice of any class, the worst first."""
+    pairs: dict[str, Pair] = field(default_factory=dict)
+    """Image key → masks of the prediction (A) and the truth (B), of the worst images."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """Of SCHEMA."""
 
-    def add(self, key: str, partition: str, predicted: MasksOrReason, true: MasksOrReason) -> None:
-        """Count one image."""
+    def add(self, row: Row, partition: str, predicted: MasksOrReason, true: MasksOrReason) -> None:
+        """Count one image. row: with the columns PLACE."""
+        key = row["image_key"]
         self.images += 1
         found = agree_on(predicted, true)
         if not isinstance(found, ImageAgreement):
@@ -158,7 +161,7 @@ class Evaluation:
         if not found.classes:
             self.rows.append({"image_key": key, "partition": partition})
         if found.lowest is not None:
-            self.worst = sorted([*self.worst, (found.lowest[1], found.lowest[0], key)])[: self.top]
+            self._rank(row, partition, found.lowest, (predicted, true))
 
     def failures(self, wanted: Mapping[str, float]) -> list[str]:
         """A sentence for each class whose mean Dice is below what is wanted."""
@@ -197,6 +200,17 @@ class Evaluation:
         pq.write_table(pa.Table.from_pylist(self.rows, SCHEMA), out, compression="zstd")
         return out.getvalue()
 
+    def _rank(
+        self, row: Row, partition: str, lowest: tuple[str, float], sides: tuple[MasksOrReason, MasksOrReason]
+    ) -> None:
+        """Keep the image if it is one of the worst. lowest: class and Dice."""
+        (name, dice), (a, b) = lowest, sides
+        self.worst = sorted([*self.worst, (dice, name, row["image_key"])])[: self.top]
+        if isinstance(a, Masks) and isinstance(b, Masks):
+            place = {column: row[column] for column in PLACE}
+            self.pairs[row["image_key"]] = Pair(partition, place, name, dice, a, b)
+        self.pairs = {key: self.pairs[key] for _, _, key in self.worst if key in self.pairs}
+
     def _count(self, found: ImageAgreement) -> None:
         """Confusion: flips by pair, agreement by class, and pixels where neither has a class."""
         self.confusion.update(found.confusion)
@@ -229,7 +243,7 @@ def evaluate(prepared: Prepared, window: Window, pattern: str, *, top: int) -> E
             if isinstance(predicted, Masks) and isinstance(true, Masks) and true.size_hw != predicted.size_hw:
                 # The model's size of an image without a mask is in no row.
                 true = OTHER_SIZE if predicted.edges or prepared.job.output.geometry == "source" else true
-            found.add(row["image_key"], partition, predicted, true)
+            found.add(row, partition, predicted, true)
     return found
 
 

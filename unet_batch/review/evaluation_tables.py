@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
-from unet_batch.review.compare_tables import TableOfTexts
+from unet_batch.review.compare_tables import TableOfTexts, score_text
 from unet_batch.review.evaluate import Evaluation, precision, recall
 
 NOTHING = "(none)"
@@ -19,23 +18,18 @@ def tables(found: Evaluation) -> Iterator[TableOfTexts]:
     for name, score in found.classes.items():
         pair = score.overlap
         figures = (pair.dice, pair.iou, precision(pair), recall(pair), score.mean_dice)
-        with_empty = _score(score.mean_dice_with_empty(found.compared))
-        rows.append((name, f"{score.images_truth:,}", *map(_score, figures), with_empty))
+        with_empty = score_text(score.mean_dice_with_empty(found.compared))
+        rows.append((name, f"{score.images_truth:,}", *map(score_text, figures), with_empty))
     yield f"{found.compared:,} of {found.images:,} images compared (images: whose truth has the class)", headings, rows
     if found.confusion:
         classes = [*found.classes, None]
         cells = [(named(a), *(f"{found.confusion[a, b]:,}" for b in classes)) for a in classes]
         yield "pixels: predicted class down, true class across", ("class", *map(named, classes)), cells
     if found.worst:
-        worst = [(_score(dice), name, key) for dice, name, key in found.worst]
+        worst = [(score_text(dice), name, key) for dice, name, key in found.worst]
         yield "worst images", ("lowest Dice", "of class", "image"), worst
 
 
 def named(name: str | None) -> str:
     """A class as a heading."""
     return NOTHING if name is None else name
-
-
-def _score(score: float | None) -> str:
-    """A figure from 0 to 1, rounded down: 1.0000 is a perfect one."""
-    return "" if score is None else f"{math.floor(score * 1e4) / 1e4:.4f}"

@@ -40,7 +40,7 @@ def render(report: RunReport, *, now: datetime | None = None) -> bytes:
     """The page, UTF-8. now: the moment that it names as its own."""
     shown = sorted(report.partitions, key=lambda line: line.partition, reverse=True)
     shown.sort(key=lambda line: (line.published, not line.notes))
-    page = _template().render(
+    page = template("report.html").render(
         report=report,
         verdict=run_state(report),
         lines=sorted(shown[:PARTITIONS_SHOWN], key=lambda line: line.partition),
@@ -107,7 +107,8 @@ def _partitions(count: int) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page's template: text is escaped, and a name without a value is an error."""
     environment = Environment(
         loader=PackageLoader("unet_batch.review"),
         autoescape=True,
@@ -126,7 +127,7 @@ def _template() -> Template:
         "rgb": lambda id_: "#{:02x}{:02x}{:02x}".format(*color_of(id_)),
         "file": lambda key: key.rpartition("/")[2] or key,
     }
-    return environment.get_template("report.html")
+    return environment.get_template(name)
 
 
 def _percent(share: float) -> str:

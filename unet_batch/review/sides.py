@@ -21,7 +21,7 @@ from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import Scope, without_bucket
 from unet_batch.planning.survey import published_inside
 from unet_batch.records import image_key
-from unet_batch.review.agreement import OK, Masks, MasksOrReason
+from unet_batch.review.agreement import OK, PLACE, Masks, MasksOrReason
 from unet_batch.review.run_records import EXAMPLES, RunRecord, listed_record, run_names
 from unet_batch.store.storage import Storage
 from unet_batch.table.merge import RowReader
@@ -35,6 +35,7 @@ AREAS_ONLY = "ok, areas only (output.masks without rle)"
 NO_MASK = "ok, with runs that are not a mask"
 
 _COLUMNS = pa.schema([schema("all").field(name) for name in ("height", "width", "status", "reason", "classes")])
+_PLACES = pa.schema([schema("all").field(name) for name in PLACE])
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 
 
@@ -48,7 +49,8 @@ class Rows:
             for page in winner.pages:
                 self._places[image_key(page.source_key, page.page), page.version] = winner.container, page
         self._buckets = [bucket for _, bucket, _ in containers]
-        self._files = RowReader(store, [uri for uri, _, _ in containers], _COLUMNS.names)
+        self._store, self._uris = store, [uri for uri, _, _ in containers]
+        self._files = RowReader(store, self._uris, _COLUMNS.names)
         self.names = self._places.keys()
         """Image key and version of every row."""
 
@@ -59,6 +61,14 @@ class Rows:
     def take(self, names: Sequence[Name]) -> Iterator[MasksOrReason]:
         """The masks in the rows of these names, in order. Raises Damaged or StorageError."""
         return _masks_of_rows(self._files.take([self._places[name] for name in names], _COLUMNS))
+
+    def places(self, names: Sequence[Name]) -> list[dict[str, Any]]:
+        """The columns PLACE of the rows of these names, in order. Raises Damaged or StorageError."""
+        if not names:
+            return []
+        files = RowReader(self._store, self._uris, _PLACES.names)
+        rows: list[dict[str, Any]] = files.take([self._places[name] for name in names], _PLACES).to_pylist()
+        return rows
 
 
 class Side:
