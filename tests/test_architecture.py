@@ -70,7 +70,9 @@ OWNERS = {
     "tenacity": {"store/faults.py"},
     "click": {
         f"cli/{name}.py"
-        for name in ("cluster", "command", "importers", "main", "model", "report", "review", "run", "start")
+        for name in (
+            *("cluster", "command", "examples", "importers", "main", "model", "report", "review", "run", "start"),
+        )
     },
     "jinja2": {"review/page.py"},
     "yaml": {

@@ -357,3 +357,25 @@ def test_the_margin_of_unpadded_convolutions_is_drafted(folder):
     assert [scored.labels_hw.shape for scored in found.final.masks] == [(64, 96)] * 4
     _, job = written(found)
     assert prepare(job)
+
+
+@pytest.mark.oracle
+def test_layers_that_an_export_merges_are_compared_in_the_network(folder):
+    """The input of the normalisation that the pictures of the training had is nearer than any other."""
+    torch = pytest.importorskip("torch")
+    from unet_batch.workbench.draft.trained_layers import TrainedLayers
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8, momentum=0.5))
+    assert not TrainedLayers(network).found
+    batches = [torch.rand(2, 3, 16, 16) for _ in range(8)]
+    for batch in batches:
+        network.train()(batch)
+    layers = TrainedLayers(network.eval())
+    right = layers.distance([batch.numpy() for batch in batches])
+    others = [
+        layers.distance([change(batch.numpy()) for batch in batches])
+        for change in (lambda x: x * 255, lambda x: x - 0.5)
+    ]
+    assert right is not None
+    assert right < 0.05 < min(others)

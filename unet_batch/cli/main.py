@@ -20,6 +20,7 @@ import click
 from unet_batch import __version__
 from unet_batch.cli.cluster import submit
 from unet_batch.cli.command import Exit, finish, job_command, print_result, say, with_json
+from unet_batch.cli.examples import with_examples
 from unet_batch.cli.importers import import_model
 from unet_batch.cli.model import doctor, model
 from unet_batch.cli.report import report
@@ -187,6 +188,7 @@ for _command in (
     cli.add_command(_command)
 model.add_command(import_model)
 with_json(cli)
+with_examples(cli)
 
 
 def _ended(code: str, message: str, exit_code: ExitCode) -> ExitCode:

@@ -6,7 +6,7 @@ They support a guess and prove nothing. Legend: H, W pixels; N tiles, C channels
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,11 +105,34 @@ class NormLayers:
                     sums[place].append(np.stack([values.mean(axis=1), (values**2).mean(axis=1)]))
         except (UnetBatchError, ValueError, IndexError):
             return None
-        distances: list[NDArray[np.float64]] = []
-        for moments, (mean, variance) in zip(sums, self._stored, strict=True):
-            first, second = np.mean(moments, axis=0)
-            spread = np.maximum(second - first**2, 1e-12)
-            if first.shape != mean.shape or not np.isfinite(spread).all():
-                return None
-            distances.append(0.5 * (spread / variance + (first - mean) ** 2 / variance - 1 - np.log(spread / variance)))
-        return float(np.median(np.concatenate(distances)))
+        return divergence(sums, self._stored)
+
+
+def divergence(moments: Sequence[Moments], stored: Sequence[Statistics]) -> float | None:
+    """Median over channels and layers of the divergence in nats; None if the layers do not fit, or are not finite.
+
+    moments: by layer, means and mean squares of each batch by channel. stored: by layer, mean and variance.
+    """
+    distances: list[NDArray[np.float64]] = []
+    for batches, (mean, variance) in zip(moments, stored, strict=True):
+        first, second = np.mean(batches, axis=0)
+        spread = np.maximum(second - first**2, 1e-12)
+        if first.shape != mean.shape or not np.isfinite(spread).all():
+            return None
+        distances.append(0.5 * (spread / variance + (first - mean) ** 2 / variance - 1 - np.log(spread / variance)))
+    return float(np.median(np.concatenate(distances)))
+
+
+Moments = list[NDArray[np.float64]]
+Statistics = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+
+class Layers(Protocol):
+    """Normalisation layers whose statistics of the training are known."""
+
+    @property
+    def found(self) -> bool:
+        """Whether there is anything to compare."""
+
+    def distance(self, batches: Sequence[NDArray[Any]]) -> float | None:
+        """How far the layers' inputs are from their statistics, as `NormLayers.distance`."""

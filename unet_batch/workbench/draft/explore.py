@@ -85,7 +85,7 @@ def explore(asked: Asked, archive: str, *, name: str | None = None) -> Explored:
     job_tree |= more
     tiling = validate(TilingSpec, job_tree.get("tiling", {}), "tiling")
     model = resolve(draft.contract(), file, tiling)
-    rehearsal = Rehearsal(brought.data, model, tiling)
+    rehearsal = Rehearsal(brought.data, model, tiling, brought.layers)
     draft = _measured(draft, rehearsal, seen)
     known: dict[str, Tried] = {}
 

@@ -25,7 +25,7 @@ from unet_batch.session.engines import file_precision
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device, in_model_layout
 from unet_batch.spec import SessionSpec, TilingSpec
-from unet_batch.workbench.draft.evidence import NormLayers, edge_ratio, is_trivial
+from unet_batch.workbench.draft.evidence import Layers, NormLayers, edge_ratio, is_trivial
 from unet_batch.workbench.draft.known import Draft
 from unet_batch.workbench.draft.look import Picture
 from unet_batch.worker.loaded import Entry, Loaded, PixelBuffer
@@ -94,12 +94,15 @@ class Tried:
 class Rehearsal:
     """Scores pictures with one model."""
 
-    def __init__(self, data: bytes, model: Model, tiling: TilingSpec) -> None:
-        """Raises ContractError, OutOfMemory and other errors of opening a session."""
+    def __init__(self, data: bytes, model: Model, tiling: TilingSpec, layers: Layers | None = None) -> None:
+        """layers: of the network before its export; None: those in the graph, if it has any.
+
+        Raises ContractError, OutOfMemory and other errors of opening a session.
+        """
         self._model, self._tiling = model, tiling
         precision: Any = file_precision(data)
         self._session = open_session(data, model, SessionSpec(), Device(threads=cores()), precision=precision)
-        self._layers = NormLayers(graph.read(data, "the model"), model.input_name)
+        self._layers: Layers = layers or NormLayers(graph.read(data, "the model"), model.input_name)
 
     def values(self, draft: Draft, picture: Picture) -> NDArray[Any]:
         """The model's output (K, h, w) for one tile in the middle of a picture."""

@@ -21,7 +21,9 @@ from unet_batch.model.contract import METADATA_KEY, find_contract
 from unet_batch.model.model import ModelFile
 from unet_batch.session.model_files import MAX_MODEL_BYTES, contract_text
 from unet_batch.store.storage import Storage, canonical
+from unet_batch.workbench.draft.evidence import Layers
 from unet_batch.workbench.draft.new_files import check_new, write_new
+from unet_batch.workbench.draft.trained_layers import TrainedLayers
 from unet_batch.workbench.importers.imported import Activation, Color, Fact, Fit, Options
 from unet_batch.workbench.importers.sources import IMPORTERS, importer_of, read_source
 
@@ -43,6 +45,8 @@ class Brought:
     """What was done, a sentence each."""
     facts: tuple[Fact, ...] = ()
     """Of an importer: where each setting was read."""
+    layers: Layers | None = None
+    """Normalisation layers of the network, which the export merged into convolutions."""
     made: bool = False
     """Whether the file was exported or imported just now, so that a contract beside it is of an earlier time."""
 
@@ -149,6 +153,8 @@ def _exported(asked: Asked) -> Brought:
     """The file of a factory, by the export of `model export`, verified against PyTorch."""
     from unet_batch.workbench.export.arguments import parse_args, parse_input
     from unet_batch.workbench.export.export import ExportSpec, export, require_packages
+    from unet_batch.workbench.export.network import build
+    from unet_batch.workbench.export.weights import load_weights
 
     require_packages()
     args = parse_args(asked.arguments)
@@ -181,7 +187,12 @@ def _exported(asked: Asked) -> Brought:
         f"{parity.flipped_share:.4%} of labels flipped"
     )
     notes = [note for note in report.notes if "has no contract" not in note]
-    return Brought(str(out), out.read_bytes(), notes=(*notes, said, *guesses), made=True)
+    network = build(asked.model, args)
+    if asked.weights is not None:
+        load_weights(network, asked.weights)
+    layers = TrainedLayers(network)
+    found = layers if layers.found else None
+    return Brought(str(out), out.read_bytes(), notes=(*notes, said, *guesses), layers=found, made=True)
 
 
 def _imported(asked: Asked, path: Path) -> Brought:
