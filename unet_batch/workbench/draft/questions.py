@@ -76,7 +76,9 @@ def _normalisations(draft: Draft, seen: Seen) -> tuple[Option, ...]:
     if largest == 255:
         options.append(Option("values 0 to 255", {"kind": "none"}))
     elif largest != 1:
-        options.append(Option(f"values 0 to 255 (× {255 / largest:.3g})", {"kind": "scale", "scale": 255 / largest}))
+        options.append(
+            Option(f"values 0 to 255 (factor {255 / largest:.3g})", {"kind": "scale", "scale": 255 / largest})
+        )
     options.append(Option("z-score of each picture", {"kind": "zscore"}))
     return tuple(options)
 
