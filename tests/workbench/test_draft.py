@@ -104,6 +104,23 @@ def test_a_contract_beside_the_file_stays_untouched(folder):
     assert (folder / "m.yaml").read_text() == made.contract_yaml
 
 
+def test_pictures_that_the_contract_cuts_are_tried_at_their_own_size(folder):
+    """A model of nnU-Net sees the box inside a black border, and its mask lies where the box was."""
+    made = threshold_model()
+    contract = made.contract.model_copy(update={"input": made.contract.input.model_copy(update={"crop": "nonzero"})})
+    put(folder, TinyModel(made.data, contract))
+    (folder / "m.yaml").write_text(TinyModel(made.data, contract).contract_yaml)
+    pictures(folder)
+    for path in (folder / "pics").iterdir():
+        image = np.array(Image.open(path))
+        image[:, :10] = 0
+        Image.fromarray(image).save(path)
+    explored = drafted("m.onnx", "pics")
+    assert [scored.labels_hw.shape for scored in explored.final.scored] == [(64, 96)] * 4
+    assert not explored.final.scored[0].labels_hw[:, :10].any()
+    assert explored.final.scored[0].labels_hw[:32, 10:].all()
+
+
 def test_shapes_names_and_activation_are_read_and_the_rest_is_marked_as_guessed(folder):
     """The reason and the alternatives stand beside each guess, and the file is the contract that was used."""
     made = threshold_model("nhwc", 3, 2, size=32, activation="softmax")

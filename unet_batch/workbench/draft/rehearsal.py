@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from unet_batch.contract import ModelInput
 from unet_batch.errors import ImageError
+from unet_batch.imaging.crop import on_whole_image
 from unet_batch.imaging.postprocess import reduce
 from unet_batch.imaging.preprocess import Geometry, fit
 from unet_batch.imaging.tiling import Canvas
@@ -178,7 +179,8 @@ class Rehearsal:
         canvas = Canvas(geometry.fitted_hw, page.output_hw, self._tiling, decided=output.decided, halo=page.halo)
         for box in page.boxes:
             canvas.add(box, self._run(page.tile(box)))
-        found = reduce(canvas.finished(), geometry, output, rle=False, confidence=True)
+        scores_khw, geometry = on_whole_image(canvas.finished(), geometry, output)
+        found = reduce(scores_khw, geometry, output, rle=False, confidence=True)
         if found.labels_hw is None:
             raise MemoryError
         return found.labels_hw, found.confidence

@@ -18,7 +18,7 @@ WIDTH = 30
 """Column where comments begin, if the value is shorter."""
 ORDER = (
     "name", "layout", "dtype", "color", "channels", "height", "width", "multiple", "remainder",
-    "series_channels", "fit", "kernel",
+    "series_channels", "crop", "fit", "kernel",
     "padding", "pad_value", "pad_units", "source_max", "scale_up", "exif", "alpha", "reduced_jpeg", "normalize",
     "activation", "classes", "background", "threshold", "margin",
 )  # fmt: skip
