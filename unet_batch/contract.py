@@ -13,7 +13,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-LATER: Mapping[str, object] = MappingProxyType({"input.crop": "none", "input.remainder": 0, "output.margin": 0})
+LATER: Mapping[str, object] = MappingProxyType(
+    {
+        "input.crop": "none",
+        "input.remainder": 0,
+        "output.margin": 0,
+        "output.label_from": "largest",
+        "output.label_above": 0.0,
+        "output.top": 5,
+    }
+)
 """Fields of the contract that older versions lacked, and the value that means what those versions did. With this value
 a field does not enter digests, so fingerprints stay when a field is added."""
 
@@ -220,8 +229,9 @@ class ModelOutput(Section):
 
     name: str | None = None
     """Name of the output tensor; not needed if the model has one output."""
-    layout: Literal["nchw", "nhwc", "nhw"] | None = None
-    """Order of the axes; default: the input's (`nhw` for label maps)."""
+    layout: Literal["nchw", "nhwc", "nhw", "nk"] | None = None
+    """Order of the axes; default: the input's (`nhw` for label maps, `nk` for classifiers that return one row of scores
+    per image)."""
     activation: Literal["logits", "softmax", "sigmoid", "labels", "masks"] = "logits"
     """What the values are: raw scores, probabilities over the classes, one probability per class, labels, or masks (0
     or 1 per class; classes may overlap)."""
@@ -235,6 +245,14 @@ class ModelOutput(Section):
     margin: int = Field(default=0, ge=0)
     """Pixels of a tile on each side that have no output, because the convolutions are unpadded: 92 where a tile of 572
     x 572 gives 388 x 388. Images get a border of this width (`input.padding`), and tiles overlap by it."""
+    label_from: Literal["largest", "any_above", "class_scores"] = "largest"
+    """Where the columns `label` and `score` come from. largest: the class with the largest area. any_above: the same,
+    if its share of the image is above `label_above`. class_scores: the model is a classifier, which returns one score
+    per class and image, (N, K) or (N, K, 1, 1), and no mask."""
+    label_above: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the image's pixels above which a class gives the label; for any_above."""
+    top: int = Field(default=5, ge=1)
+    """Number of most probable classes in the column `classes`; for class_scores."""
 
     @model_validator(mode="after")
     def _agrees(self) -> ModelOutput:
@@ -242,7 +260,23 @@ class ModelOutput(Section):
             raise ValueError("classes needs at least one name, and each name once")
         if self.background is not None and self.background >= len(self.classes):
             raise ValueError(f"background is class {self.background}, but there are only {len(self.classes)} classes")
+        if self.label_above and self.label_from != "any_above":
+            raise ValueError(f"label_above is for label_from: any_above, not {self.label_from}")
+        if self.classifies and self.activation in ("labels", "masks"):
+            raise ValueError(
+                f"label_from class_scores needs scores, but activation is {self.activation}: write logits, softmax or "
+                "sigmoid"
+            )
+        if self.layout == "nk" and not self.classifies:
+            raise ValueError("layout nk has no mask: write label_from: class_scores")
+        if self.classifies and self.margin:
+            raise ValueError(f"margin {self.margin} is for masks, and label_from class_scores has none: leave it out")
         return self
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model returns scores of whole images instead of masks."""
+        return self.label_from == "class_scores"
 
     @property
     def multi_label(self) -> bool:
@@ -254,7 +288,7 @@ class ModelOutput(Section):
         """Id → name of the classes that get an entry in a row: all but the background."""
         if len(self.classes) == 1:
             return {1: self.classes[0]}
-        background = None if self.multi_label else self.background
+        background = None if self.multi_label or self.classifies else self.background
         return {id_: name for id_, name in enumerate(self.classes) if id_ != background}
 
     @property
@@ -278,6 +312,11 @@ class Contract(Section):
 
     @model_validator(mode="after")
     def _has_a_border(self) -> Contract:
+        if self.output.classifies and self.input.fit == "tile":
+            raise ValueError(
+                "input.fit tile cuts images, but output.label_from class_scores is about whole images: write stretch, "
+                "letterbox, pad or none"
+            )
         if not self.output.margin:
             return self
         if self.input.padding == "refuse":

@@ -221,6 +221,11 @@ def shrinks(kernel: int | tuple[int, int] = 3) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 4, kernel), nn.Conv2d(4, 3, kernel))
 
 
+def classifier() -> nn.Module:
+    """Scores of the whole image: (N, 3)."""
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
 def probabilities() -> nn.Module:
     return nn.Sequential(Small(), nn.Softmax(1))
 

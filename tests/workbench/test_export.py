@@ -287,6 +287,21 @@ def test_a_side_with_which_a_level_loses_a_row_is_refused(out: Path) -> None:
     assert message.endswith("loses a row or column of 45x45, so the place of the mask is unknown: export another size")
 
 
+@pytest.mark.slow
+def test_a_classifier_is_exported_for_whole_images(out: Path) -> None:
+    """Its contract says class_scores, and images are stretched unless another fit is chosen."""
+    report = exported("classifier", out, activation="logits")
+    assert report.output_shape == ("batch", 3)
+    assert (report.contract.output.label_from, report.contract.input.fit) == ("class_scores", "stretch")
+    assert "the network is a classifier: it returns one score per class and image, and no mask" in report.notes
+
+
+def test_a_classifier_of_open_size_needs_a_fit(out: Path) -> None:
+    """Nothing says to which size images are stretched."""
+    message = refused("classifier", out, JobError, any_size=True)
+    assert "fit stretch needs the network's size, 32x32: leave height and width fixed" in message
+
+
 def test_adaptive_pooling_is_refused_where_it_would_be_wrong_at_other_sizes(out: Path) -> None:
     """The exporter bakes the exported size in. The module and the line are named."""
     message = refused("pools_to", out, args={"size": 4}, any_size=True)

@@ -174,7 +174,7 @@ def decide(scores_khw: NDArray[np.float32], output: ModelOutput) -> NDArray[np.u
 
     By `imaging.postprocess.reduce`, as for a row; raises its errors.
     """
-    geometry = whole(scores_khw.shape[1:])
+    geometry, output = whole(scores_khw.shape[1:]), output.model_copy(update={"label_from": "largest"})
     if not output.multi_label or len(output.classes) == 1:
         labels_hw = reduce(scores_khw, geometry, output, rle=False, confidence=False).labels_hw
         return np.asarray(labels_hw, np.uint8)[None]

@@ -49,6 +49,16 @@ class ClassArea:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassScore:
+    """The probability of one class for a whole image."""
+
+    id: int
+    """As in `ClassArea`."""
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """The prediction of one image."""
 
@@ -57,7 +67,8 @@ class Prediction:
     width: int
     """Columns of the oriented source picture."""
     label: str | None
-    """Name of the largest class that is not background (of equal areas, the first); None for an empty mask."""
+    """Name of the largest class that is not background (of equal areas, the first); None for an empty mask, and for a
+    share of at most `output.label_above`."""
     score: float | None
     """Mean probability of that class."""
     classes: tuple[ClassArea, ...]
@@ -68,6 +79,8 @@ class Prediction:
     """Mean over pixels of the top probability; one channel or sigmoid: of max(p, 1 − p), averaged over classes."""
     entropy: float | None
     """Mean entropy over pixels (multi-label: and over classes), as a share of its maximum: 0 certain, 1 uniform."""
+    scores: tuple[ClassScore, ...] = ()
+    """Of a classifier: its most probable classes, the most probable first."""
 
 
 def reduce(
@@ -94,7 +107,7 @@ def reduce(
     if logits_khw.ndim != 3 or len(logits_khw) != channels:
         found = " x ".join(map(str, logits_khw.shape))
         raise ShapeMismatch(f"the model returned {found}, not {channels} channel(s): correct output.classes")
-    _check_values(logits_khw, output)
+    check_values(logits_khw, output)
     rows, columns = (_source_axis(geometry, n, along) for along, n in enumerate(logits_khw.shape[1:]))
     if output.activation == "labels":
         return _described(_nearest_labels(logits_khw[0], rows, columns, output), None, output, rle=rle)
@@ -137,7 +150,8 @@ class _Certainty:
         return min(max(self.entropy / self.count / math.log(self.outcomes), 0.0), 1.0)
 
 
-def _check_values(logits_khw: NDArray[Any], output: ModelOutput) -> None:
+def check_values(logits_khw: NDArray[Any], output: ModelOutput) -> None:
+    """Raise ImageError for NaN, infinity and values that the contract's activation cannot have."""
     lowest, highest = float(logits_khw.min()), float(logits_khw.max())  # NaN propagates through both
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         raise ImageError(Reason.MODEL_NON_FINITE_OUTPUT, "the model returned NaN or infinity: check its precision")
@@ -311,6 +325,8 @@ def _prediction(
             )
         )
     largest = max(classes, key=lambda c: c.area_px, default=None)
+    if largest is not None and largest.fraction <= output.label_above:  # 0 unless label_from is any_above
+        largest = None
     return Prediction(
         height=height,
         width=width,

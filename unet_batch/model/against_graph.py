@@ -35,6 +35,8 @@ def against_graph(model: Model, data: bytes, uri: str, declared: Size) -> list[s
     except ModelRefused:
         return []
     problems = contradictions(meaning(proto, model.output_name), model.contract.output, model.output_layout)
+    if model.contract.output.classifies:
+        return problems
     spec, margin = model.contract.input, model.contract.output.margin
     step = math.lcm(spec.multiple, UNKNOWN_MULTIPLE)
     # Two sizes: an output that is smaller by a border may by chance be half of the tile at one size, not at both.

@@ -78,7 +78,8 @@ def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
     known_hw, tile_hw = sizes(contract.input, fixed_hw, tiling.size, problems)
 
     rank_3 = contract.output.decided and len(target.shape) == 3
-    layout: Layout = contract.output.layout or ("nhw" if rank_3 else declared)
+    rank_2 = contract.output.classifies and len(target.shape) == 2
+    layout: Layout = contract.output.layout or ("nhw" if rank_3 else "nk" if rank_2 else declared)
     model = Model(
         sha256=file.sha256,
         contract=contract.model_copy(
@@ -98,7 +99,14 @@ def resolve(contract: Contract, file: ModelFile, tiling: TilingSpec) -> Model:
     if target.fixed("batch", layout) not in (None, model.batch):
         problems.append(f"the batch axis is fixed at {model.batch} in the input and at {target.shape[0]} in the output")
     returned: Size = target.fixed("height", layout), target.fixed("width", layout)
-    if tile_hw is not None and (strange := unplaceable(tile_hw, returned, contract.output.margin)):
+    if contract.output.classifies:
+        problems += _no_scores(target, returned)
+    elif len(target.shape) == 2:
+        problems.append(
+            f"output {target.name} is {list(target.shape)}, one score per class and image, and no mask: for a "
+            "classifier, write output.label_from: class_scores"
+        )
+    elif tile_hw is not None and (strange := unplaceable(tile_hw, returned, contract.output.margin)):
         problems.append(strange)
     if not problems:
         problems += against_graph(model, file.data, file.uri, returned)
@@ -118,11 +126,13 @@ def draft(
     layout = _guess_layout(source)
     channels = source.fixed("channels", layout) or 3
     height, width = source.fixed("height", layout), source.fixed("width", layout)
-    rank_3 = len(target.shape) == 3
-    output_layout = "nhw" if rank_3 else _guess_layout(target, otherwise=layout)
+    rank_2, rank_3 = len(target.shape) == 2, len(target.shape) == 3
+    output_layout = "nk" if rank_2 else "nhw" if rank_3 else _guess_layout(target, otherwise=layout)
+    classifies = rank_2 or (target.fixed("height", output_layout), target.fixed("width", output_layout)) == (1, 1)
     classes = target.fixed("channels", output_layout) or 2
-    labels = rank_3 or target.dtype not in _FLOATS
-    margin = unpadded.margin if unpadded else _declared_margin(source, target, layout, output_layout)
+    labels = (rank_3 or target.dtype not in _FLOATS) and not classifies
+    declared = 0 if classifies else _declared_margin(source, target, layout, output_layout)
+    margin = unpadded.margin if unpadded else declared
     sides = {"multiple": multiple or UNKNOWN_MULTIPLE} if not unpadded else {"multiple": unpadded.multiple}
     sides |= {"remainder": unpadded.remainder} if unpadded and unpadded.remainder else {}
     entries: dict[str, dict[str, Any]] = {
@@ -134,7 +144,7 @@ def draft(
             "channels": channels,
             **({"height": height, "width": width} if height and width else {}),
             **(sides if unpadded or not (height and width) else {}),
-            "fit": "tile",
+            "fit": "stretch" if classifies else "tile",
             **({"padding": "reflect"} if margin else {}),
             "normalize": {"kind": "unit" if source.dtype in _FLOATS else "none"},
         },
@@ -144,6 +154,7 @@ def draft(
             "activation": "labels" if labels else activation or "logits",
             "classes": [f"class_{k}" for k in range(2 if labels else min(classes, MOST_CLASSES))],
             **({"margin": margin} if margin else {}),
+            **({"label_from": "class_scores"} if classifies else {}),
         },
     }
     return (
@@ -151,6 +162,14 @@ def draft(
         "# input.color, fit, multiple, normalize; output.activation (logits, softmax, sigmoid, labels, masks) and "
         "classes.\n" + yaml.safe_dump(entries, sort_keys=False)
     )
+
+
+def _no_scores(target: Tensor, returned: Size) -> list[str]:
+    """Why an output cannot be one score per class and image."""
+    if len(target.shape) == 2 or all(side in (None, 1) for side in returned):
+        return []
+    found = f"output {target.name} is {list(target.shape)}, a mask, but output.label_from class_scores"
+    return [f"{found} is for classifiers, which return (N, K) or (N, K, 1, 1): leave it out"]
 
 
 def _declared_margin(source: Tensor, target: Tensor, layout: str, output_layout: str) -> int:

@@ -80,7 +80,7 @@ def contradictions(found: Meaning, output: ModelOutput, layout: str) -> list[str
     wrong = _wrong(found, output)
     if wrong is not None:
         sentences.append(f"{ends}{wrong[0]}, but output.activation says {said}: {wrong[1]}")
-    axis = {"nchw": 1, "nhwc": 3}.get(layout)
+    axis = {"nchw": 1, "nhwc": 3, "nk": 1}.get(layout)
     if found.softmax_axis not in (None, axis) and axis is not None:
         sentences.append(f"its Softmax runs along axis {found.softmax_axis}, but the classes are on axis {axis}")
     return sentences

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from unet_batch.contract import Contract
 from unet_batch.model.tile_size import AXES
 
-Layout = Literal["nchw", "nhwc", "nhw"]
+Layout = Literal["nchw", "nhwc", "nhw", "nk"]
 Shape = tuple[int | str | None, ...]
 
 

@@ -8,6 +8,7 @@ AXES: dict[str, dict[str, int]] = {
     "nchw": {"batch": 0, "channels": 1, "height": 2, "width": 3},
     "nhwc": {"batch": 0, "height": 1, "width": 2, "channels": 3},
     "nhw": {"batch": 0, "height": 1, "width": 2},
+    "nk": {"batch": 0, "channels": 1},
 }
 """Layout → position of each axis."""
 UNKNOWN_MULTIPLE = 32

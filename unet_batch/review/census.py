@@ -78,7 +78,7 @@ class ClassFigures:
     id: int
     name: str
     images: int
-    """Images with at least one pixel of the class."""
+    """Images with at least one pixel of the class; of a classifier: images with this label."""
     share: float
     """Share of all scored images."""
     mean: float | None
@@ -134,6 +134,7 @@ class Census:
         self._reasons: Counter[str] = Counter()
         self._reason_examples: dict[str, list[tuple[str, str]]] = {}
         self._fractions: dict[int, list[NDArray[np.float64]]] = {}
+        self._labels: Counter[str] = Counter()
         self._confidences: list[NDArray[np.float64]] = []
         self._queue: list[Candidate] = []
         self._sample: list[Candidate] = []
@@ -196,6 +197,11 @@ class Census:
         if cells is None:
             return
         flat = cells.flatten()
+        has_area = pc.is_valid(pc.struct_field(flat, "fraction"))
+        if not pc.all(has_area, min_count=0).as_py():  # rows of a classifier: their classes have no area
+            self._labels.update(label for label in table.column("label").to_pylist() if label is not None)
+            self._names |= dict(zip(*(pc.struct_field(flat, name).to_pylist() for name in ("id", "name")), strict=True))
+            flat = flat.filter(has_area)
         ids, fractions = (pc.struct_field(flat, name) for name in ("id", "fraction"))
         for id_ in pc.unique(ids).to_pylist():
             chosen = pc.equal(ids, id_)
@@ -235,7 +241,8 @@ class Census:
     def _class(self, id_: int, name: str) -> ClassFigures:
         pieces = self._fractions.get(id_)
         if pieces is None:
-            return ClassFigures(id_, name, 0, 0.0, None, (), None)
+            images = self._labels[name]
+            return ClassFigures(id_, name, images, images / self._counts.ok if images else 0.0, None, (), None)
         found = np.concatenate(pieces)
         top = next(top for top in AREA_HISTOGRAM_MAXIMA if found.max() <= top or top == AREA_HISTOGRAM_MAXIMA[-1])
         return ClassFigures(

@@ -113,8 +113,11 @@ def compare(
         if window.kind == "last" and partitions and "date" in partition_values(name):
             break
     same = sides[0].fingerprint == sides[1].fingerprint and b_output is None
-    notes = (*_absences(without), *_sameness(total, same=same))
-    most = {image.key: pairs[image.key] for image in total.most_flipped if image.key in pairs}
+    labels = ("the model is a classifier: labels are compared, and pixels are images",)
+    classifies = prepared.model.contract.output.classifies
+    notes = (*_absences(without), *_sameness(total, same=same), *(labels if classifies else ()))
+    drawn = () if classifies else total.most_flipped  # a label is no mask that can be drawn
+    most = {image.key: pairs[image.key] for image in drawn if image.key in pairs}
     return Comparison(*sides, dict(sorted(partitions.items())), total, notes, most)
 
 

@@ -36,6 +36,7 @@ from unet_batch.review.masks.rows import (
     partition_of,
     published_names,
     published_rows,
+    refuse_classifier,
 )
 from unet_batch.review.originals import Row
 from unet_batch.review.truth import NO_TRUTH, LabelImages, Truth
@@ -228,6 +229,7 @@ def evaluate(prepared: Prepared, window: Window, pattern: str, *, top: int) -> E
     top: worst images that are kept. Raises JobError for a wrong pattern, Damaged for a published object that cannot be
     read, and StorageError where a store fails.
     """
+    refuse_classifier(prepared)
     truth: Truth = CocoTruth(prepared, pattern) if pattern.endswith(".json") else LabelImages(prepared, pattern)
     labels = Labels.of(prepared.model.contract.output)
     found = Evaluation(

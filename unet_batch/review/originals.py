@@ -71,7 +71,7 @@ def masks_of(prepared: Prepared, row: Row) -> Iterator[tuple[int, NDArray[np.boo
 
     row: with classes and mask. Raises ShapeMismatch if the row's value is not a mask.
     """
-    classes = row["classes"] or []
+    classes = [area for area in row["classes"] or [] if area["area_px"] is not None]  # a classifier's have no area
     if all(area["rle"] is not None for area in classes):
         for area in classes:
             height, width = area["rle"]["size"]

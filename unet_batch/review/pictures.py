@@ -43,11 +43,13 @@ class ReportPicture:
     """Rows of the source image."""
     width: int
     classes: tuple[tuple[int, str, float], ...]
-    """Id, name and area fraction of its classes."""
+    """Id, name and area fraction of its classes; of a classifier: probability."""
     stretched: bool = False
     """Whether contrast was stretched for display."""
     note: str = ""
     """Why there is no picture, or why there are no outlines."""
+    labelled: bool = False
+    """Whether its classes are a classifier's, without masks."""
 
 
 def color_of(id_: int) -> Color:
@@ -106,7 +108,7 @@ def _drawn(
         masks = [(mask_hw, color_of(id_)) for id_, mask_hw in masks_of(prepared, row)]
     except ShapeMismatch as error:
         note = f"without outlines: {error}"
-    if not masks and row["classes"] and not note:
+    if not masks and any(area["area_px"] is not None for area in row["classes"] or ()) and not note:
         note = "without outlines: its row holds only areas"
     image_hwc = displayed(content, prepared.model.contract.input.color)
     jpeg = encode_jpeg(thumbnail(image_hwc, THUMBNAIL_PX, masks))
@@ -116,5 +118,8 @@ def _drawn(
 def _picture(
     candidate: Candidate, row: Mapping[str, Any], *, jpeg: bytes | None = None, stretched: bool = False, note: str = ""
 ) -> ReportPicture:
-    classes = tuple((area["id"], area["name"], area["fraction"]) for area in row["classes"] or ())
-    return ReportPicture(candidate, jpeg, row["height"], row["width"], classes, stretched, note)
+    cells = row["classes"] or ()
+    labelled = any(area["area_px"] is None for area in cells)
+    share = "mean_probability" if labelled else "fraction"
+    classes = tuple((area["id"], area["name"], area[share]) for area in cells)
+    return ReportPicture(candidate, jpeg, row["height"], row["width"], classes, stretched, note, labelled)

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -34,7 +35,9 @@ PUBLISHED, JOB = "published", "job"
 AREAS_ONLY = "ok, areas only (output.masks without rle)"
 NO_MASK = "ok, with runs that are not a mask"
 
-_COLUMNS = pa.schema([schema("all").field(name) for name in ("height", "width", "status", "reason", "classes")])
+_COLUMNS = pa.schema(
+    [schema("all").field(name) for name in ("height", "width", "status", "reason", "label", "classes")]
+)
 _PLACES = pa.schema([schema("all").field(name) for name in PLACE])
 _HEX = re.compile(r"[0-9a-f]{8,64}")
 
@@ -149,12 +152,22 @@ class Side:
 def _masks_of_rows(table: pa.Table) -> Iterator[MasksOrReason]:
     """The masks of each row of a table with _COLUMNS, read by column, which is several times faster than by row."""
     classes = table.column("classes").combine_chunks()
-    fields = ("name", ["rle", "size"], ["rle", "counts"])
+    fields = ("name", "area_px", ["rle", "size"], ["rle", "counts"])
     cells = list(zip(*(pc.struct_field(classes.values, field).to_pylist() for field in fields), strict=True))
-    columns = [table.column(name).to_pylist() for name in ("height", "width", "status", "reason")]
+    columns = [table.column(name).to_pylist() for name in ("height", "width", "status", "reason", "label")]
     spans = pairwise(classes.offsets.to_pylist())
-    for height, width, status, reason, (begin, end) in zip(*columns, spans, strict=True):
-        yield _masks(cells[begin:end], (height, width)) if status == OK else reason
+    for height, width, status, reason, label, (begin, end) in zip(*columns, spans, strict=True):
+        if status != OK:
+            yield reason
+        elif begin < end and all(area is None for _, area, _, _ in cells[begin:end]):
+            yield _label_as_mask(label)
+        else:
+            yield _masks([(name, size, counts) for name, _, size, counts in cells[begin:end]], (height, width))
+
+
+def _label_as_mask(label: str | None) -> Masks:
+    """The label of a classifier as a mask of one pixel: pixels and their agreement are those of images."""
+    return Masks({} if label is None else {label: np.array([0, 1])}, (1, 1))
 
 
 def _masks(cells: Sequence[tuple[str, list[int] | None, str | None]], source_hw: tuple[int, int]) -> MasksOrReason:

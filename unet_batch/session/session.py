@@ -103,12 +103,15 @@ def in_model_layout(model: Model, tiles: Array) -> Array:
 
 def as_nkhw(model: Model, output: Array, tiles: int) -> Array:
     """float32 (N, K, h, w), contiguous, from an output in the model's layout. Raises ShapeMismatch."""
-    rank = 3 if model.output_layout == "nhw" else 4
+    rank = {"nhw": 3, "nk": 2}.get(model.output_layout, 4)
     planes = model.planes
     if output.ndim == rank:
-        output = {"nchw": lambda a: a, "nhwc": lambda a: a.transpose(0, 3, 1, 2), "nhw": lambda a: a[:, None]}[
-            model.output_layout
-        ](output)
+        output = {
+            "nchw": lambda a: a,
+            "nhwc": lambda a: a.transpose(0, 3, 1, 2),
+            "nhw": lambda a: a[:, None],
+            "nk": lambda a: a[:, :, None, None],
+        }[model.output_layout](output)
     if output.ndim != 4 or output.shape[:2] != (tiles, planes):
         raise ShapeMismatch(
             f"output {model.output_name} should be {model.output_layout} with {tiles} tiles and {planes} channel(s), "

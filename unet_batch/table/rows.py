@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from unet_batch.errors import ImageError
-from unet_batch.imaging.postprocess import ClassArea, Prediction
+from unet_batch.imaging.postprocess import ClassArea, ClassScore, Prediction
 from unet_batch.records import Source, image_key
 
 SCHEMA_VERSION = 1
@@ -50,20 +50,27 @@ COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     ("status", _TEXT_OFTEN_REPEATED, "ok or rejected"),
     ("reason", _TEXT_OFTEN_REPEATED, "stable code of a rejection"),
     ("message", pa.string(), "a sentence about the rejection"),
-    ("label", _TEXT_OFTEN_REPEATED, "name of the class with the largest area; null for an empty mask"),
-    ("score", pa.float32(), "mean probability of that class where it was predicted"),
+    (
+        "label",
+        _TEXT_OFTEN_REPEATED,
+        "name of the class with the largest area, null for an empty mask; of a classifier: the predicted class",
+    ),
+    ("score", pa.float32(), "mean probability of that class where it was predicted; of a classifier: its probability"),
     (
         "classes",
         pa.list_(CLASS_TYPE),
-        "predicted classes with their COCO RLE (size is [height, width]); empty for an empty mask",
+        (
+            "predicted classes with their COCO RLE (size is [height, width]), none for an empty mask; of a classifier: "
+            "the most probable classes in order, with mean_probability and without areas"
+        ),
     ),
     (
         "mask",
         pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
         "PNG of the label map, where the job asks for it",
     ),
-    ("confidence", pa.float32(), "mean over pixels of the largest probability"),
-    ("entropy", pa.float32(), "mean over pixels of the normalised entropy, 0 to 1"),
+    ("confidence", pa.float32(), "mean over pixels of the largest probability; of a classifier: that of the image"),
+    ("entropy", pa.float32(), "mean over pixels of the normalised entropy, 0 to 1; of a classifier: that of the image"),
     ("model_digest", _TEXT_OFTEN_REPEATED, "SHA-256 of the ONNX file"),
     ("fingerprint", _TEXT_OFTEN_REPEATED, "SHA-256 over all that changes a result"),
     ("run_id", _TEXT_OFTEN_REPEATED, "run that scored the image"),
@@ -110,7 +117,8 @@ def prediction_row(
         "status": "ok",
         "label": prediction.label,
         "score": prediction.score,
-        "classes": [_class_cell(c, prediction) for c in prediction.classes],
+        "classes": [_class_cell(c, prediction) for c in prediction.classes]
+        or [_score_cell(c) for c in prediction.scores],
         "mask": None if mask_png is None else {"bytes": mask_png, "path": None},
         "confidence": prediction.confidence,
         "entropy": prediction.entropy,
@@ -172,3 +180,8 @@ def _class_cell(area: ClassArea, prediction: Prediction) -> dict[str, Any]:
         "bbox": list(area.bbox),
         "rle": None if area.rle is None else {"size": [prediction.height, prediction.width], "counts": area.rle},
     }
+
+
+def _score_cell(score: ClassScore) -> dict[str, Any]:
+    """A class of a classifier: it has no area."""
+    return {"id": score.id, "name": score.name, "mean_probability": score.probability}

@@ -37,7 +37,7 @@ class Tally:
     full: Counter[int] = field(default_factory=Counter)
     """Class id → images that it covers whole."""
     seen: Counter[int] = field(default_factory=Counter)
-    """Class id → images with at least one pixel of it."""
+    """Class id → images with at least one pixel of it; of a classifier: images with this label."""
     confidence: Counter[int] = field(default_factory=Counter)
     """Level of confidence → images; see `level_of`."""
 
@@ -50,10 +50,12 @@ class Tally:
         self.empty += pc.sum(pc.and_(is_ok, nothing)).as_py() or 0
         for chunk in cells.chunks:
             flat = chunk.flatten()
+            flat = flat.filter(pc.is_valid(pc.struct_field(flat, "fraction")))
             ids = np.asarray(pc.struct_field(flat, "id"))
             covers = np.asarray(pc.struct_field(flat, "fraction")) >= FULL
             self.seen.update(_counted(ids))
             self.full.update(_counted(ids[covers]))
+        self.seen.update(_counted(_labels_of_a_classifier(table)))
         confidences = np.asarray(pc.drop_null(table.column("confidence")), np.float64)
         self.confidence.update(_counted(levels_of(confidences)))
 
@@ -103,6 +105,14 @@ def distance(a: Mapping[int, int], b: Mapping[int, int]) -> float:
         below_b += b.get(level, 0) / total_b
         largest = max(largest, abs(below_a - below_b))
     return largest
+
+
+def _labels_of_a_classifier(table: pa.Table) -> np.ndarray:
+    """Class ids of the labels of a classifier's rows: its classes have no area, and the first one is the label."""
+    some = pc.greater(pc.fill_null(pc.list_value_length(table.column("classes")), 0), 0)
+    rows = table.filter(pc.and_(some, pc.is_valid(table.column("label"))))
+    first = pc.list_element(rows.column("classes"), 0)
+    return np.asarray(pc.struct_field(first, "id").filter(pc.is_null(pc.struct_field(first, "fraction"))))
 
 
 def _counted(values: np.ndarray) -> dict[int, int]:

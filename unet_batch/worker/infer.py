@@ -17,9 +17,10 @@ from typing import Any, cast
 
 from unet_batch.decode.effort import pixels_s
 from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken
+from unet_batch.imaging.classify import classify
 from unet_batch.imaging.crop import on_whole_image
 from unet_batch.imaging.encode import encode_png
-from unet_batch.imaging.postprocess import reduce
+from unet_batch.imaging.postprocess import Prediction, reduce
 from unet_batch.imaging.preprocess import Geometry
 from unet_batch.imaging.tiling import Canvas
 from unet_batch.records import DoubtfulSource, Receipt, Unit
@@ -159,14 +160,7 @@ class Infer:
             return self._rejection(loaded, index, image.error)
         output = self._job.output
         try:
-            scores_khw, geometry = on_whole_image(image.canvas.finished(), image.geometry, self._model.contract.output)
-            prediction = reduce(
-                scores_khw,
-                geometry,
-                self._model.contract.output,
-                rle="rle" in output.masks,
-                confidence=output.confidence,
-            )
+            prediction = self._prediction(image)
         except (ImageError, MemoryError) as error:
             return self._rejection(loaded, index, _without_room(error))
         png = None
@@ -174,6 +168,15 @@ class Infer:
             png = encode_png(prediction.labels_hw)
         row = prediction_row(loaded.unit.sources[entry.source], entry.page, entry.pages, prediction, png)
         return {**row, "height": entry.height, "width": entry.width}
+
+    def _prediction(self, image: _Image) -> Prediction:
+        wanted, output = self._job.output, self._model.contract.output
+        scores_khw = image.canvas.finished()
+        if not output.classifies:
+            scores_khw, geometry = on_whole_image(scores_khw, image.geometry, output)
+            return reduce(scores_khw, geometry, output, rle="rle" in wanted.masks, confidence=wanted.confidence)
+        found = classify(scores_khw, image.geometry.source_hw, output)
+        return found if wanted.confidence else replace(found, confidence=None, entropy=None)
 
     def _rejection(self, loaded: Loaded, index: int, error: ImageError) -> dict[str, Any]:
         entry = loaded.entries[index]

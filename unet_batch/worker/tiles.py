@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from unet_batch.contract import ModelInput
-from unet_batch.errors import ImageError
+from unet_batch.errors import ImageError, Reason
 from unet_batch.imaging.preprocess import Geometry, normalize
 from unet_batch.imaging.tiling import Box, Halo, grid
 from unet_batch.model.model import Model
@@ -50,6 +50,13 @@ def picture(
     spec, margin = model.contract.input, geometry.margin
     tile_hw = model.tile_hw or _tile_of_any_size(geometry.padded_hw, spec, margin, largest_side)
     output_hw, halo = (tile_hw[0] - 2 * margin, tile_hw[1] - 2 * margin), Halo(margin, spec.multiple)
+    if model.contract.output.classifies and geometry.padded_hw != tile_hw:
+        (height, width), (most_h, most_w) = geometry.padded_hw, tile_hw
+        message = (
+            f"the picture is {height} x {width} for a classifier that takes {most_h} x {most_w}: it scores whole "
+            "images, so write input.fit: stretch or letterbox"
+        )
+        raise ImageError(Reason.IMAGE_SIZE_MISMATCH, message)
     boxes = grid(geometry.fitted_hw, output_hw, tiling.overlap, tiling.placement, halo)
     pixels_hwc = normalize(pixels_of(loaded, entry), geometry, spec, largest=entry.largest)
     return ModelImage(pixels_hwc, output_hw, halo, tuple(boxes))

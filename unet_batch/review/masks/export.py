@@ -37,6 +37,7 @@ from unet_batch.review.masks.rows import (
     partition_of,
     published_names,
     published_rows,
+    refuse_classifier,
 )
 from unet_batch.review.originals import NoPicture, Row, originals
 from unet_batch.store.storage import canonical, join
@@ -108,6 +109,7 @@ def export(prepared: Prepared, window: Window, format_: str, out: str) -> Export
     Raises JobError for a folder that must not be written to, Damaged for a published object that cannot be read, and
     StorageError where a store fails; the manifest then holds what was written.
     """
+    refuse_classifier(prepared)
     out = canonical(out).rstrip("/")
     _check_apart(prepared, out)
     manifest = Manifest(prepared.output.store, join(out, f"manifest-{format_}.csv"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unet_batch.archive.window import Window
 from unet_batch.contract import ModelOutput
-from unet_batch.errors import Damaged, ShapeMismatch
+from unet_batch.errors import Damaged, JobError, ShapeMismatch
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import EVERYTHING, Scope, without_bucket
 from unet_batch.planning.survey import published_inside
@@ -98,6 +98,15 @@ class Without:
     """Whether it is what the table says: a rejection."""
     may_pass: bool = False
     """Whether the same command may have another answer later."""
+
+
+def refuse_classifier(prepared: Prepared) -> None:
+    """Raise JobError if the job's model returns scores of whole images: its rows have no masks."""
+    if prepared.model.contract.output.classifies:
+        raise JobError(
+            "the job's model is a classifier (output.label_from: class_scores), so its rows have no masks: read the "
+            "columns label, score and classes; `unet-batch compare` compares labels"
+        )
 
 
 def published_names(output: Output, window: Window) -> list[str]:

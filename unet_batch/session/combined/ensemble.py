@@ -152,7 +152,7 @@ def _differences(first: Model, model: Model, number: int) -> list[str]:
     ]
     pairs += [
         (f"output.{name}", getattr(ours.output, name), getattr(theirs.output, name))
-        for name in ("classes", "background", "threshold", "margin")
+        for name in ("classes", "background", "threshold", "margin", "label_from", "label_above", "top")
     ]
     pairs.append(("the size of its tiles", first.tile_hw, model.tile_hw))
     pairs.append(("whether classes are exclusive", not _independent(ours.output), not _independent(theirs.output)))

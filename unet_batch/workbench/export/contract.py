@@ -47,6 +47,26 @@ def refuse_another_contract(out: Path, contract: Contract) -> None:
         raise JobError(f"{path} differs from the contract of this export: move it away, or export to another name")
 
 
+def as_classifier(contract: Contract, rank: int | None, size: tuple[int, int], *, any_size: bool) -> Contract:
+    """The contract of a network that returns scores of whole images; unchanged for rank None.
+
+    rank: axes of the output. Images are stretched to the network's size unless a fit other than tile was chosen.
+    Raises JobError for an open size that no image can be brought to.
+    """
+    if rank is None:
+        return contract
+    fit = "stretch" if contract.input.fit == "tile" else contract.input.fit
+    if any_size and fit in ("stretch", "letterbox"):
+        raise JobError(
+            f"a classifier scores whole images, and fit {fit} needs the network's size, {size[0]}x{size[1]}: leave "
+            "height and width fixed, or choose --fit pad"
+        )
+    tree = contract.model_dump()
+    tree["input"]["fit"] = fit
+    tree["output"] |= {"label_from": "class_scores", "layout": "nk" if rank == 2 else None}
+    return Contract.model_validate(tree)
+
+
 def with_margin(contract: Contract, margin: int, model: ModelProto, size: tuple[int, int]) -> Contract:
     """The contract of a network whose mask is smaller than its image by a margin. Images are mirrored at their border.
 

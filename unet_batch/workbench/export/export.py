@@ -30,6 +30,7 @@ from unet_batch.model.meaning import Meaning, contradictions, meaning
 from unet_batch.strict import validate
 from unet_batch.workbench.export.check import Trial, multiple_of, random_images, verify
 from unet_batch.workbench.export.contract import (
+    as_classifier,
     contract_path,
     contract_text,
     refuse_another_contract,
@@ -37,7 +38,7 @@ from unet_batch.workbench.export.contract import (
     with_multiple,
     without_contract,
 )
-from unet_batch.workbench.export.graph import INPUT_NAME, Captured, capture, without_traces
+from unet_batch.workbench.export.graph import INPUT_NAME, Captured, capture, declared_shape, without_traces
 from unet_batch.workbench.export.network import Examined, build, examine, with_one_output
 from unet_batch.workbench.export.script import capture_script, has_script
 from unet_batch.workbench.export.weights import Weights, load_weights
@@ -158,6 +159,7 @@ def export(spec: ExportSpec, network: Any = None, weights: Sequence[Weights] = (
     images = random_images(2, spec.input_chw[0], size, seed=0)
     network = with_one_output(network, images, spec.output)
     examined = examine(network, images, contract.output)
+    contract = as_classifier(contract, examined.scores_rank, size, any_size=spec.any_size)
     if spec.any_size and examined.multiple is None and spec.contract is not None:
         spec = replace(spec, any_size=False)  # an importer cannot know it; `examined.notes` says so
     elif spec.any_size and examined.multiple is None:
@@ -166,7 +168,7 @@ def export(spec: ExportSpec, network: Any = None, weights: Sequence[Weights] = (
         network,
         images,
         any_size=spec.any_size,
-        same_size=examined.ratio == 1 and not examined.margin,
+        same_size=examined.ratio == 1 and not examined.margin and examined.scores_rank is None,
         opset=spec.opset,
         output_name=OUTPUT_NAMES[spec.activation or "logits"],
     )
@@ -206,8 +208,8 @@ def export(spec: ExportSpec, network: Any = None, weights: Sequence[Weights] = (
         parameters=sum(p.numel() for p in network.parameters()),
         nodes=len(captured.model.graph.node),
         opset=spec.opset,
-        input_shape=_shape(captured.model.graph.input[0]),
-        output_shape=_shape(captured.model.graph.output[0]),
+        input_shape=declared_shape(captured.model.graph.input[0]),
+        output_shape=declared_shape(captured.model.graph.output[0]),
         provenance=provenance,
         parity=parity,
         trials=tuple(trials),
@@ -248,7 +250,7 @@ def missing_words(spec: ExportSpec) -> list[str]:
 
 def _missing(spec: ExportSpec, found: Meaning, contract: Contract) -> list[str]:
     """The same, with the activation from the graph. Raises ModelRefused if the graph contradicts the options."""
-    if problems := contradictions(found, contract.output, "nchw"):
+    if problems := contradictions(found, contract.output, contract.output.layout or "nchw"):
         raise ModelRefused(f"{'; '.join(problems)} (--activation of this command)")
     unsaid = spec.activation is None and found.activation is None
     return [*missing_words(spec), *(["--activation"] if unsaid else [])]
@@ -293,7 +295,7 @@ def _multiple(
 ) -> tuple[int, list[str]]:
     """The multiple for the sides of images in the file, and notes about it."""
     of_network = math.lcm(examined.multiple or 1, spec.contract.input.multiple if spec.contract else 1)
-    if not spec.any_size:
+    if not spec.any_size or examined.scores_rank is not None:
         return of_network, []
     data = captured.model.SerializeToString()
     of_file = multiple_of(data, network, images, ratio=examined.ratio, margin=examined.margin, least=of_network)
@@ -344,7 +346,3 @@ def _provenance(spec: ExportSpec, weights: Sequence[Weights], parity: Parity, *,
             "dice": dict(zip(parity.classes, parity.dice, strict=True)),
         },
     }
-
-
-def _shape(value: Any) -> tuple[int | str, ...]:
-    return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)

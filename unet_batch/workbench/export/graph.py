@@ -79,6 +79,11 @@ def capture(
     return Captured(model, program, tuple(notes))
 
 
+def declared_shape(value: Any) -> tuple[int | str, ...]:
+    """The declared axes of an input or output: numbers, and names of open axes."""
+    return tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim)
+
+
 def without_traces(model: ModelProto) -> None:
     """Remove the exporter's notes on nodes, except the module of each node."""
     for node in model.graph.node:

@@ -44,6 +44,8 @@ class Examined:
     """Sides of the mask, as a share of the image's without the margin."""
     margin: int
     """Pixels of the image on each side that the mask does not cover (`output.margin`)."""
+    scores_rank: int | None
+    """Axes of the output of a classifier, 2 or 4; None for masks."""
     notes: tuple[str, ...]
 
 
@@ -87,11 +89,13 @@ def build(factory: str, args: Mapping[str, Any]) -> Any:
 
 
 def run(network: Any, images_nchw: Array) -> Array:
-    """The network's output in PyTorch: float32 (N, K, h, w); label maps are (N, 1, h, w)."""
+    """The network's output in PyTorch: float32 (N, K, h, w); label maps are (N, 1, h, w), scores (N, K, 1, 1)."""
     import torch
 
     with torch.no_grad():
         output = network(torch.from_numpy(images_nchw)).numpy()
+    if output.ndim == 2:
+        output = output[:, :, None, None]
     return np.ascontiguousarray(output if output.ndim == 4 else output[:, None], dtype=np.float32)
 
 
@@ -129,6 +133,10 @@ def examine(network: Any, images_nchw: Array, output: ModelOutput) -> Examined:
     ratio, margin = _checked_ratio(first, images_nchw, output)
     _refuse_unsteady(network, images_nchw, output)
     scores = functools.partial(run, network)
+    if _is_classifier(first, images_nchw):
+        note = "the network is a classifier: it returns one score per class and image, and no mask"
+        found = _looks_like_probabilities(run(network, images_nchw), output)
+        return Examined(1, 1, 0, first.ndim, (note, *found))
     multiple = smallest_multiple(scores, images_nchw, ratio=ratio, margin=margin)
     cut = margin_of((size[0], size[1]), (first.shape[-2], first.shape[-1]))
     if multiple is None and not margin and cut:
@@ -139,7 +147,7 @@ def examine(network: Any, images_nchw: Array, output: ModelOutput) -> Examined:
     if margin:
         notes.append(f"the mask has a margin of {margin}: it does not cover that many pixels on each side of a tile")
     notes += _looks_like_probabilities(run(network, images_nchw), output)
-    return Examined(multiple, ratio, margin, tuple(notes))
+    return Examined(multiple, ratio, margin, None, tuple(notes))
 
 
 def with_one_output(network: Any, images_nchw: Array, wanted: str | None) -> Any:
@@ -240,6 +248,11 @@ def _tensor(network: Any, images_nchw: Array) -> Any:
     return output
 
 
+def _is_classifier(found: Any, images_nchw: Array) -> bool:
+    """Whether the output is (N, K), or (N, K, 1, 1) for larger images."""
+    return found.ndim == 2 or (tuple(found.shape[2:]) == (1, 1) and max(images_nchw.shape[2:]) > 1)
+
+
 def _checked_ratio(found: Any, images_nchw: Array, output: ModelOutput) -> tuple[float, int]:
     """Sides of the output as a share of the input's without its margin, and the margin."""
     shape, (batch, _, height, width) = tuple(found.shape), images_nchw.shape
@@ -247,6 +260,8 @@ def _checked_ratio(found: Any, images_nchw: Array, output: ModelOutput) -> tuple
     if output.activation == "labels" and len(shape) == 3:
         shape = (shape[0], 1, *shape[1:])
     said = "x".join(map(str, found.shape))
+    if len(shape) == 2:
+        shape = (*shape, 1, 1)
     if len(shape) != 4 or shape[0] != batch:
         raise ModelRefused(f"the network returns {said} for a batch of {batch}, not (N, {planes}, H, W)")
     if shape[1] != planes:
@@ -255,7 +270,9 @@ def _checked_ratio(found: Any, images_nchw: Array, output: ModelOutput) -> tuple
             "write one per channel"
         )
     ratio, margin = float(shape[2] / height), 0
-    if shape[3] / width != ratio or not (ratio.is_integer() or (1 / ratio).is_integer()):
+    if not _is_classifier(found, images_nchw) and (
+        shape[3] / width != ratio or not (ratio.is_integer() or (1 / ratio).is_integer())
+    ):
         cut = margin_of((height, width), (shape[2], shape[3]))
         if cut is None:
             raise ModelRefused(

@@ -134,7 +134,7 @@ def _assemble(source: ModelProto, model: Model, spec: PackSpec) -> ModelProto:
         add_outputs(after, returned.name, dtype, model.contract.output, model.output_layout)
         graphs.output.extend(_outputs(taken, returned, model))
     else:
-        graphs.output.append(_with_axes(returned, 3 if model.output_layout == "nhw" else 4))
+        graphs.output.append(_with_axes(returned, {"nhw": 3, "nk": 2}.get(model.output_layout, 4)))
     if spec.pre:
         add_input(before, model.contract.input, spec.source_dtype, to=taken.name)
         kept = [value for value in graphs.input if value.name != taken.name]
@@ -172,6 +172,8 @@ def _problems(model: Model, spec: PackSpec) -> Iterator[str]:
         )
     if taken.dtype in ("uint8", "uint16") and taken.dtype != spec.source_dtype:
         yield f"it takes {taken.dtype} pixels, not {spec.source_dtype}"
+    if spec.post and returned.classifies:
+        yield "it returns scores of whole images, and labels alone would have no score: pack only the input"
     if spec.post and returned.decided:
         yield f"it already returns {returned.activation}: pack only the input"
     if spec.post and len(returned.classes) > MAX_LABELS:
