@@ -391,8 +391,11 @@ def test_a_gpu_without_a_driver_still_has_a_name() -> None:
 
 
 def distribution(folder: Path, name: str, file: str) -> None:
+    """An installed distribution with one file. From Python 3.12 on, a file that is not there is not listed."""
     info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir(parents=True)
+    (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    (folder / file).touch()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
     (info / "RECORD").write_text(f"{file},,\n")
 
