@@ -21,7 +21,7 @@ from unet_batch.errors import Damaged, JobError
 from unet_batch.planning.survey import window_of
 from unet_batch.review.agreement import OK, OTHER_SIZE, CountedImages
 from unet_batch.review.compare import ONLY_A, ONLY_B, OTHER_VERSION, Comparison, compare
-from unet_batch.review.compare_tables import tables
+from unet_batch.review.differences.compare_tables import tables
 from unet_batch.review.sides import AREAS_ONLY
 
 DAY, NAME = "2026/11/21", "2026-11-21"

@@ -163,7 +163,7 @@ def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, lea
     from unet_batch.planning.prepare import new_run_id, prepare
     from unet_batch.planning.survey import window_of
     from unet_batch.review.compare import compare as compare_sides
-    from unet_batch.review.compare_tables import tables
+    from unet_batch.review.differences.compare_tables import tables
     from unet_batch.review.differences.gather import comparison_page
     from unet_batch.review.masks.rows import Labels
     from unet_batch.store.storage import join

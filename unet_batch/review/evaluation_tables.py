@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from unet_batch.review.compare_tables import TableOfTexts, score_text
+from unet_batch.review.differences.compare_tables import TableOfTexts, score_text
 from unet_batch.review.evaluate import Evaluation, precision, recall
 
 NOTHING = "(none)"

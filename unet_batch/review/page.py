@@ -15,9 +15,11 @@ from typing import Literal
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
+from unet_batch.review.census import CONFIDENCE_HISTOGRAM_MINIMA
 from unet_batch.review.pictures import color_of
 from unet_batch.review.report import RunReport
 from unet_batch.store.objects import path_of, scheme_of
+from unet_batch.table.rows import partition_values
 
 PARTITIONS_SHOWN = 100
 """Most lines of partitions; those that need action come first."""
@@ -47,6 +49,7 @@ def render(report: RunReport, *, now: datetime | None = None) -> bytes:
         hidden=max(len(shown) - PARTITIONS_SHOWN, 0),
         queries=queries(report),
         made=now or datetime.now(UTC),
+        minimum_of_axis=_minimum_of_axis,
         stretched=any(picture.stretched for picture in (*report.queue, *report.sample)),
     )
     return page.lstrip().encode()
@@ -123,8 +126,10 @@ def template(name: str) -> Template:
         "moment": lambda moment: f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
         "seconds": _seconds,
         "bytes": _bytes,
+        "short": _short,
         "edge": lambda value: f"{value:.4g}",
         "rgb": lambda id_: "#{:02x}{:02x}{:02x}".format(*color_of(id_)),
+        "day": lambda partition: partition_values(partition).get("date", partition),
         "file": lambda key: key.rpartition("/")[2] or key,
     }
     return environment.get_template(name)
@@ -138,6 +143,21 @@ def _percent(share: float) -> str:
         return f"<{SMALLEST_SHARE:.4%}"
     places = 1 - math.floor(math.log10(share * 100))
     return f"{share:.{max(places, 1)}%}"
+
+
+def _minimum_of_axis(lowest: float) -> float:
+    """Where the axis of confidences begins: the next limit of the histograms below, so that bars have some height."""
+    below = (limit for limit in CONFIDENCE_HISTOGRAM_MINIMA if limit < lowest - 0.1 * (1 - lowest))
+    return next(below, 0.0)
+
+
+def _short(count: int) -> str:
+    """A count in four characters at most: 999, 1.2k, 12k, 1.2M."""
+    for limit, unit in ((1_000_000, "M"), (1000, "k")):
+        if count >= limit:
+            value = count / limit
+            return f"{value:.1f}{unit}" if value < 9.95 else f"{value:.0f}{unit}"
+    return str(count)
 
 
 def _seconds(seconds: float) -> str:

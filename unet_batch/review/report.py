@@ -21,6 +21,7 @@ from unet_batch.review.bottleneck import Bottleneck, StageTime, bottleneck, stag
 from unet_batch.review.census import EXAMPLES, Census, Counts, Figures, Rejected
 from unet_batch.review.pictures import ReportPicture, draw
 from unet_batch.review.run_records import RunRecord, WorkedOn
+from unet_batch.review.trend import Night, trend
 from unet_batch.store.objects import redact
 from unet_batch.table.parts import RowKey, open_rows, open_stream, row_keys
 from unet_batch.table.publish import Published, read_commit
@@ -115,6 +116,8 @@ class RunReport:
     staged_unread: int
     """Number of staged parts that were not read, because a partition has more than STAGED_PARTS."""
     speed: Speed | None
+    nights: tuple[Night, ...]
+    """The last published nights up to the newest one of the run."""
     queue: tuple[ReportPicture, ...]
     sample: tuple[ReportPicture, ...]
     facts: tuple[tuple[str, str], ...]
@@ -160,6 +163,7 @@ def gather(prepared: Prepared, record: RunRecord, *, pictures: int) -> RunReport
         staged_rejected=staged,
         staged_unread=unread,
         speed=_speed(record),
+        nights=_nights(prepared, record),
         queue=draw(prepared, figures.queue[:pictures]) if pictures else (),
         sample=draw(prepared, figures.sample) if pictures else (),
         facts=tuple(_facts(record)),
@@ -172,6 +176,11 @@ def _class_names(prepared: Prepared, record: RunRecord) -> dict[int, str]:
     if prepared.fingerprint != record.fingerprint:
         return {}
     return prepared.model.contract.output.in_rows
+
+
+def _nights(prepared: Prepared, record: RunRecord) -> tuple[Night, ...]:
+    last = max((worked.partition for worked in record.partitions), default="")
+    return trend(prepared.output, last, record.fingerprint) if last else ()
 
 
 def _root(uri: str) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from unet_batch.planning.prepare import Prepared
 from unet_batch.review.compare import Comparison
-from unet_batch.review.compare_tables import tables as tables_of_comparison
+from unet_batch.review.differences.compare_tables import tables as tables_of_comparison
 from unet_batch.review.differences.page import COMPARISON, EVALUATION, DifferencePage
 from unet_batch.review.differences.pictures import draw
 from unet_batch.review.evaluate import RULES, Evaluation

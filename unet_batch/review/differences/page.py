@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from unet_batch.review.compare_tables import TableOfTexts, score_text
+from unet_batch.review.differences.compare_tables import TableOfTexts, score_text
 from unet_batch.review.differences.pictures import A_COLOR, B_COLOR, BOTH_COLOR, PairPicture
 from unet_batch.review.page import template
 from unet_batch.store.objects import redact
