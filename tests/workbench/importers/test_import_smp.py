@@ -110,6 +110,12 @@ def test_a_network_trained_from_scratch_needs_its_normalisation(folder, tmp_path
     assert {fact.field: fact.how for fact in found.facts}["input.normalize"] == "given"
 
 
+def test_an_input_of_other_channels_is_refused(folder):
+    """The network's first convolution decides, not the option."""
+    with pytest.raises(JobError, match=r"--input says 1 channel\(s\), but the model takes 3"):
+        read_source(folder, Options(input_chw=(1, 64, 64)))
+
+
 @pytest.mark.parametrize(
     ("saved", "given", "meaning"),
     [

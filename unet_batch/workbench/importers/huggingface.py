@@ -52,7 +52,7 @@ def read(source: Path, options: Options) -> Imported:
     channels = config.get("num_channels", 3)
     if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
         raise ModelRefused(f"{source / CONFIG}: num_channels must be a positive number, not {channels!r}")
-    tree = pictures.tree(channels, said, options.input_chw[1:] if options.input_chw else None)
+    tree = pictures.tree(channels, said, said.size_hw(channels))
     network, names, weights = _network(config, source, options.weights)
     meaning = said.activation(options.activation or "logits", said_by="the network")
     if meaning not in ("logits", "sigmoid"):

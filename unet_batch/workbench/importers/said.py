@@ -35,6 +35,13 @@ class Said:
         self.add("input.normalize", _in_words(found), source, how)
         return found
 
+    def size_hw(self, channels: int) -> tuple[int, int] | None:
+        """Height and width of `--input`; None without it. Raises JobError if it has other channels than the model."""
+        given = self.options.input_chw
+        if given is not None and given[0] != channels:
+            raise JobError(f"--input says {given[0]} channel(s), but the model takes {channels} ({self.source})")
+        return None if given is None else given[1:]
+
     def color(
         self, channels: int, found: Color | None = None, source: str | None = None, *, how: How = "read"
     ) -> Color:

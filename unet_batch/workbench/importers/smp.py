@@ -73,7 +73,7 @@ def read(source: Path, options: Options) -> Imported:
     if meaning == "sigmoid" and activation == "logits":
         network = with_sigmoid(network)
     classes, background = said.classes(count, meaning, key="classes")
-    height, width = options.input_chw[1:] if options.input_chw else (SIDE_PX, SIDE_PX)
+    height, width = said.size_hw(channels) or (SIDE_PX, SIDE_PX)
     fit = said.fit("tile")
     tree = {
         "input": {
