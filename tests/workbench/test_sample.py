@@ -51,6 +51,18 @@ def test_a_few_large_images_give_several_tiles_each(project):
     assert len(set(sample.places)) == 4
 
 
+def test_tiles_of_many_sizes_are_cropped_to_one(project):
+    """A model of any size and pictures of any size: with one picture of each size, none would be held out."""
+    made = threshold_model("nchw", 1, 2)
+    (project.folder / "model.onnx").write_bytes(made.data)
+    for n, (height, width) in enumerate([(32, 64), (48, 48), (64, 32), (64, 64), (16, 80)]):
+        path = project.put(f"{DAY}/{n}.png")
+        Image.fromarray(np.full((height, width), 10 * n, np.uint8)).save(path)
+    sample = archive_tiles(project.prepared(), window_of("all"), 5)
+    assert sample.tiles_nhwc.shape == (3, 32, 48, 1)
+    assert [place.rpartition("/")[2] for place in sample.places] == ["0.png at 0,0", "1.png at 0,0", "3.png at 0,0"]
+
+
 def test_the_commonest_size_is_kept_where_a_model_takes_any(project):
     """A stack has one shape."""
     made = threshold_model("nchw", 1, 2)

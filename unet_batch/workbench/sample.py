@@ -32,12 +32,13 @@ class Sample:
     """For each tile: the image's key, and top and left in pixels of the fitted image."""
 
 
-def archive_tiles(prepared: Prepared, window: Window, count: int) -> Sample:
+def archive_tiles(prepared: Prepared, window: Window, count: int, *, largest_side: int | None = None) -> Sample:
     """Up to `count` tiles from images spread evenly over a window.
 
     Images are chosen at equal distances in the order of their keys. Each gives its middle tile, or several tiles at
     equal distances if there are fewer images than `count`. Unreadable images are replaced by others. If tiles have
-    several sizes (a model that takes any), those of the most frequent size are returned.
+    several sizes (a model that takes any), those of the most frequent size are returned; if these are fewer than half,
+    tiles are cropped to one size. largest_side: of a tile of such a model, in pixels; None: the whole image.
     Raises JobError if count is below 1 or no image could be read, and UnetBatchError if the store fails.
     """
     if count < 1:
@@ -49,7 +50,13 @@ def archive_tiles(prepared: Prepared, window: Window, count: int) -> Sample:
         loaded = load(single)
         if loaded.failure is not None:
             raise UnetBatchError(f"{single.sources[0].key} cannot be read: {loaded.failure[1]}")
-        for key, box, tile in spread_tiles(loaded, prepared.model, prepared.job.tiling, most=-(-count // len(singles))):
+        for key, box, tile in spread_tiles(
+            loaded,
+            prepared.model,
+            prepared.job.tiling,
+            most=-(-count // len(singles)),
+            largest_side=largest_side,
+        ):
             found.append((f"{key} at {box.top},{box.left}", tile))
         if len(found) >= count:
             break
@@ -58,10 +65,21 @@ def archive_tiles(prepared: Prepared, window: Window, count: int) -> Sample:
             f"none of {len(singles)} images of {prepared.job.input.uri} in this window could be read: write another "
             "--window"
         )
-    shapes = Counter(tile.shape for _, tile in found)
-    common = shapes.most_common(1)[0][0]
-    kept = [(place, tile) for place, tile in found if tile.shape == common][:count]
+    kept = _of_one_size(found)[:count]
     return Sample(np.stack([tile for _, tile in kept]), tuple(place for place, _ in kept))
+
+
+def _of_one_size(found: list[tuple[str, NDArray[Any]]]) -> list[tuple[str, NDArray[Any]]]:
+    """The tiles of the most frequent size, or, if these are fewer than half, the large ones cropped to one size.
+
+    Three quarters of the tiles are as high as the crop, and three quarters as wide.
+    """
+    common, times = Counter(tile.shape for _, tile in found).most_common(1)[0]
+    if 2 * times >= len(found):
+        return [(place, tile) for place, tile in found if tile.shape == common]
+    height, width = (sorted(tile.shape[axis] for _, tile in found)[len(found) // 4] for axis in (0, 1))
+    large = [(place, tile) for place, tile in found if tile.shape[0] >= height and tile.shape[1] >= width]
+    return [(place, tile[:height, :width]) for place, tile in large]
 
 
 def spread_units(prepared: Prepared, window: Window, count: int) -> list[Unit]:
