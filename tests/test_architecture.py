@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "unet_batch"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
 LAYERS = [
-    {"errors", "records", "strict", "contract", "options", "spec", "limits_spec"},
+    {"errors", "records", "strict", "contract", "options", "session_spec", "limits_spec", "spec"},
     {"store", "imaging"},
     {"decode"},
     {"archive"},
@@ -70,9 +70,7 @@ OWNERS = {
     "tenacity": {"store/faults.py"},
     "click": {
         f"cli/{name}.py"
-        for name in (
-            *("cluster", "command", "examples", "importers", "main", "model", "report", "review", "run", "start"),
-        )
+        for name in "cluster command examples importers main model optimize report review run start".split()  # noqa: SIM905
     },
     "jinja2": {"review/page.py"},
     "yaml": {

@@ -6,13 +6,11 @@ secrets, only names of environment variables (`{env: NAME}`), which are read on 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,19 +18,20 @@ from unet_batch.contract import Section
 from unet_batch.errors import JobError
 from unet_batch.limits_spec import LimitsSpec as LimitsSpec  # noqa: PLC0414 - a re-export
 from unet_batch.options import Options, refuse_literal_secrets
+from unet_batch.session_spec import ProviderName as ProviderName  # noqa: PLC0414 - a re-export
+from unet_batch.session_spec import SessionSpec as SessionSpec  # noqa: PLC0414
 from unet_batch.strict import parse_yaml, set_value, validate
 
 MAX_JOB_FILE_BYTES = 1 << 20
 
 ShardFormat = Literal["images", "webdataset", "parquet", "manifest"]
 Engine = Literal["onnxruntime", "openvino"]
-ProviderName = Literal["cpu", "cuda", "tensorrt"]
+EngineChoice = Literal["auto", Engine]
 MaskOutput = Literal["rle", "png"]
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 """The table of engines, providers and precisions is in `session/engines.py`."""
 Placement = Literal["stride", "even"]
 Tta = Literal["none", "mirror", "mirror_horizontal", "mirror_vertical"]
-EXECUTION_PROVIDER = re.compile(r"[A-Za-z0-9]+ExecutionProvider")
 
 PICTURE_SUFFIXES = (
     "jpg", "jpeg", "jpe", "jfif", "mpo", "png", "apng", "tif", "tiff", "btf", "tf8", "webp", "bmp", "dib", "gif",
@@ -67,11 +66,13 @@ class ModelSpec(Section):
     path: str
     """URI or path of the ONNX file. Relative paths, here and in all other keys, are relative to the working directory,
     not to the job file."""
-    engine: Engine = "onnxruntime"
-    """What runs the model; enters the fingerprint."""
+    engine: EngineChoice = "onnxruntime"
+    """What runs the model; enters the fingerprint. `auto`: what `unet-batch model optimize` recommends in the file, if
+    it works on the machine that plans the run, else fp32 in ONNX Runtime, and a warning says why. The engine that
+    was chosen enters the fingerprint."""
     precision: Precision = "fp32"
-    """Arithmetic; enters the fingerprint. fp32 is exact; tf32 is CUDA's faster convolution, bf16 OpenVINO's; fp16 and
-    int8 are properties of the file and must be given for such a file."""
+    """Arithmetic; enters the fingerprint. `engine: auto` chooses it. fp32 is exact; tf32 is CUDA's faster convolution,
+    bf16 OpenVINO's; fp16 and int8 are properties of the file and must be given for such a file."""
     ensemble: EnsembleSpec | None = None
     """More models, whose outputs are combined with this model's."""
     contract: str | None = None
@@ -85,6 +86,21 @@ class ModelSpec(Section):
     def paths(self) -> tuple[str, ...]:
         """Every model file; `model.path` is the first."""
         return (self.path, *(self.ensemble.members if self.ensemble else ()))
+
+    @property
+    def resolved_engine(self) -> Engine:
+        """The engine that runs the model. Raises JobError while it is still `auto`; `planning.prepare` resolves it."""
+        if self.engine == "auto":
+            raise JobError("model.engine is still auto: prepare the job first")
+        return self.engine
+
+    @model_validator(mode="after")
+    def _chooses_once(self) -> ModelSpec:
+        if self.engine == "auto" and self.precision != "fp32":
+            raise ValueError(
+                f"engine auto chooses the precision: remove precision: {self.precision}, or name the engine"
+            )
+        return self
 
     @model_validator(mode="after")
     def _names_each_file_once(self) -> ModelSpec:
@@ -155,49 +171,6 @@ class TilingSpec(Section):
     """Weight of a tile's pixels where tiles overlap: the same, MONAI's Gaussian or nnU-Net's."""
     sigma: float = Field(default=0.125, gt=0)
     """Width of the Gaussian, as a share of the tile's side."""
-
-
-ProviderOptions = dict[str, dict[str, str | bool | int | float]]
-
-
-class SessionSpec(Section):
-    """How the model runs. Does not change a result beyond the last bits."""
-
-    providers: tuple[str, ...] = Field(default=("cpu",), min_length=1, strict=False)
-    """`cpu`, `cuda`, `tensorrt`, or ONNX Runtime's name of another provider, such as `CoreMLExecutionProvider`, in
-    order of preference. A single provider must work; with several, the next one is used if one does not work."""
-    provider_options: ProviderOptions = {}
-    """Options by provider, e.g. `tensorrt: {trt_builder_optimization_level: 4}`. The options of providers outside the
-    three short names enter the fingerprint."""
-    custom_ops: tuple[str, ...] = Field(default=(), strict=False)
-    """Libraries with custom operators (`libfoo.so`), relative to the working directory. They are native code with all
-    rights of the job. Their names and digests enter the fingerprint."""
-    batch_max: int = Field(default=64, ge=1)
-    """Largest batch the ladder may try."""
-    gpu_share: float = Field(default=1.0, gt=0, le=1)
-    """Share of a GPU that one session actor gets."""
-    gpu_memory_share: float = Field(default=0.85, gt=0, le=1)
-    """Share of the actor's GPU memory that the arena may take."""
-    cudnn_search: Literal["HEURISTIC", "EXHAUSTIVE", "DEFAULT"] = "HEURISTIC"
-    """How cuDNN selects convolution algorithms."""
-
-    @field_validator("providers")
-    @classmethod
-    def _are_known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        known = get_args(ProviderName)
-        for name in names:
-            if name not in known and not EXECUTION_PROVIDER.fullmatch(name):
-                near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-                hint = f"did you mean {near[0]}?" if near else f"write {', '.join(known)}, or ONNX Runtime's own name"
-                raise ValueError(f"there is no provider {name}; {hint}")
-        return names
-
-    @model_validator(mode="after")
-    def _options_have_a_provider(self) -> SessionSpec:
-        unknown = sorted(self.provider_options.keys() - set(self.providers))
-        if unknown:
-            raise ValueError(f"provider_options.{unknown[0]} belongs to no provider of session.providers")
-        return self
 
 
 class ResourcesSpec(Section):

@@ -13,6 +13,7 @@ FOLLOWED = {
     "docs/how-to/bring-your-model.md": "test_bring_your_model.py",
     "docs/how-to/evaluate.md": "test_how_to.py",
     "docs/how-to/exit-3.md": "test_how_to.py",
+    "docs/how-to/make-it-faster.md": "test_how_to.py",
     "docs/how-to/nightly.md": "test_how_to.py",
     "docs/how-to/read-the-table.md": "test_how_to.py",
     "docs/how-to/rollback.md": "test_how_to.py",

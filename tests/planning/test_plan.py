@@ -144,6 +144,17 @@ def test_another_inventory_or_fingerprint_is_stale(mark):
     ]
 
 
+@given(cpus=st.integers(1, 256), threads=st.integers(1, 256))
+def test_sessions_of_several_threads_share_the_cores(cpus, threads):
+    """As many sessions as cores divided by threads, each with that many cores; never more threads than cores."""
+    if threads > cpus:
+        with pytest.raises(JobError, match=f"session.threads is {threads}, but there are {cpus} cores"):
+            place(cpus, 0, ResourcesSpec(), providers=["cpu"], gpu_share=1.0, threads=threads)
+        return
+    where = place(cpus, 0, ResourcesSpec(), providers=["cpu"], gpu_share=1.0, threads=threads)
+    assert (where.infer_actors, where.threads, where.infer_cpus) == (cpus // threads, threads, threads)
+
+
 @given(
     cpus=st.integers(1, 256),
     infer=st.one_of(st.none(), st.integers(1, 64)),

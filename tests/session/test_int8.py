@@ -125,13 +125,34 @@ def test_a_file_of_another_tool_is_judged_by_its_weights(tiny, tmp_path, runs_on
         opened(found[False], tiny.contract)
 
 
-def test_weights_that_the_engine_quantises_are_taken_for_wide(tiny):
-    """Float weights behind a QuantizeLinear are made 8 bits wide when the file is opened."""
+@pytest.mark.parametrize(("bits", "wide"), [(8, True), (7, False)])
+def test_weights_that_the_engine_quantises_are_as_wide_as_their_scale_makes_them(tiny, bits, wide):
+    """Float weights behind a QuantizeLinear are quantised when the file is opened."""
+    model = onnx.load_from_string(tiny.data)
+    stored = next(t for t in model.graph.initializer if len(t.dims) == 4)
+    scale = np.abs(numpy_helper.to_array(stored)).max(axis=(1, 2, 3)) / (2 ** (bits - 1) - 1)
+    model.graph.initializer.append(numpy_helper.from_array(scale.astype(np.float32), "scale"))
+    model.graph.node.append(onnx.helper.make_node("QuantizeLinear", [stored.name, "scale"], ["q"], axis=0))
+    assert (wide_weights(model, "onnxruntime") == stored.name) is wide
+
+
+def test_weights_with_a_computed_scale_are_taken_for_wide(tiny):
+    """The file does not say how they are quantised."""
     model = onnx.load_from_string(tiny.data)
     name = next(t.name for t in model.graph.initializer if len(t.dims) == 4)
-    model.graph.initializer.append(numpy_helper.from_array(np.float32(0.01), "scale"))
-    model.graph.node.append(onnx.helper.make_node("QuantizeLinear", [name, "scale"], ["q"]))
+    model.graph.node.append(onnx.helper.make_node("QuantizeLinear", [name, "computed"], ["q"]))
     assert wide_weights(model, "onnxruntime") == name
+
+
+def test_an_optimised_file_for_every_processor_runs_without_exact_products(tiny, runs_on):
+    """Its weights are fp32 in the file, and 7 bits wide when it is opened."""
+    runs_on(AVX2)
+    assert opened(quantised(tiny, float_weights=True), tiny.contract).provider == "cpu"
+    runs_on(VNNI)
+    wide = quantised(tiny, float_weights=True)
+    runs_on(AVX2)
+    with pytest.raises(ProviderMissing, match="8-bit weights"):
+        opened(wide, tiny.contract)
 
 
 def test_onednn_may_be_told_to_be_an_older_processor(monkeypatch, runs_on):

@@ -1,4 +1,4 @@
-"""The `model` commands: export, inspect, pack, quantize, tune, check; and `doctor`."""
+"""The `model` commands: export, inspect, pack, quantize, tune, check, optimize; and `doctor`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import Any, Literal, cast
 import click
 
 from unet_batch.cli.command import SET_HELP, WINDOW_HELP, finish
+from unet_batch.cli.optimize import optimize
 from unet_batch.errors import ExitCode, JobError, ModelRefused
 from unet_batch.workbench.export.forms import NORMALIZE_FORMS
 
 
 @click.group()
 def model() -> None:
-    """Prepare a model for scoring: export, inspect, pack, quantize, tune, check."""
+    """Prepare a model for scoring: export, inspect, pack, optimize, quantize, tune, check."""
+
+
+model.add_command(optimize)
 
 
 @model.command()
@@ -184,7 +188,7 @@ def quantize(
     from unet_batch.session.engines import file_precision
     from unet_batch.spec import load_job
     from unet_batch.workbench.files import replace_file
-    from unet_batch.workbench.quantize import QuantizeSpec, rows
+    from unet_batch.workbench.quantize import QuantizeSpec, rows, split
     from unet_batch.workbench.quantize import quantize as quantize_model
     from unet_batch.workbench.sample import archive_tiles
 
@@ -205,7 +209,8 @@ def quantize(
         from unet_batch.workbench import variants
 
         ways = variants.variants(prepared.model_bytes, made.data)
-        figures = variants.measure(ways, prepared.model, list(sample.tiles_nhwc[2::3]))
+        _, held_out = split(list(sample.tiles_nhwc))
+        figures = variants.measure(ways, prepared.model, held_out)
         heading, *lines = variants.rows(figures)
         print_table("variants, interleaved runs", heading, lines)
     for note in made.report.notes:
@@ -270,10 +275,10 @@ def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
     from unet_batch.workbench.peak import crash_message
     from unet_batch.workbench.tune import tile_of
 
-    spec = load_job(job, overrides)
+    prepared = prepare(load_job(job, overrides))
+    spec = prepared.job
     if spec.model.engine != "onnxruntime" and spec.model.ensemble is None:
         # A crash here would end this command without a message.
-        prepared = prepare(spec)
         scored = prepared.model
         shape = (scored.batch or 1, *tile_of(scored, None), scored.contract.input.channels)
         crash = crash_message(
@@ -281,7 +286,7 @@ def check(job: str, overrides: tuple[str, ...], window: str | None) -> None:
             scored,
             spec.session,
             shape_nhwc=shape,
-            engine=spec.model.engine,
+            engine=spec.model.resolved_engine,
             precision=spec.model.precision,
         )
         if crash is not None:

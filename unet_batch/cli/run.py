@@ -11,7 +11,7 @@ import click
 
 from unet_batch.cli.command import Scoring, finish, job_command, say, scoring
 from unet_batch.cli.report import report_apart
-from unet_batch.errors import ExitCode, JobError
+from unet_batch.errors import ExitCode, JobError, ModelRefused
 from unet_batch.job import stopping
 from unet_batch.planning.selection import SELECTIONS, Select
 from unet_batch.records import PassedOver
@@ -161,7 +161,7 @@ def scored(
     from unet_batch.job.reconcile import Executor
     from unet_batch.job.run import Choice
     from unet_batch.job.run import run as run_job
-    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.prepare import prepare, without_recommendation
     from unet_batch.planning.survey import window_of
     from unet_batch.table.without_pandas import forgo_pandas
     from unet_batch.worker.worker import Settings
@@ -180,7 +180,7 @@ def scored(
         if kind == "local":
             from unet_batch.job.local_executor import LocalExecutor
 
-            return LocalExecutor(settings)
+            return LocalExecutor(settings, threads=settings.job.session.threads or 1)
         from unet_batch.on_ray.executor import RayExecutor
 
         return RayExecutor(settings, address=address)
@@ -193,7 +193,12 @@ def scored(
         wait_s=scoring.wait_s,
         rescore=scoring.rescore,
     )
-    summary = run_job(prepare(job), window_of(window), make_executor, choice=choice, quiet=quiet)
+    prepared = prepare(job)
+    try:
+        summary = run_job(prepared, window_of(window), make_executor, choice=choice, quiet=quiet)
+    except ModelRefused as error:
+        prepared = without_recommendation(prepared, error)
+        summary = run_job(prepared, window_of(window), make_executor, choice=choice, quiet=quiet)
     say(PassedOver.from_json(summary.passed_over), summary.problems)
     for hint in summary.hints:
         click.echo(f"warning: {plain(hint)}", err=True)

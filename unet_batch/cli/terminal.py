@@ -21,7 +21,7 @@ CALENDAR_FROM = 11
 """Number of partitions from which a calendar is shown in place of a list."""
 LISTED = 20
 TEXTS = (
-    *("partition", "state", "holder", "subject", "reason", "class", "of class", "image", "for example"),
+    *("partition", "state", "holder", "subject", "reason", "class", "of class", "image", "for example", "engine"),
     *("field", "value", "why"),
     *("side", "A", "B", "in A", "in B"),
     *("setting", "value", "from", "how"),

@@ -29,7 +29,7 @@ from unet_batch.model.model import Model
 from unet_batch.model.packed import PACK_KEY
 from unet_batch.records import Source, Unit
 from unet_batch.session.combined.mirroring import scoring_session
-from unet_batch.session.model_files import trusted_models
+from unet_batch.session.model_files import bytes_for, trusted_models
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device, Session
 from unet_batch.spec import JobSpec, SessionSpec
@@ -273,7 +273,7 @@ def _reference_files(job: JobSpec, tested: SessionUnderTest) -> list[tuple[bytes
 def _trusted(job: JobSpec, files: Sequence[tuple[bytes, Model]], tested: Model) -> Session:
     """A session of the files in fp32 in ONNX Runtime on the CPU. tested: the model of the tested session."""
     on_cpu = SessionSpec(custom_ops=job.session.custom_ops)
-    sessions = [open_session(data, model, on_cpu, Device(threads=1)) for data, model in files]
+    sessions = [open_session(bytes_for(data, "fp32"), model, on_cpu, Device(threads=1)) for data, model in files]
     return scoring_session(sessions, tested, job)
 
 
@@ -284,7 +284,7 @@ def _of_any_size(job: JobSpec, data: bytes, model: Model) -> Session:
         replace(model, tile_hw=None),
         job.session,
         Device(threads=1),
-        engine=job.model.engine,
+        engine=job.model.resolved_engine,
         precision=job.model.precision,
     )
 

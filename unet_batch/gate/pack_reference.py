@@ -1,8 +1,8 @@
-"""Reference pictures of a packed file: the gate uses them to notice that the file was changed after it was packed.
+"""Reference pictures: six synthetic pictures, and the labels of a network for them, in the metadata of a file.
 
-A packed graph holds its channel order, its normalisation and its weights. The file's metadata holds the labels that the
-network gave for six synthetic pictures before it was packed. The pictures are computed from integers only, so every
-machine computes the same ones.
+The gate notices with them that a packed file was changed after it was packed, and `gate/choice.py` that an engine
+computes on this machine what it computed where the file was optimised. The pictures are computed from integers only,
+so every machine computes the same ones.
 
 Legend: P planes of labels (1, or one per class where classes may overlap), H, W pixels, h, w pixels of the output.
 """
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unet_batch.contract import Contract
 from unet_batch.errors import ImageError, ModelRefused, ShapeMismatch
 from unet_batch.gate.parity import Tolerance, decide, label_parity
 from unet_batch.imaging.preprocess import LARGEST, normalize, whole
@@ -70,8 +71,17 @@ def verify_references(
     if PACK_KEY not in metadata or METADATA_KEY not in metadata:
         raise ModelRefused(f"{uri} was not packed: it has no metadata {PACK_KEY}")
     file = ModelFile(data=data, sha256="", uri=uri, inputs=(), outputs=(), metadata=metadata)
-    contract = find_contract(file, None, uri)
-    batch, shape_hwc, dtype, pictures = _stored(metadata[PACK_KEY], uri)
+    return compare_pictures(metadata[PACK_KEY], find_contract(file, None, uri), uri, run, tolerance)
+
+
+def compare_pictures(
+    text: str, contract: Contract, uri: str, run: Callable[[NDArray[Any]], NDArray[Any]], tolerance: Tolerance
+) -> list[str]:
+    """Run stored reference pictures and compare the labels; returns a sentence for each difference.
+
+    text: a metadata entry with `references`, `version` and `batch`. Other arguments and errors: as `verify_references`.
+    """
+    batch, shape_hwc, dtype, pictures = _stored(text, uri)
     problems = []
     for number, sha256, labels in pictures:
         pixels = synthetic(number, shape_hwc, dtype)

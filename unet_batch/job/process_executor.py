@@ -49,7 +49,14 @@ class ProcessExecutor:
         job = settings.job
         if (wish := only_on_ray(job)) is not None:
             raise JobError(f"{wish}, which --executor processes does not support: use --executor ray")
-        placed = place(cores(), 0.0, job.resources, providers=job.session.providers, gpu_share=1.0)
+        placed = place(
+            cores(),
+            0.0,
+            job.resources,
+            providers=job.session.providers,
+            gpu_share=1.0,
+            threads=job.session.threads,
+        )
         self.workers = placed.infer_actors
         self._unit_timeout_s = job.limits.unit_timeout_s
         setup = WorkerSetup(settings, placed.threads).to_json()

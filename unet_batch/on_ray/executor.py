@@ -144,7 +144,12 @@ class RayExecutor:
     def _placed(self) -> Placement:
         job, have = self._settings.job, resources(self._left_out)
         return place(
-            have["CPU"], have["GPU"], job.resources, providers=job.session.providers, gpu_share=job.session.gpu_share
+            have["CPU"],
+            have["GPU"],
+            job.resources,
+            providers=job.session.providers,
+            gpu_share=job.session.gpu_share,
+            threads=job.session.threads,
         )
 
     def _leave_out(self, nodes: frozenset[str]) -> None:

@@ -41,6 +41,8 @@ OUTSIDE: Mapping[str, str] = MappingProxyType(
         "session.providers": "the last bits only; the gate compares labels",
         "session.provider_options": "the last bits only; those of an unknown provider enter (fingerprint_marks)",
         "session.custom_ops": "where the libraries lie; their names and bytes enter (fingerprint_marks)",
+        "session.threads": "how many cores a session uses; the last bits only",
+        "session.strict": "whether a job may run, never what it says; the engine that runs enters",
         "session.batch_max": "the last bits only",
         "session.gpu_share": "how much of a GPU an actor gets",
         "session.gpu_memory_share": "how much memory an actor takes",
@@ -81,6 +83,7 @@ def fingerprint(job: JobSpec, model: Model) -> str:
 
     Engine and precision are part of it, providers are not (CUDA and CPU differ only in the last bits).
     """
+    job.model.resolved_engine  # noqa: B018 - raises while the engine is `auto`, which names no arithmetic
     parts = {
         "model": model.sha256,
         "contract": model.contract.for_digests(),

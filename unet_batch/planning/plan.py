@@ -199,7 +199,13 @@ class Placement:
 
 
 def place(
-    cpus: float, gpus: float, resources: ResourcesSpec, *, providers: Sequence[str], gpu_share: float
+    cpus: float,
+    gpus: float,
+    resources: ResourcesSpec,
+    *,
+    providers: Sequence[str],
+    gpu_share: float,
+    threads: int | None = None,
 ) -> Placement:
     """The placement of actors that all fit into the cluster at once, so that no stage waits for another's CPUs.
 
@@ -207,8 +213,8 @@ def place(
     its own units, so that pixels do not pass through the object store. On GPUs, or with `resources.load_actors`: one
     session actor per GPU share, and load actors on all other cores.
     cpus, gpus: of the cluster. providers: in order of preference; GPUs are used if the cluster has some and the first
-    provider runs on them. gpu_share: of one session actor. Raises JobError if the cluster cannot hold one actor of each
-    kind.
+    provider runs on them. gpu_share: of one session actor. threads: of one session, which then has as many cores; None:
+    the cores that an actor has. Raises JobError if the cluster cannot hold one actor of each kind.
     """
     if cpus < 1:
         raise JobError(f"the cluster has {cpus:g} CPUs; a run needs at least one")
@@ -228,12 +234,15 @@ def place(
         infer_cpus = min(1.0, cpus / (2 * infer))
         left = cpus - infer * infer_cpus
         load = resources.load_actors or max(1, int(left - 1 if left > 4 else left))
-        return Placement(load, min(1.0, left / load), infer, infer_cpus, gpu_share, 1, UNITS_AT_ONCE)
-    infer = resources.infer_actors or max(1, int(cpus))
+        return Placement(load, min(1.0, left / load), infer, infer_cpus, gpu_share, threads or 1, UNITS_AT_ONCE)
+    if (threads or 1) > cpus:
+        raise JobError(f"session.threads is {threads}, but there are {cpus:g} cores: write at most {int(cpus)}")
+    infer = resources.infer_actors or max(1, int(cpus / (threads or 1)))
     load = resources.load_actors or 0
-    share = _floor(min(1.0, cpus / (infer + load)))
+    share = _floor(min(1.0, cpus / (infer * (threads or 1) + load)))
+    infer_cpus = share * (threads or 1)
     return Placement(
-        load, share, infer, share, 0.0, max(1, int(cpus / infer)), 1 if load else UNITS_AT_ONCE
+        load, share, infer, infer_cpus, 0.0, threads or max(1, int(cpus / infer)), 1 if load else UNITS_AT_ONCE
     )  # a session that only scores, on a CPU, has no work to overlap
 
 

@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from unet_batch.archive.discovery import reaches
-from unet_batch.errors import JobError
+from unet_batch.errors import JobError, ModelRefused
+from unet_batch.gate.choice import choose, refuse
 from unet_batch.gate.reference import check_reference
 from unet_batch.model.against_graph import proven
 from unet_batch.model.model import Model, ModelFile
+from unet_batch.model.optimized import holds_fp32
 from unet_batch.model.packed import PACK_KEY
 from unet_batch.planning.fingerprint import fingerprint
 from unet_batch.session.combined.ensemble import combined_model
 from unet_batch.session.combined.mirroring import check_mirroring
 from unet_batch.session.engines import check_choice, file_precision
-from unet_batch.session.model_files import read_model_file, resolve_models, trusted_models
+from unet_batch.session.model_files import fetch_model_file, in_precision, resolve_models, trusted_models
 from unet_batch.spec import JobSpec
 from unet_batch.store.storage import Storage, canonical
 from unet_batch.table.output import Output
@@ -40,16 +42,42 @@ class Prepared:
     output: Output
     proven: bool
     """Whether the graphs prove the contracts' activations."""
+    recommended_for: JobSpec | None = None
+    """The job as written, if `model.engine: auto` follows the recommendation of the model's file; else None."""
 
 
 def prepare(job: JobSpec) -> Prepared:
-    """Read and check everything except the archive. Raises JobError, ContractError or StorageError."""
+    """Read and check everything except the archive, and resolve `model.engine: auto`.
+
+    Raises JobError, ContractError, StorageError, and ModelRefused under `session.strict`.
+    """
     _check_relative_paths(job)
     job = _with_canonical_uris(job)
     _check_partition_column(job)
     _check_output_is_apart(job)
+    recommended_for = None
+    if job.model.engine == "auto":
+        choice = choose(job, fetch_model_file(job))
+        recommended_for, job = (job if choice.reason is None else None), choice.job
+    return _prepared(job, recommended_for)
+
+
+def without_recommendation(prepared: Prepared, error: ModelRefused) -> Prepared:
+    """The job in fp32 after the gate refused what `model.engine: auto` followed; a warning says so.
+
+    Raises the error if the job did not follow a recommendation, and ModelRefused under `session.strict`.
+    """
+    if prepared.recommended_for is None:
+        raise error
+    choice = refuse(prepared.recommended_for, fetch_model_file(prepared.recommended_for), error)
+    return _prepared(choice.job, None)
+
+
+def _prepared(job: JobSpec, recommended_for: JobSpec | None) -> Prepared:
+    """A job with absolute URIs and a named engine."""
     check_choice(job.model, job.session)
-    files = [read_model_file(job, number) for number in range(len(job.model.paths))]
+    fetched = [fetch_model_file(job, number) for number in range(len(job.model.paths))]
+    files = [in_precision(file, job.model.precision) for file in fetched]
     models = resolve_models(job, files)
     ensemble = job.model.ensemble
     check_mirroring(job, models)
@@ -65,6 +93,7 @@ def prepare(job: JobSpec) -> Prepared:
         output=Output.of(job.output),
         # A packed file was proven by `model pack`, and the gate runs its reference pictures.
         proven=all(PACK_KEY.encode() in f.data or proven(m, f.data) for m, f in zip(models, files, strict=True)),
+        recommended_for=recommended_for,
     )
 
 
@@ -77,7 +106,7 @@ def _check_references(job: JobSpec, files: Sequence[ModelFile], models: Sequence
         key = f"check.references[{number}]" if job.check.references else "check.reference"
         if trusted:
             check_reference((file.data, model), trusted[number], key)
-        elif (held := file_precision(file.data, file.uri)) != "fp32":
+        elif (held := file_precision(file.data, file.uri)) != "fp32" and not holds_fp32(file.data):
             wanted = "check.reference" if len(files) == 1 else "check.references (one for each file)"
             raise JobError(
                 f"{file.uri} is a model in {held} and cannot be its own reference: write the fp32 file that it was "

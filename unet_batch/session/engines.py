@@ -165,7 +165,7 @@ def on_cpu(provider: str) -> bool:
 def check_choice(model: ModelSpec, session: SessionSpec) -> None:
     """Raise JobError if engine, providers, precision and options do not match each other."""
     for name in session.providers:
-        row = find(model.engine, name)
+        row = find(model.resolved_engine, name)
         if model.precision not in row.precisions:
             able = [f"{r.engine} on {r.name}" for r in TABLE if model.precision in r.precisions]
             raise JobError(
@@ -173,7 +173,7 @@ def check_choice(model: ModelSpec, session: SessionSpec) -> None:
                 f"{', '.join(row.precisions)}; {model.precision} runs with {', '.join(able)}"
             )
         _check_options(row, session.provider_options.get(name, {}))
-    if session.custom_ops and model.engine != "onnxruntime":
+    if session.custom_ops and model.resolved_engine != "onnxruntime":
         raise JobError(f"session.custom_ops work only in ONNX Runtime, not in model.engine {model.engine}: remove them")
 
 

@@ -16,7 +16,9 @@ from unet_batch.session.machine import int8_instruction, processor_name
 from unet_batch.spec import Engine
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from collections.abc import Mapping
+
+    from onnx import ModelProto, NodeProto, TensorProto
 
 _WEIGHTS = {
     "QLinearConv": (3, 5),
@@ -41,7 +43,9 @@ def wide_weights(model: ModelProto, engine: Engine) -> str | None:
     stored = graph.constants(model)
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear" and node.input[0] in stored and len(stored[node.input[0]].dims) > 1:
-            return str(node.input[0])  # float weights that the engine quantises
+            if _wide_when_quantised(node, stored):
+                return str(node.input[0])  # float weights that the engine quantises
+            continue
         place, zero_place = _WEIGHTS.get(node.op_type, (0, 0))
         name = node.input[place] if node.op_type in _WEIGHTS and place < len(node.input) else ""
         if name not in stored or len(stored[name].dims) < 2:
@@ -54,6 +58,18 @@ def wide_weights(model: ModelProto, engine: Engine) -> str | None:
         if max(abs(int(values.min()) - middle), abs(int(values.max()) - middle)) > SEVEN_BITS:
             return name
     return None
+
+
+def _wide_when_quantised(node: NodeProto, stored: Mapping[str, TensorProto]) -> bool:
+    """Whether float weights need more than 7 bits when the engine quantises them; True if it cannot be computed."""
+    scale = stored.get(node.input[1]) if len(node.input) > 1 else None
+    if scale is None:
+        return True
+    values, scales = np.abs(graph.array(stored[node.input[0]])), graph.array(scale)
+    if scales.ndim:
+        axis = int(graph.attribute(node, "axis", 1)) % values.ndim
+        scales = scales.reshape([-1 if n == axis else 1 for n in range(values.ndim)])
+    return bool((np.rint(values / scales) > SEVEN_BITS).any())
 
 
 def check_processor(data: bytes, engine: Engine, uri: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 from unet_batch.contract import Contract
@@ -11,10 +12,11 @@ from unet_batch.errors import ContractError, JobError, ModelRefused, NotFound, S
 from unet_batch.model import graph
 from unet_batch.model.contract import METADATA_KEY, find_contract, resolve
 from unet_batch.model.model import Model, ModelFile, Tensor
+from unet_batch.model.optimized import OPTIMIZE_KEY, fp32_network
 from unet_batch.options import Options
 from unet_batch.session.engines import check_file, check_model, find
 from unet_batch.session.onnxruntime_session import describe
-from unet_batch.spec import JobSpec, TilingSpec
+from unet_batch.spec import JobSpec, Precision, TilingSpec
 from unet_batch.store.storage import Storage, canonical
 
 MAX_MODEL_BYTES = 2 << 30
@@ -50,8 +52,8 @@ def read_model(data: bytes, uri: str, pinned_sha256: str | None, *, custom_ops: 
     )
 
 
-def read_model_file(job: JobSpec, number: int = 0) -> ModelFile:
-    """A model's bytes, checked against the pinned digest and the precision, and its declarations.
+def fetch_model_file(job: JobSpec, number: int = 0) -> ModelFile:
+    """A model's bytes, checked against the pinned digest, and its declarations.
 
     number: 0 is `model.path`, the others are the members of its ensemble.
     """
@@ -63,9 +65,20 @@ def read_model_file(job: JobSpec, number: int = 0) -> ModelFile:
         key = f"model.ensemble.members[{number - 1}]" if number else "model.path"
         raise JobError(f"{key}: there is no {path}; write the path of an ONNX file") from error
     pinned = pins[number] if number < len(pins) else None
-    file = read_model(data, path, pinned, custom_ops=job.session.custom_ops)
-    check_file(data, job.model.precision, path)
-    return file
+    return read_model(data, path, pinned, custom_ops=job.session.custom_ops)
+
+
+def in_precision(file: ModelFile, precision: Precision) -> ModelFile:
+    """The file with the bytes that run in a precision. Raises ContractError if it does not have them."""
+    data = bytes_for(file.data, precision)
+    check_file(data, precision, file.uri)
+    return replace(file, data=data)
+
+
+def bytes_for(data: bytes, precision: Precision) -> bytes:
+    """The bytes that run in a precision: the fp32 network of an optimised file for fp32, else the file."""
+    wants_fp32 = precision != "int8" and OPTIMIZE_KEY.encode() in data
+    return (fp32_network(data) if wants_fp32 else None) or data
 
 
 def resolve_models(job: JobSpec, files: Sequence[ModelFile]) -> list[Model]:
@@ -79,7 +92,7 @@ def resolve_models(job: JobSpec, files: Sequence[ModelFile]) -> list[Model]:
         shared = shared or contract
         models.append(resolve(contract, file, job.tiling))
         for name in job.session.providers:
-            check_model(find(job.model.engine, name), models[-1])
+            check_model(find(job.model.resolved_engine, name), models[-1])
     return models
 
 

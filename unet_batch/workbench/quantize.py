@@ -64,6 +64,8 @@ class QuantizeSpec:
     reduce_range: bool | None = None
     """Weights in 7 bits, with the same results on every processor. With 8 bits, products saturate without VNNI or AMX,
     and sessions refuse the file on such processors. None: as needed on this processor. int8 only."""
+    float_weights: bool = False
+    """The file stores its weights in fp32, so it also holds the fp32 network and is as large; int8 only."""
     tolerance: Tolerance = TOLERANCE
     """Tolerance against fp32 on the held-out tiles."""
 
@@ -132,19 +134,16 @@ def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spe
     cannot be quantised or no mixture passes.
     """
     tiles = list(images_nhwc)
-    if len(tiles) < 2:
-        raise JobError(f"{len(tiles)} tiles are too few: at least one to calibrate and one to measure are needed")
+    seen, judges = split(tiles)
     for tile in tiles:
         check_tiles(model, np.repeat(tile[None], model.batch or 1, axis=0))
-    judges = tiles[HELD_OUT - 1 :: HELD_OUT] or tiles[-1:]
-    seen = [tile for n, tile in enumerate(tiles) if n % HELD_OUT != HELD_OUT - 1][: len(tiles) - len(judges)]
     unit = int8_instruction()
     reduced = spec.kind == "int8" and (unit is None if spec.reduce_range is None else spec.reduce_range)
     feeds = [batch_of_one(model, tile) for tile in seen]
     with FloatGraph(data, model.input_name, feeds, reduce_range=reduced) as floats:
         if not floats.layers:
             raise ModelRefused("the model has no layer with weights, so there is nothing to quantise")
-        trial = _Trial(floats, model, spec, expected=_outputs(data, model, judges), tiles=judges)
+        trial = _Trial(floats, model, spec, expected=outputs(data, model, judges), tiles=judges)
         made, attempts, kept, ranking = trial.search()
     entry = {
         "version": VERSION,
@@ -174,6 +173,18 @@ def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spe
         notes=tuple(_notes(spec, attempts[-1].parity, reduced=reduced, kept=len(kept), layers=len(trial.layers))),
     )
     return Quantized(result, replace(model, sha256=hashlib.sha256(result).hexdigest()), report)
+
+
+def split(tiles: Sequence[NDArray[Any]]) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    """The tiles to calibrate with, and the tiles to measure with: every third one, at least the last.
+
+    Raises JobError for fewer than two tiles.
+    """
+    if len(tiles) < 2:
+        raise JobError(f"{len(tiles)} tiles are too few: at least one to calibrate and one to measure are needed")
+    judges = list(tiles[HELD_OUT - 1 :: HELD_OUT]) or [tiles[-1]]
+    seen = [tile for n, tile in enumerate(tiles) if n % HELD_OUT != HELD_OUT - 1]
+    return seen[: len(tiles) - len(judges)], judges
 
 
 def batch_of_one(model: Model, tile_hwc: NDArray[Any]) -> NDArray[Any]:
@@ -243,18 +254,20 @@ class _Trial:
         return Attempt(kept, parity, tuple(self._spec.tolerance.breaches(parity)))
 
     def _parity(self, made: bytes, *, most: int) -> Parity:
-        found = _outputs(made, self._model, self._tiles[:most])
+        found = outputs(made, self._model, self._tiles[:most])
         return Parity.of(self._expected[:most], found, self._model.contract.output)
 
     def _int8(self, keep: Collection[str]) -> bytes:
         spec = self._spec
-        return self._floats.static(per_channel=spec.per_channel, operators=spec.operators, keep=keep)
+        return self._floats.static(
+            per_channel=spec.per_channel, operators=spec.operators, keep=keep, float_weights=spec.float_weights
+        )
 
     def _fp16(self, keep: Collection[str]) -> bytes:
         return self._floats.half(keep={*keep, *self._large})
 
 
-def _outputs(data: bytes, model: Model, tiles: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+def outputs(data: bytes, model: Model, tiles: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
     """The outputs of a file for tiles one by one: (N, K, h, w)."""
     session = PlainSession(data)
     found = []

@@ -30,6 +30,8 @@ OLDEST_OPSET = 13
 """QuantizeLinear has an axis, for scales per channel, since opset 13."""
 NEWER_OPSET = 17
 """Older files are converted to this opset."""
+REVERSIBLE = {"AddQDQPairToWeight": True, "QuantizeBias": False, "QDQKeepRemovableActivations": True}
+"""The quantiser's options that only add QDQ pairs: it leaves weights, biases and Relu as they are."""
 FP32_IN_HALF = ("InstanceNormalization", "LayerNormalization", "LRN", "ReduceMean", "ReduceSum", "Resize", "Softmax")
 """Operators that stay fp32 in an fp16 file: sums over many pixels overflow at 65504 or lose their last bits, and the
 scales of a Resize must be float32."""
@@ -123,11 +125,13 @@ class FloatGraph:
         operators: Sequence[str] | None,
         keep: Collection[str] = (),
         only: Collection[str] | None = None,
+        float_weights: bool = False,
     ) -> bytes:
         """The model with QDQ pairs: activations uint8, weights int8, ranges from the smallest and largest value.
 
-        keep: nodes that stay fp32. only: the nodes to quantise; None: all possible nodes. Calibrates only at the first
-        call.
+        keep: nodes that stay fp32. only: the nodes to quantise; None: all possible nodes. float_weights: weights are
+        stored in fp32 with a QDQ pair after each, and biases in fp32; without its pairs the file is `self.data`.
+        Calibrates only at the first call.
         """
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -150,8 +154,9 @@ class FloatGraph:
                 nodes_to_exclude=sorted({*keep, *self.tail}),
                 calibrate_method=CalibrationMethod.MinMax,
                 calibration_cache_path=cache,
+                extra_options=REVERSIBLE if float_weights else None,
             )
-        return target.read_bytes()
+        return _without_pairs_before_relu(target.read_bytes()) if float_weights else target.read_bytes()
 
     def half(self, *, keep: Collection[str]) -> bytes:
         """The model in fp16 with float32 in and out; `keep`, norms, sums and Resize stay fp32."""
@@ -190,6 +195,27 @@ class _quiet:  # noqa: N801 - reads as the statement it is
 
     def __exit__(self, *raised: object) -> None:
         logging.root.setLevel(self._level)
+
+
+def _without_pairs_before_relu(data: bytes) -> bytes:
+    """The file without QDQ pairs between an operator and its Relu or Clip, which engines run as one."""
+    model = graph.read(data, "the quantised model")
+    made = {node.output[0]: node for node in model.graph.node}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    removed = set[str]()
+    for node in model.graph.node:
+        after = made.get(node.input[0]) if node.op_type in ("Relu", "Clip") else None
+        before = made.get(after.input[0]) if after is not None and after.op_type == "DequantizeLinear" else None
+        if after is None or before is None or uses[after.output[0]] != 1 or uses[before.output[0]] != 1:
+            continue
+        node.input[0] = before.input[0]
+        removed |= {after.output[0], before.output[0]}
+    kept = [node for node in model.graph.node if node.output[0] not in removed]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    graph_edit.prune(model)
+    written: bytes = model.SerializeToString()
+    return written
 
 
 def _sort(model: ModelProto) -> None:

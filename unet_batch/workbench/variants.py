@@ -12,15 +12,15 @@ import importlib.util
 import logging
 import statistics
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unet_batch.errors import UnetBatchError
-from unet_batch.gate.parity import Parity
+from unet_batch.gate.parity import Parity, decide
 from unet_batch.model.model import Model
 from unet_batch.session.engines import TABLE
 from unet_batch.session.opening import open_session
@@ -47,6 +47,10 @@ class Variant:
     data: bytes
     engine: Engine
     precision: Precision
+    session: SessionSpec = field(default_factory=SessionSpec)
+    """Providers and their options."""
+    model: Model | None = None
+    """The model of the file if its contract differs from the first variant's, as of a packed file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,56 +73,63 @@ class VariantFigures:
         return asdict(self) | {"parity": self.parity.to_json()}
 
 
-def variants(source: bytes, quantised: bytes) -> list[Variant]:
+def variants(source: bytes, quantised: bytes | None) -> list[Variant]:
     """fp32 and int8 in ONNX Runtime, then fp32, bf16 and int8 of every other engine that is installed.
 
-    bf16 is left out if the processor does not have it.
+    quantised: None leaves int8 out. bf16 is left out if the processor does not have it.
     """
-    found = [Variant("fp32", source, "onnxruntime", "fp32"), Variant("int8", quantised, "onnxruntime", "int8")]
+    found = [Variant("fp32", source, "onnxruntime", "fp32")]
+    if quantised is not None:
+        found.append(Variant("int8", quantised, "onnxruntime", "int8"))
     for row in TABLE:
         if row.engine != "onnxruntime" and importlib.util.find_spec(row.engine) is not None:
-            files: list[tuple[Precision, bytes]] = [("fp32", source), ("bf16", source), ("int8", quantised)]
+            files: list[tuple[Precision, bytes | None]] = [("fp32", source), ("bf16", source), ("int8", quantised)]
             found += [
                 Variant(f"{row.engine} {precision}", data, row.engine, precision)
                 for precision, data in files
-                if precision in row.precisions and (precision != "bf16" or machine().bf16)
+                if data is not None and precision in row.precisions and (precision != "bf16" or machine().bf16)
             ]
     return found
 
 
 def measure(
-    ways: Iterable[Variant], model: Model, tiles_nhwc: Sequence[NDArray[Any]], *, rounds: int = ROUNDS
+    ways: Iterable[Variant],
+    model: Model,
+    tiles_nhwc: Sequence[NDArray[Any]],
+    *,
+    rounds: int = ROUNDS,
+    leave_out: Callable[[str], object] = log.warning,
 ) -> list[VariantFigures]:
     """VariantFigures of every variant that runs on this machine. The first variant must be fp32 in ONNX Runtime.
 
     tiles_nhwc: real images, (H, W, C) of the contract's dtype and of one size, preferably not used for calibration.
-    Variants run in turn, `rounds` times, on one thread. A variant that does not run is left out with a warning.
+    Variants run in turn, `rounds` times, on one thread. leave_out: gets a sentence for each variant that does not run.
     Raises the errors of the first variant.
     """
-    spec, opened = SessionSpec(), list[tuple[Variant, Session, Model]]()
+    opened: list[tuple[Variant, Session]] = []
     peaks: list[tuple[int, int]] = []
     pixels = tiles_nhwc[0].shape[0] * tiles_nhwc[0].shape[1]
     size = model.batch or max(1, min(BATCH_PX // pixels, 8))
     for way in ways:
-        own = replace(model, sha256=hashlib.sha256(way.data).hexdigest())
+        own = replace(way.model or model, sha256=hashlib.sha256(way.data).hexdigest())
         try:
             # First in a child process: an engine may crash on a file.
             shape = (size, *tiles_nhwc[0].shape)
-            peak = peak_bytes(way.data, own, spec, shape_nhwc=shape, engine=way.engine, precision=way.precision)
-            session = open_session(way.data, own, spec, Device(1), engine=way.engine, precision=way.precision)
+            peak = peak_bytes(way.data, own, way.session, shape_nhwc=shape, engine=way.engine, precision=way.precision)
+            session = open_session(way.data, own, way.session, Device(1), engine=way.engine, precision=way.precision)
             session.run(np.repeat(tiles_nhwc[0][None], model.batch or 1, axis=0))
         except UnetBatchError as error:
             if not opened:
                 raise
-            log.warning("%s is left out: %s", way.name, error)
+            leave_out(f"{way.name}: {error}")
             continue
-        opened.append((way, session, own))
+        opened.append((way, session))
         peaks.append(peak)
     batch_nhwc = np.stack([tiles_nhwc[n % len(tiles_nhwc)] for n in range(size)])
-    seconds = interleaved([session for _, session, _ in opened], batch_nhwc, rounds=rounds)
+    seconds = interleaved([session for _, session in opened], batch_nhwc, rounds=rounds)
     expected = _outputs(opened[0][1], tiles_nhwc)
     found = []
-    for (way, session, _), mine, (peak_now, before) in zip(opened, seconds, peaks, strict=True):
+    for (way, session), mine, (peak_now, before) in zip(opened, seconds, peaks, strict=True):
         found.append(
             VariantFigures(
                 name=way.name,
@@ -127,7 +138,7 @@ def measure(
                 model_bytes=peak_now - before,
                 tiles_per_s=size / statistics.median(mine),
                 speed=statistics.median(a / b for a, b in zip(seconds[0], mine, strict=True)),
-                parity=Parity.of(expected, _outputs(session, tiles_nhwc), model.contract.output),
+                parity=_parity(expected, model, session, tiles_nhwc),
             )
         )
     return found
@@ -172,6 +183,14 @@ def rows(figures: Sequence[VariantFigures]) -> list[list[str]]:
         for row in figures
     ]
     return [[*heading, *(f"Dice {name}" for name in classes)], *body]
+
+
+def _parity(expected_nkhw: NDArray[Any], model: Model, session: Session, tiles_nhwc: Sequence[NDArray[Any]]) -> Parity:
+    """The parity with the first variant, whose values become labels if the session returns labels. model: of these."""
+    output = session.model.contract.output
+    if output.decided and not model.contract.output.decided:
+        expected_nkhw = np.stack([decide(one, model.contract.output) for one in expected_nkhw]).astype(np.float32)
+    return Parity.of(expected_nkhw, _outputs(session, tiles_nhwc), output)
 
 
 def _outputs(session: Session, tiles_nhwc: Sequence[NDArray[Any]]) -> NDArray[Any]:

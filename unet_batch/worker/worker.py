@@ -17,6 +17,7 @@ from unet_batch.records import Unit
 from unet_batch.session.batching import Batcher
 from unet_batch.session.combined.mirroring import passes, scoring_session
 from unet_batch.session.ladder import LadderMemory
+from unet_batch.session.model_files import bytes_for
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device, Session, warm
 from unet_batch.spec import JobSpec
@@ -127,7 +128,7 @@ def _sessions(settings: Settings, files: Sequence[ModelBytes], device: Device) -
             model,
             job.session,
             device.divided(len(files)),
-            engine=job.model.engine,
+            engine=job.model.resolved_engine,
             precision=job.model.precision,
         )
         for data, model in files
@@ -143,5 +144,5 @@ def _files(settings: Settings) -> list[ModelBytes]:
         data = store.read(path)
         if hashlib.sha256(data).hexdigest() != member.sha256:
             raise ContractError(f"{path} has changed since the run was planned; run the same command again")
-        files.append((data, member))
+        files.append((bytes_for(data, job.model.precision), member))
     return files
