@@ -17,6 +17,9 @@ from models import threshold_model
 from PIL import Image
 from project_fixture import last_json
 
+from unet_batch.cli.command import Exit
+from unet_batch.cli.main import cli
+
 pytestmark = pytest.mark.slow
 
 PROGRAM = [sys.executable, "-m", "unet_batch"]
@@ -116,3 +119,17 @@ def test_score_publishes_what_can_be_scored(folder):
     (folder / "pics" / "another.png").write_bytes(b"no picture either")
     result = command(folder, "score", "cells.onnx", "pics", "--out", "out")
     assert (result.returncode, last_json(result)["rejected"]) == (0, 2), result.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("score", "cells.onnx", "pics", "--out", "out"), ("demo", "--drawn", "--out", "out")]
+)
+def test_a_signal_ends_the_command_after_the_run(folder, monkeypatch, words):
+    """With the run's exit code; no overlay is written."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("unet_batch.job.stopping.stopped_by", lambda: "SIGTERM")
+    with pytest.raises(Exit) as ended:
+        cli.main(list(words), standalone_mode=False)
+    assert ended.value.code == 0
+    assert len(list((folder / "out").rglob("data.parquet"))) > 0
+    assert not (folder / "out" / "overlays").exists()

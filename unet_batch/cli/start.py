@@ -127,6 +127,7 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
       unet-batch score network:UNet photos.tar --weights cells.pt --normalize imagenet --out masks
     """
     from unet_batch.cli.run import scored
+    from unet_batch.job.stopping import stopped_by
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
     from unet_batch.review.masks.export import export
@@ -146,6 +147,8 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
         job = write_job(explored, files, output=str(out), providers=_providers(), force=asked.force, publish_all=True)
         guessed = {name: known.value for name, known in explored.draft.guesses.items()}
     summary = scored(job, "all", "due", scoring=Scoring())
+    if stopped_by() is not None:
+        finish({**asdict(summary), "guessed": guessed}, exit_code=summary.exit_code)
     prepared = prepare(job)
     overlays = export(prepared, window_of("all"), "overlay", str(out / "overlays"))
     report = report_apart(job, summary.run) if summary.planned or summary.published else None
@@ -187,6 +190,7 @@ def demo(out: Path, drawn: bool) -> None:
       unet-batch demo --drawn --out /tmp/demo
     """
     from unet_batch.cli.run import scored
+    from unet_batch.job.stopping import stopped_by
     from unet_batch.job.verify import verify
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
@@ -205,6 +209,8 @@ def demo(out: Path, drawn: bool) -> None:
     job = load_job(out / "job.yaml")
     show(f"run {path} --window all --report")
     summary = scored(job, "all", "due", scoring=Scoring())
+    if stopped_by() is not None:
+        finish(asdict(summary), exit_code=summary.exit_code)
     report = report_apart(job, summary.run) if summary.planned or summary.published else None
     show(f"verify {path} --window all")
     prepared, window = prepare(job), window_of("all")
