@@ -44,6 +44,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "model pack cells.onnx --out packed.onnx",
         "model pack cells.onnx --out packed.onnx --source uint16 --no-post",
     ),
+    "model optimize": (
+        "model optimize job.yaml",
+        "model optimize job.yaml --window all --images 48 --out cells.fast.onnx",
+    ),
     "model quantize": (
         "model quantize job.yaml --out cells-int8.onnx",
         "model quantize job.yaml --out cells-int8.onnx --images 48 --table",

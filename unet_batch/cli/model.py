@@ -17,7 +17,7 @@ from unet_batch.workbench.export.forms import NORMALIZE_FORMS
 
 @click.group()
 def model() -> None:
-    """Prepare a model for scoring: export, inspect, pack, optimize, quantize, tune, check."""
+    """Prepare a model for scoring: export, import, inspect, pack, optimize, quantize, tune, check."""
 
 
 model.add_command(optimize)
