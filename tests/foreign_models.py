@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,3 +73,27 @@ def differing_share(found: Mapping[str, np.ndarray], expected: Mapping[str, np.n
     assert all(found[name].shape == expected[name].shape for name in expected)
     pixels = sum(labels.size for labels in expected.values())
     return sum(int((found[name] != expected[name]).sum()) for name in expected) / pixels
+
+
+def mean_dice_of_four_commands(folder: Path, source: str, truth: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """From a framework's model and `pictures/` in a folder to overlays and a Dice, as a person types it.
+
+    truth: label maps (H, W) by the pictures' file names. Returns the mean Dice of each class; nothing is edited.
+    """
+    (folder / "truth").mkdir()
+    for name, labels_hw in truth.items():
+        Image.fromarray(labels_hw.astype(np.uint8)).save(folder / "truth" / name)
+    commands = (
+        f"init {source} pictures --yes",
+        "run job.yaml --executor local",
+        "masks job.yaml --to overlay overlays",
+        "evaluate job.yaml --truth truth/{name}",
+    )
+    for command in commands:
+        words = [sys.executable, "-m", "unet_batch", *command.split()]
+        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+    assert len(list((folder / "overlays").rglob("*.jpg"))) == len(truth)
+    evaluation = json.loads(done.stdout.splitlines()[-1])
+    assert evaluation["compared"] == len(truth)
+    return {name: score["mean_dice"] for name, score in evaluation["classes"].items() if score["images_truth"]}

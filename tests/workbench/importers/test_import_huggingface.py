@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foreign_models import differing_share, label_maps, pictures
+from foreign_models import differing_share, label_maps, mean_dice_of_four_commands, pictures
 from PIL import Image
 
 from unet_batch.contract import MeanStd, Scale
@@ -114,6 +114,18 @@ def test_a_job_gives_the_labels_of_transformers(transformers, request, tmp_path,
     by_torchvision = own_labels(network, transformers.SegformerImageProcessor.from_pretrained(folder), archive)
     assert differing_share(labels, by_torchvision) <= 0.01  # one gray level in the resized picture
     assert any("torchvision" in note for note in report.notes)
+
+
+@pytest.mark.more_models
+def test_four_commands_lead_to_overlays_and_a_dice(transformers, segformer, tmp_path):
+    """The label maps of transformers, with its processor of Pillow, are the truth."""
+    shutil.copytree(segformer, tmp_path / "my-segformer")
+    archive = pictures(tmp_path / "pictures")
+    network = transformers.SegformerForSemanticSegmentation.from_pretrained(segformer).eval()
+    truth = own_labels(network, transformers.SegformerImageProcessorPil.from_pretrained(segformer), archive)
+    dice = mean_dice_of_four_commands(tmp_path, "my-segformer", truth)
+    assert dice
+    assert min(dice.values()) >= 0.999
 
 
 def test_the_contract_is_that_of_the_folder(segformer):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from foreign_models import differing_share, label_maps, pictures
+from foreign_models import differing_share, label_maps, mean_dice_of_four_commands, pictures
 
 from unet_batch.contract import CtWindow, MeanStd, Percentile, Scale, ZScore
 from unet_batch.errors import JobError, ModelRefused
@@ -189,6 +189,16 @@ def test_a_job_gives_the_labels_of_monai(tmp_path, weights):
     assert found.keys() == archive.keys()
     assert min(np.bincount(np.concatenate([labels.ravel() for labels in expected.values()]), minlength=3)) > 0
     assert differing_share(found, expected) <= 1e-4
+
+
+@pytest.mark.more_models
+def test_four_commands_lead_to_overlays_and_a_dice(tmp_path, weights):
+    """MONAI's own label maps are the truth."""
+    bundle_in(tmp_path / "my-bundle", CONFIG, weights)
+    pictures(tmp_path / "pictures")
+    dice = mean_dice_of_four_commands(tmp_path, "my-bundle", own_labels(CONFIG, tmp_path / "pictures"))
+    assert set(dice) == {"grass", "sky"}
+    assert min(dice.values()) >= 0.9999
 
 
 def test_a_resized_image_is_near_to_monai_and_needs_permission(tmp_path, weights):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from foreign_models import differing_share, label_maps
+from foreign_models import differing_share, label_maps, mean_dice_of_four_commands
 from nnunet_folder import ARCHITECTURE, CONFIGURATION, DATASET, PLANS, pictures, write_folder, write_pictures
 
 from unet_batch.errors import JobError, ModelRefused
@@ -86,6 +86,17 @@ def test_label_maps_differ_from_nnunet_by_its_float16_sums_only(masks: dict[str,
     """nnU-Net adds tiles up in float16; its own maps with float32 sums differ from these by the same share."""
     assert differing_share(masks, recorded()) <= 1e-3
     assert differing_share(recorded("_float32"), recorded()) == pytest.approx(2.1e-4, rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.more_models
+def test_four_commands_lead_to_overlays_and_a_dice(tmp_path: Path) -> None:
+    """nnU-Net's recorded label maps are the truth."""
+    write_folder(tmp_path / "nnUNetTrainer__nnUNetPlans__2d")
+    write_pictures(tmp_path / "pictures")
+    dice = mean_dice_of_four_commands(tmp_path, "nnUNetTrainer__nnUNetPlans__2d", recorded("_float32"))
+    assert set(dice) == {"nucleus", "border"}
+    assert min(dice.values()) >= 0.999
 
 
 @pytest.mark.slow
