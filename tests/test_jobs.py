@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from models import threshold_model
 from project_fixture import last_json, png
 
 from unet_batch.cli.main import cli
-from unet_batch.spec import JobSpec, load_job, validate
+from unet_batch.spec import load_job
 
 pytestmark = pytest.mark.slow
 
@@ -148,12 +147,6 @@ def test_smoke_scores_everything_each_time_and_verifies_its_rows(tmp_path):
     assert list(published(tmp_path / "out").values()) == [IMAGES_A_DAY] * 2
     (tmp_path / "archive/0.png").write_bytes(b"no image")
     assert python("jobs/smoke.py", "jobs/smoke.yaml", *options).returncode == 5
-
-
-def test_the_job_file_in_the_readme_is_valid():
-    """The example can be pasted."""
-    [text] = [t for t in re.findall(r"```yaml[^\n]*\n(.*?)```", README, re.DOTALL) if t.startswith("name:")]
-    validate(JobSpec, yaml.safe_load(text), "README.md")
 
 
 def test_every_command_in_the_readme_exists():

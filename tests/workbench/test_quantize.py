@@ -273,4 +273,4 @@ def test_a_variant_that_does_not_run_is_left_out(unet, caplog):
         [Variant("fp32", unet.data, "onnxruntime", "fp32"), broken], resolved(unet), pictures(1), rounds=1
     )
     assert [row.name for row in figures] == ["fp32"]
-    assert "broken is left out" in caplog.text
+    assert "left out: broken: " in caplog.text

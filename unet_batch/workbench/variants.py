@@ -92,18 +92,23 @@ def variants(source: bytes, quantised: bytes | None) -> list[Variant]:
     return found
 
 
+def _log_reason(sentence: str) -> None:
+    log.warning("left out: %s", sentence)
+
+
 def measure(
     ways: Iterable[Variant],
     model: Model,
     tiles_nhwc: Sequence[NDArray[Any]],
     *,
     rounds: int = ROUNDS,
-    leave_out: Callable[[str], object] = log.warning,
+    leave_out: Callable[[str], object] = _log_reason,
 ) -> list[VariantFigures]:
     """VariantFigures of every variant that runs on this machine. The first variant must be fp32 in ONNX Runtime.
 
     tiles_nhwc: real images, (H, W, C) of the contract's dtype and of one size, preferably not used for calibration.
-    Variants run in turn, `rounds` times, on one thread. leave_out: gets a sentence for each variant that does not run.
+    Variants run in turn, `rounds` times, on one thread. leave_out: gets the name of each variant that does not run,
+    with the reason; by default they are logged.
     Raises the errors of the first variant.
     """
     opened: list[tuple[Variant, Session]] = []
