@@ -114,7 +114,7 @@ def _copy(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.real
-@pytest.mark.matrix
+@pytest.mark.more_models
 def test_the_published_model_finds_nuclei(tmp_path):
     """21 predictions and 2 rejections, as scripts/demo gets them."""
     cached = cache_folder() / WHEEL

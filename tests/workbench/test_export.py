@@ -85,7 +85,14 @@ def in_onnxruntime(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "factory", ["small", "interpolates", "attends", "squeezes", "normalises_first", "normalises_after"]
+    "factory",
+    [
+        *("small", "attends"),
+        *(
+            pytest.param(name, marks=pytest.mark.more_models)
+            for name in ("interpolates", "squeezes", "normalises_first", "normalises_after")
+        ),
+    ],
 )
 def test_plain_onnx_runtime_gives_pytorch_s_logits_at_any_batch_and_size(out: Path, factory: str) -> None:
     """Group norm, transposed convolution, interpolation, attention, squeeze: three images of another size."""
