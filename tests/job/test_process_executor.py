@@ -177,7 +177,7 @@ def test_a_stopped_worker_is_ended_when_it_has_said_nothing_for_too_long(made, m
 def test_a_silent_unit_is_told_as_what_it_is_and_its_neighbour_is_scored(made, project):
     """The note comes over the pipe: nothing is put into the store for it."""
     project.put(f"{DAY}/000.png", b"\x89PNG" + poison.HANG)
-    executor, todo = made("limits.unit_timeout_s=2")
+    executor, todo = made("limits.unit_timeout_s=2", "limits.image_timeout_s=2")
     found = {receipt.unit_id: receipt for receipt in executor.run(todo)}
     assert len(found) == len(todo)
     [guilty] = [unit for unit in todo if any("000" in source.uri for source in unit.sources)]
