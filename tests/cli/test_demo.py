@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -12,8 +11,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from corpora import cache_folder
 from project_fixture import last_json
+from real_models import _wheel
 
 from unet_batch.errors import JobError
 from unet_batch.workbench.demo.lay_out import lay_out
@@ -117,11 +116,8 @@ def _copy(folder: Path) -> Path:
 @pytest.mark.more_models
 def test_the_published_model_finds_nuclei(tmp_path):
     """21 predictions and 2 rejections, as scripts/demo gets them."""
-    cached = cache_folder() / WHEEL
-    if not cached.is_file():
-        pytest.skip(f"{WHEEL} is not in the cache")
     (tmp_path / "d" / "parts").mkdir(parents=True)
-    os.link(cached, tmp_path / "d" / "parts" / WHEEL)
+    shutil.copy(_wheel("nuclei"), tmp_path / "d" / "parts" / WHEEL)
     result = demo(tmp_path, "--out", "d")
     assert result.returncode == 0, result.stderr
     found = statuses(tmp_path / "d")
