@@ -112,6 +112,22 @@ def test_an_image_is_found_by_its_last_name_only_where_that_is_unique(project):
     assert (found.compared, found.classes["class_1"].images_truth) == (2, 1)
 
 
+def test_one_image_of_the_file_is_not_the_truth_of_two_rows(project):
+    """The name alone fits both days: each would be held against the same masks."""
+    project.fill(DAY, 1)
+    project.fill("2026/11/22", 1)
+    project.run()
+    with pytest.raises(JobError, match=r"000\.png belongs to .*21/000\.png and to .*22/000\.png"):
+        evaluated(project, coco({"000.png": [compressed(top_rows(8))]}))
+
+
+def test_a_name_that_two_images_of_the_file_have_names_none(scored):
+    """Which of the two is meant, nothing says."""
+    truth = coco({"000.png": [compressed(top_rows(8))]})
+    truth["images"].append({**truth["images"][0], "id": 2})
+    assert evaluated(scored, truth).not_compared == {"no truth": 4}
+
+
 def test_categories_that_are_no_class_are_told(scored):
     """Beside a class they do not count; where no category is a class, names are wrong and the command ends."""
     other = {"categories": [{"id": 7, "name": "class_1"}, {"id": 8, "name": "dust"}]}

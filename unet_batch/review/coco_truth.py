@@ -32,7 +32,8 @@ class CocoTruth:
 
     An image belongs to a row if its `image_key` is the row's (files of `unet-batch masks --to coco` have it), else if
     its `file_name` is the row's name below the archive, else if it is the last part of that name and no other image of
-    the file ends with it. Categories and classes have the same names. An image without annotations has an empty truth.
+    the file ends with it. One image of the file never belongs to two rows. Categories and classes have the same names.
+    An image without annotations has an empty truth.
     """
 
     def __init__(self, prepared: Prepared, uri: str) -> None:
@@ -40,16 +41,17 @@ class CocoTruth:
         self._uri = canonical(uri)
         self._root = archive_root(prepared.job.input.uri)
         found = _parsed(prepared, self._uri)
+        images = found["images"]
+        whole, last = Counter(i["file_name"] for i in images), Counter(_last(i["file_name"]) for i in images)
         self._images: dict[str, dict[str, Any]] = {}
-        last_parts: Counter[str] = Counter()
-        for image in found["images"]:
-            for name in (image.get("image_key"), image["file_name"]):
-                if name is not None:
-                    self._images.setdefault(name, image)
-            last_parts[_last(image["file_name"])] += 1
-        for image in found["images"]:
-            if last_parts[_last(image["file_name"])] == 1:
-                self._images.setdefault(_last(image["file_name"]), image)
+        for image in images:
+            name = image["file_name"]
+            keys = [image.get("image_key"), name if whole[name] == 1 else None]
+            for key in (*keys, _last(name) if last[_last(name)] == 1 else None):
+                if key is not None:
+                    self._images.setdefault(key, image)
+        self._owners: dict[int | str, str] = {}
+        """Id of an image of the file → the image key of the row that it belongs to."""
         names = set(Labels.of(prepared.model.contract.output).names.values())
         categories = {category["id"]: category["name"] for category in found["categories"]}
         self._annotations: dict[Any, list[tuple[str, Any]]] = defaultdict(list)
@@ -71,12 +73,18 @@ class CocoTruth:
         )
 
     def of(self, row: Row, partition: str) -> MasksOrReason:  # noqa: ARG002 - of the protocol
-        """The masks of a row's image, or a word why there are none."""
+        """The masks of a row's image, or a word why there are none. Raises JobError for the truth of two rows."""
         name = relative_name(row, self._root)
         found = (self._images.get(key) for key in (row["image_key"], name, _last(name)))
         image = next((image for image in found if image is not None), None)
         if image is None:
             return NO_TRUTH
+        owner = self._owners.setdefault(image["id"], row["image_key"])
+        if owner != row["image_key"]:
+            raise JobError(
+                f"--truth {self._uri}: {image['file_name']} belongs to {owner} and to {row['image_key']}: write "
+                "file_name with its folders below the archive, or image_key"
+            )
         size_hw = image["height"], image["width"]
         masks: dict[str, NDArray[np.bool_]] = {}
         try:
