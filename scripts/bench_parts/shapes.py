@@ -8,12 +8,14 @@ flips some label. Needs PyTorch (the extra `export`).
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import photos as photo_maker
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,14 +37,17 @@ HELD_OUT = 200
 Pixels = npt.NDArray[np.uint8]
 
 
-def draw(photo: Pixels, random: np.random.Generator) -> tuple[Pixels, Pixels]:
-    """The photograph (H, W, 3) with red discs and blue squares in it, through which it shines, and the labels."""
+def draw(photo: Pixels, random: np.random.Generator, *, scale: int = 1) -> tuple[Pixels, Pixels]:
+    """The photograph (H, W, 3) with red discs and blue squares in it, through which it shines, and the labels.
+
+    scale: how many pixels of the photograph are one of the model's.
+    """
     picture, labels = photo.astype(np.float32), np.zeros(photo.shape[:2], np.uint8)
     rows, columns = np.mgrid[: photo.shape[0], : photo.shape[1]]
     for number in range(2 * SHAPES):
         kind = 1 + number % 2
         y, x = random.integers(0, photo.shape[0]), random.integers(0, photo.shape[1])
-        half = random.integers(6, 24)
+        half = scale * random.integers(6, 24)
         inside = (
             (rows - y) ** 2 + (columns - x) ** 2 <= half**2
             if kind == 1
@@ -71,6 +76,22 @@ def judged(folder: Path, count: int, *, seed: int = 1) -> list[tuple[Pixels, Pix
     random = np.random.default_rng(seed)
     names = photographs(folder, held_out=True)
     return [draw(read(names[n * len(names) // count]), random) for n in range(count)]
+
+
+def archive(photos: Path, target: Path, *, seed: int = 2) -> Path:
+    """A folder of JPEGs, made once: the photographs of a folder with shapes drawn into them, named as they are."""
+    if not target.is_dir():
+        scratch = target.with_name(f".{target.name}.part")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        random = np.random.default_rng(seed)
+        for path in sorted(photos.glob("*.jpg")):
+            with Image.open(path) as image:
+                photo = np.asarray(image.convert("RGB"))
+            picture, _ = draw(photo, random, scale=max(1, photo.shape[0] // SIDE_PX))
+            photo_maker.write(scratch / path.name, Image.fromarray(picture))
+        scratch.replace(target)
+    return target
 
 
 def train(folder: Path, weights: Path, *, steps: int = STEPS, seed: int = 0) -> dict[str, Any]:

