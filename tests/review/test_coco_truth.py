@@ -11,9 +11,9 @@ from pycocotools import mask as pycoco
 
 from unet_batch.errors import ExitCode, JobError, ShapeMismatch
 from unet_batch.planning.survey import window_of
-from unet_batch.review.coco_truth import mask_of
 from unet_batch.review.evaluate import Evaluation, evaluate
 from unet_batch.review.masks.export import export
+from unet_batch.review.truth.coco import mask_of
 
 __all__ = ["project"]
 

@@ -18,7 +18,7 @@ from unet_batch.planning.survey import window_of
 from unet_batch.review.evaluate import Evaluation, evaluate
 from unet_batch.review.evaluation_tables import tables
 from unet_batch.review.masks.rows import Labels
-from unet_batch.review.truth import NO_TRUTH, masks_in
+from unet_batch.review.truth.images import NO_TRUTH, masks_in
 from unet_batch.spec import LimitsSpec
 
 __all__ = ["project"]

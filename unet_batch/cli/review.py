@@ -18,6 +18,14 @@ REASONS_SHOWN = 10
 """The manifest has the reason of every image."""
 MASK_FORMATS = ("png", "overlay", "coco", "geojson", "tiff")
 
+min_dice = click.option(
+    "--min-dice",
+    "least",
+    multiple=True,
+    metavar="CLASS=DICE",
+    help="Exit code 5 if the class's mean Dice is below it. May be repeated.",
+)
+
 
 @job_command("all")
 @click.option("--to", "format_", type=click.Choice(MASK_FORMATS), required=True, help="Format of the files.")
@@ -69,22 +77,24 @@ def masks(job: JobSpec, window: str, format_: str, out: str) -> None:
 
 
 @job_command("all")
-@click.option("--truth", "pattern", metavar="PATTERN", required=True, help="Label images, or a COCO file.")
 @click.option(
-    "--min-dice",
-    "least",
-    multiple=True,
-    metavar="CLASS=DICE",
-    help="Exit code 5 if the class's mean Dice is below it. May be repeated.",
+    "--truth", "pattern", metavar="PATTERN", required=True, help="Label images, a COCO file, or a table's column."
 )
+@click.option(
+    "--truth-key",
+    metavar="COLUMN",
+    help="Of a table: the column that names the image; default: image_key, else file_name.",
+)
+@min_dice
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Worst images that are listed.")
-def evaluate(job: JobSpec, window: str, pattern: str, least: tuple[str, ...], top: int) -> None:
+def evaluate(job: JobSpec, window: str, pattern: str, truth_key: str | None, least: tuple[str, ...], top: int) -> None:
     """Hold published masks against the truth: Dice, IoU, precision, recall and confusion. Nothing is scored.
 
     PATTERN is a URI or path, read with the job's input.options. It may hold {stem}, {name}, {folder} and {page} of the
     image, and {date} or another column of the partition. Label images are indexed or gray PNG, BMP, GIF or TIFF of
     the image's size; their pixel values are those of `unet-batch masks --to png` (with one class, 255 is that class).
-    A PATTERN that ends with .json is one COCO file with RLE or polygons, for all images.
+    A PATTERN that ends with .json is one COCO file with RLE or polygons, for all images. TABLE.parquet#COLUMN is a
+    column with label images as bytes, or with RLE as the column `classes` of published rows.
 
     Empty masks follow MONAI's DiceMetric: "mean Dice" takes the images whose truth has the class (ignore_empty=True),
     "with empty" takes all of them: 1 where neither has it, 0 where only the prediction has it. A Parquet file beside
@@ -108,7 +118,7 @@ def evaluate(job: JobSpec, window: str, pattern: str, least: tuple[str, ...], to
     prepared = prepare(job)
     wanted = _limits(least)
     _known(wanted, tuple(Labels.of(prepared.model.contract.output).names.values()))
-    found = hold_against(prepared, window_of(window), pattern, top=top)
+    found = hold_against(prepared, window_of(window), pattern, top=top, key_column=truth_key)
     for title, headings, rows in tables(found):
         print_table(title, headings, rows)
     for why, count in found.not_compared.most_common(REASONS_SHOWN):
@@ -137,13 +147,7 @@ def evaluate(job: JobSpec, window: str, pattern: str, least: tuple[str, ...], to
 @click.argument("a", metavar="A")
 @click.argument("b", metavar="B")
 @click.option("--b-output", metavar="URI", help="Another job's output that holds B.")
-@click.option(
-    "--min-dice",
-    "least",
-    multiple=True,
-    metavar="CLASS=DICE",
-    help="Exit code 5 if the class's mean Dice is below it. May be repeated.",
-)
+@min_dice
 @click.option("--top", type=click.IntRange(min=1), default=20, show_default=True, help="Images that differ most.")
 def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, least: tuple[str, ...], top: int) -> None:
     """Compare the masks of two runs or models, e.g. before promoting a new model.

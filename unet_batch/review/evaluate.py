@@ -22,12 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unet_batch.archive.window import Window
-from unet_batch.errors import ExitCode, overall
+from unet_batch.errors import ExitCode, JobError, overall
 from unet_batch.imaging.mask_agreement import ImageAgreement, Overlap
 from unet_batch.imaging.masks import runs_by_label
 from unet_batch.planning.prepare import Prepared
 from unet_batch.review.agreement import OK, OTHER_SIZE, PLACE, Masks, MasksOrReason, Pair, agree_on
-from unet_batch.review.coco_truth import CocoTruth
 from unet_batch.review.masks.rows import (
     Labels,
     Without,
@@ -39,7 +38,9 @@ from unet_batch.review.masks.rows import (
     refuse_classifier,
 )
 from unet_batch.review.originals import Row
-from unet_batch.review.truth import NO_TRUTH, LabelImages, Truth
+from unet_batch.review.truth.coco import CocoTruth
+from unet_batch.review.truth.images import NO_TRUTH, LabelImages, Truth
+from unet_batch.review.truth.table import TABLE, TableTruth
 
 RULES = (
     "empty masks by MONAI's rules: mean_dice takes images whose truth has the class (ignore_empty=True), "
@@ -223,20 +224,22 @@ class Evaluation:
             self.confusion[(None, None)] += neither
 
 
-def evaluate(prepared: Prepared, window: Window, pattern: str, *, top: int) -> Evaluation:
-    """The published masks of a window held against label images that a pattern names, or against one COCO file.
+def evaluate(
+    prepared: Prepared, window: Window, pattern: str, *, top: int, key_column: str | None = None
+) -> Evaluation:
+    """The published masks of a window held against label images that a pattern names, a COCO file, or a table's column.
 
-    top: worst images that are kept. Raises JobError for a wrong pattern, Damaged for a published object that cannot be
-    read, and StorageError where a store fails.
+    top: worst images that are kept. key_column: of a table, the column that names the image.
+    Raises JobError for a wrong pattern, Damaged for a published object that cannot be read, and StorageError where a
+    store fails.
     """
     refuse_classifier(prepared)
-    truth: Truth = CocoTruth(prepared, pattern) if pattern.endswith(".json") else LabelImages(prepared, pattern)
+    truth = _truth(prepared, pattern, key_column)
     labels = Labels.of(prepared.model.contract.output)
     found = Evaluation(
         {name: ClassScore() for name in labels.names.values()},
         top,
         exclusive=not prepared.model.contract.output.multi_label or len(labels.names) == 1,
-        notes=truth.notes,
     )
     for name in published_names(prepared.output, window):
         partition = partition_of(name)
@@ -246,7 +249,17 @@ def evaluate(prepared: Prepared, window: Window, pattern: str, *, top: int) -> E
                 # The model's size of an image without a mask is in no row.
                 true = OTHER_SIZE if predicted.edges or prepared.job.output.geometry == "source" else true
             found.add(row, partition, predicted, true)
+    found.notes = truth.notes
     return found
+
+
+def _truth(prepared: Prepared, pattern: str, key_column: str | None) -> Truth:
+    """The truth that a pattern means. Raises JobError."""
+    if TABLE in pattern:
+        return TableTruth(prepared, pattern, key_column)
+    if key_column is not None:
+        raise JobError(f"--truth-key {key_column} belongs to a table: write --truth 'truth.parquet#COLUMN'")
+    return CocoTruth(prepared, pattern) if pattern.endswith(".json") else LabelImages(prepared, pattern)
 
 
 def _predicted(prepared: Prepared, name: str, labels: Labels) -> Iterator[tuple[Row, MasksOrReason]]:

@@ -13,7 +13,7 @@ NOTHING = "(none)"
 
 def tables(found: Evaluation) -> Iterator[TableOfTexts]:
     """Classes, confusion and the worst images."""
-    headings = ("class", "images", "Dice", "IoU", "precision", "recall", "mean Dice", "with empty")
+    headings = ("class", "images", "Dice", "IoU", "precision", "recall", "mean\nDice", "with\nempty")
     rows = []
     for name, score in found.classes.items():
         pair = score.overlap

@@ -20,7 +20,7 @@ from unet_batch.review.agreement import Masks, MasksOrReason
 from unet_batch.review.masks.names import archive_root, relative_name
 from unet_batch.review.masks.rows import Labels
 from unet_batch.review.originals import Row
-from unet_batch.review.truth import NO_TRUTH
+from unet_batch.review.truth.images import NO_TRUTH
 from unet_batch.store.storage import canonical
 
 LARGEST_BYTES = 2 << 30

@@ -1,4 +1,4 @@
-"""The truth of an image as masks by class name: label images that lie where a pattern says."""
+"""The truth of an image as masks by class name: what a truth is, and label images that lie where a pattern says."""
 
 from __future__ import annotations
 
@@ -55,20 +55,7 @@ class LabelImages:
 
     def uri(self, row: Row, partition: str) -> str:
         """The URI of a row's label image. Raises JobError for a field that there is not."""
-        name = relative_name(row, self._root)
-        folder, _, last = name.rpartition("/")
-        values = {
-            "stem": last[: len(last) - len(suffix_of(last))],
-            "name": last,
-            "folder": folder,
-            "page": str(row["page"]),
-            **partition_values(partition),
-        }
-        unknown = [field for field in _FIELD.findall(self._pattern) if field not in values]
-        if unknown:
-            known = ", ".join(f"{{{field}}}" for field in sorted(values))
-            raise JobError(f"--truth has a field {{{unknown[0]}}}; there are {known}")
-        return _FIELD.sub(lambda found: values[found[1]], self._pattern)
+        return filled(self._pattern, row, partition, self._root)
 
     def of(self, row: Row, partition: str) -> MasksOrReason:
         """The masks of a row's label image, or a word why there are none. Raises StorageError where the store fails."""
@@ -83,6 +70,27 @@ class LabelImages:
         except ImageError as error:
             return f"truth cannot be read: {error.message} ({error.reason})"
         return masks_in(labels_hw, self._labels)
+
+
+def filled(pattern: str, row: Row, partition: str, root: str) -> str:
+    """A pattern with the values of a row in place of its fields. Raises JobError for a field that there is not.
+
+    root: of the archive, from `archive_root`.
+    """
+    name = relative_name(row, root)
+    folder, _, last = name.rpartition("/")
+    values = {
+        "stem": last[: len(last) - len(suffix_of(last))],
+        "name": last,
+        "folder": folder,
+        "page": str(row["page"]),
+        **partition_values(partition),
+    }
+    unknown = [field for field in _FIELD.findall(pattern) if field not in values]
+    if unknown:
+        known = ", ".join(f"{{{field}}}" for field in sorted(values))
+        raise JobError(f"--truth has a field {{{unknown[0]}}}; there are {known}")
+    return _FIELD.sub(lambda found: values[found[1]], pattern)
 
 
 def masks_in(labels_hw: NDArray[Any], labels: Labels) -> MasksOrReason:

@@ -1,0 +1,1 @@
+"""The truth as masks: label images, a COCO file, or a column of a table."""
