@@ -28,6 +28,8 @@ ShardFormat = Literal["images", "webdataset", "parquet", "manifest"]
 Engine = Literal["onnxruntime", "openvino"]
 EngineChoice = Literal["auto", Engine]
 MaskOutput = Literal["rle", "png"]
+MaskFile = Literal["png", "tiff", "overlay", "geojson"]
+"""Of the formats of `unet-batch masks`, those with one file for each image."""
 Precision = Literal["fp32", "tf32", "fp16", "bf16", "int8"]
 """The table of engines, providers and precisions is in `session/engines.py`."""
 Placement = Literal["stride", "even"]
@@ -67,9 +69,9 @@ class ModelSpec(Section):
     """URI or path of the ONNX file. Relative paths, here and in all other keys, are relative to the working directory,
     not to the job file."""
     engine: EngineChoice = "onnxruntime"
-    """What runs the model; enters the fingerprint. `auto`: what `unet-batch model optimize` recommends in the file, if
-    it works on the machine that plans the run, else fp32 in ONNX Runtime, and a warning says why. The engine that
-    was chosen enters the fingerprint."""
+    """What runs the model; enters the fingerprint. `auto`: what `unet-batch model optimize` recommends, in the file or
+    in the `.optimized.onnx` that it made beside it, if it works on the machine that plans the run; else fp32 in ONNX
+    Runtime, and a warning says why. The engine that was chosen enters the fingerprint."""
     precision: Precision = "fp32"
     """Arithmetic; enters the fingerprint. `engine: auto` chooses it. fp32 is exact; tf32 is CUDA's faster convolution,
     bf16 OpenVINO's; fp16 and int8 are properties of the file and must be given for such a file."""
@@ -142,6 +144,9 @@ class OutputSpec(Section):
     """Folder or prefix for `predictions/` (the published table) and `_work/`."""
     masks: tuple[MaskOutput, ...] = Field(default=("rle",), strict=False)
     """How masks are stored: COCO RLE per class, and a PNG of the label map."""
+    mask_files: tuple[MaskFile, ...] = Field(default=(), strict=False)
+    """Formats of `unet-batch masks` whose files a run leaves in `masks/<format>/<partition>/` after it has published.
+    They are written by the process that drives the run, for every published partition that lacks them."""
     geometry: Literal["source", "model"] = "source"
     """Whether masks, areas and boxes are in pixels of the source image or of the resized image that the model saw
     (faster if `fit` resizes; `rle.size` holds the size)."""
@@ -156,6 +161,12 @@ class OutputSpec(Section):
     """Your guarantee that two runs never write here at once: allows stores that ignore conditional writes."""
     options: Options = {}
     """Options of the store that receives the rows."""
+
+    @model_validator(mode="after")
+    def _has_masks_for_files(self) -> OutputSpec:
+        if self.mask_files and not self.masks:
+            raise ValueError("mask_files are made from the masks in the rows: write masks: [rle], too")
+        return self
 
 
 class TilingSpec(Section):

@@ -208,6 +208,8 @@ def test_masks_and_truth_are_refused_with_a_sentence(project) -> None:
     ):
         with pytest.raises(JobError, match=r"is a classifier .* so its rows have no masks"):
             ask()
+    with pytest.raises(JobError, match=r"output.mask_files: the model is a classifier"):
+        project.prepared("output.mask_files=[png]")
 
 
 # Contracts and files ------------------------------------------------------------------------------------------------

@@ -11,13 +11,14 @@ import click
 
 from unet_batch.cli.command import Scoring, finish, job_command, say, scoring
 from unet_batch.cli.report import report_apart
-from unet_batch.errors import ExitCode, JobError, ModelRefused
+from unet_batch.errors import ExitCode, JobError, ModelRefused, StorageError
 from unet_batch.job import stopping
 from unet_batch.planning.selection import SELECTIONS, Select
 from unet_batch.records import PassedOver
 
 if TYPE_CHECKING:
     from unet_batch.job.summary import Summary
+    from unet_batch.planning.prepare import Prepared
     from unet_batch.spec import JobSpec
 
 EXECUTORS = ("auto", "processes", "ray", "local")
@@ -168,11 +169,11 @@ def scored(
 
     if address is not None and executor not in ("auto", "ray"):
         raise JobError("--address needs --executor ray")
-    kind = chosen(executor, address, job)
-    if kind != "ray":
+    if chosen(executor, address, job) != "ray":
         forgo_pandas()
 
     def make_executor(settings: Settings) -> Executor:
+        kind = chosen(executor, address, settings.job)  # `engine: auto` may have chosen a GPU
         if kind == "processes":
             from unet_batch.job.process_executor import ProcessExecutor
 
@@ -199,6 +200,8 @@ def scored(
     except ModelRefused as error:
         prepared = without_recommendation(prepared, error)
         summary = run_job(prepared, window_of(window), make_executor, choice=choice, quiet=quiet)
+    if prepared.job.output.mask_files and stopping.stopped_by() is None:
+        _write_mask_files(prepared, window, summary)
     say(PassedOver.from_json(summary.passed_over), summary.problems)
     for hint in summary.hints:
         click.echo(f"warning: {plain(hint)}", err=True)
@@ -206,6 +209,8 @@ def scored(
         click.echo("nothing to do: every selected partition is published", err=True)
     for name in summary.partitions:
         click.echo(f"published {name}", err=True)
+    for kind, count in summary.mask_files.items():
+        click.echo(f"wrote {count} mask files ({kind}) beside the table", err=True)
     if summary.planned and not quiet:
         click.echo(
             f"scored {summary.ok + summary.rejected} of {summary.planned} images, {summary.rejected} rejected, "
@@ -213,3 +218,24 @@ def scored(
             err=True,
         )
     return summary
+
+
+def _write_mask_files(prepared: Prepared, window: str, summary: Summary) -> None:
+    """Write the mask files that lie beside the table; what fails is a problem of the summary."""
+    from unet_batch.job.publisher import ended_by
+    from unet_batch.planning.survey import window_of
+    from unet_batch.review.masks.beside import write_beside
+
+    try:
+        found = write_beside(prepared, window_of(window))
+    except StorageError as error:
+        advice, exit_code = ended_by(error)
+        summary.problem(f"rows are published, but not all mask files are written: {error}{advice}", exit_code)
+        return
+    summary.mask_files = dict(found.written)
+    for (kind, reason), count in found.without.items():
+        text = f"{count} image(s) without a mask file ({kind}): {reason.why}"
+        if reason.may_pass:
+            summary.problem(text, ExitCode.UNFINISHED)
+        else:
+            summary.hints.append(text)

@@ -31,6 +31,8 @@ class Summary:
     """Images of this run over the time from the first unit to the last publication."""
     partitions: list[str] = field(default_factory=list)
     """Names of the published partitions."""
+    mask_files: dict[str, int] = field(default_factory=dict)
+    """Mask files that were written beside the table, by format; written after the run's record."""
     problems: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
     """What may be wrong with the rows although nothing failed."""

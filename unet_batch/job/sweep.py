@@ -1,5 +1,5 @@
-"""Removes leftovers of runs: staged parts with published rows, dead leases, old markers, indexes of deleted tars, and
-temporary files of killed puts on local disks.
+"""Removes leftovers of runs: staged parts with published rows, dead leases, old markers, indexes of deleted tars, mask
+files of partitions that are gone, and temporary files of killed puts on local disks.
 
 Never removes published rows, or a part with rows that are not published yet.
 """
@@ -17,6 +17,7 @@ from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.survey import archive_partitions, published_partitions
 from unet_batch.records import Source
 from unet_batch.table.lease import read_lease
+from unet_batch.table.mask_files import SUFFIXES, marker_uri, published_versions
 from unet_batch.table.output import Output
 from unet_batch.table.parts import read_parts
 from unet_batch.table.publish import Published, published_keys, read_commit
@@ -29,7 +30,7 @@ class Leftover:
 
     uri: str
     kind: str
-    """`part`, `lease`, `attempt`, `probe`, `index` or `put`."""
+    """`part`, `lease`, `attempt`, `probe`, `index`, `marker`, `mask` or `put`."""
     size_bytes: int
     version: str | None = None
     """The version to remove, if another version may belong to another run."""
@@ -49,6 +50,7 @@ def sweep(prepared: Prepared, window: Window, *, keep_other_models: bool, dry_ru
     ]
     if window.kind == "all" and any(inventory.values()):
         found += _indexes(prepared.output, inventory)
+        found += _mask_files(prepared.output)
     if not dry_run:
         found = [leftover for leftover in found if _is_removed(prepared.output, leftover)]
     return [*found, *_puts(prepared.output, dry_run=dry_run)]
@@ -133,9 +135,26 @@ def _indexes(output: Output, inventory: Mapping[str, Sequence[Source]]) -> Itera
             yield Leftover(found.uri, "index", found.size_bytes)
 
 
+def _mask_files(output: Output) -> Iterator[Leftover]:
+    """Mask files of partitions that are no longer published, and markers of rows that were replaced."""
+    versions = published_versions(output)
+    if not versions:
+        return
+    for format_ in SUFFIXES:
+        markers = {marker_uri(output, format_, name, version) for name, version in versions.items()}
+        for found in output.store.list(output.mask_markers(format_)):
+            if found.uri not in markers:
+                yield Leftover(found.uri, "marker", found.size_bytes)
+        root = f"{output.masks}/{format_}"
+        for found in output.store.list(root):
+            steps = found.uri.removeprefix(root + "/").split("/")
+            if not any("/".join(steps[:count]) in versions for count in range(1, len(steps))):
+                yield Leftover(found.uri, "mask", found.size_bytes)
+
+
 def _puts(output: Output, *, dry_run: bool) -> Iterator[Leftover]:
     """Temporary files of killed puts in all folders of the output; those of active puts stay."""
-    for folder in (output.predictions, output.work):
+    for folder in (output.predictions, output.work, output.masks):
         for found in output.store.leftovers(folder, remove=not dry_run):
             yield Leftover(found.uri, "put", found.size_bytes)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from unet_batch.planning.survey import (
 from unet_batch.records import PassedOver, Source, inventory_digest
 from unet_batch.table.guard import ALONE, Others
 from unet_batch.table.lease import read_lease
+from unet_batch.table.mask_files import problem_of, published_versions
 from unet_batch.table.output import Output
 from unet_batch.table.parts import RowKey, open_stream, read_parts, sound_keys
 from unet_batch.table.publish import generation, read_commit
@@ -130,6 +131,7 @@ def verify(prepared: Prepared, window: Window) -> Proof:
     findings = [
         f for name in sorted(compared) for f in _compare(prepared.output, prepared.fingerprint, name, archive.get(name))
     ]
+    findings += _mask_files(prepared, compared)
     empty = nothing_found(prepared.job, prepared.archive, holdings)
     if empty is not None:
         findings.insert(0, Disagreement("the window", empty, 0, ""))
@@ -250,6 +252,17 @@ def _damaged_parts(output: Output, fingerprint: str, partition: str) -> Iterator
     uris = sorted(o.uri for o in output.store.list(folder) if o.uri.endswith(".part"))
     sound = {uri for uri, _ in read_parts(output.store, uris, fingerprint, repair=False)}
     yield from _finding(partition, "staged parts that are truncated or damaged", [u for u in uris if u not in sound])
+
+
+def _mask_files(prepared: Prepared, names: Collection[str]) -> Iterator[Disagreement]:
+    """Published objects whose mask files are not those of their rows, if the job leaves any beside the table."""
+    formats = prepared.job.output.mask_files
+    versions = published_versions(prepared.output) if formats else {}
+    for name in sorted(versions.keys() & set(names)):
+        for format_ in formats:
+            problem = problem_of(prepared.output, format_, name, versions[name])
+            if problem is not None:
+                yield Disagreement(name, f"{problem}; run the same job again", 1, "")
 
 
 def _foreign_files(output: Output, names: set[str]) -> Iterator[Disagreement]:

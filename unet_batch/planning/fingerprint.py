@@ -34,6 +34,7 @@ OUTSIDE: Mapping[str, str] = MappingProxyType(
         "input.exclude": "which images are scored",
         "input.options": "how the store is reached",
         "output.uri": "where rows go",
+        "output.mask_files": "files that are made from published rows",
         "output.compression": "how rows are stored; their values stay",
         "output.buckets": "in which object a row lies; each bucket is a partition of its own",
         "output.single_writer": "how rows are published",

@@ -22,6 +22,7 @@ from unet_batch.session.engines import check_choice, file_precision
 from unet_batch.session.model_files import fetch_model_file, in_precision, resolve_models, trusted_models
 from unet_batch.spec import JobSpec
 from unet_batch.store.storage import Storage, canonical
+from unet_batch.table.mask_files import SUFFIXES
 from unet_batch.table.output import Output
 from unet_batch.table.rows import COLUMNS
 
@@ -82,6 +83,8 @@ def _prepared(job: JobSpec, recommended_for: JobSpec | None) -> Prepared:
     ensemble = job.model.ensemble
     check_mirroring(job, models)
     model = models[0] if ensemble is None else combined_model(models, ensemble.combine)
+    if job.output.mask_files and model.contract.output.classifies:
+        raise JobError("output.mask_files: the model is a classifier, so its rows have no masks: remove the key")
     _check_references(job, files, models)
     return Prepared(
         job=job,
@@ -148,7 +151,8 @@ def _check_partition_column(job: JobSpec) -> None:
 def _check_output_is_apart(job: JobSpec) -> None:
     """Raise JobError if the output is inside the archive: the next run would read it as images."""
     output = Output.of(job.output)
-    for uri in (output.published("all"), output.run("run"), output.part("0" * 64, "all", "unit")):
+    files = [f"{output.mask_folder(kind, 'all')}/image{SUFFIXES[kind]}" for kind in job.output.mask_files]
+    for uri in (output.published("all"), output.run("run"), output.part("0" * 64, "all", "unit"), *files):
         if reaches(job.input, uri):
             raise JobError(
                 f"output.uri {job.output.uri} is inside the archive {job.input.uri}, so the next run would read the "

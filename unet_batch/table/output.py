@@ -60,6 +60,19 @@ class Output:
     def leases(self) -> str:
         return f"{self._root}/_work/leases"
 
+    @property
+    def masks(self) -> str:
+        """The folder of mask files beside the table."""
+        return f"{self._root}/masks"
+
+    def mask_folder(self, format_: str, name: str) -> str:
+        """The mask files of one published object in one format."""
+        return f"{self.masks}/{format_}/{name}"
+
+    def mask_markers(self, format_: str) -> str:
+        """The markers of complete mask files."""
+        return f"{self._root}/_work/masks/{format_}"
+
     def lease(self, partition: str) -> str:
         return f"{self.leases}/{partition}.json"
 

@@ -27,7 +27,7 @@ from unet_batch.errors import ExitCode, JobError, StorageError, overall
 from unet_batch.planning.prepare import Prepared
 from unet_batch.review.masks.coco import FILE, CocoFile
 from unet_batch.review.masks.formats import FORMATS, FileFormat
-from unet_batch.review.masks.manifest import Entry, Manifest
+from unet_batch.review.masks.manifest import EARLIER, Entry, Manifest
 from unet_batch.review.masks.names import Names, archive_root, relative_name
 from unet_batch.review.masks.rows import (
     Labels,
@@ -41,12 +41,11 @@ from unet_batch.review.masks.rows import (
 )
 from unet_batch.review.originals import NoPicture, Row, originals
 from unet_batch.store.storage import canonical, join
+from unet_batch.table.mask_files import MANIFEST, REVISION
 from unet_batch.table.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
-REVISION = 1
-"""Raise when code changes the files that are made from the same masks: all of them are then written again."""
 SAVE_EVERY_S = 30.0
 """What a killed export does again at most."""
 AT_ONCE = 4
@@ -109,12 +108,17 @@ def export(prepared: Prepared, window: Window, format_: str, out: str) -> Export
     Raises JobError for a folder that must not be written to, Damaged for a published object that cannot be read, and
     StorageError where a store fails; the manifest then holds what was written.
     """
+    return export_objects(prepared, published_names(prepared.output, window), format_, out)
+
+
+def export_objects(prepared: Prepared, names: Sequence[str], format_: str, out: str) -> Exported:
+    """The same for some published objects, by name."""
     refuse_classifier(prepared)
     out = canonical(out).rstrip("/")
     _check_apart(prepared, out)
-    manifest = Manifest(prepared.output.store, join(out, f"manifest-{format_}.csv"))
+    manifest = Manifest(prepared.output.store, join(out, MANIFEST.format(format=format_)))
     one = _Coco if format_ == "coco" else _Files
-    return one(prepared, format_, out, manifest).run(published_names(prepared.output, window))
+    return one(prepared, format_, out, manifest).run(names)
 
 
 class _Export(ABC):
@@ -165,7 +169,7 @@ class _Export(ABC):
         key = row["image_key"]
         before = self._manifest.entries.get(key)
         file = before.file if before is not None else ""
-        note = f"{fault.why}; the file is of an earlier export" if file else fault.why
+        note = f"{fault.why}{EARLIER}" if file else fault.why
         self._manifest.entries[key] = Entry(key, partition_of(name), file, note)
 
     def _mark_left(self, partitions: set[str]) -> None:

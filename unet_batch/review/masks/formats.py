@@ -17,6 +17,7 @@ from unet_batch.imaging.contours import Polygon, Ring, polygons
 from unet_batch.imaging.encode import encode_indexed_png, encode_jpeg, encode_png, encode_tiff
 from unet_batch.imaging.overlay import displayed, full_size, label_color
 from unet_batch.review.masks.rows import Labels, Masked
+from unet_batch.table.mask_files import SUFFIXES
 
 OVERLAY_QUALITY = 92
 
@@ -81,10 +82,10 @@ def as_geojson(image: Masked, _original: NDArray[Any] | None, _color: str) -> by
 
 
 FORMATS = {
-    "png": FileFormat(".png", as_png, one_class_per_pixel=True),
-    "overlay": FileFormat(".jpg", as_overlay, needs_image=True),
-    "geojson": FileFormat(".geojson", as_geojson),
-    "tiff": FileFormat(".tif", as_tiff, one_class_per_pixel=True),
+    "png": FileFormat(SUFFIXES["png"], as_png, one_class_per_pixel=True),
+    "overlay": FileFormat(SUFFIXES["overlay"], as_overlay, needs_image=True),
+    "geojson": FileFormat(SUFFIXES["geojson"], as_geojson),
+    "tiff": FileFormat(SUFFIXES["tiff"], as_tiff, one_class_per_pixel=True),
 }
 """By the name that `--to` has."""
 

@@ -14,6 +14,8 @@ from dataclasses import astuple, dataclass, fields
 from unet_batch.errors import Conflict, JobError, NotFound, StorageError
 from unet_batch.store.storage import Storage
 
+EARLIER = "; the file is of an earlier export"
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -28,7 +30,11 @@ class Entry:
     bytes: int = 0
     """Size of the file."""
     content: str = ""
-    """Digest of what the file was made from."""
+    """Digest of what the file was made from; empty for the file of an earlier export that is no longer right."""
+
+    def without_file(self) -> Entry:
+        """The entry after its file was removed."""
+        return Entry(self.image_key, self.partition, "", self.note.removesuffix(EARLIER))
 
 
 HEADER = [field.name for field in fields(Entry)]
