@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import sys
 
 import pytest
 from optimized_files import in_8_bits, recommending, resolved, small_unet
 
 from unet_batch.errors import ContractError, JobError, ModelRefused
+from unet_batch.model.optimized import contract_digest
 from unet_batch.planning.prepare import prepare, without_recommendation
 from unet_batch.session import opening
 from unet_batch.spec import ModelSpec, load_job
@@ -83,10 +86,96 @@ def test_why_a_recommendation_is_not_followed_is_said(prepared, tiny, caplog, ch
     assert said in caplog.text
 
 
-def test_a_file_without_a_recommendation_says_how_to_get_one(prepared, tiny, caplog):
-    """It runs in fp32, as before."""
+def test_a_file_without_a_recommendation_runs_as_it_is_and_nobody_is_warned(prepared, tiny, caplog):
+    """`init` writes `auto` into every job; the log says at level DEBUG how to get a recommendation."""
+    caplog.set_level(logging.DEBUG)
     assert prepared(tiny.data).job.model.engine == "onnxruntime"
     assert "`unet-batch model optimize JOB` finds one" in caplog.text
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_an_8_bit_file_without_a_recommendation_is_not_replaced_by_its_reference(project, prepared, tiny):
+    """The gate compares it with the reference, as with `engine: onnxruntime`."""
+    (project.folder / "fp32.onnx").write_bytes(tiny.data)
+    (project.folder / "fp32.yaml").write_text(tiny.contract_yaml)
+    made = prepared(_stored_weights(tiny).SerializeToString(), f"check.reference={project.folder}/fp32.onnx")
+    assert (made.job.model.path.endswith("/model.onnx"), made.job.model.precision) == (True, "int8")
+    assert made.job.check.reference is not None
+
+
+# The optimised file beside the model ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def beside(project, prepared, tiny, eight_bits):
+    """Prepares a job whose model has the optimised file beside it; changes: of its recommendation."""
+
+    def make(*overrides: str, **changes: object):
+        made_from = {
+            "source_sha256": hashlib.sha256(tiny.data).hexdigest(),
+            "source_contract": contract_digest(resolved(tiny).contract),
+        }
+        data = recommending(eight_bits, resolved(tiny), precision="int8", **{**made_from, **changes})
+        (project.folder / "model.optimized.onnx").write_bytes(data)
+        return prepared(tiny.data, *overrides)
+
+    return make
+
+
+def test_the_optimised_file_beside_the_model_runs_without_an_edit_of_the_job(project, beside):
+    """The fingerprint is that of a job that names the file."""
+    made = beside()
+    assert made.job.model.path.endswith("/model.optimized.onnx")
+    assert (made.job.model.precision, made.recommended_for is not None) == ("int8", True)
+    named = ("model.engine=auto", f"model.path={project.folder}/model.optimized.onnx")
+    assert made.fingerprint == prepare(load_job(project.folder / "job.yaml", named)).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"source_sha256": "ab" * 32}, "model.optimized.onnx was made from another file: optimise the model again"),
+        ({"source_contract": ""}, "model.optimized.onnx was made with another contract: optimise the model again"),
+    ],
+)
+def test_an_optimised_file_of_an_earlier_model_or_contract_does_not_count(beside, caplog, changes, said):
+    """A retrained model, or a corrected contract: fp32 runs, and a warning says why."""
+    made = beside(**changes)
+    assert (made.job.model.path.endswith("/model.onnx"), made.job.model.precision) == (True, "fp32")
+    assert said in caplog.text
+    with pytest.raises(ModelRefused, match=said):
+        beside("session.strict=true", **changes)
+
+
+def test_a_contract_that_was_corrected_after_the_optimisation_is_noticed(project, beside, prepared, tiny, caplog):
+    """The file holds the contract of before in its metadata."""
+    beside()
+    assert not caplog.text
+    (project.folder / "model.yaml").write_text(tiny.contract_yaml.replace("kind: unit", "kind: zscore"))
+    made = prepare(load_job(project.folder / "job.yaml", ("model.engine=auto",)))
+    assert made.job.model.precision == "fp32"
+    assert made.model.contract.input.normalize.kind == "zscore"
+    assert "with another contract" in caplog.text
+
+
+def test_a_pinned_digest_allows_no_other_file(beside, tiny, caplog):
+    made = beside(f"model.sha256={hashlib.sha256(tiny.data).hexdigest()}")
+    assert (made.job.model.path.endswith("/model.onnx"), caplog.text) == (True, "")
+
+
+def test_a_file_beside_the_model_that_was_not_optimised_does_not_count(project, prepared, tiny):
+    (project.folder / "model.optimized.onnx").write_bytes(b"anything")
+    assert prepared(tiny.data).job.model.path.endswith("/model.onnx")
+
+
+def test_a_refusal_of_the_optimised_file_leads_to_the_model_itself(beside):
+    """And is remembered."""
+    second = without_recommendation(beside(), ModelRefused("5 % of labels flipped"))
+    assert (second.job.model.path.endswith("/model.onnx"), second.job.model.precision) == (True, "fp32")
+    assert beside().fingerprint == second.fingerprint
+
+
+# Other models and machines --------------------------------------------------------------------------------------------
 
 
 def test_an_ensemble_runs_in_fp32(project, prepared, tiny, caplog):

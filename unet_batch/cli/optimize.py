@@ -10,6 +10,7 @@ import click
 
 from unet_batch.cli.command import SET_HELP, WINDOW_HELP, finish
 from unet_batch.errors import JobError
+from unet_batch.model.optimized import optimized_path
 
 if TYPE_CHECKING:
     from unet_batch.spec import JobSpec
@@ -86,10 +87,20 @@ def optimize(
         f"{best.threads} thread(s), batches up to {best.batch_max}\n{SEED}",
         err=True,
     )
-    click.echo(f"wrote {target}; in the job file:\nmodel:\n  path: {target}\n  engine: auto", err=True)
+    click.echo(f"wrote {target}; {_how_to_run(spec, target)}", err=True)
     report = {"path": str(target), **found.to_json()}
     replace_file(target.with_suffix(".optimize.json"), json.dumps(report, indent=1).encode())
     finish(report)
+
+
+def _how_to_run(spec: JobSpec, target: Path) -> str:
+    """What the user does next: nothing, where the job runs the file already."""
+    from unet_batch.store.storage import canonical
+
+    found = optimized_path(canonical(spec.model.path)) == canonical(str(target))
+    if spec.model.engine == "auto" and found and spec.model.sha256 is None:
+        return "the job runs it, because model.engine is auto"
+    return f"in the job file:\nmodel:\n  path: {target}\n  engine: auto"
 
 
 def _in_fp32(spec: JobSpec) -> JobSpec:
@@ -108,5 +119,4 @@ def _beside(spec: JobSpec) -> Path:
     uri = canonical(spec.model.path)
     if not uri.startswith("file://"):
         raise JobError(f"model.path {spec.model.path} is not on this machine: write --out FILE")
-    path = Path(spec.model.path.removeprefix("file://")).expanduser()
-    return path.with_name(f"{path.stem.removesuffix('.optimized')}.optimized.onnx")
+    return Path(optimized_path(spec.model.path.removeprefix("file://"))).expanduser()

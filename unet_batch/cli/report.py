@@ -84,7 +84,7 @@ def report_apart(job: JobSpec, run: str) -> str | None:
     """
     try:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="unet-batch-", suffix=".yaml") as file:
-            file.write(job.model_dump_json())
+            file.write(job.model_dump_json(exclude_unset=True))  # `engine: auto` heeds what is written
             file.flush()
             command = [sys.executable, "-m", "unet_batch", "report", file.name, run]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=False)  # noqa: S603

@@ -1,7 +1,7 @@
-"""What `model.engine: auto` runs: the recommendation in the model's file, if this machine agrees, else fp32.
+"""What `model.engine: auto` runs: the recommendation of `model optimize`, if this machine agrees, else fp32.
 
-The driver decides once, before it plans; workers get the decision as engine and precision, so all of them run the
-same.
+The recommendation is in the model's file, or in the optimised file that lies beside it and was made from it. The
+driver decides once, before it plans; workers get the decision as engine and precision, so all of them run the same.
 """
 
 from __future__ import annotations
@@ -11,26 +11,34 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unet_batch.errors import ModelRefused, UnetBatchError
+from unet_batch.errors import Denied, ModelRefused, NotFound, UnetBatchError
 from unet_batch.gate.pack_reference import compare_pictures
 from unet_batch.gate.parity import Tolerance
 from unet_batch.gate.verdicts import keep, versions
 from unet_batch.model.model import ModelFile
-from unet_batch.model.optimized import Recommendation, holds_fp32, recommendation
+from unet_batch.model.optimized import (
+    OPTIMIZE_KEY,
+    Recommendation,
+    contract_digest,
+    holds_fp32,
+    optimized_path,
+    recommendation,
+)
 from unet_batch.session import gpu
 from unet_batch.session.engines import TABLE, file_precision, on_gpu
 from unet_batch.session.machine import cache_folder, instructions, processor_name
-from unet_batch.session.model_files import in_precision, resolve_models
+from unet_batch.session.model_files import MAX_MODEL_BYTES, in_precision, read_model, resolve_models
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device
 from unet_batch.spec import Engine, JobSpec, Precision
+from unet_batch.store.storage import Storage
 
 log = logging.getLogger(__name__)
 
@@ -49,18 +57,32 @@ class Choice:
     """Why the recommendation is not followed; None if it is."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Advice:
+    """Where a recommendation is."""
+
+    job: JobSpec
+    """The job with the file that holds the recommendation as its model."""
+    file: ModelFile
+    """That file; the model's own if none holds one."""
+    found: Recommendation | None
+    problem: str | None = None
+    """Why the optimised file beside the model does not count, as a clause."""
+
+
 def choose(job: JobSpec, file: ModelFile) -> Choice:
     """What a job with `model.engine: auto` runs on this machine. file: of `model.path`, as it was read.
 
-    Raises ModelRefused under `session.strict` if the recommendation is not followed, ContractError if the file's
+    Raises ModelRefused under `session.strict` if no recommendation is followed, ContractError if the file's
     recommendation is damaged.
     """
-    found = recommendation(file.metadata, file.uri)
-    reason = _why_not(job, file, found)
-    if reason is None and found is not None:
-        log.info("%s runs in %s in %s, as its file recommends", job.model.path, found.engine, found.precision)
-        return Choice(_followed(job, found), None)
-    return _without(job, file, reason or "")
+    advice = _advice(job, file)
+    reason = advice.problem or _why_not(advice)
+    if reason is None and advice.found is not None:
+        found = advice.found
+        log.info("%s runs in %s in %s, as its file recommends", advice.job.model.path, found.engine, found.precision)
+        return Choice(_followed(advice.job, found), None)
+    return _without(job, file, reason or "", advised=advice.found is not None)
 
 
 def refuse(job: JobSpec, file: ModelFile, error: ModelRefused) -> Choice:
@@ -69,14 +91,53 @@ def refuse(job: JobSpec, file: ModelFile, error: ModelRefused) -> Choice:
     The refusal is remembered on this machine, so that later commands choose the same for this job. job: as written,
     with `engine: auto`. Raises ModelRefused under `session.strict`.
     """
-    found = recommendation(file.metadata, file.uri)
-    if found is not None:
-        keep(_refusal(job, file, found), {"refused": str(error)})
-    return _without(job, file, f"the gate refused what its file recommends: {error}")
+    advice = _advice(job, file)
+    if advice.found is not None:
+        keep(_refusal(advice.job, advice.file, advice.found), {"refused": str(error)})
+    return _without(job, file, f"the gate refused what its file recommends: {error}", advised=True)
 
 
-def _without(job: JobSpec, file: ModelFile, reason: str) -> Choice:
-    """The job in ONNX Runtime: the fp32 network of the file, else its reference, else the file as it is."""
+def _advice(job: JobSpec, file: ModelFile) -> _Advice:
+    """The recommendation in the model's file, else in the optimised file beside it."""
+    own = recommendation(file.metadata, file.uri)
+    beside = optimized_path(job.model.path)
+    # A pinned digest allows no other file.
+    looks = own is None and job.model.ensemble is None and job.model.sha256 is None and beside != job.model.path
+    optimized = _optimized(job, beside) if looks else None
+    if optimized is None:
+        return _Advice(job, file, own)
+    found = recommendation(optimized.metadata, beside)
+    if found is None:
+        return _Advice(job, file, None)
+    # Its contract is in its metadata; `model.contract` is that of the file from which it was made.
+    model = job.model.model_copy(update={"path": beside, "contract": None})
+    advice = _Advice(job.model_copy(update={"model": model}), optimized, found)
+    if found.source_sha256 != file.sha256:
+        return replace(advice, problem=f"{beside} was made from another file: optimise the model again")
+    in_fp32 = job.model_copy(update={"model": job.model.model_copy(update={"engine": "onnxruntime"})})
+    if found.source_contract != contract_digest(resolve_models(in_fp32, [file])[0].contract):
+        return replace(advice, problem=f"{beside} was made with another contract: optimise the model again")
+    return advice
+
+
+def _optimized(job: JobSpec, uri: str) -> ModelFile | None:
+    """The file of `model optimize` beside the model; None if there is none."""
+    store = Storage(job.model.options)
+    try:
+        data = store.read(uri, max_bytes=MAX_MODEL_BYTES)
+    except NotFound:
+        return None
+    except Denied:  # S3 says this of a missing object, to those who may not list
+        log.info("%s may not be read, so it is not looked at", uri)
+        return None
+    return read_model(data, uri, None, custom_ops=job.session.custom_ops) if OPTIMIZE_KEY.encode() in data else None
+
+
+def _without(job: JobSpec, file: ModelFile, reason: str, *, advised: bool) -> Choice:
+    """The job in ONNX Runtime: the fp32 network of the file, else its reference, else the file as it is.
+
+    advised: whether there is a recommendation. Without one the file runs as it is, and nobody is warned.
+    """
     if job.session.strict:
         raise ModelRefused(
             f"{job.model.path} does not run as recommended ({reason}), and session.strict allows nothing else: write "
@@ -85,10 +146,11 @@ def _without(job: JobSpec, file: ModelFile, reason: str) -> Choice:
     held = cast(Precision, file_precision(file.data, file.uri))
     model: dict[str, Any] = {"engine": "onnxruntime", "precision": "fp32" if holds_fp32(file.data) else held}
     changed: dict[str, Any] = {}
-    if model["precision"] != "fp32" and job.check.reference is not None:
+    if advised and model["precision"] != "fp32" and job.check.reference is not None:
         model |= {"path": job.check.reference, "precision": "fp32", "sha256": None, "contract": None}
         changed["check"] = job.check.model_copy(update={"reference": None})
-    log.warning(
+    log.log(
+        logging.WARNING if advised else logging.DEBUG,
         "model.engine auto: %s runs in onnxruntime in %s, because %s",
         model.get("path", job.model.path),
         model["precision"],
@@ -97,12 +159,13 @@ def _without(job: JobSpec, file: ModelFile, reason: str) -> Choice:
     return Choice(job.model_copy(update={"model": job.model.model_copy(update=model), **changed}), reason)
 
 
-def _why_not(job: JobSpec, file: ModelFile, found: Recommendation | None) -> str | None:
+def _why_not(advice: _Advice) -> str | None:
     """Why this machine cannot follow the recommendation, as a clause; None if it can."""
+    job, file, found = advice.job, advice.file, advice.found
     if job.model.ensemble is not None:
         return "a recommendation is for a single model, not for an ensemble"
     if found is None:
-        return "the file has no recommendation: `unet-batch model optimize JOB` finds one"
+        return "it has no recommendation: `unet-batch model optimize JOB` finds one"
     rows = [row for row in TABLE if (row.engine, row.name) == (found.engine, found.provider)]
     if not rows or found.precision not in rows[0].precisions:
         return f"this version does not know {found.engine} on {found.provider} in {found.precision}"

@@ -6,11 +6,14 @@ these when a session opens. Without the pairs the file is the fp32 network.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from unet_batch.contract import Contract
 from unet_batch.errors import ContractError
 from unet_batch.model import graph
 
@@ -21,6 +24,8 @@ OPTIMIZE_KEY = "unet_batch.optimize"
 """Metadata entry of an optimised file: a `Recommendation`."""
 VERSION = 1
 """Version of that entry."""
+SUFFIX = ".optimized.onnx"
+"""Of the file that `model optimize` writes beside the model."""
 PAIR = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -52,6 +57,8 @@ class Recommendation:
     """Digest of the file that was optimised."""
     references: Mapping[str, Any]
     """Reference pictures with the labels that this engine gave: `gate/pack_reference.py`."""
+    source_contract: str = ""
+    """`contract_digest` of the contract that the optimised file had; empty in files of older versions."""
 
     @property
     def batch_max(self) -> int:
@@ -61,6 +68,16 @@ class Recommendation:
     def to_text(self) -> str:
         """The metadata entry."""
         return json.dumps({"version": VERSION, **asdict(self)}, separators=(",", ":"))
+
+
+def optimized_path(path: str) -> str:
+    """Where `model optimize` puts the file that it makes of a model: `cells.onnx` becomes `cells.optimized.onnx`."""
+    return path if path.endswith(SUFFIX) else path.removesuffix(PurePosixPath(path).suffix) + SUFFIX
+
+
+def contract_digest(contract: Contract) -> str:
+    """64 hex digits over all that a contract says."""
+    return hashlib.sha256(json.dumps(contract.for_digests(), sort_keys=True).encode()).hexdigest()
 
 
 def recommendation(metadata: Mapping[str, str], uri: str) -> Recommendation | None:

@@ -22,7 +22,7 @@ from unet_batch.imaging.preprocess import LARGEST, normalize, whole
 from unet_batch.model import graph
 from unet_batch.model.contract import METADATA_KEY
 from unet_batch.model.model import Model
-from unet_batch.model.optimized import OPTIMIZE_KEY, Recommendation
+from unet_batch.model.optimized import OPTIMIZE_KEY, Recommendation, contract_digest
 from unet_batch.model.packed import SourceType
 from unet_batch.session.engines import on_cpu
 from unet_batch.session.ladder import LadderMemory
@@ -202,6 +202,7 @@ def _written(
         versions={name: value for name, value in versions().items() if "," not in name},
         source_sha256=model.sha256,
         references=reference_pictures(session, tile_hw),
+        source_contract=contract_digest(model.contract),
     )
     written = with_recommendation(way.data, own, found)
     remember(replace(profile, model_sha256=hashlib.sha256(written).hexdigest()), LadderMemory(way.precision))
