@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from unet_batch.job.run import Choice, run
 from unet_batch.planning.prepare import prepare
 from unet_batch.planning.survey import window_of
 from unet_batch.spec import load_job
+from unet_batch.workbench.draft import explore as exploring
 from unet_batch.workbench.draft.explore import Explored, explore
-from unet_batch.workbench.draft.source import Asked
+from unet_batch.workbench.draft.source import Asked, bring
 from unet_batch.workbench.draft.write import files_of, reserve, write_job, write_sheet
 
 IMAGENET = {"kind": "mean_std", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -56,10 +58,10 @@ def drafted(model: str, archive: str, out: str = "job", **said) -> Explored:
     return explore(Asked(model, Path(out), **said), archive)
 
 
-def written(explored: Explored, out: str = "job", *, force: bool = False):
+def written(explored: Explored, out: str = "job", *, force: bool = False, providers: tuple[str, ...] = ("cpu",)):
     files = files_of(explored, Path(out))
     write_sheet(explored, files, force=force)
-    return files, write_job(explored, files, output=f"{out}/results", providers=("cpu",), force=force)
+    return files, write_job(explored, files, output=f"{out}/results", providers=providers, force=force)
 
 
 def with_first_layer(kind: str, statistics: tuple[list[float], list[float]] | None, constant: float = 0.0) -> bytes:
@@ -396,3 +398,66 @@ def test_layers_that_an_export_merges_are_compared_in_the_network(folder):
     ]
     assert right is not None
     assert right < 0.05 < min(others)
+
+
+def test_the_sheet_shows_what_the_job_does_also_where_it_mirrors(folder, monkeypatch):
+    """A network that moves masks: with `tta` of an importer, the masks of the sheet are those of the run."""
+    weight = np.zeros((1, 1, 1, 9), np.float32)
+    weight[..., 0] = 20
+    nodes = [helper.make_node("Conv", ["image", "weight", "bias"], ["mask"], pads=[0, 4, 0, 4])]
+    sides = ["height", "width"]
+    graph = helper.make_graph(
+        nodes,
+        "moved",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, *sides])],
+        [helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["batch", 1, *sides])],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.float32([-8]), "bias")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (folder / "pics").mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        Image.fromarray((rng.random((24, 40)) > 0.7).astype(np.uint8) * 255).save(folder / "pics" / f"{number}.png")
+    plain = drafted(put(folder, model.SerializeToString()), "pics", normalize="unit", activation="logits")
+    monkeypatch.setattr(exploring, "bring", lambda asked: replace(bring(asked), job={"tta": "mirror_horizontal"}))
+    mirrored = drafted("m.onnx", "pics", normalize="unit", activation="logits")
+    assert (plain.final.scored[0].labels_hw != mirrored.final.scored[0].labels_hw).any()
+    _, job = written(mirrored)
+    assert job.tta == "mirror_horizontal"
+    run(prepare(job), window_of("all"), LocalExecutor, choice=Choice("due"), quiet=True)
+    import pyarrow.parquet as pq
+
+    rows = pq.ParquetFile(folder / "job/results/predictions/all/data.parquet").read().to_pylist()
+    assert [row["classes"][0]["area_px"] for row in rows] == [int(s.labels_hw.sum()) for s in mirrored.final.scored]
+
+
+def test_pictures_are_red_green_blue_also_where_the_contract_is_not(folder):
+    """A contract that says bgr, in the file: the sheet shows the colours, and the model gets its own order."""
+    made = threshold_model()
+    contract = made.contract.model_copy(update={"input": made.contract.input.model_copy(update={"color": "bgr"})})
+    put(folder, made)
+    (folder / "m.yaml").write_text(TinyModel(made.data, contract).contract_yaml)
+    pictures(folder)
+    explored = drafted("m.onnx", "pics")
+    first = np.array(Image.open(folder / "pics" / explored.seen.pictures[0].name))
+    np.testing.assert_array_equal(explored.seen.pictures[0].pixels_hwc, first)
+    np.testing.assert_array_equal(explored.final.scored[0].part_hwc, first)
+
+
+def test_an_engine_is_left_to_the_recommendation(folder):
+    """So `model optimize` is followed without an edit: no precision, and a provider only where it is not the usual."""
+    files, job = written(drafted(put(folder, threshold_model()), pictures(folder)))
+    assert (job.model.engine, job.model.precision) == ("auto", "fp32")
+    assert "providers" not in files.job.read_text()
+    again = written(drafted("m.onnx", "pics", "gpu"), "gpu", providers=("cuda",))[1]
+    assert again.session.providers == ("cuda",)
+
+
+def test_a_large_picture_is_tried_on_a_part_and_few_pictures_on_every_variant(folder):
+    """Somebody waits: a variant costs a quarter of a megapixel for each of four pictures."""
+    found = drafted(put(folder, threshold_model()), pictures(folder, 8, size=(1700, 700)))
+    assert found.job["tiling"] == {"size": 1024}
+    assert len(found.seen.pictures) == 8
+    shapes = {scored.labels_hw.shape for answer in found.answers for tried in answer.tried for scored in tried.scored}
+    assert shapes == {(512, 512)}
+    assert {len(tried.scored) for answer in found.answers for tried in answer.tried} == {4}

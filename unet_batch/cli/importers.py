@@ -34,6 +34,11 @@ from unet_batch.workbench.export.forms import NORMALIZE_FORMS
 @click.option("--opset", default=20, show_default=True, help="Version of ONNX's operators.")
 @click.option("--trusted", is_flag=True, help="Load a source that is a program: it can run any code on this machine.")
 @click.option("--allow-difference", is_flag=True, help="Import a model whose masks cannot equal the framework's own.")
+@click.option(
+    "--pictures",
+    metavar="ARCHIVE",
+    help="Pictures on which the size of allowed differences is measured: a folder, or an archive as `init` takes it.",
+)
 def import_model(
     source: Path,
     out: Path,
@@ -48,12 +53,14 @@ def import_model(
     opset: int,
     trusted: bool,
     allow_difference: bool,
+    pictures: str | None,
 ) -> None:
     """Import a trained model from another framework's folder or file: ONNX file, contract, settings of the job.
 
     The file is verified against the network in PyTorch. Options replace what the source says or does not say.
     """
-    from unet_batch.cli.terminal import print_table
+    from unet_batch.cli.terminal import plain, print_table
+    from unet_batch.workbench.draft.allowed import sizes_on
     from unet_batch.workbench.export.arguments import parse_input
     from unet_batch.workbench.export.contract import contract_path, contract_text
     from unet_batch.workbench.export.export import require_packages
@@ -86,6 +93,10 @@ def import_model(
         click.echo(f"contract, also in {contract_path(out)}:\n{contract_text(exported.contract)}", err=True)
     if report.job_path is not None:
         click.echo(f"settings of the job, in {report.job_path}:\n{report.job_path.read_text()}", err=True)
+    sizes = () if pictures is None else sizes_on(pictures, exported.path, imported.job, imported.differences)
+    asks = "`--pictures ARCHIVE` measures how much it changes on your pictures"
+    for difference in sizes or (f"{difference}; {asks}" for difference in imported.differences):
+        click.echo(f"allowed difference: {plain(difference)}", err=True)
     for note in report.notes:
         click.echo(f"note: {note}", err=True)
     guessed = [fact.field for fact in imported.facts if fact.how == "guessed"]
@@ -96,4 +107,4 @@ def import_model(
         f"largest error {exported.parity.max_abs_error:.2g}, {exported.parity.flipped_share:.4%} of labels flipped",
         err=True,
     )
-    finish(report.to_json())
+    finish({**report.to_json(), "sizes": [size.to_json() for size in sizes]})

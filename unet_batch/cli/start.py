@@ -102,6 +102,7 @@ def init(model: str, archive: str, out: Path, yes: bool, **said: Any) -> None:
             "sheet": str(files.sheet),
             "guessed": {name: known.value for name, known in explored.draft.guesses.items()},
             "images": explored.seen.images,
+            "differences": [size.to_json() for size in explored.differences],
             "findings": findings,
             "next": command,
         },

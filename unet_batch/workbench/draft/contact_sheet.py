@@ -12,11 +12,10 @@ from unet_batch.imaging.overlay import Color, displayed, label_color, thumbnail
 from unet_batch.imaging.sheet import Cell, Column, sheet
 from unet_batch.workbench.draft.evidence import is_trivial
 from unet_batch.workbench.draft.explore import Explored
+from unet_batch.workbench.draft.look import spread
 from unet_batch.workbench.draft.rehearsal import Scored, Tried
 
 SIDE_PX = 288
-ROWS = 6
-"""Pictures on the sheet."""
 
 
 def contact_sheet(explored: Explored) -> bytes:
@@ -40,7 +39,7 @@ def contact_sheet(explored: Explored) -> bytes:
 
 def _pictures(explored: Explored) -> Column:
     """The pictures without masks."""
-    pairs = list(zip(explored.seen.pictures, explored.final.scored, strict=True))[:ROWS]
+    pairs = zip(spread(explored.seen.pictures), explored.final.scored, strict=True)
     cells = []
     for picture, scored in pairs:
         height, width = picture.size_hw
@@ -52,7 +51,7 @@ def _pictures(explored: Explored) -> Column:
 
 def _column(tried: Tried, head: tuple[str, ...], output: ModelOutput, *, chosen: bool) -> Column:
     cells = []
-    for scored in tried.scored[:ROWS]:
+    for scored in tried.scored:
         if scored.labels_hw is None:
             cells.append(Cell(_drawn(scored, []) // 3, scored.why))
             continue

@@ -8,26 +8,25 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from unet_batch.errors import ImageError
 from unet_batch.model.contract import resolve
+from unet_batch.model.optimized import holds_fp32
 from unet_batch.session.engines import file_precision
 from unet_batch.session.model_files import read_model
-from unet_batch.spec import JobSpec, TilingSpec
+from unet_batch.spec import TilingSpec
 from unet_batch.store.objects import canonical
 from unet_batch.strict import validate
+from unet_batch.workbench.draft.allowed import Size, size_of
 from unet_batch.workbench.draft.from_graph import from_graph
 from unet_batch.workbench.draft.known import Draft, Known, Origin, normal, of_contract, written
-from unet_batch.workbench.draft.look import Seen, archive_section, look
+from unet_batch.workbench.draft.look import Seen, archive_section, look, looking_job, spread
 from unet_batch.workbench.draft.questions import Question, measured_activation, open_questions, unasked
 from unet_batch.workbench.draft.rehearsal import Rehearsal, Tried
 from unet_batch.workbench.draft.source import Asked, Brought, bring, contract_of
 from unet_batch.workbench.export.arguments import parse_normalize
 
-MEASURED = 4
-"""Pictures on which the output's values are measured."""
 BETTER = 1.15
 """How much better a value must do than those before it to be taken: small differences are chance."""
 
@@ -58,6 +57,8 @@ class Explored:
     """The pictures under the draft."""
     notes: tuple[str, ...] = field(default=())
     """Sentences for the user."""
+    differences: tuple[Size, ...] = ()
+    """What the user allowed to differ from the framework, measured on the pictures."""
 
     def with_choice(self, field_name: str, value: Any) -> Explored:
         """The same with a value that the user chose."""
@@ -73,26 +74,24 @@ def explore(asked: Asked, archive: str, *, name: str | None = None) -> Explored:
     draft = _said(_begun(brought), asked)
     section = archive_section(archive, [asked.out])
     job_tree: dict[str, Any] = {**brought.job, "name": _job_name(name or brought.stem), "input": section}
-    precision = file_precision(brought.data, brought.path)
-    job_tree["model"] = {"path": brought.path} | ({} if precision == "fp32" else {"precision": precision})
-    if precision != "fp32":
+    job_tree["model"] = {"path": brought.path, "engine": "auto"}
+    if file_precision(brought.data, brought.path) != "fp32" and not holds_fp32(brought.data):
         job_tree["check"] = {"images": 0}
-    tiling = validate(TilingSpec, job_tree.get("tiling", {}), "tiling")
     file = read_model(brought.data, canonical(brought.path), None)
-    model = resolve(draft.contract(), file, tiling)
-    seen = look(_looking_job(job_tree, asked.out), model, brought.data)
+    job = looking_job(job_tree, asked.out)
+    model = resolve(draft.contract(), file, job.tiling)
+    seen = look(job, model, brought.data)
     draft, more = unasked(draft, seen, model.tile_hw)
     job_tree |= more
-    tiling = validate(TilingSpec, job_tree.get("tiling", {}), "tiling")
-    model = resolve(draft.contract(), file, tiling)
-    rehearsal = Rehearsal(brought.data, model, tiling, brought.layers)
+    # A model of any size scores parts of pictures whole: they are smaller than the tiles of the job.
+    rehearsal = Rehearsal(brought.data, resolve(draft.contract(), file, job.tiling), job, brought.layers)
     draft = _measured(draft, rehearsal, seen)
     known: dict[str, Tried] = {}
 
     def tried(label: str, variant: Draft) -> Tried:
         key = json.dumps(variant.tree, sort_keys=True)
         if key not in known:
-            known[key] = rehearsal.tried(label, variant, seen.pictures)
+            known[key] = rehearsal.tried(label, variant, spread(seen.pictures))
         return replace(known[key], label=label)
 
     answers: list[Answer] = []
@@ -104,8 +103,11 @@ def explore(asked: Asked, archive: str, *, name: str | None = None) -> Explored:
         draft = draft.put(question.field, Known(question.options[taken].value, "guessed", why, others), over=True)
         answers.append(Answer(question, runs, taken, why))
     final = tried("as drafted", draft)
-    resolve(draft.contract(), file, tiling)
-    return Explored(brought, draft, job_tree, seen, tuple(answers), final, tuple(_notes(brought, seen, final)))
+    resolve(draft.contract(), file, validate(TilingSpec, job_tree.get("tiling", {}), "tiling"))
+    shown = spread(seen.pictures)
+    sizes = tuple(size_of(each, rehearsal, rehearsal.under(draft), shown) for each in brought.differences)
+    notes = (*_notes(brought, seen, final), *(f"allowed difference: {size}" for size in sizes))
+    return Explored(brought, draft, job_tree, seen, tuple(answers), final, notes, sizes)
 
 
 def best(question: Question, runs: Sequence[Tried]) -> tuple[int, str]:
@@ -172,24 +174,12 @@ def _said(draft: Draft, asked: Asked) -> Draft:
 
 def _measured(draft: Draft, rehearsal: Rehearsal, seen: Seen) -> Draft:
     values = []
-    for picture in seen.pictures[:MEASURED]:
+    for picture in spread(seen.pictures):
         try:
             values.append(rehearsal.values(draft, picture))
         except ImageError:
             continue
     return measured_activation(draft, values) if values else draft
-
-
-def _looking_job(job_tree: Mapping[str, Any], out: Path) -> JobSpec:
-    """The job with canonical URIs, for a look at its archive."""
-    section = job_tree["input"]
-    tree = {
-        "name": job_tree["name"],
-        "model": {"path": canonical(job_tree["model"]["path"])},
-        "input": {**section, "uri": canonical(section["uri"])},
-        "output": {"uri": canonical(str(out))},
-    }
-    return validate(JobSpec, tree, "the drafted job")
 
 
 def _job_name(text: str) -> str:

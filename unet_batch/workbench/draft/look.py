@@ -6,7 +6,7 @@ Pictures are decoded in a child process, because nobody has looked at this archi
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,15 @@ from unet_batch.records import PassedOver
 from unet_batch.spec import JobSpec, ShardFormat
 from unet_batch.store.objects import canonical
 from unet_batch.store.storage import Storage
+from unet_batch.strict import validate
 from unet_batch.table.output import Output
 from unet_batch.workbench.sample import spread_units
 
 MOST_PICTURES, FEWEST_PICTURES = 8, 4
 MOST_PIXEL_BYTES = 400 << 20
 """Bytes of decoded pictures that are kept; at least FEWEST_PICTURES are, whatever their size."""
+MEASURED = 4
+"""Pictures on which the output's values are measured, and every variant is tried."""
 TRIES = 24
 """Images that are tried, where some cannot be decoded."""
 NAMES_SEEN = 200
@@ -44,7 +47,7 @@ class Picture:
 
     key: str
     pixels_hwc: NDArray[Any]
-    """uint8, uint16 or float32 (H, W, C), in the channels of the drafted contract."""
+    """uint8, uint16 or float32 (H, W, C), in the channels of the drafted contract; colours are red, green, blue."""
     largest: float | None
     """Largest value of the depth that its file declares."""
 
@@ -120,6 +123,19 @@ def _format(folder: Path | None, uri: str) -> ShardFormat:
     return "images"
 
 
+def looking_job(job_tree: Mapping[str, Any], out: Path) -> JobSpec:
+    """The job with canonical URIs, for a look at its archive and a rehearsal: with the importer's tiles and flips."""
+    section = job_tree["input"]
+    tree = {
+        "name": job_tree["name"],
+        "model": {"path": canonical(job_tree["model"]["path"])},
+        "input": {**section, "uri": canonical(section["uri"])},
+        "output": {"uri": canonical(str(out))},
+        **{key: job_tree[key] for key in ("tiling", "tta") if key in job_tree},
+    }
+    return validate(JobSpec, tree, "the drafted job")
+
+
 def look(job: JobSpec, model: Model, data: bytes) -> Seen:
     """A listing of the archive, and up to MOST_PICTURES of its pictures, spread evenly.
 
@@ -144,15 +160,17 @@ def look(job: JobSpec, model: Model, data: bytes) -> Seen:
     keys = [source.key for sources in holdings.partitions.values() for source in sources]
     pictures: list[Picture] = []
     rejected: list[tuple[str, str]] = []
-    spec = model.contract.input.model_copy(update={"fit": "tile", "reduced_jpeg": False})
+    found = model.contract.input
+    color = "rgb" if found.color == "bgr" else found.color  # each variant orders the channels itself
+    spec = found.model_copy(update={"fit": "tile", "reduced_jpeg": False, "color": color})
     with IsolatedDecoder(spec, job.limits) as decoder:
         for unit in spread_units(prepared, window, MOST_PICTURES)[:TRIES]:
             for source, content in read_unit(prepared.archive, job.input, unit, job.limits):
-                found = content if isinstance(content, ImageError) else _first_page(decoder, content, source.key)
-                if isinstance(found, ImageError):
-                    rejected.append((source.key, found.message))
+                picture = content if isinstance(content, ImageError) else _first_page(decoder, content, source.key)
+                if isinstance(picture, ImageError):
+                    rejected.append((source.key, picture.message))
                 else:
-                    pictures.append(found)
+                    pictures.append(picture)
             if _enough(pictures):
                 break
     if not pictures:
@@ -193,6 +211,12 @@ def _hints(uri: str, keys: Sequence[str]) -> list[str]:
             "leave them out with input.exclude"
         )
     return hints
+
+
+def spread(pictures: Sequence[Picture]) -> tuple[Picture, ...]:
+    """MEASURED of the pictures, at equal distances."""
+    count = min(MEASURED, len(pictures))
+    return tuple(pictures[(2 * n + 1) * len(pictures) // (2 * count)] for n in range(count))
 
 
 def value_range(seen: Seen) -> tuple[float, float | None]:

@@ -1,11 +1,12 @@
-"""Scores a few pictures under variants of a contract, as a run would, in one session.
+"""Scores a few pictures under variants of a contract, as the job would, in one session: mirrored, if the job mirrors.
 
-Large pictures are scored on a part in their middle. Nothing is written. Legend: H, W pixels; C channels; K classes.
+Large pictures are scored on a part in their middle, because somebody waits. Nothing is written.
+Legend: H, W pixels; C channels; K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,10 +23,11 @@ from unet_batch.job.cores import cores
 from unet_batch.model import graph
 from unet_batch.model.model import Model
 from unet_batch.records import Unit
+from unet_batch.session.combined.mirroring import scoring_session
 from unet_batch.session.engines import file_precision
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device, in_model_layout
-from unet_batch.spec import SessionSpec, TilingSpec
+from unet_batch.spec import JobSpec, SessionSpec
 from unet_batch.workbench.draft.evidence import Layers, NormLayers, edge_ratio, is_trivial
 from unet_batch.workbench.draft.known import Draft
 from unet_batch.workbench.draft.look import Picture
@@ -33,8 +35,13 @@ from unet_batch.worker.loaded import Entry, Loaded, PixelBuffer
 from unet_batch.worker.tiles import ModelImage
 from unet_batch.worker.tiles import picture as model_image
 
-PART_PX = 1024
-"""Sides of the part that is scored of a larger picture, for a model that takes any size; else two tiles."""
+PART_PX = 512
+"""Sides of the part that is scored of a larger picture. `init` for a U-Net of 256² tiles and 8 pictures of 1024² takes
+20 s of a processor, and took 51 s with two tiles along each side of every picture."""
+SMALL_TILE_PX = 288
+"""Tiles of at most this side are scored two by two, so that the sheet shows more than one of them."""
+TWO_TILES = 1.75
+"""Sides of the part in tiles then: two, which overlap by a quarter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +102,25 @@ class Tried:
 class Rehearsal:
     """Scores pictures with one model."""
 
-    def __init__(self, data: bytes, model: Model, tiling: TilingSpec, layers: Layers | None = None) -> None:
-        """layers: of the network before its export; None: those in the graph, if it has any.
+    def __init__(self, data: bytes, model: Model, job: JobSpec, layers: Layers | None = None) -> None:
+        """job: of its settings, `tiling` and `tta` count. `tiling.size` is that of `model`, if any.
+        layers: of the network before its export; None: those in the graph, if it has any.
 
         Raises ContractError, OutOfMemory and other errors of opening a session.
         """
-        self._model, self._tiling = model, tiling
+        self._model, self._tiling = model, job.tiling
         precision: Any = file_precision(data)
-        self._session = open_session(data, model, SessionSpec(), Device(threads=cores()), precision=precision)
+        plain = open_session(data, model, SessionSpec(), Device(threads=cores()), precision=precision)
+        self._session = scoring_session([plain], model, job)
         self._layers: Layers = layers or NormLayers(graph.read(data, "the model"), model.input_name)
 
     def values(self, draft: Draft, picture: Picture) -> NDArray[Any]:
         """The model's output (K, h, w) for one tile in the middle of a picture."""
-        return self._run(self._middle(picture, self._under(draft)))
+        return self._run(self._middle(picture, self.under(draft)))
 
     def tried(self, label: str, draft: Draft, pictures: Sequence[Picture]) -> Tried:
         """A variant on all pictures."""
-        model = self._under(draft)
+        model = self.under(draft)
         scored = tuple(self._scored(picture, model) for picture in pictures)
         distance = None
         if self._layers.found and not any(entry.why for entry in scored):
@@ -120,16 +129,43 @@ class Rehearsal:
             distance = self._layers.distance(batches)
         return Tried(label, draft, scored, distance)
 
-    def _under(self, draft: Draft) -> Model:
+    def under(self, draft: Draft) -> Model:
         """The model with the variant's contract."""
         contract, known = draft.contract(), self._model.contract.input
         spec = contract.input.model_copy(update={"height": known.height, "width": known.width})
-        return replace(self._model, contract=contract.model_copy(update={"input": spec}))
+        return self.with_input(replace(self._model, contract=contract), spec)
+
+    def with_input(self, model: Model, spec: ModelInput) -> Model:
+        """A model with another contract of its input."""
+        return replace(model, contract=model.contract.model_copy(update={"input": spec}))
+
+    def scores(
+        self,
+        pixels_hwc: NDArray[Any],
+        largest: float | None,
+        model: Model,
+        *,
+        tile: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
+    ) -> tuple[NDArray[Any], Geometry]:
+        """What the model returns for a whole picture (K, h, w), and its geometry. Raises ImageError.
+
+        pixels_hwc: in the contract's order of channels. tile: changes the output (K, h, w) of each tile.
+        """
+        page, geometry = self._page(pixels_hwc, largest, model)
+        decided = model.contract.output.decided
+        canvas = Canvas(geometry.fitted_hw, page.output_hw, self._tiling, decided=decided, halo=page.halo)
+        for box in page.boxes:
+            values_khw = self._run(page.tile(box))
+            canvas.add(box, values_khw if tile is None else tile(values_khw))
+        return canvas.finished(), geometry
+
+    def in_order(self, pixels_hwc: NDArray[Any], spec: ModelInput) -> NDArray[Any]:
+        """Pixels in red, green, blue as the contract orders its channels."""
+        return np.ascontiguousarray(pixels_hwc[..., ::-1] if spec.color == "bgr" else pixels_hwc)
 
     def _part(self, picture: Picture) -> tuple[slice, slice]:
         """Rows and columns of the picture's part, in its middle."""
-        sides = self._model.tile_hw
-        most = (PART_PX, PART_PX) if sides is None else (2 * sides[0], 2 * sides[1])
+        most = (PART_PX, PART_PX) if self._model.tile_hw is None else _of_tiles(self._model.tile_hw)
         cuts = []
         for size, limit in zip(picture.size_hw, most, strict=True):
             start = max(size - limit, 0) // 2
@@ -141,25 +177,23 @@ class Rehearsal:
         pixels_hwc = picture.pixels_hwc
         if spec.fit in ("tile", "pad", "none"):
             pixels_hwc = pixels_hwc[self._part(picture)]
-        if spec.color == "bgr":
-            pixels_hwc = pixels_hwc[..., ::-1]
-        return np.ascontiguousarray(pixels_hwc)
+        return self.in_order(pixels_hwc, spec)
 
-    def _page(self, picture: Picture, model: Model) -> tuple[ModelImage, Geometry]:
-        """A picture's part as input of the model, by the functions that a run uses. Raises ImageError."""
-        pixels_hwc, spec = self._input(picture, model.contract.input), model.contract.input
+    def _page(self, pixels_hwc: NDArray[Any], largest: float | None, model: Model) -> tuple[ModelImage, Geometry]:
+        """Pixels as input of the model, by the functions that a run uses. Raises ImageError."""
+        spec = model.contract.input
         height, width = pixels_hwc.shape[:2]
         margin = model.contract.output.margin
         content, geometry = fit(pixels_hwc, spec, tile_hw=model.tile_hw, source_hw=(height, width), margin=margin)
         buffer = PixelBuffer()
         place = buffer.add(content)
-        entry = Entry(0, 0, 1, height, width, content.dtype.str, content.shape, place, geometry, picture.largest)
+        entry = Entry(0, 0, 1, height, width, content.dtype.str, content.shape, place, geometry, largest)
         loaded = Loaded(Unit("draft", "all", "images", ()), (entry,), buffer.joined())
         return model_image(loaded, entry, geometry, model, self._tiling, largest_side=None), geometry
 
     def _middle(self, picture: Picture, model: Model) -> NDArray[Any]:
         """The middle tile (H, W, C) of a picture's part."""
-        page, _ = self._page(picture, model)
+        page, _ = self._page(self._input(picture, model.contract.input), picture.largest, model)
         return page.tile(page.boxes[len(page.boxes) // 2])
 
     def _scored(self, picture: Picture, model: Model) -> Scored:
@@ -174,12 +208,9 @@ class Rehearsal:
         return Scored(shown, labels_hw, confidence)
 
     def _labels(self, picture: Picture, model: Model) -> tuple[NDArray[Any], float | None]:
-        page, geometry = self._page(picture, model)
         output = model.contract.output
-        canvas = Canvas(geometry.fitted_hw, page.output_hw, self._tiling, decided=output.decided, halo=page.halo)
-        for box in page.boxes:
-            canvas.add(box, self._run(page.tile(box)))
-        scores_khw, geometry = on_whole_image(canvas.finished(), geometry, output)
+        scores_khw, geometry = self.scores(self._input(picture, model.contract.input), picture.largest, model)
+        scores_khw, geometry = on_whole_image(scores_khw, geometry, output)
         found = reduce(scores_khw, geometry, output, rle=False, confidence=True)
         if found.labels_hw is None:
             raise MemoryError
@@ -192,3 +223,9 @@ class Rehearsal:
     def _repeated(self, tile_hwc: NDArray[Any]) -> NDArray[Any]:
         """The tile as a batch of the size that the model demands."""
         return np.ascontiguousarray(np.repeat(tile_hwc[None], self._model.batch or 1, axis=0))
+
+
+def _of_tiles(tile_hw: tuple[int, int]) -> tuple[int, int]:
+    """Sides of a part of a picture that is cut into tiles."""
+    height, width = (int(side * TWO_TILES) if max(tile_hw) <= SMALL_TILE_PX else side for side in tile_hw)
+    return height, width

@@ -24,6 +24,7 @@ from unet_batch.store.storage import Storage, canonical
 from unet_batch.workbench.draft.evidence import Layers
 from unet_batch.workbench.draft.new_files import check_new, write_new
 from unet_batch.workbench.draft.trained_layers import TrainedLayers
+from unet_batch.workbench.importers.difference import Difference
 from unet_batch.workbench.importers.imported import Activation, Color, Fact, Fit, Options
 from unet_batch.workbench.importers.sources import IMPORTERS, importer_of, read_source
 
@@ -45,6 +46,8 @@ class Brought:
     """What was done, a sentence each."""
     facts: tuple[Fact, ...] = ()
     """Of an importer: where each setting was read."""
+    differences: tuple[Difference, ...] = ()
+    """Of an importer: what the user allowed to differ from the framework."""
     layers: Layers | None = None
     """Normalisation layers of the network, which the export merged into convolutions."""
     made: bool = False
@@ -227,7 +230,15 @@ def _imported(asked: Asked, path: Path) -> Brought:
         f"wrote {out}, read as {importer.name}: {len(written.exported.trials)} trials against PyTorch, largest error "
         f"{parity.max_abs_error:.2g}, {parity.flipped_share:.4%} of labels flipped"
     )
-    return Brought(str(out), data, job=imported.job, notes=(*written.notes, said), facts=imported.facts, made=True)
+    return Brought(
+        str(out),
+        data,
+        job=imported.job,
+        notes=(*written.notes, said),
+        facts=imported.facts,
+        differences=imported.differences,
+        made=True,
+    )
 
 
 def _measured(

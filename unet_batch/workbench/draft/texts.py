@@ -24,6 +24,7 @@ ORDER = (
 )  # fmt: skip
 EVERY = 1.0
 """`limits.max_rejected` that holds nothing back."""
+DEFAULT_PROVIDERS = ("cpu",)
 FEW_IMAGES = 100
 """Below it, one rejected image is allowed: the usual 1 % would allow none."""
 
@@ -53,7 +54,8 @@ def job_tree(explored: Explored, *, output: str, contract: str | None, providers
         tree["model"] = {**tree["model"], "contract": contract}
     tree["output"] = {"uri": output}
     tree["limits"] = {**tree.get("limits", {}), "max_rejected": allowed_rejections(explored.seen)}
-    tree["session"] = {**tree.get("session", {}), "providers": list(providers)}
+    if providers != DEFAULT_PROVIDERS:  # left out, a recommendation may choose the provider
+        tree["session"] = {**tree.get("session", {}), "providers": list(providers)}
     order = ("name", "model", "input", "output", "window", "tiling")
     return {key: tree[key] for key in (*order, *tree) if key in tree}
 
@@ -69,6 +71,7 @@ def allowed_rejections(seen: Seen) -> int | float:
 def job_yaml(tree: Mapping[str, Any], explored: Explored) -> str:
     """The text of the job file."""
     notes = {
+        "model.engine": "what `unet-batch model optimize` recommends on this machine; before it ran, ONNX Runtime",
         "limits.max_rejected": "images that may be rejected before nothing is published: a count, or a share (0.01)",
         "session.providers": "[cuda] must run on CUDA, or nothing starts; `unet-batch doctor` shows what runs here",
         "output.uri": "predictions/ is the table; reports/ and _work/ lie beside it",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from unet_batch.contract import Contract
 from unet_batch.workbench.export.weights import Weights
+from unet_batch.workbench.importers.difference import Difference
 
 if TYPE_CHECKING:
     import torch
@@ -82,8 +83,8 @@ class Imported:
     job: Mapping[str, Any]
     """Settings of the job file that belong to the model, e.g. `{"tiling": {"overlap": 0.5}}`."""
     facts: tuple[Fact, ...]
-    differences: tuple[str, ...] = ()
-    """Why masks cannot equal the framework's own, a sentence each. Refused unless the user allows it."""
+    differences: tuple[Difference, ...] = ()
+    """Why masks cannot equal the framework's own. Refused unless the user allows it."""
     notes: tuple[str, ...] = ()
     """Remarks for the user, a sentence each."""
     weights: tuple[Weights, ...] = ()

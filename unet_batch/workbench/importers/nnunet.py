@@ -14,6 +14,7 @@ from unet_batch.contract import Contract, Normalize
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.strict import validate
 from unet_batch.workbench.export.weights import Weights, WeightsFile, place_weights, read_weights
+from unet_batch.workbench.importers.difference import Difference
 from unet_batch.workbench.importers.folder import package, peek, read_settings
 from unet_batch.workbench.importers.imported import Fact, Imported, Options
 from unet_batch.workbench.importers.nnunet_plans import (
@@ -28,10 +29,13 @@ from unet_batch.workbench.importers.nnunet_plans import (
     normalisation,
     side_multiple,
 )
+from unet_batch.workbench.importers.nnunet_ways import in_one_mask, masked_statistics, resampled
 from unet_batch.workbench.importers.said import Said
 from unet_batch.workbench.importers.wrappers import mean_of, with_sigmoid
 
 CHECKPOINT = "checkpoint_final.pth"
+RESAMPLING = "resample_data_or_seg_to_shape"
+"""nnU-Net's usual resampling of images, with cubic splines."""
 PICTURES = "NaturalImage2DIO"
 """nnU-Net's reader of PNG, BMP and TIFF pictures."""
 SAME_NETWORK = re.compile(
@@ -191,7 +195,9 @@ def _network(said: Architecture, channels: int, heads: int, file: WeightsFile) -
     return network, place_weights(network, file)
 
 
-def _normalize(plans: Mapping[str, Any], found: Mapping[str, Any], said: Said, differences: list[str]) -> Normalize:
+def _normalize(
+    plans: Mapping[str, Any], found: Mapping[str, Any], said: Said, differences: list[Difference]
+) -> Normalize:
     schemes = found.get("normalization_schemes")
     if not isinstance(schemes, list) or not schemes:
         raise ModelRefused(f"{PLANS} has no normalization_schemes")
@@ -199,12 +205,14 @@ def _normalize(plans: Mapping[str, Any], found: Mapping[str, Any], said: Said, d
     if isinstance(rule, str):
         if said.options.normalize is None:
             raise ModelRefused(f"{rule}, which no contract says: choose the nearest with --normalize")
-        differences.append(f"{rule}, which no contract says")
+        differences.append(Difference(f"{rule}, which no contract says"))
         return said.normalize(None, len(schemes), "")
-    if "ZScoreNormalization" in schemes and any(found.get("use_mask_for_norm") or ()):
-        differences.append(
+    masked = found.get("use_mask_for_norm") or ()
+    if "ZScoreNormalization" in schemes and any(masked):
+        text = (
             "its z-score counts only pixels that are not 0 in some channel (use_mask_for_norm), and here it counts all"
         )
+        differences.append(Difference(text, masked_statistics([bool(each) for each in masked])))
     return said.normalize(rule, len(schemes), f"{said.source}: normalization_schemes")
 
 
@@ -226,24 +234,29 @@ def _job(trained: _Trained, said: Said) -> dict[str, Any]:
 
 def _differences(
     plans: Mapping[str, Any], dataset: Mapping[str, Any], found: Mapping[str, Any], labels: Labels, trained: _Trained
-) -> list[str]:
+) -> list[Difference]:
     """Why masks cannot equal nnU-Net's, a sentence each."""
     differences = []
     reader = dataset.get("overwrite_image_reader_writer") or plans.get("image_reader_writer")
     spacing = found.get("spacing")
     if reader != PICTURES:
-        differences.append(
+        text = (
             f"its images are volumes that {reader} reads: nnU-Net normalises and resamples a volume as a whole, and "
             "here each picture counts alone"
         )
+        differences.append(Difference(text))
     if spacing is not None and [float(side) for side in spacing] != [1.0, 1.0] and reader == PICTURES:
-        differences.append(f"its pictures are resampled to a spacing of {spacing} pixels, and here they are not")
+        text = f"its pictures are resampled to a spacing of {spacing} pixels, and here they are not"
+        usual = found.get("resampling_fn_data", RESAMPLING) == RESAMPLING
+        differences.append(Difference(text, resampled([float(side) for side in spacing]) if usual else None))
     if labels.regions:
         order = dataset.get("regions_class_order")
-        differences.append(
+        text = (
             f"its regions are painted over each other in one mask (regions_class_order {order}), and here they stay "
             "masks that overlap"
         )
+        differences.append(Difference(text, in_one_mask()))
     if not SAME_NETWORK.fullmatch(trained.trainer):
-        differences.append(f"its trainer {trained.trainer} is not nnU-Net's own and may change the network's results")
+        text = f"its trainer {trained.trainer} is not nnU-Net's own and may change the network's results"
+        differences.append(Difference(text))
     return differences

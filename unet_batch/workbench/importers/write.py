@@ -31,9 +31,8 @@ class ImportReport:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Remarks for the user, a sentence each, and what differs from the framework."""
-        allowed = (f"allowed difference: {sentence}" for sentence in self.imported.differences)
-        return (*allowed, *self.imported.notes, *self.exported.notes)
+        """Remarks for the user, a sentence each."""
+        return (*self.imported.notes, *self.exported.notes)
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`."""
@@ -42,7 +41,7 @@ class ImportReport:
             "importer": self.importer,
             "origin": self.imported.origin,
             "facts": [fact.to_json() for fact in self.imported.facts],
-            "differences": list(self.imported.differences),
+            "differences": [difference.text for difference in self.imported.differences],
             "job": None if self.job_path is None else str(self.job_path),
             "notes": list(self.notes),
         }
@@ -57,7 +56,7 @@ def write(
     """
     if imported.differences and not allow_difference:
         raise ModelRefused(
-            "the masks could not equal the framework's own: " + "; ".join(imported.differences) + ". "
+            "the masks could not equal the framework's own: " + "; ".join(map(str, imported.differences)) + ". "
             "--allow-difference imports the model all the same"
         )
     job = job_text(imported.job)

@@ -17,11 +17,13 @@ from unet_batch.contract import Contract
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.strict import validate
 from unet_batch.workbench.export.weights import Weights, load_weights
+from unet_batch.workbench.importers.difference import Difference
 from unet_batch.workbench.importers.folder import package
 from unet_batch.workbench.importers.imported import SIDE_PX, How, Imported, Options
 from unet_batch.workbench.importers.monai.config import METADATA, BundleConfig, Component, config_file, metadata, plain
 from unet_batch.workbench.importers.monai.inferer import Window, window
 from unet_batch.workbench.importers.monai.steps import After, Before, after, before, probability
+from unet_batch.workbench.importers.monai.ways import blended_logits, nearest_back
 from unet_batch.workbench.importers.said import Said
 from unet_batch.workbench.importers.wrappers import transposed, with_sigmoid, with_softmax
 
@@ -201,9 +203,9 @@ def _geometry(said: Said, steps: Before, tiles: Window) -> Any:
 
 def _meaning(
     result: After, outputs: int, steps: Before, tiles: Window, options: Options, said: Said
-) -> tuple[Any, float, list[str]]:
+) -> tuple[Any, float, list[Difference]]:
     """The contract's activation and threshold, and what cannot be equal."""
-    differences: list[str] = []
+    differences: list[Difference] = []
     resized = steps.resized_hw is not None and result.inverted and result.activated_first
     sigmoid = result.activation == "sigmoid" or (result.threshold is not None and not result.argmax and outputs > 1)
     if result.argmax and outputs == 1:
@@ -220,10 +222,11 @@ def _meaning(
     several = outputs > 1 and sigmoid
     baked = several or (resized and result.activation != "none" and (sigmoid or result.activation == "softmax"))
     if baked and tiles.slides:
-        differences.append(
+        text = (
             f"the {'sigmoid' if sigmoid else 'softmax'} is in the graph, so tiles are averaged as probabilities, and "
             "MONAI averages logits"
         )
+        differences.append(Difference(text, blended_logits(sigmoid=sigmoid)))
     found = ("sigmoid" if sigmoid else "softmax") if baked else "logits"
     if options.activation not in (None, found):
         raise JobError(f"--activation {options.activation} contradicts postprocessing of {said.source}: it is {found}")
@@ -234,11 +237,12 @@ def _meaning(
     return found, threshold, differences
 
 
-def _of_inverse(result: After, steps: Before) -> list[str]:
+def _of_inverse(result: After, steps: Before) -> list[Difference]:
     """Differences after the network; those of the way back only where there is something to resize back."""
     found = list(result.differences)
     if steps.resized_hw is not None and result.inverted and (result.nearest or steps.kernel == "nearest"):
-        found.append("Invert takes the nearest pixel of the resized output, and here it is interpolated between pixels")
+        text = "Invert takes the nearest pixel of the resized output, and here it is interpolated between pixels"
+        found.append(Difference(text, nearest_back()))
     return found
 
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from unet_batch.errors import ModelRefused
-from unet_batch.workbench.importers.monai.config import BundleConfig, Component, is_float32
+from unet_batch.workbench.importers.difference import Difference, Way
+from unet_batch.workbench.importers.monai.config import BundleConfig, Component, is_float32, plain
 from unet_batch.workbench.importers.monai.intensity import TRANSFORMS, Intensity
+from unet_batch.workbench.importers.monai.ways import on_masks, resized
 
 UNDERSTOOD = (
     *("LoadImage", "EnsureChannelFirst", "EnsureType", "ToTensor", "CastToType", "ToDevice", "Transpose", "Resize"),
@@ -42,7 +44,7 @@ class Before:
     """Whether the network sees (C, W, H): MONAI reads pictures with the width first."""
     resized_hw: tuple[int, int] | None = None
     kernel: Literal["torch_bilinear", "nearest"] = "torch_bilinear"
-    differences: list[str] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
 
 
 def before(config: BundleConfig, channels: int) -> Before:
@@ -121,18 +123,20 @@ def _resize(step: Component, found: Before) -> None:
         raise ModelRefused(f"{step.where}: only size_mode all, not lazy, is understood")
     if found.resized_hw is not None:
         raise ModelRefused(f"{step.where}: the image is resized twice")
-    if found.intensity.is_statistical:
-        found.differences.append(
-            f"{step.target} follows {' and '.join(found.intensity.steps)}: here statistics are those of the resized "
-            "image"
-        )
     found.resized_hw = (size[1], size[0]) if found.transposed else (size[0], size[1])
     found.kernel = "nearest" if mode == "nearest" else "torch_bilinear"
+    statistical = found.intensity.is_statistical
+    way = resized(found.resized_hw, found.kernel, normalised_first=statistical)
+    if statistical:
+        steps = " and ".join(found.intensity.steps)
+        text = f"{step.target} follows {steps}: here statistics are those of the resized image"
+        found.differences.append(Difference(text, way))
     if mode == "bilinear":
-        found.differences.append(
+        text = (
             f"{step.target}: pixels of 8 and 16 bits are rounded when they are resized, by half a grey level at most, "
             "and MONAI keeps fractions"
         )
+        found.differences.append(Difference(text, way))
 
 
 def _not_between(step: Component, found: Before) -> None:
@@ -157,7 +161,7 @@ class After:
     where: str | None = None
     """The step that decides; None: no step does."""
     notes: list[str] = field(default_factory=list)
-    differences: list[str] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
 
 
 def after(config: BundleConfig) -> After:
@@ -177,7 +181,7 @@ def after(config: BundleConfig) -> After:
                 f"{step.where}: {step.target} to {step.arguments['dtype']!r} before the classes are chosen"
             )
         elif step.name in _NOT_DONE:
-            found.differences.append(f"{step.target} is not applied to the masks")
+            found.differences.append(Difference(f"{step.target} is not applied to the masks", _done_by_monai(step)))
         elif step.name not in _SAVING:
             raise ModelRefused(
                 f"{step.where}: {step.target} is not understood, and no step is left out. Understood are Activations, "
@@ -232,6 +236,15 @@ def _decide(step: Component, found: After) -> None:
     found.argmax, found.threshold = bool(argmax), None if threshold is None else float(threshold)
     if argmax or threshold is not None:
         found.where = step.where
+
+
+def _done_by_monai(step: Component) -> Way | None:
+    """The step as MONAI does it; None where its arguments are code."""
+    try:
+        arguments = plain({key: value for key, value in step.arguments.items() if key not in _HARMLESS}, step.where)
+    except ModelRefused:
+        return None
+    return on_masks(step.name, arguments)
 
 
 def _single(value: object) -> object:
