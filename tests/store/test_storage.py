@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import pickle
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +21,7 @@ from contracts.cloud_suite import CloudSuite
 from contracts.store_suite import StoreSuite
 from faults.unruly_proxy import UnrulyProxy, unruly
 
-from unet_batch.errors import Changed, Conflict, Denied, JobError, NotFound, StorageError, TooLarge
+from unet_batch.errors import Changed, Conflict, Denied, JobError, NotFound, StorageError, TooLarge, Unavailable
 from unet_batch.options import EnvRef
 from unet_batch.store import local, obstore_reads
 from unet_batch.store.objects import join
@@ -39,7 +42,7 @@ class TestLocalStore(StoreSuite):
 
 @pytest.mark.s3
 class TestS3Store(CloudSuite):
-    """A server that speaks S3. Listings go through botocore, single objects through obstore, puts through s3fs."""
+    """A server that speaks S3. Single objects are read through obstore, all else goes through botocore."""
 
     another_version = "etag:0"
     put_method = "PUT"
@@ -85,6 +88,31 @@ class TestS3Store(CloudSuite):
         assert [o.uri.removeprefix(root) for o in storage.list(root)] == ["/a", "/b/1", "/c", "/d/1", "/e/1"]
         assert storage.folders(root) == ["b", "d", "e"]
 
+    def test_no_asynchronous_client_is_imported(self, s3_options: dict, root: str) -> None:
+        """s3fs, aiobotocore and aiohttp cost half a second in each process, and nothing here needs them."""
+        code = (
+            "import json, sys; from unet_batch.store.storage import Storage\n"
+            "store, root = Storage(json.loads(sys.argv[1])), sys.argv[2]\n"
+            "version = store.create(f'{root}/a', b'1'); version = store.replace(f'{root}/a', b'2', version=version)\n"
+            "assert (len(list(store.list(root))), store.read(f'{root}/a')) == (1, b'2')\n"
+            "store.delete(f'{root}/a', version=version)\n"
+            "print(sorted({'s3fs', 'aiobotocore', 'aiohttp', 'fsspec'} & set(sys.modules)))"
+        )
+        command = [sys.executable, "-c", code, json.dumps(s3_options), root]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+    def test_fsspecs_own_configuration_still_counts(
+        self, s3_options: dict, root: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """`FSSPEC_S3_ENDPOINT_URL` names a server for every job, as before; the job's options come first."""
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"endpoint_url": s3_options["endpoint_url"]})
+        monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", s3_options["endpoint_url"])
+        rest = {name: value for name, value in s3_options.items() if name != "endpoint_url"}
+        Storage(rest).put(f"{root}/a", b"1")
+        with pytest.raises(Unavailable):
+            Storage({**rest, "endpoint_url": "http://127.0.0.1:1"}, first_wait_s=0).read(f"{root}/a")
+
     def test_other_credentials_are_our_error(self, storage: Storage, root: str, s3_endpoint: str) -> None:
         """Keys named in the job file come from the environment, on first use."""
         other = Storage({"endpoint_url": s3_endpoint, "key": EnvRef(env="UNSET_KEY_OF_A_TEST")})
@@ -93,7 +121,7 @@ class TestS3Store(CloudSuite):
 
 
 class TestS3StoreWithoutObstore(TestS3Store):
-    """Where obstore is not installed, or cannot read a bucket as s3fs would: the same suite through s3fs."""
+    """Where obstore is not installed, or cannot read a bucket as botocore would: the same suite through botocore."""
 
     @pytest.fixture(autouse=True)
     def elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,6 +327,7 @@ def test_a_missing_package_is_said_with_its_extra(monkeypatch: pytest.MonkeyPatc
         raise ImportError(f"please install what {scheme} needs")
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
+    monkeypatch.setitem(sys.modules, "botocore", None)
     with pytest.raises(JobError, match=rf"unet-batch\[{extra}\]"):
         Storage().read(uri)
 

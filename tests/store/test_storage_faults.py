@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import fsspec
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, ReadTimeoutError
 
@@ -20,6 +20,7 @@ from unet_batch.errors import (
     StorageError,
     Unavailable,
 )
+from unet_batch.store import s3 as s3_store
 from unet_batch.store.faults import ShortReadError, StatusError, is_transient, meaning, translated
 from unet_batch.store.local import LocalStore
 from unet_batch.store.storage import Storage, canonical
@@ -164,7 +165,7 @@ class FlakyStore(LocalStore):
 def flaky(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> type[FlakyStore]:
     """The scheme file, played by the flaky store with objects 0 to 4 in the current folder."""
     FlakyStore.schedule, FlakyStore.calls = {}, Counter()
-    monkeypatch.setattr("unet_batch.store.storage.LocalStore", FlakyStore)
+    monkeypatch.setattr("unet_batch.store.opening.LocalStore", FlakyStore)
     monkeypatch.chdir(tmp_path)
     for i in range(5):
         (tmp_path / str(i)).write_bytes(b"body%d" % i)
@@ -218,17 +219,23 @@ def test_a_short_answer_is_tried_again(flaky: type[FlakyStore]) -> None:
 
 
 class FakeS3:
-    """A one-object S3 behind s3fs's `call_s3`: raises by schedule, before or after the put took effect."""
-
-    retries = 5
+    """A one-object S3 behind `S3Client.call`: raises by schedule, before or after the put took effect."""
 
     def __init__(self) -> None:
+        self.options: Mapping[str, Any] = {}
         self.body: bytes | None = None
         self.puts: list[dict[str, object]] = []
         self.schedule: list[tuple[str, Exception]] = []
         self.quotes = True
 
-    def call_s3(self, method: str, Bucket: str, Key: str, Body: bytes, **condition: str) -> dict[str, str]:
+    def opened(self, options: Mapping[str, Any]) -> FakeS3:
+        self.options = options
+        return self
+
+    def on_answer(self, operation: str, parse: object) -> None:
+        """Nothing is listed."""
+
+    def call(self, method: str, Bucket: str, Key: str, Body: bytes, **condition: str) -> dict[str, str]:
         assert method == "put_object"
         self.puts.append(condition)
         when, error = self.schedule.pop(0) if self.schedule else ("", None)
@@ -237,9 +244,9 @@ class FakeS3:
         etag = None if self.body is None else f'"{self.body.decode()}"'
         wanted = condition.get("IfMatch")
         if "IfNoneMatch" in condition and etag is not None:
-            raise caused(OSError(errno.EINVAL, "x"), s3_error("PreconditionFailed", 412))
+            raise s3_error("PreconditionFailed", 412)
         if wanted is not None and wanted != (etag if self.quotes else (etag or "").strip('"')):
-            raise caused(OSError(errno.EINVAL, "x"), s3_error("PreconditionFailed", 412))
+            raise s3_error("PreconditionFailed", 412)
         self.body = Body
         if when == "after":
             raise error
@@ -250,14 +257,14 @@ class FakeS3:
 def s3(monkeypatch: pytest.MonkeyPatch) -> FakeS3:
     """The scheme s3, played by the fake."""
     fake = FakeS3()
-    monkeypatch.setattr(fsspec, "filesystem", lambda scheme, **options: fake)
+    monkeypatch.setattr(s3_store, "S3Client", fake.opened)
     return fake
 
 
-def test_our_retries_replace_those_of_s3fs(s3: FakeS3) -> None:
+def test_our_retries_replace_those_of_botocore(s3: FakeS3) -> None:
     """Two retry layers multiply: five by five tries against a store that asks to slow down."""
-    Storage(first_wait_s=0).put("s3://b/a", b"1")
-    assert s3.retries == 1
+    Storage({"config_kwargs": {"retries": {"total_max_attempts": 9}}}, first_wait_s=0).put("s3://b/a", b"1")
+    assert s3.options["config_kwargs"]["retries"]["total_max_attempts"] == 1
 
 
 def test_a_lost_answer_to_a_replacement_is_unknown(s3: FakeS3) -> None:
@@ -317,12 +324,12 @@ class CarelessS3(FakeS3):
 
     ignored = ("IfNoneMatch",)
 
-    def call_s3(self, method: str, **request: object) -> dict[str, str]:
+    def call(self, method: str, **request: object) -> dict[str, str]:
         if method == "delete_object":
             self.body = None
             return {}
         kept = {k: v for k, v in request.items() if k not in self.ignored}
-        return super().call_s3(method, **kept)
+        return super().call(method, **kept)
 
 
 @pytest.mark.parametrize(("ignored", "word"), [(("IfNoneMatch",), "If-None-Match"), (("IfMatch",), "If-Match")])
@@ -332,7 +339,7 @@ def test_the_probe_names_the_condition_that_a_store_ignores(
     """The negative control: such a store is refused, and the sentence says why."""
     fake = CarelessS3()
     fake.ignored = ignored
-    monkeypatch.setattr(fsspec, "filesystem", lambda scheme, **options: fake)
+    monkeypatch.setattr(s3_store, "S3Client", fake.opened)
     sentence = Storage(first_wait_s=0).probe("s3://b/_work/probe")
     assert sentence is not None
     assert word in sentence

@@ -58,7 +58,7 @@ class Wire:
 class ObstoreReads:
     """The buckets of one store, each with connections of its own. Threads may share it."""
 
-    def __init__(self, opened: Callable[[str], Any], moved: Callable[[str, str], Any] = lambda *_: None) -> None:
+    def __init__(self, opened: Callable[[str], Any], moved: Callable[[str], Any] = lambda _: None) -> None:
         """opened: obstore's store for a bucket; None: it has to be read by the store's own client.
 
         moved: the same after that client could read a key that obstore was refused.
@@ -116,7 +116,7 @@ class ObstoreReads:
             fault = _fault(error)
             if isinstance(fault, StatusError) and fault.status_code in _REFUSED:
                 found = otherwise()
-                self._leave(bucket, self._moved(bucket, key))
+                self._leave(bucket, self._moved(bucket))
                 return found
             if fault is None:
                 return self._odd_one(bucket, otherwise)

@@ -1,15 +1,13 @@
 """Objects in a store that speaks S3: listing, reading and putting, each in the fewest requests.
 
-Puts use the client and event loop of a given `s3fs.S3FileSystem`, without its caches or retries. Listings use botocore
-and one pass over their XML. Reads use obstore if it reads like the file system. Every answer to a GET has the ETag of
-its bytes, so a pinned read needs no additional request.
+Puts, removals and listings use one botocore client, listings with one pass over their XML. Reads use obstore if it
+reads like that client. Every answer to a GET has the ETag of its bytes, so a pinned read needs no additional request.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,27 +19,31 @@ from unet_batch.store.faults import Retry
 from unet_batch.store.objects import Names, Object, split
 from unet_batch.store.obstore_reads import ObstoreReads
 from unet_batch.store.pinned import version_of
-from unet_batch.store.s3_client import Place, S3Client
+from unet_batch.store.s3_client import Place, S3Client, demand_botocore
 
 SINGLE_PUT_BYTES = 5 << 30
 """Largest body of one PutObject (S3 user guide, "Uploading objects")."""
 
 
 class S3Store:
-    """The `s3` scheme. Raises the errors of s3fs, and Changed or TooLarge before a body is transferred."""
+    """The `s3` scheme. Raises the errors of botocore, and Changed or TooLarge before a body is transferred."""
 
-    def __init__(self, fs: Any, retry: Retry) -> None:
-        """retry: calls its first argument with the other arguments, with retries; used for each page of a listing."""
-        fs.retries = 1
-        self.fs = fs
+    def __init__(self, options: Mapping[str, Any], retry: Retry) -> None:
+        """options: those of `options`. retry: calls its first argument with the other arguments, with retries; used
+        for each page of a listing. Raises ImportError without botocore.
+        """
+        demand_botocore()
+        self._options = options
         self._retry = retry
         self._lock = threading.Lock()
         self._made: S3Client | None = None
+        self._places: dict[str, Place] = {}
+        """Where obstore looks for each bucket."""
         self._reads = ObstoreReads(self._opened, self._moved)
 
     @staticmethod
     def options(given: dict[str, Any], threads: int) -> dict[str, Any]:
-        """Options of s3fs, without the SDK's retries, which would multiply with ours."""
+        """Options of an S3 file system, without the SDK's retries, which would multiply with ours."""
         config = {
             "connect_timeout": 10, "read_timeout": 60, "max_pool_connections": max(threads, 10),
             **given.get("config_kwargs", {}), "retries": {"total_max_attempts": 1, "mode": "standard"},
@@ -72,8 +74,7 @@ class S3Store:
         bucket, key = _object(uri)
 
         def otherwise() -> bytes:
-            reading = self._read(uri, span, version, max_bytes)
-            return asyncio.run_coroutine_threadsafe(reading, self.fs.loop).result()
+            return self._read(uri, span, version, max_bytes)
 
         return self._reads.read(uri, bucket, key, span=span, version=version, max_bytes=max_bytes, otherwise=otherwise)
 
@@ -98,30 +99,30 @@ class S3Store:
         bucket, key = split(uri)
         condition = {} if expect == ANYTHING else {"IfMatch": f'"{expect.removeprefix("etag:")}"'}
         with removals(uri, expect):
-            self.fs.call_s3("delete_object", Bucket=bucket, Key=key, **condition)
+            self._client().call("delete_object", Bucket=bucket, Key=key, **condition)
 
     def _put(self, uri: str, body: bytes | Path, expect: str | None, condition: dict[str, str]) -> str:
         bucket, key = split(uri)
         with ExitStack() as ends:
             ends.enter_context(refusals(uri, expect))
             content = ends.enter_context(body.open("rb")) if isinstance(body, Path) else body
-            answer = self.fs.call_s3("put_object", Bucket=bucket, Key=key, Body=content, **condition)
+            answer = self._client().call("put_object", Bucket=bucket, Key=key, Body=content, **condition)
         return version_of(answer["ETag"])
 
-    async def _read(self, uri: str, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
+    def _read(self, uri: str, span: tuple[int, int] | None, version: str | None, max_bytes: int | None) -> bytes:
         bucket, key = split(uri)
-        answer = await self.fs._call_s3("get_object", Bucket=bucket, Key=key, **pinned.range_of(span))
+        answer = self._client().call("get_object", Bucket=bucket, Key=key, **pinned.range_of(span))
         stream, size_bytes = answer["Body"], int(answer["ContentLength"])
         try:
             pinned.before(uri, version_of(answer["ETag"]), size_bytes, version=version, max_bytes=max_bytes)
-            body: bytes = await stream.read()
+            body: bytes = stream.read()
         finally:
             stream.close()
         return pinned.whole(uri, body, size_bytes, span)
 
     def _head(self, uri: str) -> Object:
         bucket, key = split(uri)
-        found = self.fs.call_s3("head_object", Bucket=bucket, Key=key)
+        found = self._client().call("head_object", Bucket=bucket, Key=key)
         return Object(uri, int(found["ContentLength"]), version_of(found["ETag"]))
 
     def _pages(self, **query: str) -> Iterator[s3_listing.Page]:
@@ -135,26 +136,31 @@ class S3Store:
         """Made on first use: finding credentials may take requests."""
         with self._lock:
             if self._made is None:
-                self._made = S3Client(self.fs.storage_options)
+                self._made = S3Client(self._options)
                 self._made.on_answer("ListObjectsV2", s3_listing.take)
             return self._made
 
     def _opened(self, bucket: str) -> Any:
-        """obstore's store of a bucket; None if reads need a feature of the file system's client."""
+        """obstore's store of a bucket; None if reads need a feature of botocore."""
         # A directory bucket (S3 Express) has its own sessions, and a name with colons is an access point.
         if not obstore_reads.is_here() or bucket.endswith("--x-s3") or ":" in bucket:
             return None
         client = self._client()
         place = None if client.additional("get_object").keys() - {"RequestPayer"} else client.place(bucket)
+        if place is not None:
+            self._places[bucket] = place
         return None if place is None else self._at(place)
 
-    def _moved(self, bucket: str, key: str) -> Any:
-        """The same if the bucket is in another region, else None."""
+    def _moved(self, bucket: str) -> Any:
+        """The same if botocore has found the bucket in another region meanwhile, else None."""
         try:
-            place = self._client().found_elsewhere(bucket, key)
+            place = self._client().place(bucket)
         except Exception:  # noqa: BLE001 - the key has been read, so an error here does not matter
             return None
-        return None if place is None else self._at(place)
+        if place is None or place == self._places.get(bucket):
+            return None
+        self._places[bucket] = place
+        return self._at(place)
 
     def _at(self, place: Place) -> Any:
         client = self._client()

@@ -1,4 +1,4 @@
-"""A client of the S3 API from the options of an S3 file system: for listings, and for where and how buckets are read.
+"""A client of the S3 API from the options of an S3 file system; it also tells where and how buckets are read.
 
 Knows botocore: its session with profiles, SSO and web identity, its configuration, its signatures. Everything that a
 job's `options`, the environment and the shared configuration files say is resolved here once, by botocore itself.
@@ -6,10 +6,11 @@ job's `options`, the environment and the shared configuration files say is resol
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
 from unet_batch.store.obstore_reads import Wire
@@ -24,6 +25,11 @@ _FILE_SYSTEM = {
 
 _KEY = "k"
 """Key of the request that tells how botocore would ask for an object; it is never sent."""
+
+
+def demand_botocore() -> None:
+    """Raises ImportError where botocore is not installed; does not import the rest of it."""
+    import botocore  # noqa: F401
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,8 @@ class S3Client:
         given.setdefault("endpoint_url", options.get("endpoint_url"))
         given.setdefault("use_ssl", options.get("use_ssl", True))
         self._client: Any = self._session.create_client("s3", config=Config(**config), **given)
-        self._client.meta.events.register("before-send.s3.GetObject", _stop)
+        self._asking = threading.local()
+        self._client.meta.events.register("before-send.s3.GetObject", self._stop)
         self._anonymous = bool(options.get("anon"))
 
     def call(self, method: str, **query: Any) -> dict[str, Any]:
@@ -86,12 +93,15 @@ class S3Client:
 
     def place(self, bucket: str) -> Place | None:
         """Where a bucket is read, or None where its requests are signed in another way than with one region's key."""
+        self._asking.place = True
         try:
             self._client.get_object(Bucket=bucket, Key=_KEY)
         except _Prepared as prepared:
             url, authorization = prepared.url, prepared.authorization
         else:
             return None
+        finally:
+            self._asking.place = False
         parts = urlsplit(url)
         if parts.query or not parts.path.endswith(f"/{_KEY}"):
             return None
@@ -104,12 +114,12 @@ class S3Client:
             return None
         return Place(whole, scope[1], signed=True)
 
-    def found_elsewhere(self, bucket: str, key: str) -> Place | None:
-        """Where the bucket is read after botocore has followed a redirection to its region; None where it was right."""
-        before = self.place(bucket)
-        self.call("head_object", Bucket=bucket, Key=key)
-        after = self.place(bucket)
-        return None if after == before else after
+    def _stop(self, request: Any, **_: Any) -> None:
+        """Keep the request that `place` makes from being sent; those of other threads are sent."""
+        if getattr(self._asking, "place", False):
+            authorization = request.headers.get("Authorization") or ""
+            text = authorization.decode() if isinstance(authorization, bytes) else authorization
+            raise _Prepared(request.url, text)
 
     def credentials(self) -> dict[str, str | None]:
         """Access key, secret and token as they are now, renewed where they end soon. Raises botocore's errors."""
@@ -144,8 +154,3 @@ class _Prepared(Exception):
         super().__init__("the request is not sent")
         self.url = url
         self.authorization = authorization
-
-
-def _stop(request: Any, **_: Any) -> NoReturn:
-    authorization = request.headers.get("Authorization") or ""
-    raise _Prepared(request.url, authorization.decode() if isinstance(authorization, bytes) else authorization)

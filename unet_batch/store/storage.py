@@ -1,7 +1,7 @@
 """Objects by URI in any store: listed, read with their version pinned, and put under conditions.
 
-Only this module uses fsspec. It contains the retries and the threads. A `Storage` belongs to its process: other
-processes build it again from the job file; it cannot be pickled.
+The retries and the threads are here. A `Storage` belongs to its process: other processes build it again from the job
+file; it cannot be pickled.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TypeVar, cast
+from typing import BinaryIO, NoReturn, TypeVar, cast
 
 from unet_batch.errors import (
     AlreadyExists,
     Changed,
     Conflict,
     Denied,
-    JobError,
     NotFound,
     PutUnknown,
     StorageError,
@@ -28,11 +27,12 @@ from unet_batch.errors import (
     Unavailable,
     UnetBatchError,
 )
-from unet_batch.options import Options, resolve_options
+from unet_batch.options import Options
 from unet_batch.store.conditional import ANYTHING, check
 from unet_batch.store.faults import meaning, retrying, translated
 from unet_batch.store.local import LocalStore
-from unet_batch.store.objects import SCHEMES, Names, Object, Store, canonical, join, path_of, redact, scheme_of
+from unet_batch.store.objects import Names, Object, Store, canonical, join, path_of, redact, scheme_of
+from unet_batch.store.opening import opened
 from unet_batch.store.ranges import RangeFile
 
 __all__ = ["OBJECT_ERRORS", "Object", "Storage", "canonical", "join"]
@@ -44,9 +44,6 @@ OBJECT_ERRORS = (NotFound, Changed, TooLarge, Denied)
 
 PROBES = 3
 """Most probes of an output, if answers are lost."""
-
-_EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
-"""By scheme: the extra of this package that it needs; `_kind` has its class, and `objects.SCHEMES` the names."""
 
 
 class Storage:
@@ -294,39 +291,7 @@ class Storage:
         return store
 
     def _made(self, scheme: str, uri: str) -> Store:
-        if scheme not in SCHEMES:
-            raise JobError(f"{redact(uri)!r} is not the URI of a store; allowed are {', '.join(SCHEMES)}")
-        if scheme == "file":
-            return LocalStore()
-        extra = _EXTRAS[scheme]
-        kind = _kind(extra)
-        options = kind.options(resolve_options(self._options), self._threads)
-        import fsspec
-
-        try:
-            fs = fsspec.filesystem(scheme, skip_instance_cache=True, **options)
-        except ImportError as error:
-            package = f"unet-batch[{extra}]"
-            raise JobError(f"{scheme}:// needs a package that is not installed: pip install {package}") from error
-        except (TypeError, ValueError) as error:
-            raise JobError(f"no store at {scheme}:// opens with these `options` ({redact(str(error))})") from error
-        store: Store = kind(fs, self._retry)
-        return store
-
-
-def _kind(extra: str) -> type[Any]:
-    """The class of an extra's stores. Local disks need none of them, nor fsspec and asyncio: 0.1 s in each process."""
-    if extra == "s3":
-        from unet_batch.store.s3 import S3Store
-
-        return S3Store
-    if extra == "gcs":
-        from unet_batch.store.gcs import GcsStore
-
-        return GcsStore
-    from unet_batch.store.azure import AzureStore
-
-    return AzureStore
+        return opened(scheme, uri, self._options, self._threads, self._retry)
 
 
 def _succeeds(put: Callable[[], str]) -> bool:
