@@ -58,6 +58,62 @@ class Selection:
         return not (self._images_elsewhere and suffix_of(name)[1:] in PICTURE_SUFFIXES)
 
 
+class Search:
+    """A search for the objects of a window, one partition after the other, so that few are in memory at once.
+
+    Raises JobError, in `partitions` too, if the URI or a glob is malformed, or if the window asks for days and the
+    archive has no dates.
+    """
+
+    def __init__(self, storage: Storage, spec: InputSpec, window: Window) -> None:
+        self._storage = storage
+        self._spec = spec
+        self._window = window
+        self._template = canonical(spec.uri)
+        self._selection = Selection(spec)
+        self._tally = Tally()
+        self._passed = PassedOver()
+
+    @property
+    def passed(self) -> PassedOver:
+        """Names that do not count, in the folders that were searched so far."""
+        return self._passed + self._tally.found()
+
+    def partitions(self) -> Iterator[tuple[str, list[Object]]]:
+        """Each partition that has an object, with its objects sorted by URI, as they are found.
+
+        An archive without dates always has one partition.
+        """
+        if "{" not in self._template and "}" not in self._template:
+            yield (
+                UNDATED,
+                _undated(
+                    self._storage, self._spec, self._selection, self._template, window=self._window, tally=self._tally
+                ),
+            )
+            return
+        before, form, after = date_field(self._template)
+
+        def objects_of(day: date) -> tuple[date, list[Object], Tally]:
+            mine = Tally()  # one for each day: days are listed on several threads
+            return day, _objects(self._storage, self._selection, before + day.strftime(form) + after, mine), mine
+
+        newest = self._window.kind == "last"
+        if self._window.kind == "range":
+            days = self._window.days()
+        else:
+            days = _walk(self._storage, before, form + after, newest_first=newest, tally=self._tally)
+        listed: Iterator[tuple[date, list[Object], Tally]] = (
+            map(objects_of, days) if newest else self._storage.map_bounded(partial(objects_of, day) for day in days)
+        )
+        for day, objects, mine in listed:
+            self._passed += mine.found()
+            if objects:
+                yield f"date={day}", objects
+                if newest:
+                    return
+
+
 def discover(storage: Storage, spec: InputSpec, window: Window) -> Discovered:
     """The objects of each partition of the window.
 
@@ -71,32 +127,8 @@ def discover(storage: Storage, spec: InputSpec, window: Window) -> Discovered:
 
     Raises JobError if the URI or a glob is malformed, or if the window asks for days and the archive has no dates.
     """
-    template, selection, tally = canonical(spec.uri), Selection(spec), Tally()
-    if "{" not in template and "}" not in template:
-        objects = _undated(storage, spec, selection, template, window=window, tally=tally)
-        return Discovered({UNDATED: objects}, tally.found())
-    before, form, after = date_field(template)
-
-    def objects_of(day: date) -> tuple[date, list[Object], Tally]:
-        mine = Tally()  # one for each day: days are listed on several threads
-        return day, _objects(storage, selection, before + day.strftime(form) + after, mine), mine
-
-    found: dict[str, list[Object]] = {}
-    passed = PassedOver()
-    if window.kind == "range":
-        listed: Iterator[tuple[date, list[Object], Tally]] = storage.map_bounded(
-            partial(objects_of, day) for day in window.days()
-        )
-    else:
-        newest = window.kind == "last"
-        listed = map(objects_of, _walk(storage, before, form + after, newest_first=newest, tally=tally))
-    for day, objects, mine in listed:
-        passed += mine.found()
-        if objects:
-            found[f"date={day}"] = objects
-            if window.kind == "last":
-                break
-    return Discovered(dict(sorted(found.items())), passed + tally.found())
+    search = Search(storage, spec, window)
+    return Discovered(dict(sorted(search.partitions())), search.passed)
 
 
 def reaches(spec: InputSpec, uri: str) -> bool:

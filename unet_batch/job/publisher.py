@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,6 +29,7 @@ from unet_batch.errors import (
     overall,
 )
 from unet_batch.job.nights import Nights
+from unet_batch.job.publishing.beside import PARTITION_IMAGES, Beside
 from unet_batch.planning.plan import PartitionPlan
 from unet_batch.planning.prepare import Prepared
 from unet_batch.records import NOTHING_PASSED, PassedOver, Unit
@@ -35,7 +37,7 @@ from unet_batch.spec import Engine, OutputSpec
 from unet_batch.store.objects import redact
 from unet_batch.table.output import Output
 from unet_batch.table.plausibility import Implausible
-from unet_batch.table.publish import Publication, publish
+from unet_batch.table.publish import Publication, Published, publish
 from unet_batch.table.rowset import Name
 
 log = logging.getLogger(__name__)
@@ -171,8 +173,9 @@ class Publisher:
         work: Iterable[PartitionPlan],
         outcome: PublishResult,
         done: Callable[[str], None],
+        beside: Beside | None = None,
     ) -> None:
-        """done: called with every partition for which this run has no more work."""
+        """done: called with every partition for which this run has no more work. beside: publishes large partitions."""
         self._prepared = prepared
         self._run_id = run_id
         self._outcome = outcome
@@ -182,6 +185,9 @@ class Publisher:
         self._retried = {name: {s.key for s in p.retry} for name, p in self._plans.items()}
         self._parts = {name: list(p.parts) for name, p in self._plans.items()}
         self._nights = Nights(prepared.output, prepared.fingerprint)
+        self._beside = beside
+        self._under_way: dict[str, Future[Published]] = {}
+        """Partitions that are being published beside the driver."""
 
     def arrived(self, unit: Unit) -> None:
         """Record a unit's part; publish the partition if it was the last unit."""
@@ -191,6 +197,14 @@ class Publisher:
         left.difference_update(s.key for s in unit.sources)
         if not left:
             self._publish(unit.partition)
+        self.collect()
+
+    def collect(self, *, wait: bool = False) -> None:
+        """Take the results of partitions that were published beside the driver. wait: of all that are under way."""
+        for partition, future in list(self._under_way.items()):
+            if wait or future.done():
+                del self._under_way[partition]
+                self._settle(partition, future.result, time.perf_counter())
 
     def publish_complete(self) -> None:
         """Publish the partitions whose rows were all staged by an earlier run."""
@@ -223,27 +237,31 @@ class Publisher:
     def _publish(self, partition: str) -> None:
         plan, job = self._plans[partition], self._prepared.job
         started = time.perf_counter()
+        wanted = Publication(
+            partition=partition,
+            sources=plan.sources,
+            fingerprint=self._prepared.fingerprint,
+            model_digest=self._prepared.model.sha256,
+            run_id=self._run_id,
+            base=plan.published.version if plan.published else None,
+            parts=self._parts[partition],
+            afresh=plan.afresh,
+            compression=job.output.compression,
+            single_writer=job.output.single_writer,
+            tried=self._tried(plan),
+            others=plan.others,
+            classes=self._prepared.model.contract.output.in_rows,
+            nights=self._nights.beside(partition),
+        )
+        if self._beside is not None and len(plan.sources) >= PARTITION_IMAGES:
+            self._under_way[partition] = self._beside.publish(wanted)
+        else:
+            self._settle(partition, lambda: publish(self._prepared.output, wanted, job.limits), started)
+
+    def _settle(self, partition: str, result: Callable[[], Published], started: float) -> None:
+        """Record the result of a publication. started: since when the driver has waited for it (perf_counter)."""
         try:
-            published = publish(
-                self._prepared.output,
-                Publication(
-                    partition=partition,
-                    sources=plan.sources,
-                    fingerprint=self._prepared.fingerprint,
-                    model_digest=self._prepared.model.sha256,
-                    run_id=self._run_id,
-                    base=plan.published.version if plan.published else None,
-                    parts=self._parts[partition],
-                    afresh=plan.afresh,
-                    compression=job.output.compression,
-                    single_writer=job.output.single_writer,
-                    tried=self._tried(plan),
-                    others=plan.others,
-                    classes=self._prepared.model.contract.output.in_rows,
-                    nights=self._nights.beside(partition),
-                ),
-                job.limits,
-            )
+            published = result()
             if published.tally is not None:
                 self._nights.published(partition, published.tally)
             self._outcome.warnings += published.warnings

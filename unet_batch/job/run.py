@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 from unet_batch.archive.window import Window
 from unet_batch.errors import (
@@ -19,7 +18,6 @@ from unet_batch.errors import (
     HandoverFailed,
     Held,
     ImageError,
-    JobError,
     RayUnavailable,
     StorageError,
     UnetBatchError,
@@ -29,12 +27,14 @@ from unet_batch.gate.gate import check_unit
 from unet_batch.job.controls import Controls
 from unet_batch.job.progress import ProgressDisplay
 from unet_batch.job.publisher import Publisher, PublishResult, Record, before_scoring, demand_conditional_puts, ended_by
+from unet_batch.job.publishing.beside import Beside, beside
 from unet_batch.job.reconcile import Executor, score
 from unet_batch.job.stopping import ending, stopped_by
 from unet_batch.job.summary import Summary
+from unet_batch.planning.choice import Choice
+from unet_batch.planning.groups import groups
 from unet_batch.planning.plan import PartitionPlan, units, wants
 from unet_batch.planning.prepare import Prepared, new_run_id
-from unet_batch.planning.selection import Select
 from unet_batch.planning.survey import (
     Buckets,
     Holdings,
@@ -51,31 +51,13 @@ from unet_batch.table.rows import Provenance
 from unet_batch.worker.infer import reject_unit
 from unet_batch.worker.worker import Settings
 
+__all__ = ["Choice", "MakeExecutor", "run"]
+
 log = logging.getLogger(__name__)
 
 MakeExecutor = Callable[[Settings], Executor]
 
-DEADLINE_SHARE = 0.05
-"""Share of the time until a deadline that is reserved for active units and publishing."""
-DEADLINE_LEAST_S = 20.0
-DEADLINE_MOST_S = 900.0
-"""Lower and upper limit of that time; it is never more than half of the time until the deadline."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which partitions of a window a run works on, in which order, and until when."""
-
-    select: Select = "due"
-    newest_first: bool = False
-    max_active: int | None = None
-    """Partitions to lease and score at a time; each group starts new sessions. None: all."""
-    deadline: datetime | None = None
-    """No unit is started after it, minus the time reserved for publishing; complete partitions are published."""
-    wait_s: float = 0.0
-    """Seconds to wait for leases that are not renewed, after the other partitions are done."""
-    rescore: bool = False
-    """Score every image of the window again, even if its rows are published and up to date; `select` is then all."""
+EVERYTHING_DUE = Choice()
 
 
 def run(
@@ -83,7 +65,7 @@ def run(
     window: Window,
     make_executor: MakeExecutor,
     *,
-    choice: Choice = Choice(),
+    choice: Choice = EVERYTHING_DUE,
     quiet: bool = False,
 ) -> Summary:
     """Score the open images of a window and publish its partitions.
@@ -114,10 +96,9 @@ def run(
         return summary
     scoring = _Run(prepared, choice, summary, make_executor, holdings, quiet=quiet)
     try:
-        size = choice.max_active or len(names)
         while names:
-            for begin in range(0, len(names), size):
-                scoring.work({name: inventory[name] for name in names[begin : begin + size]})
+            for group in groups({name: len(inventory[name]) for name in names}, choice.max_active):
+                scoring.work({name: inventory[name] for name in group})
             names = scoring.wait()
     except StorageError as error:
         advice, exit_code = ended_by(error)
@@ -156,7 +137,7 @@ class _Run:
         self._summary = summary
         self._make_executor = make_executor
         self._quiet = quiet
-        self._stop_at = _stop_at(choice.deadline)
+        self._stop_at = choice.stop_at_s()
         self._executor: Executor | None = None
         self._record = Record(prepared, summary.run, "rescore" if choice.rescore else choice.select, holdings.passed)
         self._buckets = Buckets(prepared.output, holdings.partitions)
@@ -169,6 +150,7 @@ class _Run:
         self._scoring_s = 0.0
         self._open_means = ExitCode.UNFINISHED
         """Exit code for open units of the current group."""
+        self._beside: Beside | None = None
         self._leases: Leases | None = None
         if not prepared.job.output.single_writer:
             ttl_s = prepared.job.limits.lease_s
@@ -176,13 +158,16 @@ class _Run:
         # Parts of retried rejections need other names than the parts of the first try.
         self._again_salt = f"{prepared.fingerprint}\0{summary.run}"
 
-    def work(self, inventory: dict[str, list[Source]]) -> None:
+    def work(self, inventory: Mapping[str, Sequence[Source]]) -> None:
         """Score and publish some partitions. Raises errors that end the whole run."""
         claimed = list(self._claim(inventory))
         if not claimed:
             return
         self._record.begin(claimed)
-        publisher = Publisher(self._prepared, self._summary.run, claimed, self._published, self._give_back)
+        self._beside = beside(self._prepared.job, [len(p.sources) for p in claimed])
+        publisher = Publisher(
+            self._prepared, self._summary.run, claimed, self._published, self._give_back, self._beside
+        )
         planned = sum(len(p.todo) for p in claimed)
         self._summary.planned += planned
         self._summary.remaining += planned
@@ -190,10 +175,14 @@ class _Run:
             publisher.publish_complete()
             if planned:
                 self._score(claimed, publisher, planned)
+            publisher.collect(wait=True)
         finally:
+            publisher.collect()
             self._count_published()
         publisher.report_incomplete(self._open_means)
+        publisher.collect(wait=True)
         self._count_published()
+        self._publish_no_more()
 
     def wait(self) -> list[str]:
         """Wait for the leases of runs that seem to be dead; returns their partitions. Used once per run."""
@@ -220,6 +209,7 @@ class _Run:
                 self._executor.close()
                 summary.stop_s = time.perf_counter() - started
         finally:
+            self._publish_no_more()
             if self._leases is not None:
                 self._leases.__exit__(None, None, None)
             summary.close(self._scoring_s)
@@ -231,15 +221,20 @@ class _Run:
                 text = f"the run's record could not be finished, and nothing else is missing: {error}"
                 summary.problem(text, ExitCode.UNFINISHED)
 
-    def _claim(self, inventory: dict[str, list[Source]]) -> Iterator[PartitionPlan]:
+    def _claim(self, inventory: Mapping[str, Sequence[Source]]) -> Iterator[PartitionPlan]:
         """Plans of the partitions to work on, made while this run holds their leases."""
         for name, sources in inventory.items():
             try:
                 if self._leases is not None:
                     self._leases.take(name)
-                others = self._buckets.others(name)
                 plan = survey_partition(
-                    self._prepared, name, sources, select=self._choice.select, others=others, repair=True
+                    self._prepared,
+                    name,
+                    sources,
+                    select=self._choice.select,
+                    others=self._buckets.others(name),
+                    unsplit=self._buckets.unsplit(name, self._prepared.fingerprint),
+                    repair=True,
                 )
                 if self._choice.rescore:
                     plan = plan_rescore(self._prepared.output, self._prepared.fingerprint, plan, repair=True)
@@ -321,6 +316,12 @@ class _Run:
             self._summary.executor, self._summary.start_s = self._executor.name, time.perf_counter() - started
         return self._executor
 
+    def _publish_no_more(self) -> None:
+        """End the processes that publish this group."""
+        if self._beside is not None:
+            self._beside.close()
+            self._beside = None
+
     def _give_back(self, partition: str) -> None:
         if self._leases is not None:
             self._leases.release(partition)
@@ -335,13 +336,3 @@ class _Run:
         summary.publish_s += found.seconds
         summary.warn(found.warnings)
         found.partitions, found.problems, found.warnings, found.seconds = [], [], [], 0.0
-
-
-def _stop_at(deadline: datetime | None) -> float | None:
-    """Seconds since 1970 after which no unit is started. Raises JobError for a past deadline."""
-    if deadline is None:
-        return None
-    left_s = deadline.timestamp() - time.time()
-    if left_s <= 0:
-        raise JobError(f"the deadline {deadline.isoformat()} has passed: write a later one")
-    return deadline.timestamp() - min(max(DEADLINE_SHARE * left_s, DEADLINE_LEAST_S), DEADLINE_MOST_S, left_s / 2)

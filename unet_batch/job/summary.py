@@ -55,6 +55,7 @@ class Summary:
     """Seconds to end it, after the last publication."""
     score_s: float = 0.0
     publish_s: float = 0.0
+    """Seconds that the driver published, or waited for the processes that do."""
     read_bytes: int = 0
     stage_s: dict[str, float] = field(default_factory=dict)
     """Seconds of all workers in reading, decoding, the session, and encoding."""

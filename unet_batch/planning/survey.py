@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
-from unet_batch.archive.discovery import discover
-from unet_batch.archive.inventory import StoredIndex, inventory
 from unet_batch.archive.nearest import nearest
 from unet_batch.archive.window import Window
 from unet_batch.errors import Damaged, StorageError
+from unet_batch.planning.holdings import Holdings, archive_partitions
 from unet_batch.planning.plan import PartitionPlan, plan_partition, rescoring, wants
 from unet_batch.planning.prepare import Prepared
-from unet_batch.planning.scope import Scope, resolved, window_of, without_bucket
+from unet_batch.planning.scope import Scope, window_of, without_bucket
 from unet_batch.planning.selection import Select
 from unet_batch.records import PassedOver, Source, gc_paused
 from unet_batch.spec import JobSpec, LimitsSpec
+from unet_batch.store.objects import parent
 from unet_batch.store.storage import Storage
 from unet_batch.table.guard import ALONE, Others, refusal, too_many_rejected
 from unet_batch.table.output import Output
@@ -37,22 +36,6 @@ RETRYING: tuple[Select, ...] = ("due", "failed", "all")
 
 
 @dataclass(frozen=True, slots=True)
-class Holdings:
-    """The archive's images in a window, from a listing."""
-
-    partitions: dict[str, list[Source]]
-    """Partition → its inventory, in the order of partitions."""
-    passed: PassedOver
-    """Names that were passed over."""
-    scope: Scope
-    """The window, resolved against the listing."""
-
-    @property
-    def images(self) -> int:
-        return sum(len(sources) for sources in self.partitions.values())
-
-
-@dataclass(frozen=True, slots=True)
 class Planned:
     """The work of a run, and its messages."""
 
@@ -60,32 +43,6 @@ class Planned:
     passed: PassedOver
     problems: list[str]
     """What the run would refuse, and why."""
-
-
-class _ReadOnlyIndex(StoredIndex):
-    """Reads the stored indexes and writes none, for commands that change nothing."""
-
-    def put(self, uri: str, version: str, index: bytes) -> None:
-        """Do nothing."""
-
-
-@gc_paused()
-def archive_partitions(prepared: Prepared, window: Window, *, keep: bool) -> Holdings:
-    """The archive's images in a window; lists only the window's prefixes.
-
-    keep: whether the indexes of tars are stored in the output, so that a tar is read only once.
-    """
-    spec = prepared.job.input
-    discovered = discover(prepared.archive, spec, window)
-    cache = (StoredIndex if keep else _ReadOnlyIndex)(prepared.output.store, prepared.output.index)
-    partitions: dict[str, list[Source]] = {}
-    passed = discovered.passed
-    for partition, objects in discovered.partitions.items():
-        found = inventory(prepared.archive, spec, objects, partition=partition, window=window, cache=cache)
-        passed += found.passed
-        for name, sources in found.partitions.items():
-            partitions |= _buckets(name, sources, prepared.job.output.buckets)
-    return Holdings(dict(sorted(partitions.items())), passed, resolved(window, partitions))
 
 
 def nothing_found(job: JobSpec, archive: Storage, holdings: Holdings) -> str | None:
@@ -132,13 +89,22 @@ def surveyed(prepared: Prepared, holdings: Holdings, select: Select, *, repair: 
     """
     buckets = Buckets(prepared.output, holdings.partitions)
     return [
-        survey_partition(prepared, name, sources, select=select, others=buckets.others(name), repair=repair)
+        survey_partition(
+            prepared,
+            name,
+            sources,
+            select=select,
+            others=buckets.others(name),
+            unsplit=buckets.unsplit(name, prepared.fingerprint),
+            repair=repair,
+        )
         for name, sources in holdings.partitions.items()
     ]
 
 
 def may_have_work(prepared: Prepared, partition: str, sources: Sequence[Source], select: Select) -> bool:
     """Whether a run with this selection may have work in a partition, by the footer of its published object."""
+    sources = tuple(sources)
     try:
         published = read_commit(prepared.output, partition)
     except StorageError:
@@ -181,14 +147,17 @@ def survey_partition(
     *,
     select: Select = "due",
     others: Others = ALONE,
+    unsplit: Sequence[str] = (),
     repair: bool,
 ) -> PartitionPlan:
     """The plan of one partition, compared with the rows published and staged under this job's fingerprint.
 
-    select: decides which rejections are retried. others: the other buckets of the partition, for the guard.
+    select: decides which rejections are retried. others: the other buckets of the partition, for the guard. unsplit:
+    parts that were staged before the partition was split into buckets.
     Raises Damaged if the rejections are in an unreadable object.
     """
     output, fingerprint, limits = prepared.output, prepared.fingerprint, prepared.job.limits
+    sources = tuple(sources)
     published = read_commit(output, partition)
     plan = plan_partition(partition, sources, fingerprint=fingerprint, published=published, done=set(), parts=())
     commit = published.commit if published is not None else None
@@ -212,9 +181,8 @@ def survey_partition(
 
     def containers() -> Iterator[Sequence[RowKey]]:
         yield visible or ()
-        for uri, keys in read_parts(
-            output.store, _part_uris(output, fingerprint, partition), fingerprint, repair=repair
-        ):
+        uris = sorted({*unsplit, *_part_uris(output, fingerprint, partition)})
+        for uri, keys in read_parts(output.store, uris, fingerprint, repair=repair):
             names.append(uri)
             yield keys
 
@@ -295,6 +263,7 @@ class Buckets:
         for name in partitions:
             self._groups.setdefault(without_bucket(name), []).append(name)
         self._published: dict[str, int] = {}
+        self._unsplit: dict[str, list[str]] = {}
 
     def others(self, partition: str) -> Others:
         """The other buckets of a partition; ALONE if it is not split."""
@@ -303,6 +272,15 @@ class Buckets:
             if name not in self._published:
                 self._published[name] = _published_images(self._output, name)
         return Others(sum(self._published[name] for name in rest), sum(self._now[name] for name in rest))
+
+    def unsplit(self, partition: str, fingerprint: str) -> Sequence[str]:
+        """Parts that were staged before a partition was split into buckets, such as this one."""
+        whole = without_bucket(partition)
+        if whole == partition:
+            return ()
+        if whole not in self._unsplit:  # buckets of a partition come one after the other
+            self._unsplit = {whole: _part_uris(self._output, fingerprint, whole)}
+        return self._unsplit[whole]
 
 
 def _published_images(output: Output, partition: str) -> int:
@@ -334,17 +312,6 @@ def _visible(
 
 
 def _part_uris(output: Output, fingerprint: str, partition: str) -> list[str]:
+    """Staged parts of a partition, without those of its buckets."""
     folder = output.parts(fingerprint, partition)
-    return sorted(o.uri for o in output.store.list(folder) if o.uri.endswith(".part"))
-
-
-def _buckets(partition: str, sources: Sequence[Source], count: int) -> dict[str, list[Source]]:
-    """The partition itself, or its buckets by a hash of the key, which is constant for an image."""
-    if count == 1:
-        return {partition: list(sources)}
-    width = len(str(count - 1))
-    split: dict[str, list[Source]] = {f"{partition}/bucket={number:0{width}}": [] for number in range(count)}
-    for source in sources:
-        number = int.from_bytes(hashlib.sha256(source.key.encode()).digest()[:8], "big") % count
-        split[f"{partition}/bucket={number:0{width}}"].append(source)
-    return split
+    return sorted(o.uri for o in output.store.list(folder) if o.uri.endswith(".part") and parent(o.uri) == folder)

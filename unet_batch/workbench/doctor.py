@@ -5,8 +5,6 @@ Each provider is opened and scores a tile; lists of compiled-in providers are no
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from unet_batch.contract import Contract, ModelInput, ModelOutput
 from unet_batch.errors import UnetBatchError
 from unet_batch.job.cores import cores
 from unet_batch.model.contract import resolve
+from unet_batch.planning.groups import memory_bytes
 from unet_batch.session.engines import TABLE, Provider, find
 from unet_batch.session.machine import DOT_PRODUCTS, instructions, processor_name
 from unet_batch.session.model_files import read_model
@@ -90,7 +89,7 @@ def machine(cpuinfo: Path | None = None) -> Machine:
     return Machine(
         processor=processor_name(),
         cores=cores(),
-        memory_bytes=_memory_bytes(),
+        memory_bytes=memory_bytes(),
         int8=bool(flags.intersection(DOT_PRODUCTS)),
         bf16=bool(flags & {"avx512_bf16", "amx_bf16"}),
     )
@@ -148,13 +147,3 @@ def _one_convolution() -> bytes:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     data: bytes = model.SerializeToString()
     return data
-
-
-def _memory_bytes() -> int | None:
-    """The container's limit if it is smaller, else the machine's memory."""
-    found: list[int] = []
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with contextlib.suppress(OSError, ValueError):
-        found.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" means no limit
-    return min(found, default=None)

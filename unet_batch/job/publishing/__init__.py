@@ -1,0 +1,1 @@
+"""Publishing beside the driver."""
