@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import models
 import numpy as np
 import pytest
@@ -61,3 +65,22 @@ def test_without_optimisation_the_result_is_the_same_up_to_rounding():
     tiles = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
     results = [PlainSession(made.data, optimise=on).run({"image": tiles})["mask"] for on in (True, False)]
     np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from unet_batch.session.onnxruntime_session import version; version()",
+        "from unet_batch.session.onnxruntime_session import describe; describe(data, 'the model')",
+        "from unet_batch.session.plain_session import PlainSession; PlainSession(data)",
+    ],
+)
+def test_onnx_runtime_reports_nothing_to_its_makers(tmp_path, code):
+    """Where it reports, the library keeps an id of the machine in the cache folder as soon as it is loaded."""
+    (tmp_path / "model.onnx").write_bytes(models.threshold_model().data)
+    kept = {name: value for name, value in os.environ.items() if name != "CI" and not name.startswith("ORT_")}
+    script = f"data = open('model.onnx', 'rb').read(); {code}"
+    environment = {**kept, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True, timeout=120)
+    assert list((tmp_path / "cache").rglob("*")) == []

@@ -1,4 +1,4 @@
-"""This machine: its processor, how that computes products of 8-bit numbers, and its cache folder."""
+"""This machine: its processor, how that computes products of 8-bit numbers, its cache folder, and what it reports."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ def cache_folder(kind: str) -> Path:
     """Where this machine keeps what costs time to find out again, by its kind: `$XDG_CACHE_HOME/unet-batch/<kind>`."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     return Path(cache) / "unet-batch" / kind
+
+
+def report_nothing() -> None:
+    """Keep ONNX Runtime from sending usage data. Call it before every import of onnxruntime.
+
+    From version 1.29 on its Linux wheels send names and digests of models to Microsoft, and keep an id of the machine
+    in the cache folder, unless this variable is set when the library is loaded. A value that the user set stays.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def processor_name() -> str:

@@ -26,7 +26,7 @@ from unet_batch.model.packed import FINITE
 from unet_batch.session import gpu
 from unet_batch.session.engines import Provider
 from unet_batch.session.failures import cannot_open, cannot_run, no_memory
-from unet_batch.session.machine import cache_folder, processor_name
+from unet_batch.session.machine import cache_folder, processor_name, report_nothing
 from unet_batch.session.onnxruntime_options import provider_options
 from unet_batch.session.session import (
     Array,
@@ -114,6 +114,7 @@ def describe(
     custom_ops: libraries with operators of the file.
     Raises ContractError if the bytes are not a model or refer to external data.
     """
+    report_nothing()
     import onnxruntime as ort
 
     check_installation()
@@ -162,6 +163,7 @@ def _open(
     data: bytes, model: Model, spec: SessionSpec, *, device: Device, provider: Provider, precision: Precision
 ) -> Any:
     """An `onnxruntime.InferenceSession` that runs only on the provider."""
+    report_nothing()
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -234,6 +236,7 @@ def engine_cache(model: Model, precision: Precision) -> Path:
 
 def version() -> str:
     """The version of ONNX Runtime; built engines and verdicts depend on it."""
+    report_nothing()
     import onnxruntime as ort
 
     return str(ort.__version__)

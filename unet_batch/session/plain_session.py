@@ -13,6 +13,7 @@ from typing import Any
 import numpy.typing as npt
 
 from unet_batch.session.failures import cannot_open, cannot_run
+from unet_batch.session.machine import report_nothing
 
 Array = npt.NDArray[Any]
 
@@ -22,6 +23,7 @@ class PlainSession:
 
     def __init__(self, data: bytes, *, optimise: bool = True, threads: int = 1) -> None:
         """Raises ContractError if the bytes cannot be opened, OutOfMemory if they do not fit."""
+        report_nothing()
         import onnxruntime as ort
 
         options = ort.SessionOptions()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from unet_batch.errors import ModelRefused
 from unet_batch.model import graph
+from unet_batch.session.machine import report_nothing
 from unet_batch.session.plain_session import PlainSession
 from unet_batch.workbench import graph_edit
 
@@ -133,6 +134,7 @@ class FloatGraph:
         stored in fp32 with a QDQ pair after each, and biases in fp32; without its pairs the file is `self.data`.
         Calibrates only at the first call.
         """
+        report_nothing()
         from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
         target = self._root / "quantised.onnx"
@@ -160,6 +162,7 @@ class FloatGraph:
 
     def half(self, *, keep: Collection[str]) -> bytes:
         """The model in fp16 with float32 in and out; `keep`, norms, sums and Resize stay fp32."""
+        report_nothing()
         from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
         model = graph.read(self.data, "the model")
@@ -276,6 +279,7 @@ def _newer(model: ModelProto) -> ModelProto:
 
 def _prepared(model: ModelProto, folder: Path) -> ModelProto:
     """The model with inferred shapes, folded batch norms, and unique node names."""
+    report_nothing()
     from onnxruntime.quantization import quant_pre_process
 
     source, target = folder / "source.onnx", folder / "prepared.onnx"
