@@ -18,6 +18,7 @@ from unet_batch.errors import (
     HandoverFailed,
     Held,
     ImageError,
+    JobError,
     RayUnavailable,
     StorageError,
     UnetBatchError,
@@ -43,6 +44,7 @@ from unet_batch.planning.survey import (
     nothing_found,
     plan_rescore,
     survey_partition,
+    twice,
     vanished,
 )
 from unet_batch.records import Receipt, Source, Unit
@@ -78,6 +80,8 @@ def run(
         holdings = archive_partitions(prepared, window, keep=True)
         empty = nothing_found(prepared.job, prepared.archive, holdings)
         lost = vanished(prepared.output, prepared.job.limits, holdings) if choice.select != "failed" else None
+        if (double := twice(prepared, holdings)) is not None:
+            raise JobError(f"nothing was scored: {double}")
     summary.passed_over = holdings.passed.to_json()
     for sentence in (empty, lost):
         if sentence is not None:

@@ -24,6 +24,7 @@ from unet_batch.planning.survey import (
     nothing_found,
     published_inside,
     survey_partition,
+    twice,
     vanished,
 )
 from unet_batch.records import PassedOver, Source, inventory_digest
@@ -111,6 +112,7 @@ def overview(prepared: Prepared, window: Window) -> Overview:
     sentences = [
         nothing_found(prepared.job, prepared.archive, holdings),
         vanished(prepared.output, prepared.job.limits, holdings),
+        twice(prepared, holdings),
     ]
     sentences += [line.refused for line in found if line.run is not None]
     problems = [sentence for sentence in sentences if sentence is not None]
@@ -133,8 +135,9 @@ def verify(prepared: Prepared, window: Window) -> Proof:
     ]
     findings += _mask_files(prepared, compared)
     empty = nothing_found(prepared.job, prepared.archive, holdings)
-    if empty is not None:
-        findings.insert(0, Disagreement("the window", empty, 0, ""))
+    for sentence in (twice(prepared, holdings), empty):
+        if sentence is not None:
+            findings.insert(0, Disagreement("the window", sentence, 0, ""))
     return Proof(len(compared), findings + list(_foreign_files(prepared.output, names)), holdings.passed)
 
 

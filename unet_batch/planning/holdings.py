@@ -10,6 +10,7 @@ from unet_batch.archive.discovery import Search
 from unet_batch.archive.inventory import StoredIndex, inventory
 from unet_batch.archive.packed import PackedSources
 from unet_batch.archive.window import Window
+from unet_batch.planning.layout import bucket_names
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import Scope, resolved
 from unet_batch.records import NOTHING_PASSED, PassedOver, Source, gc_paused
@@ -68,9 +69,7 @@ def _buckets(partition: str, sources: Sequence[Source], count: int) -> Iterator[
     if count == 1:
         yield partition, sources
         return
-    width = len(str(count - 1))
     split: list[list[Source]] = [[] for _ in range(count)]
     for source in sources:
         split[int.from_bytes(hashlib.sha256(source.key.encode()).digest()[:8], "big") % count].append(source)
-    for number, some in enumerate(split):
-        yield f"{partition}/bucket={number:0{width}}", some
+    yield from zip(bucket_names(partition, count), split, strict=True)

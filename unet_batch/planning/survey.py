@@ -12,6 +12,7 @@ from unet_batch.archive.nearest import nearest
 from unet_batch.archive.window import Window
 from unet_batch.errors import Damaged, StorageError
 from unet_batch.planning.holdings import Holdings, archive_partitions
+from unet_batch.planning.layout import doubled
 from unet_batch.planning.plan import PartitionPlan, plan_partition, rescoring, wants
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import Scope, window_of, without_bucket
@@ -82,6 +83,12 @@ def vanished(output: Output, limits: LimitsSpec, holdings: Holdings) -> str | No
     )
 
 
+def twice(prepared: Prepared, holdings: Holdings) -> str | None:
+    """A sentence about images of the window that readers would count twice after a run; None if there are none."""
+    published = published_partitions(prepared.output)
+    return doubled(prepared.output, prepared.job, holdings.partitions, published)
+
+
 def surveyed(prepared: Prepared, holdings: Holdings, select: Select, *, repair: bool) -> list[PartitionPlan]:
     """The plans of all partitions of a listing, compared with the output.
 
@@ -130,7 +137,7 @@ def planned(prepared: Prepared, window: Window, select: Select, *, rescore: bool
     return Planned(
         [plan for plan in wanted if plan.refused is None],
         holdings.passed,
-        [sentence for sentence in (empty, *refused, lost) if sentence is not None],
+        [sentence for sentence in (empty, *refused, lost, twice(prepared, holdings)) if sentence is not None],
     )
 
 
