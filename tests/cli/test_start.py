@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from project_fixture import last_json
 
 from unet_batch.cli.command import Exit
 from unet_batch.cli.main import cli
+from unet_batch.errors import JobError
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +114,47 @@ def test_score_leaves_a_table_overlays_a_report_and_the_job_that_was_run(folder)
     assert (second.returncode, last_json(second)["ok"]) == (0, 3), second.stderr
     other = command(folder, "score", "cells.onnx", ".", "--out", "out")
     assert (other.returncode, "choose another --out" in other.stderr) == (2, True)
+
+
+def here(*words: str) -> int:
+    """The exit code of a command in this process. Raises the errors of a command that cannot begin."""
+    with pytest.raises(Exit) as ended:
+        cli.main(list(words), standalone_mode=False)
+    return ended.value.code
+
+
+def test_score_passes_over_no_option_that_differs(folder, monkeypatch):
+    """The folder's job stays as it was drafted; other words are refused instead of ignored."""
+    monkeypatch.chdir(folder)
+    words = ("score", "cells.onnx", "pics", "--out", "out", "--classes")
+    assert here(*words, "rest,cell") == 0
+    with pytest.raises(JobError, match="was drafted without --normalize, and now it is --normalize none"):
+        here(*words, "rest,cell", "--normalize", "none")
+    with pytest.raises(JobError, match="with --classes rest cell, and now it is --classes rest nucleus"):
+        here(*words, "rest,nucleus")
+    assert here(*words, "rest,cell") == 0
+
+
+def test_score_takes_no_model_of_another_folder_for_its_own(folder, monkeypatch):
+    """Both are called `cells.onnx` and have external data, so the job's own merged file has the same name."""
+    monkeypatch.chdir(folder)
+    for name, classes in (("one", 2), ("two", 3)):
+        (folder / name).mkdir()
+        model = onnx.load_model_from_string(threshold_model(channels=1, size=32, classes=classes).data)
+        put_outside(model, folder / name)
+    assert here("score", "one/cells.onnx", "pics", "--out", "out") == 0
+    with pytest.raises(JobError, match=r"out/job.yaml scores with .*one/cells.onnx, not with two/cells.onnx"):
+        here("score", "two/cells.onnx", "pics", "--out", "out")
+    put_outside(model, folder / "one")
+    with pytest.raises(JobError, match="has changed since the model in out was made from it"):
+        here("score", "one/cells.onnx", "pics", "--out", "out")
+
+
+def put_outside(model: onnx.ModelProto, folder: Path) -> None:
+    """Save a model whose weights lie in another file."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    onnx.save(copy, folder / "cells.onnx", save_as_external_data=True, size_threshold=0, location="cells.bin")
 
 
 def test_score_publishes_what_can_be_scored(folder):

@@ -132,6 +132,7 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
     from unet_batch.review.masks.export import export
+    from unet_batch.workbench.draft.drafted_from import remember
     from unet_batch.workbench.draft.explore import explore
     from unet_batch.workbench.draft.write import earlier_job, files_of, write_job, write_sheet
 
@@ -145,6 +146,7 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
         files = files_of(explored, out)
         write_sheet(explored, files, force=asked.force)
         _say(explored)
+        remember(asked, explored.brought)
         job = write_job(explored, files, output=str(out), providers=_providers(), force=asked.force, publish_all=True)
         guessed = {name: known.value for name, known in explored.draft.guesses.items()}
     summary = scored(job, "all", "due", scoring=Scoring())

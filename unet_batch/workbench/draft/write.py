@@ -10,6 +10,7 @@ from unet_batch.errors import JobError
 from unet_batch.spec import JobSpec, load_job
 from unet_batch.store.objects import canonical
 from unet_batch.workbench.draft.contact_sheet import contact_sheet
+from unet_batch.workbench.draft.drafted_from import check_same
 from unet_batch.workbench.draft.explore import Explored
 from unet_batch.workbench.draft.new_files import check_new, write_new
 from unet_batch.workbench.draft.source import Asked
@@ -52,11 +53,12 @@ def write_sheet(explored: Explored, files: Files, *, force: bool) -> None:
 def earlier_job(asked: Asked, archive: str) -> JobSpec | None:
     """The job that an earlier `score` left in the folder; None if there is none, or if it has to be drafted again.
 
-    Raises JobError if it is about another model or archive.
+    Raises JobError if it is about another model or archive, or was drafted with other options.
     """
     path = asked.out / JOB
     if asked.force or not path.exists():
         return None
+    check_same(asked)
     job = load_job(path)
     scored = Path(job.model.path)
     made_here = scored.stem in (Path(asked.model).stem, asked.model.rpartition(":")[2].lower(), Path(asked.model).name)
