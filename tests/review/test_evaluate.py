@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -236,6 +238,25 @@ def test_sixteen_bits_and_tiff_are_read():
     np.testing.assert_array_equal(read_labels(tiff.getvalue(), LimitsSpec()), labels)
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_few_bits_per_pixel_are_values_too(bits):
+    """Pillow stretches gray of 2 and 4 bits to 0..255; optimisers of PNG files write such files."""
+    labels = np.array([[0, 1, 1, 0], [(1 << bits) - 1, 0, 0, 1]], np.uint8)
+    assert (read_labels(shallow_png(labels, bits), LimitsSpec()) == labels).all()
+
+
+def shallow_png(values: np.ndarray, bits: int) -> bytes:
+    """A gray PNG of few bits, by the PNG specification: Pillow writes only 1, 8 and 16."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    planes = (values[..., None] >> np.arange(bits)[::-1]) & 1
+    rows = b"".join(b"\0" + np.packbits(row.ravel()).tobytes() for row in planes.astype(np.uint8))
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def test_jpeg_is_no_label_image():
     with pytest.raises(ImageError):
         read_labels(encoded(rows_of_class_1(8), "JPEG"), LimitsSpec())
@@ -251,6 +272,16 @@ def test_the_limit_on_pixels_holds_before_a_pixel_is_decoded():
 def test_a_pattern_that_names_no_file_of_an_image_is_refused(scored, pattern, said):
     with pytest.raises(JobError, match=said.replace("{", r"\{")):
         evaluated(scored, pattern=pattern)
+
+
+def test_one_label_image_is_not_the_truth_of_two_rows(scored):
+    """Days repeat names, and pages share their file's: without the field, one mask would judge them all."""
+    scored.put("2026/11/22/000.png", png(0))
+    scored.run("window=all")
+    put_truth(scored, "000", rows_of_class_1(8), day="2026-11-22")
+    assert evaluated(scored).compared == 5
+    with pytest.raises(JobError, match=r"2026-11-21/000.png belongs to .*2026/11/21/000.png and to .*2026/11/22/000"):
+        evaluated(scored, pattern="truth/2026-11-21/{stem}.png")
 
 
 def test_classes_that_overlap_are_compared_one_by_one(project):

@@ -56,7 +56,14 @@ def _from_pillow(data: bytes, limits: LimitsSpec) -> NDArray[Any]:
                 f"a label image is indexed or gray, with classes as pixel values; this one has colours ({image.mode})",
             )
         found = np.asarray(image)
-    return found.astype(np.uint8) if found.dtype == bool else found
+    if found.dtype == bool:
+        return found.astype(np.uint8)
+    return found // (255 // ((1 << data[24]) - 1)) if _is_shallow(data) else found
+
+
+def _is_shallow(data: bytes) -> bool:
+    """Whether it is a gray PNG of 2 or 4 bits, whose values Pillow stretches to 0..255 (PNG specification, 11.2.1)."""
+    return data[:4] == b"\x89PNG" and data[24] in (2, 4) and data[25] == 0
 
 
 def _check_size(height: int, width: int, limits: LimitsSpec) -> None:

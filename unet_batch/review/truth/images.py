@@ -40,7 +40,7 @@ class Truth(Protocol):
 
 
 class LabelImages:
-    """Where the label image of a row lies, and what it holds."""
+    """Where the label image of a row lies, and what it holds. One label image never belongs to two rows."""
 
     notes: tuple[str, ...] = ()
 
@@ -52,16 +52,22 @@ class LabelImages:
         self._prepared = prepared
         self._labels = Labels.of(prepared.model.contract.output)
         self._root = archive_root(prepared.job.input.uri)
+        self._owners: dict[str, str] = {}
+        """URI of a label image → the image key of the row that it belongs to."""
 
     def uri(self, row: Row, partition: str) -> str:
         """The URI of a row's label image. Raises JobError for a field that there is not."""
         return filled(self._pattern, row, partition, self._root)
 
     def of(self, row: Row, partition: str) -> MasksOrReason:
-        """The masks of a row's label image, or a word why there are none. Raises StorageError where the store fails."""
-        limits = self._prepared.job.limits
+        """The masks of a row's label image, or a word why there are none.
+
+        Raises StorageError where the store fails, and JobError for the truth of two rows.
+        """
+        limits, uri = self._prepared.job.limits, self.uri(row, partition)
         try:
-            data = self._prepared.archive.read(self.uri(row, partition), max_bytes=limits.max_image_bytes)
+            data = self._prepared.archive.read(uri, max_bytes=limits.max_image_bytes)
+            self._take(uri, row["image_key"])
             labels_hw = read_labels(data, limits)
         except NotFound:
             return NO_TRUTH
@@ -70,6 +76,16 @@ class LabelImages:
         except ImageError as error:
             return f"truth cannot be read: {error.message} ({error.reason})"
         return masks_in(labels_hw, self._labels)
+
+    def _take(self, uri: str, key: str) -> None:
+        """Note the row of a label image. Raises JobError if another row has it."""
+        owner = self._owners.setdefault(uri, key)
+        if owner != key:
+            shown = uri.removeprefix("file://")
+            raise JobError(
+                f"--truth: {shown} belongs to {owner} and to {key}: write {{folder}}, {{name}}, {{page}} or {{date}} "
+                "in the pattern, so that each image has its own"
+            )
 
 
 def filled(pattern: str, row: Row, partition: str, root: str) -> str:
