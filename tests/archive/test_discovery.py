@@ -209,6 +209,11 @@ def test_shards_are_recognised_by_their_suffix(archive: Callable, form: str, exp
         ("**/*.{png,jpg}", "s/a.JPG", True),
         ("**/*.{png,jpg}", "s/a.gif", False),
         ("{a,b/{c,d}}/*.p[ni]g", "b/d/x.pig", True),
+        ("shard-{000..123}.tar", "shard-012.tar", True),
+        ("shard-{000..123}.tar", "shard-124.tar", False),
+        ("shard-{000..123}.tar", "shard-12.tar", False),
+        ("s{8..10}/{3..1}.png", "s10/2.png", True),
+        ("s{8..10}/{3..1}.png", "s08/2.png", False),
         ("Cam/*.png", "cam/a.png", False),
         ("*.png", "a\nb.png", True),
     ],
@@ -230,6 +235,23 @@ def test_a_malformed_pattern_is_refused(archive: Callable, pattern: str) -> None
     for field in ({"pattern": pattern}, {"exclude": (pattern,)}, {"members": (pattern,)}):
         with pytest.raises(JobError, match=r"glob|empty pattern"):
             archive(["x/a.png"], "x", **field)
+
+
+@pytest.mark.parametrize("pattern", ["thumbs/", "/thumbs/**", "./thumbs/**", "../x/*.png", "s{0..99999}.tar"])
+def test_a_pattern_that_can_match_no_name_is_refused(archive: Callable, pattern: str) -> None:
+    """`exclude: [masks/]`, as in .gitignore, would leave nothing out, and every mask would be scored as an image."""
+    for field in ({"pattern": pattern}, {"exclude": (pattern,)}):
+        with pytest.raises(JobError, match=r"matches no name|more than 1000"):
+            archive(["x/a.png"], "x", **field)
+
+
+def test_an_exclude_that_names_a_folder_is_warned_of(archive: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    """As in .gitignore one would expect `masks` to leave out the folder; it is compared with last names only."""
+    found = archive(["x/a.png", "x/masks/a.png", "x/masks/b/c.png"], "x", exclude=("masks", "*.txt"))
+    assert found == {"all": ["x/a.png", "x/masks/a.png", "x/masks/b/c.png"]}
+    [record] = caplog.records
+    assert "names the folder masks" in record.getMessage()
+    assert "write **/masks/**" in record.getMessage()
 
 
 def test_a_pattern_starts_below_the_day(archive: Callable) -> None:

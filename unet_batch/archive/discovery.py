@@ -5,6 +5,7 @@ Uses names only and opens nothing; `inventory` reads what is inside an object.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from unet_batch.errors import JobError
 from unet_batch.records import PassedOver
 from unet_batch.spec import PICTURE_SUFFIXES, InputSpec
 from unet_batch.store.storage import Object, Storage, canonical, join
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,7 @@ class Selection:
         self._suffixes = CONTAINERS[spec.format].suffixes if spec.pattern == "**" else None
         self._pattern = spec.pattern
         self._exclude = Globs(spec.exclude, members=False)
+        self._warned: set[str] = set()
         self._images_elsewhere = CONTAINERS[spec.format].images_elsewhere
         Globs(spec.members, members=True)
         matches(spec.pattern, "")
@@ -49,6 +53,14 @@ class Selection:
         if self._exclude.match(name):
             return "excluded name"
         if name.lower().endswith(self._suffixes) if self._suffixes else matches(self._pattern, name):
+            if (folder := self._exclude.named_folder(name)) is not None and folder not in self._warned:
+                self._warned.add(folder)
+                log.warning(
+                    "input.exclude names the folder %s, and a pattern without a slash leaves out no folder: write "
+                    "**/%s/** to leave out what is in it",
+                    folder,
+                    folder,
+                )
             return None
         suffix = suffix_of(name)
         return f"{suffix} file" if suffix else "unsuffixed file"

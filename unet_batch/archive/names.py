@@ -21,6 +21,7 @@ ALTERNATIVES = 1000
 
 _MAC = "__MACOSX"
 _DOUBLE = (".gz", ".bz2", ".xz", ".zst")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
 def is_hidden(name: str) -> bool:
@@ -46,7 +47,8 @@ def suffix_of(name: str) -> str:
 def matches(pattern: str, name: str) -> bool:
     """Whether a relative name matches a glob. `*` and `?` do not cross folders, `**` does; `{a,b}` matches a or b.
 
-    A suffix matches in upper or lower case. Raises JobError if the glob is malformed.
+    `{000..123}` matches the numbers of a range, as in WebDataset. A suffix matches in upper or lower case. Raises
+    JobError if the glob is malformed, or can match no name.
     """
     return _compiled(pattern, crosses=False).fullmatch(name) is not None
 
@@ -62,6 +64,19 @@ class Globs:
         self._members = members
         self._whole = [_compiled(p, crosses=members) for p in patterns if members or "/" in p]
         self._last = [_compiled(p, crosses=False) for p in patterns if not members and "/" not in p]
+        self._folders: set[str] = set()
+
+    def named_folder(self, name: str) -> str | None:
+        """A folder of this name that a pattern without a slash names: such a pattern matches last names only.
+
+        Each folder is returned once; None for all other names.
+        """
+        folder = name.rpartition("/")[0]
+        if not self._last or not folder or folder in self._folders:
+            return None
+        self._folders.add(folder)
+        steps = folder.split("/")
+        return next((step for step in steps if any(glob.fullmatch(step) for glob in self._last)), None)
 
     def match(self, name: str) -> bool:
         """Whether any glob matches a relative name."""
@@ -99,6 +114,7 @@ def _compiled(pattern: str, *, crosses: bool) -> re.Pattern[str]:
     text = pattern.lower() if crosses else pattern
     if not text:
         raise JobError("an empty pattern matches no name; write ** for every name")
+    _check_relative(pattern, refused=("./",) if crosses else ("/", "./", "../"))
     choices = _choices(text, pattern)
     try:
         return re.compile(
@@ -106,6 +122,30 @@ def _compiled(pattern: str, *, crosses: bool) -> re.Pattern[str]:
         )
     except re.error as error:
         raise JobError(f"the pattern {pattern!r} is not a glob: {error}") from error
+
+
+def _check_relative(pattern: str, refused: tuple[str, ...]) -> None:
+    """Raise JobError for a pattern that matches no name. refused: beginnings that no name has."""
+    if pattern.startswith(refused):
+        raise JobError(
+            f"the pattern {pattern!r} matches no name: names are relative to their folder or tar, such as sub/a.png"
+        )
+    if pattern.endswith("/"):
+        raise JobError(f"the pattern {pattern!r} matches no name: write {pattern}** for what is in a folder")
+
+
+def _range(text: str, pattern: str) -> list[str] | None:
+    """The numbers of `000..123`, as wide as the wider end where an end has leading zeros; None for other texts."""
+    found = _RANGE.fullmatch(text)
+    if found is None:
+        return None
+    first, last = int(found[1]), int(found[2])
+    padded = any(len(end) > 1 and end.startswith("0") for end in found.groups())
+    width = max(map(len, found.groups())) if padded else 1
+    if abs(last - first) >= ALTERNATIVES:
+        raise JobError(f"the braces of the pattern {pattern!r} make more than {ALTERNATIVES} patterns")
+    step = 1 if last >= first else -1
+    return [f"{number:0{width}}" for number in range(first, last + step, step)]
 
 
 def _choices(text: str, pattern: str) -> list[str]:
@@ -128,6 +168,7 @@ def _choices(text: str, pattern: str) -> list[str]:
             if depth == 0:
                 bounds = [*pieces, at]
                 inner = [text[a + 1 : b] for a, b in pairwise(bounds)]
+                inner = (_range(inner[0], pattern) if len(inner) == 1 else None) or inner
                 tails = _choices(text[at + 1 :], pattern)
                 found = [text[:opened] + i + tail for one in inner for i in _choices(one, pattern) for tail in tails]
                 if len(found) > ALTERNATIVES:
