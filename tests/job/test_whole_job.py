@@ -248,6 +248,21 @@ def test_a_manifest_with_a_partition_column(project):
     assert project.verify(*job) == []
 
 
+def test_an_image_in_two_partitions_of_a_manifest_has_a_row_in_each(project):
+    """Its two units hold the same images, and one run scores both."""
+    a = project.put("a.png")
+    (project.folder / "list.csv").write_text(f"uri,date\n{a},2026-11-20\n{a},2026-11-21\n")
+    job = [
+        f"input.uri={project.folder}/list.csv",
+        "input.format=manifest",
+        "input.partition_column=date",
+        f"input.roots=[{project.folder}]",
+    ]
+    assert project.run(*job).partitions == ["date=2026-11-20", "date=2026-11-21"]
+    assert project.verify(*job) == []
+    assert project.run(*job, rescore=True).partitions == ["date=2026-11-20", "date=2026-11-21"]
+
+
 def test_a_partition_in_buckets_is_several_objects(project):
     """Each bucket is published by itself, and a glob reads them all."""
     project.fill(DAY, 12)

@@ -119,6 +119,8 @@ def units(plan: PartitionPlan, job: JobSpec, salt: str, *, workers: int, retry_s
     """
     cap = job.limits.unit_images or UNIT_IMAGES
     label = rescoring(plan) if plan.afresh else ""
+    if job.input.partition_column is not None:  # a manifest may list an image in several partitions
+        label += hashlib.sha256(plan.partition.encode()).hexdigest()[:12] + "-"
     kinds = ((plan.open, salt, False), (plan.retry, retry_salt or salt, True))
     found = [
         Unit(
