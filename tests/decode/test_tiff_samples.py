@@ -130,6 +130,19 @@ def test_packed_samples_keep_their_values_and_their_depth(bits: int, white: bool
     assert page.largest == (255 if bits < 8 else top)
 
 
+@pytest.mark.parametrize("white", [False, True])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_samples_beyond_their_declared_depth_are_refused(white: bool, order: str) -> None:
+    """tifffile 2026.3 unpacks big-endian 24 bits to numbers of 32; scaled by 2^24 − 1, every pixel would be white."""
+    top = (1 << 24) - 1
+    values = np.array([[0, 1 << 20], [1 << 23, top]], np.uint32)
+    page = only(packed_tiff(values, 24, 0 if white else 1, order), GRAY)
+    if isinstance(page.content, ImageError):
+        assert (page.content.reason, "24 bits" in page.content.message) == (Reason.IMAGE_MODE_NOT_SUPPORTED, True)
+    else:
+        assert page.content[..., 0].tolist() == (top - values if white else values).tolist()
+
+
 def packed_tiff(values: np.ndarray, bits: int, photometric: int, order: str) -> bytes:
     """A TIFF written tag by tag: unsigned samples of any depth, the highest bit first, each row ended at a byte.
 

@@ -31,6 +31,8 @@ MAKE, DNG_VERSION = 271, 50706
 RAW = (32767, 32769, 32770, 32772, 32867, 34713, 65000, 65535)
 """Compressions of camera raws: Sony, Epson, Samsung, Kodak, Nikon and Pentax (as exiftool lists them)."""
 CMYK = 1
+WHOLE = (8, 16, 32)
+"""Bits of unsigned samples that fill their dtype."""
 LUMA = (0.299, 0.587, 0.114)
 """ITU-R BT.601, the default of YCbCrCoefficients."""
 
@@ -177,6 +179,9 @@ def _declared(samples_hwc: np.ndarray, ifd: Any) -> tuple[np.ndarray, float | No
             top = (1 << bits) - 1
             return np.asarray((samples_hwc.astype(np.uint16) * 255 + top // 2) // top, np.uint8), 255.0
         largest = float((1 << bits) - 1)
+        if bits not in WHOLE and samples_hwc.max(initial=0) > largest:  # tifffile unpacks big-endian 24 bits wrongly
+            what = f"a TIFF page of {bits} bits has the sample {samples_hwc.max()}: save it with 8, 16 or 32 bits"
+            raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, what)
         return (samples_hwc, largest) if bits <= 16 else (samples_hwc.astype(np.float32), largest)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is rejected later
         return samples_hwc.astype(np.float32, copy=False), 1.0 if kind == "f" else None
