@@ -247,11 +247,12 @@ def test_a_pattern_that_can_match_no_name_is_refused(archive: Callable, pattern:
 
 def test_an_exclude_that_names_a_folder_is_warned_of(archive: Callable, caplog: pytest.LogCaptureFixture) -> None:
     """As in .gitignore one would expect `masks` to leave out the folder; it is compared with last names only."""
-    found = archive(["x/a.png", "x/masks/a.png", "x/masks/b/c.png"], "x", exclude=("masks", "*.txt"))
-    assert found == {"all": ["x/a.png", "x/masks/a.png", "x/masks/b/c.png"]}
-    [record] = caplog.records
-    assert "names the folder masks" in record.getMessage()
-    assert "write **/masks/**" in record.getMessage()
+    names = ["x/a.png", "x/masks/a.png", "x/masks/b/c.png", "x/s/t/d.png"]
+    assert archive(names, "x", exclude=("masks", "s/t", "*.txt")) == {"all": names}
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert said.count("input.exclude names the folder") == 2
+    assert "write **/masks/**" in said
+    assert "write **/s/t/**" in said
 
 
 def test_a_pattern_starts_below_the_day(archive: Callable) -> None:
@@ -283,6 +284,20 @@ def test_a_day_that_is_a_link_is_the_same_day_in_every_window(tmp_path: Path, wi
     found = discover(Storage(), spec, parse_window(window, TODAY)).partitions
     assert [o.uri for o in found["date=2026-11-21"]] == [f"file://{tmp_path}/archive/2026/11/21/a.png"]
     assert not any(o.problem for o in found["date=2026-11-21"])
+
+
+@pytest.mark.parametrize("window", ["all", "2026-11-20..2026-11-22"])
+@pytest.mark.parametrize("linked", ["11/21", "12"])
+def test_a_day_on_a_disk_that_is_missing_is_reported(tmp_path: Path, window: str, linked: str) -> None:
+    """A day or month that is a link to another disk: without the disk it must not be missing in silence."""
+    (tmp_path / "2026/11/20").mkdir(parents=True)
+    (tmp_path / "2026/11/20/a.png").write_bytes(b"")
+    (tmp_path / "2026" / linked).symlink_to("/mnt/disk-that-is-not-there")
+    if linked == "12" and window != "all":
+        window = "2026-11-20..2026-12-01"
+    found = discover(Storage(threads=2), InputSpec(uri=f"{tmp_path}/{{date:%Y/%m/%d}}/"), parse_window(window, TODAY))
+    assert list(found.partitions) == ["date=2026-11-20"]
+    assert [(what, count) for what, count, _ in found.passed.kinds] == [("unread link", 1)]
 
 
 def test_names_that_are_passed_over_are_counted_by_kind(archive: Callable, folder: str) -> None:

@@ -56,8 +56,8 @@ class Selection:
             if (folder := self._exclude.named_folder(name)) is not None and folder not in self._warned:
                 self._warned.add(folder)
                 log.warning(
-                    "input.exclude names the folder %s, and a pattern without a slash leaves out no folder: write "
-                    "**/%s/** to leave out what is in it",
+                    "input.exclude names the folder %s, and that leaves out no file: write **/%s/** to leave out what "
+                    "is in it",
                     folder,
                     folder,
                 )
@@ -107,8 +107,11 @@ class Search:
         before, form, after = date_field(self._template)
 
         def objects_of(day: date) -> tuple[date, list[Object], Tally]:
-            mine = Tally()  # one for each day: days are listed on several threads
-            return day, _objects(self._storage, self._selection, before + day.strftime(form) + after, mine), mine
+            mine, uri = Tally(), before + day.strftime(form) + after  # a tally for each day: they are listed on threads
+            objects = _objects(self._storage, self._selection, uri, mine)
+            if not objects and self._storage.leads_nowhere(uri.removesuffix("/")):
+                mine.note("unread link", day.isoformat())
+            return day, objects, mine
 
         newest = self._window.kind == "last"
         if self._window.kind == "range":
@@ -224,6 +227,8 @@ class _Descent:
         """Names that match a level, with their parts of the date, newest first."""
         pattern = re.compile(level_pattern(level))
         names = self._storage.folders(folder)
+        if not names and self._storage.leads_nowhere(folder):
+            self._note(folder, "unread link")
         fits = [(name, fit.groupdict()) for name in names if (fit := pattern.fullmatch(name))]
         undated = [(name, "undated folder") for name in names if not pattern.fullmatch(name)]
         if not fits and last and self._as_object:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from unet_batch.errors import JobError
 from unet_batch.records import PASSED_EXAMPLES, PassedOver
@@ -67,16 +67,19 @@ class Globs:
         self._folders: set[str] = set()
 
     def named_folder(self, name: str) -> str | None:
-        """A folder of this name that a pattern without a slash names: such a pattern matches last names only.
+        """A folder of this name that a pattern names, although patterns match whole names or last names only.
 
         Each folder is returned once; None for all other names.
         """
         folder = name.rpartition("/")[0]
-        if not self._last or not folder or folder in self._folders:
+        if self._members or not folder or folder in self._folders:
             return None
         self._folders.add(folder)
         steps = folder.split("/")
-        return next((step for step in steps if any(glob.fullmatch(step) for glob in self._last)), None)
+        paths = ("/".join(steps[:count]) for count in range(1, len(steps) + 1))
+        found = (path for path in paths if any(glob.fullmatch(path) for glob in self._whole))
+        named = (step for step in steps if any(glob.fullmatch(step) for glob in self._last))
+        return next(chain(found, named), None)
 
     def match(self, name: str) -> bool:
         """Whether any glob matches a relative name."""

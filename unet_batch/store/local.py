@@ -59,7 +59,8 @@ class LocalStore:
                         yield _object(entry, real_top)
 
     def folders(self, folder: str) -> Names:
-        """Names of the folders in a folder, including links to folders."""
+        """Names of the folders in a folder, including links to folders, and links that lead nowhere: the disk of a
+        linked folder may be missing."""
         try:
             with os.scandir(path_of(folder)) as entries:
                 return sorted(entry.name for entry in entries if _leads_to_folder(entry))
@@ -267,9 +268,18 @@ def _read(descriptor: int, start: int, size: int) -> bytes:
     return b"".join(pieces)
 
 
+def leads_nowhere(path: str) -> bool:
+    """Whether a path, or a folder above it, is a link to what is not there."""
+    while path != os.path.dirname(path):
+        if os.path.islink(path):
+            return not os.path.exists(path)
+        path = os.path.dirname(path)
+    return False
+
+
 def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        return entry.is_dir()
+        return entry.is_dir() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:  # circular links
         return False
 

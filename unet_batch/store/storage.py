@@ -30,7 +30,7 @@ from unet_batch.errors import (
 from unet_batch.options import Options
 from unet_batch.store.conditional import ANYTHING, check
 from unet_batch.store.faults import meaning, retrying, translated
-from unet_batch.store.local import LocalStore
+from unet_batch.store.local import LocalStore, leads_nowhere
 from unet_batch.store.objects import Names, Object, Store, canonical, join, path_of, redact, scheme_of
 from unet_batch.store.opening import opened
 from unet_batch.store.ranges import RangeFile
@@ -89,6 +89,10 @@ class Storage:
         if scheme_of(uri) == "file":
             return Path(path_of(uri)).is_dir()
         return next(iter(self.list(uri)), None) is not None
+
+    def leads_nowhere(self, uri: str) -> bool:
+        """Whether a local path ends in, or passes through, a link to what is not there; False in object stores."""
+        return scheme_of(uri) == "file" and leads_nowhere(path_of(uri))
 
     def head(self, uri: str) -> Object | None:
         """The object's current state; None if it does not exist."""
