@@ -156,6 +156,22 @@ def test_a_column_without_bytes_is_an_error_of_the_job(storage: Storage, put: Ca
         sources(storage, put(parquet_of(column)))
 
 
+def test_two_columns_of_one_name_are_an_error_of_the_job(storage: Storage, put: Callable) -> None:
+    """Arrow raises KeyError for them."""
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([binary(b"a"), binary(b"b")], ["image", "image"]), out)
+    with pytest.raises(JobError, match="has several columns 'image'"):
+        sources(storage, put(out.getvalue()))
+
+
+def test_a_path_in_place_of_bytes_is_named(storage: Storage, put: Callable) -> None:
+    """Hugging Face writes `bytes: null` and a path for files that were not embedded."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    found = sources(storage, put(parquet_of(pa.array([{"bytes": None, "path": "x.png"}], kind))))
+    [(_, content)] = read_unit(storage, SPEC, Unit("0", "all", "parquet", tuple(found)), LimitsSpec())
+    assert (content.reason, content.message) == ("cell.null", "its bytes are null; a path is not followed")
+
+
 WHOLE = parquet_of(binary(*(random.Random(row).randbytes(300) for row in range(12))))
 
 

@@ -147,7 +147,8 @@ def _cells_of_group(
 def _content(cell: bytes | dict[str, bytes | None] | None) -> bytes | ImageError:
     body = cell["bytes"] if isinstance(cell, dict) else cell
     if body is None:
-        return ImageError(Reason.CELL_NULL, "the cell is null")
+        what = "its bytes are null; a path is not followed" if isinstance(cell, dict) else "the cell is null"
+        return ImageError(Reason.CELL_NULL, what)
     return body or ImageError(Reason.CELL_EMPTY, "the cell holds no bytes")
 
 
@@ -161,6 +162,8 @@ def _path(file: Any, column: str, *, uri: str) -> str:
     schema = file.schema_arrow
     if column not in schema.names:
         raise JobError(f"{uri} has no column {column!r}; it has {', '.join(schema.names)}: set input.column")
+    if schema.names.count(column) > 1:
+        raise JobError(f"{uri} has several columns {column!r}: keep one of them")
     found = schema.field(column).type
     if pa.types.is_struct(found) and found.get_field_index("bytes") >= 0 and _is_bytes(found.field("bytes").type):
         return f"{column}.bytes"
