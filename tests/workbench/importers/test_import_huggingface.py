@@ -144,6 +144,14 @@ def background(source: Path) -> tuple[int | None, str]:
     return found.contract.output.background, {f.field: f.source for f in found.facts}["output.background"]
 
 
+def test_a_size_of_which_the_mask_is_no_whole_share_is_named(segformer, tmp_path):
+    """SegFormer's mask has a quarter of the sides; the sentence says which size is the nearest that works."""
+    odd = changed(segformer, tmp_path / "odd", "preprocessor_config.json", size={"height": 66, "width": 48})
+    with pytest.raises(ModelRefused, match=r"become 66x48, .* multiples of 4: give --input 3x68x48"):
+        read_source(odd, Options())
+    assert read_source(odd, Options(input_chw=(3, 68, 48)))[1].contract.input.height == 68
+
+
 def test_reduced_labels_leave_no_background(upernet):
     """Label 0 of the training has no channel."""
     assert background(upernet) == (None, "preprocessor_config.json: do_reduce_labels")

@@ -53,6 +53,7 @@ def read(source: Path, options: Options) -> Imported:
     if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
         raise ModelRefused(f"{source / CONFIG}: num_channels must be a positive number, not {channels!r}")
     tree = pictures.tree(channels, said, said.size_hw(channels))
+    _refuse_size(config, tree, source)
     network, names, weights = _network(config, source, options.weights)
     meaning = said.activation(options.activation or "logits", said_by="the network")
     if meaning not in ("logits", "sigmoid"):
@@ -94,6 +95,22 @@ def _refuse(config: Mapping[str, Any], source: Path) -> None:
         raise ModelRefused(f"{where}: the weights are quantised (quantization_config): save them as float32")
     if (source / "adapter_config.json").exists():
         raise ModelRefused(f"{source} holds an adapter: merge it into the weights, and save the whole model")
+
+
+def _refuse_size(config: Mapping[str, Any], tree: Mapping[str, Any], source: Path) -> None:
+    """Raise ModelRefused for a size of which SegFormer's mask is no whole share."""
+    strides = config.get("strides", [4])
+    step = strides[0] if isinstance(strides, list) and strides else 4
+    height, width = tree.get("height"), tree.get("width")
+    if config["model_type"] != "segformer" or not isinstance(step, int) or step < 1 or not height or not width:
+        return
+    if height % step or width % step:
+        near = "x".join(str(-(-side // step) * step) for side in (height, width))
+        raise ModelRefused(
+            f"{source}: pictures become {height}x{width}, and SegFormer returns a value for {step}x{step} pixels, "
+            f"so both sides must be multiples of {step}: give --input {tree['channels']}x{near}; masks then differ "
+            "from transformers' own"
+        )
 
 
 def _network(config: Mapping[str, Any], source: Path, chosen: Path | None) -> tuple[Any, tuple[str, ...], Weights]:
