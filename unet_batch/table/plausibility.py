@@ -164,6 +164,6 @@ def _before(nights: Sequence[Tally]) -> str:
 
 
 _LOOK = (
-    "if this is not how the archive is, the model gets other values than in its training: compare input.normalize, "
-    "input.color and input.fit of the contract, and look at `unet-batch report`"
+    "look at them with `unet-batch report`; if they are neither black nor of something else, the model gets other values "
+    "than in its training: compare input.normalize, input.color and input.fit of the contract"
 )
