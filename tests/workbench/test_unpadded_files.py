@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from unet_batch.errors import JobError, ModelRefused
+from unet_batch.gate.parity import Tolerance
 from unet_batch.model.contract import find_contract, resolve
 from unet_batch.model.model import Model, ModelFile
 from unet_batch.planning.survey import window_of
@@ -15,6 +16,7 @@ from unet_batch.session.model_files import read_model
 from unet_batch.spec import TilingSpec
 from unet_batch.workbench.inspect import inspect
 from unet_batch.workbench.packing.pack import PackSpec, pack
+from unet_batch.workbench.quantize import QuantizeSpec, quantize
 from unet_batch.workbench.sample import archive_tiles
 from unet_batch.workbench.tune import tile_of
 
@@ -98,3 +100,14 @@ def test_tiles_of_a_sample_have_their_halo(project) -> None:
     assert sample.tiles_nhwc.shape == (2, 124, 124, 1)  # 32 and twice 44, rounded up to 8 · n + 4
     # Row 44 is the picture's first; the rows before it are its mirror image.
     np.testing.assert_array_equal(sample.tiles_nhwc[:, 43, 44:76], sample.tiles_nhwc[:, 45, 44:76])
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp16"])
+def test_a_file_is_quantised_with_its_margin(kind) -> None:
+    """Tiles are larger than their output; the comparison is of the output."""
+    side = model(None).contract.input.side(100)
+    tiles = [np.random.default_rng(n).random((side, side, 1)).astype(np.float32) for n in range(4)]
+    asked = QuantizeSpec(kind=kind, tolerance=Tolerance(max_flipped=0.2, min_dice=0.5))
+    made = quantize(file(None).data, model(None), tiles, asked)
+    assert made.model.contract.output.margin == model(None).contract.output.margin
+    assert 0 <= made.report.parity.flipped_share < 0.2

@@ -29,6 +29,7 @@ from unet_batch.spec import TilingSpec
 from unet_batch.table.tally import Tally
 from unet_batch.workbench.inspect import inspect
 from unet_batch.workbench.packing.pack import PackSpec, pack
+from unet_batch.workbench.quantize import QuantizeSpec, quantize
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
@@ -265,6 +266,15 @@ def test_the_input_of_a_classifier_is_packed_and_its_output_is_not() -> None:
 
 
 # Masks that decide --------------------------------------------------------------------------------------------------
+
+
+def test_a_classifier_is_quantised() -> None:
+    """Its labels are compared as those of one pixel for each image; the first and the last layer stay in fp32."""
+    data = file()
+    tiles = [np.asarray(picture(n, (SIZE, SIZE)), np.float32) / 255 for n in range(6)]
+    made = quantize(data, resolved(data)[1], tiles, QuantizeSpec(keep_first=False, keep_last=False))
+    assert made.report.parity.pixels == made.report.held_out_tiles == 2
+    assert made.model.contract.output.classifies
 
 
 def test_a_mask_gives_the_label_above_a_share(project) -> None:

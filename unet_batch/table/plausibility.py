@@ -164,6 +164,6 @@ def _before(nights: Sequence[Tally]) -> str:
 
 
 _LOOK = (
-    "look at them with `unet-batch report`; if they are neither black nor of something else, the model gets other values "
-    "than in its training: compare input.normalize, input.color and input.fit of the contract"
+    "look at them with `unet-batch report`; if they are neither black nor of something else, the model gets other "
+    "values than in its training: compare input.normalize, input.color and input.fit of the contract"
 )

@@ -467,6 +467,36 @@ def test_masks_of_the_resized_image_stay_so_without_the_way_back(bundle):
     assert read(bundle(tree), Options()).job == {"output": {"geometry": "model"}}
 
 
+OTHER_NETWORKS = {
+    "BasicUNet": ({"features": [4, 4, 8, 8, 8, 4]}, 16),
+    "AttentionUnet": ({"channels": [4, 8, 8], "strides": [2, 2]}, 4),
+    "SegResNet": ({"init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]}, 4),
+    "DynUNet": (
+        {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [4, 8, 8]},
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_NETWORKS)
+def test_other_networks_of_monai_are_built_with_their_weights(tmp_path, name):
+    """The scores of MONAI's own network, on pictures whose sides are the least that it takes."""
+    from monai.networks import nets
+
+    arguments, multiple = OTHER_NETWORKS[name]
+    definition = {"spatial_dims": 2, "in_channels": 3, "out_channels": 3, **arguments}
+    torch.manual_seed(3)
+    own = getattr(nets, name)(**definition).eval()
+    torch.save(own.state_dict(), tmp_path / "model.pt")
+    tree = changed(network_def={"_target_": name, **definition}, inferer={"_target_": "SimpleInferer"})
+    found = read(bundle_in(tmp_path / "bundle", tree, tmp_path / "model.pt"), Options())
+    assert found.contract.input.multiple == multiple
+    image = torch.from_numpy(np.random.default_rng(0).random((1, 3, 2 * multiple, 3 * multiple), np.float32))
+    with torch.no_grad():
+        expected = own(image.transpose(2, 3)).transpose(2, 3)
+        torch.testing.assert_close(found.networks[0](image), expected)
+
+
 def test_weights_elsewhere_are_asked_for(bundle, weights):
     """An expression with another name is not evaluated."""
     loader = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/best.pt'"}
