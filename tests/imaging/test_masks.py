@@ -56,6 +56,53 @@ def test_the_runs_of_a_label_map_are_those_of_each_mask(labels):
     assert {k: r.bbox() for k, r in runs.items()} == {k: bbox(labels == k) for k in runs}
 
 
+def noise(share: float, size_hw: tuple[int, int], labels: int) -> np.ndarray:
+    """Stripes with a share of their pixels drawn anew: few runs or many, of labels 0 to `labels` − 1."""
+    random = np.random.default_rng(11)
+    rows = np.arange(size_hw[0])[:, None] // 37 + np.arange(size_hw[1]) // 53
+    drawn = random.integers(0, labels, size_hw)
+    return np.where(random.random(size_hw) < share, drawn, rows % labels).astype(np.uint8)
+
+
+@pytest.mark.parametrize("labels", [2, 3, 9])
+@pytest.mark.parametrize("share", [0, 0.001, 0.02, 0.3, 1])
+@pytest.mark.parametrize("size_hw", [(700, 1100), (3, 100_000), (100_000, 3)])
+def test_large_maps_have_the_runs_of_each_mask_from_none_to_all_noise(size_hw, share, labels):
+    """Few changes are sorted, many are found in blocks of columns; boxes and texts are made in chunks."""
+    map_hw = noise(share, size_hw, labels)
+    runs = runs_by_label(map_hw, without=0)
+
+    assert sorted(runs) == [label for label in range(1, labels) if (map_hw == label).any()]
+    assert {k: r.rle() for k, r in runs.items()} == {k: coco_counts(map_hw == k) for k in runs}
+    assert {k: r.area_px() for k, r in runs.items()} == {k: int((map_hw == k).sum()) for k in runs}
+    assert {k: r.bbox() for k, r in runs.items()} == {k: bbox(map_hw == k) for k in runs}
+
+
+@pytest.mark.parametrize("share", [0.01, 1])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.astype(np.int64) - 4,
+        lambda m: m.astype(np.int64) * 10**12,
+        lambda m: m.astype(np.uint16) * 21_845,
+        lambda m: m > 1,
+        lambda m: m.T,
+        lambda m: m[::-1, ::2],
+    ],
+    ids=["negative", "huge", "uint16", "bool", "column-major", "strided"],
+)
+def test_labels_may_be_of_any_integer_type_and_lie_in_memory_in_any_order(change, share):
+    """The runs are those of each label's mask."""
+    map_hw = change(noise(share, (130, 90), 4))
+    runs = runs_by_label(map_hw)
+
+    assert sorted(runs) == np.unique(map_hw).tolist()
+    assert {k: r.rle() for k, r in runs.items()} == {k: coco_counts(map_hw == k) for k in runs}
+    assert {k: r.edges().tolist() for k, r in runs.items()} == {
+        k: np.flatnonzero(np.diff((map_hw == k).ravel(order="F"), prepend=False, append=False)).tolist() for k in runs
+    }
+
+
 @pytest.mark.parametrize("size_hw", [(2000, 700), (1024, 1024), (3, 100_000)])
 def test_long_runs_take_as_many_characters_as_pycocotools(size_hw):
     """Counts of more than 5, 10, 15 and 20 bits."""

@@ -255,7 +255,7 @@ def _reduce_multi_label(
                 probability_hw, top_hw, entropy_hw = _one_class(values_hw, are_logits=are_logits)
                 certainty.add(top_hw, entropy_hw)
                 certainty.probability[channel] += float((probability_hw * mask_hw).sum())
-    masks = {id_: runs_by_label(mask).get(1) for id_, mask in enumerate(masks_khw, start=_first_id(output))}
+    masks = {id_: runs_by_label(mask, without=0).get(1) for id_, mask in enumerate(masks_khw, start=_first_id(output))}
     return _prediction({id_: runs for id_, runs in masks.items() if runs}, labels_hw, certainty, output, rle=rle)
 
 
@@ -294,15 +294,14 @@ def _reduce_masks(masks_khw: NDArray[np.bool_], output: ModelOutput, *, rle: boo
     labels_hw = np.zeros(masks_khw.shape[1:], _label_dtype(len(masks_khw) + 1))
     for channel in reversed(range(len(masks_khw))):
         labels_hw[masks_khw[channel]] = channel + 1
-    masks = {id_: runs_by_label(mask).get(1) for id_, mask in enumerate(masks_khw, start=_first_id(output))}
+    masks = {id_: runs_by_label(mask, without=0).get(1) for id_, mask in enumerate(masks_khw, start=_first_id(output))}
     return _prediction({id_: runs for id_, runs in masks.items() if runs}, labels_hw, None, output, rle=rle)
 
 
 def _described(labels_hw: NDArray[Any], certainty: _Certainty | None, output: ModelOutput, *, rle: bool) -> Prediction:
     """The prediction of a label map whose values are class ids."""
     nothing = 0 if len(output.classes) == 1 else output.background
-    found = {id_: runs for id_, runs in runs_by_label(labels_hw).items() if id_ != nothing}
-    return _prediction(found, labels_hw, certainty, output, rle=rle)
+    return _prediction(runs_by_label(labels_hw, without=nothing), labels_hw, certainty, output, rle=rle)
 
 
 def _prediction(
