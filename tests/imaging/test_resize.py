@@ -136,6 +136,47 @@ def test_a_strip_of_rows_is_bit_equal_to_the_full_frame(size_hw, new_hw, data):
     np.testing.assert_array_equal(strip, resize_logits(logits, new_hw)[:, first:last])
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.integers(1, 4),
+    st.sampled_from([np.uint8, np.uint16, np.float32]),
+)
+def test_torch_bilinear_on_pictures_is_that_on_logits_bit_for_bit(size_hw, new_hw, channels, dtype):
+    """Pictures are resized with their channels side by side, in strips; the arithmetic is that of channel maps."""
+    image = noise(size_hw, channels, dtype)
+
+    resized = resize(image, new_hw, "torch_bilinear")
+
+    wanted = np.moveaxis(resize_logits(np.moveaxis(image, 2, 0), new_hw), 0, 2)
+    if dtype is not np.float32:
+        wanted = np.clip(np.rint(wanted), 0, np.iinfo(dtype).max)
+    np.testing.assert_array_equal(resized, wanted.astype(dtype) if size_hw != new_hw else image)
+
+
+def test_a_large_picture_is_resized_in_strips_without_seams():
+    """Several strips, down and up, also of a picture that is a view."""
+    image = noise((700, 900), 3)[::-1, 100:]
+    for new_hw in ((256, 256), (1000, 300), (90, 1200)):
+        wanted = np.rint(np.moveaxis(resize_logits(np.moveaxis(image, 2, 0), new_hw), 0, 2))
+        np.testing.assert_array_equal(resize(image, new_hw, "torch_bilinear"), wanted)
+
+
+@pytest.mark.parametrize("kernel", ["pil_bilinear_u8", "triangle_f32"])
+def test_bands_that_are_equal_stay_equal(kernel: Kernel):
+    """16-bit gray in three channels is computed once; a band that differs in one pixel is computed."""
+    image = noise((40, 30), 1, np.uint16).repeat(3, axis=2)
+    image[39, 29, 2] ^= 1 << 15
+
+    resized = resize(image, (17, 21), kernel)
+
+    for band in range(3):
+        one = np.ascontiguousarray(image[:, :, band], np.float32)
+        np.testing.assert_array_equal(resized[:, :, band], np.rint(pillow(one, (17, 21))))
+    assert (resized[:, :, 1] != resized[:, :, 2]).any()
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize(("size_hw", "new_hw"), SIZES)
 def test_float_kernels_equal_torch(size_hw, new_hw):

@@ -15,6 +15,9 @@ from PIL import Image
 
 from unet_batch.contract import Kernel
 
+STRIP_BYTES = 1 << 18
+"""Bytes of float pixels that are resized at once: a strip and its temporaries stay in the second-level cache."""
+
 
 def resize(image_hwc: NDArray[Any], size_hw: tuple[int, int], kernel: Kernel) -> NDArray[Any]:
     """The picture in another size, in its own dtype; the same array if it already has that size.
@@ -33,12 +36,8 @@ def resize(image_hwc: NDArray[Any], size_hw: tuple[int, int], kernel: Kernel) ->
     if kernel == "pil_bilinear_u8" and image_hwc.dtype == np.uint8:
         return _pillow_uint8(image_hwc, size_hw)
     if kernel == "torch_bilinear":
-        resized = np.moveaxis(resize_logits(np.moveaxis(image_hwc, 2, 0), size_hw), 0, 2)
-    else:
-        resized = _by_band(image_hwc.astype(np.float32, copy=False), size_hw)
-    if image_hwc.dtype.kind == "u":
-        np.clip(np.rint(resized), 0, np.iinfo(image_hwc.dtype).max, out=resized)
-    return np.ascontiguousarray(resized, dtype=image_hwc.dtype)
+        return _two_taps(image_hwc, size_hw)
+    return _by_band(image_hwc, size_hw, np.float32)
 
 
 def resize_logits(logits_khw: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[np.float32]:
@@ -102,6 +101,32 @@ def _interpolate(logits_khw: NDArray[Any], along: Axis, dimension: int) -> NDArr
     return low
 
 
+def _two_taps(image_hwc: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[Any]:
+    """`resize_logits` of a picture, bit for bit, in strips. The channels of a row lie side by side and stay there, and
+    only the rows that have a weight are read."""
+    height, width, channels = image_hwc.shape
+    rows, columns = (axis(m, n / m, first=0, last=n - 1) for n, m in zip((height, width), size_hw, strict=True))
+    low, high = ((side[:, None] * channels + np.arange(channels)).ravel() for side in (columns.low, columns.high))
+    samples = Axis(low, high, columns.weight.repeat(channels))
+    image_hs = image_hwc.reshape(height, width * channels)
+    resized_hs = np.empty((size_hw[0], size_hw[1] * channels), image_hwc.dtype)
+    step = max(1, STRIP_BYTES // (resized_hs.shape[1] * 4))
+    for first in range(0, size_hw[0], step):
+        part = rows.part(first, min(first + step, size_hw[0]))
+        read, place = np.unique(np.concatenate((part.low, part.high)), return_inverse=True)
+        along = Axis(place[: len(part.low)], place[len(part.low) :], part.weight)
+        strip = sample(image_hs[None, read], along, samples)[0]
+        resized_hs[first : first + step] = _rounded(strip, image_hwc.dtype)
+    return resized_hs.reshape(*size_hw, channels)
+
+
+def _rounded(resized: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The pixels in this dtype. Floats that become integers are rounded to nearest and stay in range."""
+    if resized.dtype != dtype and dtype.kind == "u":
+        resized = np.clip(np.rint(resized), 0, np.iinfo(dtype).max)
+    return np.ascontiguousarray(resized, dtype=dtype)
+
+
 def _nearest(n_in: int, n_out: int) -> NDArray[np.intp]:
     scale = np.float32(n_in) / np.float32(n_out)  # float32, as in torch: integer arithmetic can differ
     index: NDArray[np.intp] = np.floor(np.arange(n_out, dtype=np.float32) * scale).astype(np.intp)
@@ -110,17 +135,26 @@ def _nearest(n_in: int, n_out: int) -> NDArray[np.intp]:
 
 def _pillow_uint8(image_hwc: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
     if image_hwc.shape[2] == 3:
-        return np.asarray(_pillow(image_hwc, size_hw))
-    return _by_band(image_hwc, size_hw)  # Pillow would multiply by alpha in modes LA and RGBA
+        return np.asarray(_pillow(np.ascontiguousarray(image_hwc), size_hw))
+    return _by_band(image_hwc, size_hw, np.uint8)  # Pillow would multiply by alpha in modes LA and RGBA
 
 
-def _by_band(image_hwc: NDArray[Any], size_hw: tuple[int, int]) -> NDArray[Any]:
+def _by_band(image_hwc: NDArray[Any], size_hw: tuple[int, int], dtype: type[np.uint8 | np.float32]) -> NDArray[Any]:
+    """Every band resized alone, in this dtype, and then in its own."""
     resized = np.empty((*size_hw, image_hwc.shape[2]), image_hwc.dtype)
     for band in range(image_hwc.shape[2]):
-        resized[:, :, band] = _pillow(image_hwc[:, :, band], size_hw)
+        if band and _same(image_hwc[:, :, band - 1], image_hwc[:, :, band]):  # gray in three channels
+            resized[:, :, band] = resized[:, :, band - 1]
+        else:
+            picture = _pillow(np.ascontiguousarray(image_hwc[:, :, band], dtype), size_hw)
+            resized[:, :, band] = _rounded(np.asarray(picture), image_hwc.dtype)
     return resized
 
 
+def _same(one_hw: NDArray[Any], other_hw: NDArray[Any]) -> bool:
+    return np.array_equal(one_hw[0], other_hw[0]) and np.array_equal(one_hw, other_hw)
+
+
 def _pillow(image: NDArray[Any], size_hw: tuple[int, int]) -> Image.Image:
-    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture = Image.fromarray(image)
     return picture.resize((size_hw[1], size_hw[0]), Image.Resampling.BILINEAR)
