@@ -168,7 +168,8 @@ class ModelInput(Section):
     alpha: Literal["drop", "black", "white"] = "drop"
     """What happens to an alpha channel: it is dropped, or the image is composed over black or white."""
     reduced_jpeg: bool = False
-    """Decode JPEGs at 1/2, 1/4 or 1/8 if the fitted size allows it: faster, and changes pixels."""
+    """Decode JPEGs at 1/2, 1/4 or 1/8 of their size, never below the fitted size: less than half of the time, and other
+    pixels. For `stretch` and `letterbox`."""
     normalize: Normalize = Divide()
     """How source values become the values that the model was trained on."""
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from unet_batch.contract import ModelInput
 from unet_batch.decode.decode import decode
+from unet_batch.decode.sizes import about_reduced_jpeg
 from unet_batch.errors import ImageError, ShapeMismatch
 from unet_batch.imaging.encode import encode_png
 from unet_batch.imaging.preprocess import fit
@@ -390,6 +391,13 @@ def test_a_jpeg_is_reduced_no_further_than_its_fit(fit: str, orientation: int, d
     page = only(data, ModelInput(reduced_jpeg=True, fit=fit, height=100, width=100, kernel="triangle_f32"))
     assert page.content.shape[:2] == decoded
     assert (page.height, page.width) == ((800, 400) if orientation == 6 else (400, 800))
+
+
+def test_a_contract_with_reduced_jpegs_is_told_what_that_does() -> None:
+    """`plan` and `doctor` say it; where nothing is resized, that it does nothing."""
+    assert about_reduced_jpeg(ModelInput(fit="stretch", height=100, width=100)) is None
+    assert "decoded at a part" in str(about_reduced_jpeg(ModelInput(fit="letterbox", reduced_jpeg=True)))
+    assert "no effect" in str(about_reduced_jpeg(ModelInput(fit="tile", reduced_jpeg=True)))
 
 
 def test_a_jpeg_is_decoded_at_full_scale_by_default() -> None:

@@ -21,6 +21,7 @@ from project_fixture import SIZE, last_json, png
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.job.local_executor import LocalExecutor
 from unet_batch.job.verify import PartitionStatus
+from unet_batch.workbench.diagnosis import diagnose_job
 
 DAY = "2026/11/21"
 NAME = "2026-11-21"
@@ -441,6 +442,19 @@ def test_the_command_line_from_plan_to_verify(project):
     broken = project.command("verify", "job.yaml")
     assert (broken.returncode, last_json(broken)["disagreements"]) == (3, 1)
     assert "no row" in broken.stderr
+
+
+@pytest.mark.slow
+def test_reduced_jpegs_are_another_fingerprint_and_plan_and_doctor_say_so(project):
+    """Pixels change, so rows of before do not count."""
+    project.fill(DAY, 1)
+    before, contract = project.prepared().fingerprint, project.folder / "model.yaml"
+    stretched = contract.read_text().replace("fit: tile", "fit: stretch").replace("reduced_jpeg: false", "")
+    contract.write_text(stretched.replace("input:\n", "input:\n  reduced_jpeg: true\n  height: 32\n  width: 32\n"))
+    plan = project.command("plan", "job.yaml")
+    assert "input.reduced_jpeg: JPEGs of at least twice" in plan.stderr
+    assert last_json(plan)["fingerprint"] != before
+    assert "input.reduced_jpeg" in next(iter(diagnose_job(project.job()))).reason
 
 
 @pytest.mark.slow

@@ -76,6 +76,7 @@ def backfill(job: JobSpec, window: str, select: Select | None, dry_run: bool, sc
 
 def _plan(job: JobSpec, window: str, select: Select, *, rescore: bool = False) -> NoReturn:
     from unet_batch.cli.terminal import print_table
+    from unet_batch.decode.sizes import about_reduced_jpeg
     from unet_batch.job.cores import cores
     from unet_batch.planning.plan import units
     from unet_batch.planning.prepare import prepare
@@ -94,6 +95,8 @@ def _plan(job: JobSpec, window: str, select: Select, *, rescore: bool = False) -
     say(found.passed, found.problems)
     images, size = sum(len(p.todo) for p in work), sum(s.size_bytes for p in work for s in p.todo)
     click.echo(f"to score: {images} images of {size} bytes in {len(todo)} units", err=True)
+    if (reduced := about_reduced_jpeg(prepared.model.contract.input)) is not None:
+        click.echo(reduced, err=True)
     flips, models = passes(prepared.job), len(prepared.job.model.paths)
     if flips > 1:
         of = f"{flips} passes (tta: {job.tta}) of {f'each of {models} models' if models > 1 else 'the model'}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import logging
-import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -18,8 +17,9 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from unet_batch.contract import ModelInput
 from unet_batch.decode.exif import orientation_of
 from unet_batch.decode.pages import NpyReader, Page, Pixels, Reader, oriented, to_channels
+from unet_batch.decode.png import deep_samples, plain_samples
 from unet_batch.decode.signatures import format_of, refused
-from unet_batch.decode.sizes import size_of
+from unet_batch.decode.sizes import reduced_size, size_of
 from unet_batch.decode.tiff import TiffReader
 from unet_batch.errors import ImageError, Reason
 from unet_batch.spec import LimitsSpec
@@ -164,7 +164,7 @@ class _PillowReader:
         except Image.DecompressionBombError:  # it holds only the product of the sides
             raise _too_large(size_of(name, data), limits) from None
         self._orientation = orientation_of(self._image, data) if spec.exif == "apply" else 1
-        # Pillow keeps only the high byte of 16-bit PNGs with more than one channel
+        # Pillow keeps only the high byte of PNGs of 16 bits with more than one channel
         self._deep = name == "PNG" and data[24:25] == b"\x10"
 
     def size(self, page: int) -> tuple[int, int]:  # noqa: ARG002 - one page
@@ -173,14 +173,15 @@ class _PillowReader:
 
     def pixels(self, page: int) -> Pixels:
         if self._deep:
-            import imagecodecs  # imported late: few archives hold such files
-
-            image_hwc = np.atleast_3d(imagecodecs.png_decode(self._data))
+            image_hwc = deep_samples(self._data)
             samples = image_hwc.shape[2]
             turned_hwc, colors = oriented(image_hwc, self._orientation), 1 if samples < 3 else 3
             return Pixels(turned_hwc, colors, alpha=samples in (2, 4), largest=_DEEP)
+        known = self._image.format == "PNG" and self._image.mode in _MODES
+        if known and (samples_hwc := plain_samples(self._data)) is not None:
+            return _plain_pixels(samples_hwc, self._spec, self._orientation)
         if self._spec.reduced_jpeg and self._image.format in ("JPEG", "MPO"):
-            self._image.draft(None, _draft_size(self.size(page), self._spec, turned=self._orientation >= 5))
+            self._image.draft(None, reduced_size(self.size(page), self._spec, turned=self._orientation >= 5))
         return _pixels(self._image, self._spec, self._orientation)
 
 
@@ -220,6 +221,17 @@ def _pixels(image: Image.Image, spec: ModelInput, orientation: int) -> Pixels:
     return Pixels(turned_hwc, colors, alpha, largest=largest)
 
 
+def _plain_pixels(samples_hwc: np.ndarray, spec: ModelInput, orientation: int) -> Pixels:
+    """`_pixels` of Pillow's picture with these samples: gray, RGB or RGBA in 8 bits."""
+    samples = samples_hwc.shape[2]
+    converts = samples == 3 and spec.color == "gray"
+    converts |= samples == 4 and spec.color != "bands" and spec.alpha == "drop"
+    if converts or _stretches(spec):
+        image = Image.fromarray(samples_hwc[:, :, 0] if samples == 1 else samples_hwc)
+        return _pixels(image, spec, orientation)
+    return Pixels(oriented(samples_hwc, orientation), 1 if samples == 1 else 3, samples == 4, largest=255.0)
+
+
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     if image.mode == mode:
         return image
@@ -230,20 +242,15 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 def _stretched(image: Image.Image, spec: ModelInput) -> Image.Image:
     """The 8-bit samples resized as in `fit`, bit for bit; saves two copies at full size."""
+    size = _stretches(spec)
+    return image.resize(size, Image.Resampling.BILINEAR) if size else image
+
+
+def _stretches(spec: ModelInput) -> tuple[int, int] | None:
+    """Columns and rows that `_stretched` makes; None if it leaves pictures as they are."""
     if spec.fit != "stretch" or spec.kernel != "pil_bilinear_u8" or spec.height is None or spec.width is None:
-        return image
-    return image.resize((spec.width, spec.height), Image.Resampling.BILINEAR)
-
-
-def _draft_size(size: tuple[int, int], spec: ModelInput, *, turned: bool) -> tuple[int, int] | None:
-    """Smallest (columns, rows) of a reduced JPEG, as stored; None if it may not be reduced."""
-    if spec.height is None or spec.width is None or spec.fit not in ("stretch", "letterbox"):
         return None
-    rows, columns = spec.height, spec.width
-    if spec.fit == "letterbox":
-        scale = min(rows / size[0], columns / size[1])
-        rows, columns = math.ceil(size[0] * scale), math.ceil(size[1] * scale)
-    return (rows, columns) if turned else (columns, rows)
+    return spec.width, spec.height
 
 
 def _lab_to_rgb(lab_hwc: np.ndarray) -> np.ndarray:

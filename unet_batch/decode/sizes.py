@@ -1,8 +1,13 @@
-"""The size of a compressed picture by its header, for files and for the strips of a TIFF. Nothing is decoded."""
+"""Sizes, without decoding: of a compressed picture by its header, for files and for the strips of a TIFF; and of a JPEG
+that `input.reduced_jpeg` decodes at 1/2, 1/4 or 1/8.
+"""
 
 from __future__ import annotations
 
+import math
 import struct
+
+from unet_batch.contract import ModelInput
 
 _NO_SIZE = (0xD8, 0x01, *range(0xD0, 0xD8))  # JPEG markers without a length: SOI, TEM, RSTn
 _NO_FRAME = (0xC4, 0xC8, 0xCC)  # DHT, JPG and DAC, between the markers of frames (ITU-T T.81, table B.1)
@@ -99,3 +104,29 @@ def _lerc(data: bytes) -> tuple[int, int] | None:
     version = struct.unpack_from("<i", data, 6)[0]
     height, width = struct.unpack_from("<ii", data, 14 if version >= 3 else 10)
     return height, width
+
+
+# JPEGs at a part of their size ------------------------------------------------------------------------------------
+
+
+def reduced_size(size: tuple[int, int], spec: ModelInput, *, turned: bool) -> tuple[int, int] | None:
+    """Smallest (columns, rows) of a reduced JPEG, as stored; None if it may not be reduced.
+
+    size: rows and columns after orientation. turned: whether the orientation swaps the axes.
+    """
+    if spec.height is None or spec.width is None or spec.fit not in ("stretch", "letterbox"):
+        return None
+    rows, columns = spec.height, spec.width
+    if spec.fit == "letterbox":
+        scale = min(rows / size[0], columns / size[1])
+        rows, columns = math.ceil(size[0] * scale), math.ceil(size[1] * scale)
+    return (rows, columns) if turned else (columns, rows)
+
+
+def about_reduced_jpeg(spec: ModelInput) -> str | None:
+    """What `reduced_jpeg` does with this contract, as a sentence; None if it is off."""
+    if not spec.reduced_jpeg:
+        return None
+    if spec.fit not in ("stretch", "letterbox"):
+        return f"input.reduced_jpeg has no effect, because fit {spec.fit} does not resize"
+    return "input.reduced_jpeg: JPEGs of at least twice the model's size are decoded at a part of their size"

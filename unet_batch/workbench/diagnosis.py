@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from unet_batch.archive.window import Window
+from unet_batch.decode.sizes import about_reduced_jpeg
 from unet_batch.errors import Incomplete, JobError, UnetBatchError
 from unet_batch.gate.gate import check_unit, has_references, needed
 from unet_batch.planning.plan import plan_partition, units
@@ -25,6 +26,8 @@ def diagnose_job(job: JobSpec) -> list[CheckResult]:
     except UnetBatchError as error:
         return [CheckResult("job model", False, str(error))]
     agreed = f"{job.model.path} agrees with its contract; fingerprint {prepared.fingerprint[:12]}"
+    if (reduced := about_reduced_jpeg(prepared.model.contract.input)) is not None:
+        agreed = f"{agreed}; {reduced}"
     return [CheckResult("job model", True, agreed), *_tried(prepared)]
 
 
