@@ -1,8 +1,9 @@
-"""Thousands of JPEGs of 512 x 512 pixels, cut from real photographs with fixed seeds: what the benchmark scores.
+"""Thousands of pictures of 512 x 512 pixels, cut from real photographs with fixed seeds: what the benchmark scores.
 
+JPEGs; or the same cuts as 8-bit PNGs, or as TIFFs with one channel of 16 bits, as microscopes write them.
 The photographs are Debian's wallpaper packages (CC-BY, CC-BY-SA, CC0 and GPL, by package), fetched with `apt-get
 download` and unpacked without installing anything; where there is no apt-get, scikit-image's sample pictures. Both are
-cached. Knows nothing of models. As a program: photos.py FOLDER IMAGES prints one JSON line.
+cached. Knows nothing of models. As a program: photos.py FOLDER IMAGES [PICTURES] prints one JSON line.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from PIL import Image
 
 PACKAGES = ("lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04", "mate-backgrounds")
@@ -26,24 +28,33 @@ DRAWINGS = {"abstract", "desktop"}
 FALLBACK = "scikit-image==0.26.0"
 SIDE_PX = 512
 QUALITY, SUBSAMPLING = 90, "4:2:0"
+SUFFIXES = {"jpeg": ".jpg", "png": ".png", "tiff": ".tif"}
+"""Kind of pictures and the end of their names."""
+LUMA_8 = (77, 150, 29)
+"""ITU-R 601-2 weights × 256: 8-bit colours become 16-bit grey with all of its digits."""
 CUTS_OF_A_PHOTOGRAPH = 20
 """How many cuts are made of a photograph while it is decoded: decoding one of 20 Mpx takes longer than ten cuts."""
 
 
-def make(folder: Path, images: int) -> dict[str, Any]:
-    """`images` JPEGs in `folder`/photos-`images`, made once; says where, how many, how large, and from which source.
+def make(folder: Path, images: int, pictures: str = "jpeg") -> dict[str, Any]:
+    """`images` pictures in `folder`/photos-`images`, made once; says where, how many, how large, and from which source.
 
-    The same sources, seeds and Pillow give the same bytes. Exits with a sentence where no photograph can be had.
+    pictures: a kind of `SUFFIXES`; kinds other than jpeg have folders of their own. The same sources, seeds and
+    libraries give the same bytes. Exits with a sentence where no photograph can be had.
     """
-    target, record = folder / f"photos-{images}", folder / f"photos-{images}.json"
+    name = f"photos-{images}" + (f"-{pictures}" if pictures != "jpeg" else "")
+    target, record = folder / name, folder / f"{name}.json"
     if not (target.is_dir() and record.exists()):
         source, photographs = fetch(folder / "sources")
-        scratch = folder / f".photos-{images}.part"
+        scratch, suffix = folder / f".{name}.part", SUFFIXES[pictures]
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        total_bytes = sum(write(scratch / f"photo-{n:05}.jpg", cut) for n, cut in enumerate(cuts(photographs, images)))
+        made = enumerate(cuts(photographs, images))
+        total_bytes = sum(write(scratch / f"photo-{n:05}{suffix}", cut) for n, cut in made)
         facts = {"images": images, "bytes": total_bytes, "photographs": len(photographs), "source": source}
-        facts |= {"side_px": SIDE_PX, "quality": QUALITY, "subsampling": SUBSAMPLING}
+        facts |= {"side_px": SIDE_PX}
+        if pictures == "jpeg":
+            facts |= {"quality": QUALITY, "subsampling": SUBSAMPLING}
         shutil.rmtree(target, ignore_errors=True)
         scratch.replace(target)
         record.write_text(json.dumps(facts))  # beside the folder, which holds nothing but images
@@ -105,8 +116,14 @@ def cut(photograph: Image.Image, generator: np.random.Generator) -> Image.Image:
 
 
 def write(path: Path, image: Image.Image) -> int:
-    """Writes one JPEG; returns its bytes."""
-    image.save(path, format="JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
+    """Writes one picture in the format of its name; returns its bytes."""
+    if path.suffix == ".jpg":
+        image.save(path, format="JPEG", quality=QUALITY, subsampling=SUBSAMPLING)
+    elif path.suffix == ".png":
+        image.save(path, format="PNG")
+    else:
+        gray_hw = (np.asarray(image).astype(np.uint32) @ np.array(LUMA_8, np.uint32)).astype(np.uint16)
+        tifffile.imwrite(path, gray_hw, compression="zlib", predictor=True)
     return path.stat().st_size
 
 
@@ -121,6 +138,6 @@ def run(command: list[str], folder: Path) -> bool:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: photos.py FOLDER IMAGES")
-    print(json.dumps(make(Path(sys.argv[1]), int(sys.argv[2]))))
+    if len(sys.argv) not in (3, 4) or not set(sys.argv[3:]) <= set(SUFFIXES):
+        sys.exit("usage: photos.py FOLDER IMAGES [jpeg|png|tiff]")
+    print(json.dumps(make(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])))

@@ -51,5 +51,5 @@ def classes(model: Path) -> int:
 
 
 def first_photos(photos: Path, images: int) -> list[str]:
-    """Paths of the first JPEGs of a folder."""
-    return [str(path) for path in sorted(photos.resolve().glob("*.jpg"))[:images]]
+    """Paths of the first pictures of a folder, which holds nothing else."""
+    return [str(path) for path in sorted(photos.resolve().iterdir())[:images]]
