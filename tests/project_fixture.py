@@ -98,18 +98,23 @@ def last_json(result: subprocess.CompletedProcess[str]) -> dict:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
+def new_project(folder: Path) -> Project:
+    """A project with a model and a job file, and no images yet."""
     made = threshold_model("nchw", 1, 2, size=SIZE)
-    (tmp_path / "model.onnx").write_bytes(made.data)
-    (tmp_path / "model.yaml").write_text(made.contract_yaml)
-    (tmp_path / "job.yaml").write_text(
+    (folder / "model.onnx").write_bytes(made.data)
+    (folder / "model.yaml").write_text(made.contract_yaml)
+    (folder / "job.yaml").write_text(
         f"""\
 name: test
-model: {{path: {tmp_path}/model.onnx}}
-input: {{uri: "{tmp_path}/archive/{{date:%Y/%m/%d}}/"}}
-output: {{uri: {tmp_path}/out}}
+model: {{path: {folder}/model.onnx}}
+input: {{uri: "{folder}/archive/{{date:%Y/%m/%d}}/"}}
+output: {{uri: {folder}/out}}
 limits: {{max_rejected: 0.5}}
 """
     )
-    return Project(tmp_path)
+    return Project(folder)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return new_project(tmp_path)
