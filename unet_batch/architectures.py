@@ -14,13 +14,14 @@ from __future__ import annotations
 import itertools
 from typing import Literal
 
+from unet_batch import extras
 from unet_batch.errors import JobError
 
 try:
     import torch
     from torch import Tensor, nn
 except ImportError as error:
-    raise ImportError("unet_batch.architectures needs PyTorch: run `pip install unet-batch[export]`") from error
+    raise ImportError(f"unet_batch.architectures needs PyTorch: run {extras.command('export')}") from error
 
 Up = Literal["transposed", "bilinear"]
 

@@ -63,7 +63,7 @@ def test_cuda_without_a_gpu_is_provider_missing(
 ) -> None:
     """Nothing falls back in silence: reason and repair are in the message, and ONNX Runtime writes nothing itself."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # so that it fails where there is a GPU as well
-    with pytest.raises(ProviderMissing, match=r"(?s)CUDAExecutionProvider.*pip install unet-batch\[cuda\]"):
+    with pytest.raises(ProviderMissing, match=r"(?s)CUDAExecutionProvider.*pip install -e '.\[cuda\]"):
         opened(threshold_model(), SessionSpec(providers=("cuda",)))
     assert capfd.readouterr() == ("", "")
 

@@ -267,7 +267,7 @@ def test_an_operator_that_openvino_does_not_know_is_a_contract_error() -> None:
 def test_openvino_that_is_not_installed_is_provider_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The repair is in the sentence."""
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(ProviderMissing, match=r"pip install unet-batch\[openvino\]"):
+    with pytest.raises(ProviderMissing, match=r"pip install -e '.\[openvino\]"):
         opened(threshold_model())
 
 

@@ -124,4 +124,4 @@ def test_without_pytorch_the_import_says_what_to_install() -> None:
     code = "import sys; sys.modules['torch'] = None; import unet_batch.architectures"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert last == ("ImportError: unet_batch.architectures needs PyTorch: run `pip install unet-batch[export]`")
+    assert last.startswith("ImportError: unet_batch.architectures needs PyTorch: run `pip install -e '.[export]'`")

@@ -36,7 +36,7 @@ def test_the_cpu_runs_and_a_gpu_that_is_not_there_does_not(without_gpu: None) ->
     assert findings["installation"].runs
     assert findings["onnxruntime cpu"].runs
     assert not findings["onnxruntime cuda"].runs
-    assert "pip install unet-batch[cuda]" in findings["onnxruntime cuda"].reason
+    assert "pip install -e '.[cuda]'" in findings["onnxruntime cuda"].reason
     assert "onnxruntime cuda in tf32" not in findings
 
 

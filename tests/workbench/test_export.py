@@ -489,7 +489,7 @@ def test_without_pytorch_the_message_says_what_to_install() -> None:
         "export(ExportSpec('m:f', Path('n.onnx'), (1, 8, 8), ('a', 'b')))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
-    assert done.stderr.strip().endswith("JobError: exporting needs torch: run `pip install unet-batch[export]`")
+    assert "JobError: exporting needs torch: run `pip install -e '.[export]'` in a checkout" in done.stderr
 
 
 def test_factory_arguments_are_python_literals() -> None:

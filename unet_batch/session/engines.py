@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from unet_batch import extras
 from unet_batch.errors import ContractError, JobError, ModelRefused
 from unet_batch.model import graph
 from unet_batch.model.model import Model
@@ -80,7 +81,7 @@ TABLE = (
         arena="gpu:0",
         session=_ONNXRUNTIME,
         onednn=False,
-        needs="it needs an NVIDIA driver for CUDA 13 and its libraries: run `pip install unet-batch[cuda]`, or write "
+        needs=f"it needs an NVIDIA driver for CUDA 13 and its libraries: run {extras.command('cuda')}, or write "
         "session.providers: [cpu]",
     ),
     Provider(
@@ -98,8 +99,8 @@ TABLE = (
         arena="gpu:0",
         session=_ONNXRUNTIME,
         onednn=False,
-        needs="it needs an NVIDIA driver for CUDA 13, its libraries and TensorRT 10: run `pip install unet-batch[cuda] "
-        "'tensorrt-cu13>=10,<11'`, or write session.providers: [cuda]",
+        needs=f"it needs an NVIDIA driver for CUDA 13, its libraries and TensorRT 10: run {extras.command('cuda')} and "
+        "`pip install 'tensorrt-cu13>=10,<11'`, or write session.providers: [cuda]",
     ),
     Provider(
         engine="openvino",
@@ -111,7 +112,7 @@ TABLE = (
         arena=None,
         session="unet_batch.session.openvino_session:OpenVinoSession",
         onednn=True,
-        needs="run `pip install unet-batch[openvino]`, or write model.engine: onnxruntime",
+        needs=f"run {extras.command('openvino')}, or write model.engine: onnxruntime",
     ),
 )
 """A new row also needs its name in the `Literal`s of `spec.py`."""

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from unet_batch import extras
 from unet_batch.errors import JobError
 from unet_batch.options import Options, resolve_options
 from unet_batch.store.faults import Retry
@@ -32,8 +33,7 @@ def opened(scheme: str, uri: str, options: Options, threads: int, retry: Retry) 
         behind = _with_configuration(resolved) if extra == "s3" else _file_system(scheme, resolved)
         store: Store = kind(behind, retry)
     except ImportError as error:
-        package = f"unet-batch[{extra}]"
-        raise JobError(f"{scheme}:// needs a package that is not installed: pip install {package}") from error
+        raise JobError(f"{scheme}:// needs a package that is not installed: run {extras.command(extra)}") from error
     except (TypeError, ValueError) as error:
         raise JobError(f"no store at {scheme}:// opens with these `options` ({redact(str(error))})") from error
     return store

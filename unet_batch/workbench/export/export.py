@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from unet_batch import __version__
+from unet_batch import __version__, extras
 from unet_batch.contract import Contract, Divide, Normalize
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.gate.parity import Parity, Tolerance
@@ -239,7 +239,7 @@ def require_packages() -> None:
     """Raise JobError if a package that exports need is missing."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise JobError(f"exporting needs {', '.join(missing)}: run `pip install unet-batch[export]`")
+        raise JobError(f"exporting needs {', '.join(missing)}: run {extras.command('export')}")
 
 
 def missing_words(spec: ExportSpec) -> list[str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
+from unet_batch import extras
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.model.graph import attribute, opsets, refusals
 from unet_batch.workbench.export.problems import capture_problem, conversion_problem, place_of
@@ -129,7 +130,7 @@ def _graph(program: Any, images_nchw: Array, opset: int, output_name: str) -> tu
             verbose=False,
         )
     except ImportError as error:
-        raise JobError(f"exporting needs onnxscript: run `pip install unet-batch[export]` ({error})") from error
+        raise JobError(f"exporting needs onnxscript ({error}): run {extras.command('export')}") from error
     except Exception as error:
         raise ModelRefused(conversion_problem(error)) from error
     model: ModelProto = exported.model_proto
