@@ -111,7 +111,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(scored):
     assert not {"script", "link", "iframe", "form"} & {tag for tag, _ in page.tags}
     assert page.count("caption") == page.count("table") == 3
     assert "✕ Not passed" in page.words
-    assert "mean Dice of class_1 is 0.6666, below --min-dice 0.9" in page.words
+    assert "Mean Dice of class_1 is 0.6666, below --min-dice 0.9" in page.words
 
 
 def test_names_and_patterns_with_html_in_them_are_text(project):

@@ -43,8 +43,8 @@ from unet_batch.review.truth.images import NO_TRUTH, LabelImages, Truth
 from unet_batch.review.truth.table import TABLE, TableTruth
 
 RULES = (
-    "empty masks by MONAI's rules: mean_dice takes images whose truth has the class (ignore_empty=True), "
-    "mean_dice_with_empty takes all (ignore_empty=False: 1 where neither has it, 0 where only the prediction has it)"
+    'empty masks by MONAI\'s rules: "mean Dice" takes images whose truth has the class (ignore_empty=True), '
+    '"with empty" takes all (ignore_empty=False: 1 where neither has it, 0 where only the prediction has it)'
 )
 SCHEMA = pa.schema(
     [

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from unet_batch.planning.prepare import Prepared
 from unet_batch.review.compare import Comparison
+from unet_batch.review.differences.compare_tables import TableOfTexts
 from unet_batch.review.differences.compare_tables import tables as tables_of_comparison
 from unet_batch.review.differences.page import COMPARISON, EVALUATION, DifferencePage
 from unet_batch.review.differences.pictures import draw
 from unet_batch.review.evaluate import RULES, Evaluation
 from unet_batch.review.evaluation_tables import tables as tables_of_evaluation
+from unet_batch.review.masks.names import archive_root
 
 
 def evaluation_page(
@@ -29,7 +31,7 @@ def evaluation_page(
         about=(*asked, *_limits(wanted)),
         gate=_gate(wanted, failures),
         sentences=tuple(failures),
-        tables=tuple(tables_of_evaluation(found)),
+        tables=_below(archive_root(prepared.job.input.uri), tables_of_evaluation(found)),
         notes=(*unusable, *found.notes, RULES),
         pictures=draw(prepared, [found.pairs[key] for _, _, key in found.worst if key in found.pairs]),
     )
@@ -46,9 +48,17 @@ def comparison_page(
         about=(*asked, *_limits(wanted)),
         gate=_gate(wanted, failures),
         sentences=tuple(failures),
-        tables=tuple(tables_of_comparison(found)),
+        tables=_below(archive_root(prepared.job.input.uri), tables_of_comparison(found)),
         notes=found.notes,
         pictures=draw(prepared, list(found.pairs.values())),
+    )
+
+
+def _below(root: str, tables: Iterable[TableOfTexts]) -> tuple[TableOfTexts, ...]:
+    """The tables with names of images below the archive: whole keys do not fit on a phone."""
+    return tuple(
+        (title, headings, [[cell.removeprefix(root) for cell in row] for row in rows])
+        for title, headings, rows in tables
     )
 
 

@@ -17,6 +17,8 @@ from unet_batch.review.page import template
 from unet_batch.store.objects import redact
 
 _NUMBER = re.compile(r"[\d,.]*( %)?")
+_WORDS = {"of class", "in A", "in B"}
+"""Headings of columns that hold no key and no digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def render(page: DifferencePage, *, now: datetime | None = None) -> bytes:
     """The page, UTF-8. now: the moment that it names as its own."""
     text = template("difference.html").render(
         page=page,
-        tables=[(title, headings, _redacted(rows), _numeric(headings, rows)) for title, headings, rows in page.tables],
+        tables=[(title, headings, _redacted(rows), _kinds(headings, rows)) for title, headings, rows in page.tables],
         colors={"a": _hex(A_COLOR), "b": _hex(B_COLOR), "both": _hex(BOTH_COLOR)},
         redact=redact,
         score=score_text,
@@ -68,9 +70,10 @@ def _redacted(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[redact(cell) for cell in row] for row in rows]
 
 
-def _numeric(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Which columns hold numbers only."""
-    return [all(_NUMBER.fullmatch(row[column]) for row in rows) for column in range(len(headings))]
+def _kinds(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The style of each column: numbers, words, or keys."""
+    numbers = [all(_NUMBER.fullmatch(row[column]) for row in rows) for column in range(len(headings))]
+    return ["n" if n else "words" if name in _WORDS else "key" for n, name in zip(numbers, headings, strict=True)]
 
 
 def _hex(color: tuple[int, int, int]) -> str:

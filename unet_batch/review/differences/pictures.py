@@ -27,8 +27,8 @@ B_COLOR: Color = (86, 180, 233)
 """Of the truth, or of side B."""
 BOTH_COLOR: Color = (0, 190, 140)
 """Of the pixels that both sides have."""
-DIFFERENCE_FILL = 0.6
-"""Stronger than in the pictures of one side, because no border separates the three colours."""
+DIFFERENCE_FILL = 0.8
+"""Stronger than in the pictures of one side, because no border separates the three colours: blue and green are near."""
 
 
 @dataclass(frozen=True, slots=True)
