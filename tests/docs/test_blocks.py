@@ -15,6 +15,7 @@ FOLLOWED = {
     "docs/how-to/exit-3.md": "test_how_to.py",
     "docs/how-to/make-it-faster.md": "test_how_to.py",
     "docs/how-to/nightly.md": "test_how_to.py",
+    "docs/how-to/other-tools.md": "test_other_tools.py",
     "docs/how-to/read-the-table.md": "test_how_to.py",
     "docs/how-to/rollback.md": "test_how_to.py",
     "docs/how-to/see-the-masks.md": "test_how_to.py",
@@ -35,6 +36,8 @@ NOT_RUN = {
     "it needs systemd",
     "tests/workbench/importers imports such a model",
     "the tests have an empty folder of their own",
+    "it opens a window; tests/docs/test_other_tools.py runs the script without one",
+    "it starts a server that asks for an account; tests/docs/test_other_tools.py decodes the tasks",
 }
 """Every reason for which a block does not run; a new one is added here on purpose."""
 

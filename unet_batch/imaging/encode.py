@@ -36,14 +36,25 @@ def encode_indexed_png(labels_hw: np.ndarray, palette: Sequence[tuple[int, int, 
     return file.getvalue()
 
 
-def encode_tiff(labels_hw: np.ndarray) -> bytes:
-    """A label map (H, W) as a gray TIFF, deflated. Raises ShapeMismatch unless it is uint8 or uint16."""
+def encode_tiff(labels_hw: np.ndarray, white: int | None = None) -> bytes:
+    """A label map (H, W) as a gray TIFF, deflated. Raises ShapeMismatch unless it is uint8 or uint16.
+
+    white: the label that ImageJ shows as white, so that few labels are not black on black; pixels are the same.
+    """
     import tifffile
 
     if labels_hw.ndim != 2 or labels_hw.dtype not in (np.uint8, np.uint16):
         raise ShapeMismatch(f"a label map is uint8 or uint16 (H, W), not {labels_hw.dtype} {labels_hw.shape}")
     file = io.BytesIO()
-    tifffile.imwrite(file, labels_hw, photometric="minisblack", compression="adobe_deflate", metadata=None)
+    shown = None if white is None else {"min": 0.0, "max": float(white)}
+    tifffile.imwrite(
+        file,
+        labels_hw,
+        imagej=shown is not None,
+        photometric="minisblack",
+        compression="adobe_deflate",
+        metadata=shown,
+    )
     return file.getvalue()
 
 

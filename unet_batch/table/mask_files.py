@@ -18,7 +18,7 @@ from unet_batch.table.output import Output
 
 SUFFIXES: Mapping[MaskFile, str] = {"png": ".png", "tiff": ".tif", "overlay": ".jpg", "geojson": ".geojson"}
 """Suffix of the files of each format."""
-REVISION = 1
+REVISION = 2
 """Raise when code changes the files that are made from the same masks: all of them are then written again."""
 MANIFEST = "manifest-{format}.csv"
 """Name of the file that says which file belongs to which image."""

@@ -48,8 +48,8 @@ def as_png(image: Masked, _original: NDArray[Any] | None, _color: str) -> bytes:
 
 
 def as_tiff(image: Masked, _original: NDArray[Any] | None, _color: str) -> bytes:
-    """A label map whose pixel values are classes."""
-    return encode_tiff(image.label_map()[0])
+    """A label map whose pixel values are classes; ImageJ shows the last class as white."""
+    return encode_tiff(image.label_map()[0], max((*image.labels.names, 1)))
 
 
 def as_overlay(image: Masked, original: NDArray[Any] | None, color: str) -> bytes:
