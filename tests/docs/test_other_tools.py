@@ -192,7 +192,9 @@ def test_napari_shows_the_mask_as_labels(there, monkeypatch):
     """The page's script, with napari's model of a viewer in the place of its window."""
     napari = pytest.importorskip("napari", reason=f"napari is not installed; {TRIED}")
     from napari.components import ViewerModel
+    from npe2 import PluginManager
 
+    PluginManager.instance().discover()  # napari's readers of files; its window does that
     viewer = ViewerModel()
     monkeypatch.setattr(napari, "Viewer", lambda: viewer, raising=False)
     monkeypatch.setattr(napari, "run", lambda: None, raising=False)
