@@ -66,7 +66,7 @@ OWNERS = {
         "imaging/sheet.py",
     },
     "tifffile": {"decode/labels.py", "decode/tiff.py", "decode/tiff_planes.py", "imaging/encode.py"},
-    "imagecodecs": {"decode/png.py"},
+    "imagecodecs": {"decode/jpeg.py", "decode/png.py"},
     "tenacity": {"store/faults.py"},
     "click": {
         f"cli/{name}.py"

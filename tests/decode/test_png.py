@@ -79,7 +79,7 @@ def outcome(data: bytes, spec: ModelInput) -> tuple[object, ...]:
 def by_pillow(monkeypatch: pytest.MonkeyPatch, data: bytes, spec: ModelInput) -> tuple[object, ...]:
     """The same, without libspng."""
     with monkeypatch.context() as patched:
-        patched.setattr(decode_module, "plain_samples", lambda _: None)
+        patched.setattr(decode_module, "plain_png", lambda _: None)
         return outcome(data, spec)
 
 

@@ -16,8 +16,10 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from unet_batch.contract import ModelInput
 from unet_batch.decode.exif import orientation_of
+from unet_batch.decode.jpeg import plain_samples as plain_jpeg
 from unet_batch.decode.pages import NpyReader, Page, Pixels, Reader, oriented, to_channels
-from unet_batch.decode.png import deep_samples, plain_samples
+from unet_batch.decode.png import deep_samples
+from unet_batch.decode.png import plain_samples as plain_png
 from unet_batch.decode.signatures import format_of, refused
 from unet_batch.decode.sizes import reduced_size, size_of
 from unet_batch.decode.tiff import TiffReader
@@ -177,12 +179,20 @@ class _PillowReader:
             samples = image_hwc.shape[2]
             turned_hwc, colors = oriented(image_hwc, self._orientation), 1 if samples < 3 else 3
             return Pixels(turned_hwc, colors, alpha=samples in (2, 4), largest=_DEEP)
-        known = self._image.format == "PNG" and self._image.mode in _MODES
-        if known and (samples_hwc := plain_samples(self._data)) is not None:
+        if self._image.mode in _MODES and (samples_hwc := self._plain_samples()) is not None:
             return _plain_pixels(samples_hwc, self._spec, self._orientation)
         if self._spec.reduced_jpeg and self._image.format in ("JPEG", "MPO"):
             self._image.draft(None, reduced_size(self.size(page), self._spec, turned=self._orientation >= 5))
         return _pixels(self._image, self._spec, self._orientation)
+
+    def _plain_samples(self) -> np.ndarray | None:
+        """The samples of an ordinary file, where another library is faster than Pillow and gives the same ones."""
+        if self._image.format == "PNG":
+            return plain_png(self._data)
+        samples = {"L": 1, "RGB": 3}.get(self._image.mode, 0)
+        if self._image.format != "JPEG" or not samples or self._spec.reduced_jpeg or _needs_pillow(samples, self._spec):
+            return None
+        return plain_jpeg(self._data, (self._image.height, self._image.width), samples)
 
 
 # Pillow ------------------------------------------------------------------------------------------------------------
@@ -224,12 +234,17 @@ def _pixels(image: Image.Image, spec: ModelInput, orientation: int) -> Pixels:
 def _plain_pixels(samples_hwc: np.ndarray, spec: ModelInput, orientation: int) -> Pixels:
     """`_pixels` of Pillow's picture with these samples: gray, RGB or RGBA in 8 bits."""
     samples = samples_hwc.shape[2]
-    converts = samples == 3 and spec.color == "gray"
-    converts |= samples == 4 and spec.color != "bands" and spec.alpha == "drop"
-    if converts or _stretches(spec):
+    if _needs_pillow(samples, spec):
         image = Image.fromarray(samples_hwc[:, :, 0] if samples == 1 else samples_hwc)
         return _pixels(image, spec, orientation)
     return Pixels(oriented(samples_hwc, orientation), 1 if samples == 1 else 3, samples == 4, largest=255.0)
+
+
+def _needs_pillow(samples: int, spec: ModelInput) -> bool:
+    """Whether `_pixels` converts or resizes a picture of so many samples."""
+    converts = samples == 3 and spec.color == "gray"
+    converts |= samples == 4 and spec.color != "bands" and spec.alpha == "drop"
+    return converts or _stretches(spec) is not None
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
