@@ -27,7 +27,9 @@ PAGES = [*FOLLOWED, "cluster/README.md"]
 NOT_RUN = {
     "it downloads 41 MB and takes two minutes",
     "it installs packages, and the tests begin with an environment that has them",
+    "it is a part of a contract",
     "it is a part of a job file",
+    "the archive of these pages holds no JPEGs",
     "it needs a cron daemon",
     "it needs an AWS account; the tests give this very policy to a user of their server",
     "it needs Spark and Java; tried by hand with PySpark 4.3.0",
