@@ -225,10 +225,10 @@ def test_a_process_that_stands_still_is_ended_and_its_unit_is_scored_elsewhere(f
 
 @IN_THE_MATRIX
 def test_an_image_of_very_many_tiles_outlives_the_limit(faulty, executor):
-    """Each batch is progress: 150,000 tiles take longer than the limit, and get their row."""
+    """Each batch is progress: 60,000 tiles take longer than the limit, and get their row."""
     project = faulty.project
     wide = io.BytesIO()
-    Image.new("L", (20_000, 2_000), 255).save(wide, "PNG")
+    Image.new("L", (10_000, 1_500), 255).save(wide, "PNG")
     project.put(f"{DAY}/wide.png", wide.getvalue())
     project.fill(DAY, 2)
     code, told = faulty.on_workers(

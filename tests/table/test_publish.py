@@ -238,7 +238,7 @@ def test_a_published_object_that_is_not_ours_is_an_error(output):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 12))
 def test_any_overlap_of_parts_and_rounds_publishes_every_image_once(tmp_path_factory, seed, count):
     """Random parts, retries, late images and changed versions over several rounds: rows always equal the inventory."""
