@@ -22,7 +22,7 @@ hypothesis.settings.load_profile("shared")
 
 __all__ = ["project"]
 
-pytest_plugins = ["allowed_skips"]
+pytest_plugins = ["allowed_skips", "collection"]
 pytest.register_assert_rewrite("contracts.store_suite", "contracts.cloud_suite", "contracts.session_suite")
 
 AZURE_ACCOUNT = "devstoreaccount1"

@@ -8,6 +8,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+from collection import COLLECTED
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -36,10 +39,22 @@ def asks(nodes: list[ast.FunctionDef]) -> bool:
     )
 
 
-def collected(files: Iterable[str]) -> set[tuple[str, str]]:
-    """File and name of every test that pytest finds in some files, without its parameters."""
+def collected(config: pytest.Config, files: Iterable[str]) -> set[tuple[str, str]]:
+    """File and name of every test that pytest finds in some files, without its parameters.
+
+    A run of all tests has collected them already; otherwise a process of its own does it.
+    """
+    wanted, here = set(files), config.stash[COLLECTED]
+    whole = any((config.invocation_params.dir / argument).resolve() == ROOT / "tests" for argument in config.args)
+    rest = wanted - {file for file, _ in here} if whole else wanted
+    return {(file, test) for file, test in here if file in wanted - rest} | _collected_apart(rest)
+
+
+def _collected_apart(files: set[str]) -> set[tuple[str, str]]:
+    if not files:
+        return set()
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-o", "addopts=-q", "--collect-only", *sorted(set(files))],
+        [sys.executable, "-m", "pytest", "-o", "addopts=-q", "--collect-only", *sorted(files)],
         cwd=ROOT,
         capture_output=True,
         text=True,

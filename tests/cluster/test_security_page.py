@@ -22,10 +22,10 @@ def references() -> list[tuple[str, str]]:
 
 
 @pytest.mark.slow
-def test_every_claims_test_is_collected():
+def test_every_claims_test_is_collected(pytestconfig):
     """By pytest itself: a function that it does not run is no test, whatever its name."""
     named = {(f"tests/{file}", test) for file, test in references()}
-    assert named - collected(file for file, _ in named) == set()
+    assert named - collected(pytestconfig, (file for file, _ in named)) == set()
 
 
 @pytest.mark.parametrize(("file", "test"), references())
