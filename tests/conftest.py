@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -36,7 +37,11 @@ def s3_endpoint() -> Iterator[str]:
     """URL of a moto server that lives as long as the session; tests that use it carry the marker `s3`."""
     if importlib.util.find_spec("moto") is None or importlib.util.find_spec("flask") is None:
         pytest.skip("moto[server] is not installed")
-    with moto() as endpoint:
+    import botocore.loaders
+
+    with pytest.MonkeyPatch.context() as patch, moto() as endpoint:
+        # Every client would read and parse botocore's descriptions again, which takes 0.2 seconds.
+        patch.setattr(botocore.loaders, "create_loader", functools.cache(botocore.loaders.create_loader))
         yield endpoint
 
 
