@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from corpora import pillow_test_images
+from models import threshold_model
 
 from unet_batch.errors import Reason
 from unet_batch.store.storage import canonical
@@ -20,6 +21,9 @@ pytestmark = pytest.mark.real
 @pytest.fixture
 def corpus(project) -> Path:
     """A copy of Pillow's test images, with three links added: to a file of it, out of it, and to nothing."""
+    any_size = threshold_model("nchw", 1, 2)  # tiles of 32 pixels would make most of the time
+    (project.folder / "any.onnx").write_bytes(any_size.data)
+    (project.folder / "any.yaml").write_text(any_size.contract_yaml)
     folder = project.folder / "corpus"
     shutil.copytree(pillow_test_images(), folder, symlinks=True)
     (folder / "link-inside.png").symlink_to(folder / "hopper.png")
@@ -30,7 +34,8 @@ def corpus(project) -> Path:
 
 def test_every_file_of_pillows_collection_gets_its_rows(project, corpus, capsys):
     """One undated archive: all files have rows, all pages, and every rejection a reason that is known."""
-    job = [f"input.uri={corpus}", "limits.max_rejected=1.0"]
+    job = [f"input.uri={corpus}", "limits.max_rejected=1.0", "tiling.size=256"]
+    job.append(f"model.path={project.folder}/any.onnx")
     summary = project.run(*job)
     assert (summary.exit_code, summary.remaining, summary.published, summary.problems) == (0, 0, 1, [])
     rows = pq.ParquetFile(project.folder / "out/predictions/all/data.parquet").read().to_pylist()
