@@ -22,15 +22,26 @@ UPLOAD = {"Effect": "Allow", "Action": "s3:PutObject", "Resource": ["arn:aws:s3:
 """What the reader may do who fills the buckets; a run needs it not."""
 
 
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
     """URL of a server of our own: permissions are checked for all its users."""
     pytest.importorskip("moto")
-    for name, value in S3_KEYS.items():
-        monkeypatch.setenv(name, value)
-
     with moto() as url:
         yield url
+
+
+@pytest.fixture
+def endpoint(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The server without buckets, users and checks."""
+    for name, value in S3_KEYS.items():
+        monkeypatch.setenv(name, value)
+    post(f"{server}/moto-api/reset", b"")
+    post(f"{server}/moto-api/reset-auth", b"inf")
+    return server
+
+
+def post(url: str, body: bytes) -> None:
+    urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "text/plain"}), timeout=10).close()
 
 
 def user_with(statements: list[dict[str, object]], endpoint: str) -> dict[str, str]:
@@ -44,9 +55,7 @@ def user_with(statements: list[dict[str, object]], endpoint: str) -> dict[str, s
     document = json.dumps({**POLICY, "Statement": statements})
     iam.put_user_policy(UserName="nightly", PolicyName="run", PolicyDocument=document)
     key = iam.create_access_key(UserName="nightly")["AccessKey"]
-    text = {"Content-Type": "text/plain"}
-    check_from_now_on = urllib.request.Request(f"{endpoint}/moto-api/reset-auth", b"0", text)
-    urllib.request.urlopen(check_from_now_on, timeout=10).close()
+    post(f"{endpoint}/moto-api/reset-auth", b"0")  # requests are checked from now on
     keys = {"AWS_ACCESS_KEY_ID": key["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": key["SecretAccessKey"]}
     return {**S3_KEYS, **keys, "AWS_ENDPOINT_URL": endpoint}
 
