@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pyarrow.parquet as pq
 import yaml
@@ -90,8 +89,7 @@ def mean_dice_of_four_commands(folder: Path, source: str, truth: Mapping[str, np
         "evaluate job.yaml --truth truth/{name}",
     )
     for command in commands:
-        words = [sys.executable, "-m", "unet_batch", *command.split()]
-        done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+        done = forked.command(forked.PROGRAM, *command.split(), folder=folder, timeout_s=300)
         assert done.returncode == 0, done.stderr
     assert len(list((folder / "overlays").rglob("*.jpg"))) == len(truth)
     evaluation = json.loads(done.stdout.splitlines()[-1])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import subprocess
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -81,17 +82,9 @@ class Project:
     def parts(self) -> list[Path]:
         return sorted((self.folder / "out" / "_work" / "parts").rglob("*.part"))
 
-    def command(self, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    def command(self, *arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """The command line in a process of its own, in this folder."""
-        return subprocess.run(
-            [sys.executable, "-m", "unet_batch", *arguments],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-            **options,
-        )
+        return forked.command(forked.PROGRAM, *arguments, folder=self.folder, environment=env)
 
 
 def last_json(result: subprocess.CompletedProcess[str]) -> dict:

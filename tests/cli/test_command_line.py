@@ -10,6 +10,7 @@ import sys
 
 import click
 import pytest
+from forked import PROGRAM, Forked
 from project_fixture import last_json
 
 from unet_batch.cli.main import cli
@@ -29,10 +30,9 @@ def commands(group: click.Group, *path: str) -> list[tuple[str, click.Command]]:
 
 def on_a_terminal(project, *arguments: str) -> tuple[int, str]:
     """Exit code and all that a terminal shows."""
-    pid, terminal = os.forkpty()
-    if pid == 0:
-        os.chdir(project.folder)
-        os.execv(sys.executable, [sys.executable, "-m", "unet_batch", *arguments])
+    terminal, theirs = os.openpty()
+    with open(theirs, "r+b", buffering=0) as stream:
+        process = Forked(PROGRAM, *arguments, folder=project.folder, streams=[stream] * 3)
     said = b""
     while True:
         try:
@@ -43,7 +43,7 @@ def on_a_terminal(project, *arguments: str) -> tuple[int, str]:
             break
         said += piece
     os.close(terminal)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.decode()
+    return process.wait(), said.decode()
 
 
 def json_lines(text: str) -> list[dict]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import onnx
 import pyarrow.parquet as pq
@@ -23,8 +24,6 @@ from unet_batch.cli.main import cli
 from unet_batch.errors import JobError
 
 pytestmark = pytest.mark.slow
-
-PROGRAM = [sys.executable, "-m", "unet_batch"]
 
 
 @pytest.fixture
@@ -42,15 +41,7 @@ def folder(tmp_path) -> Path:
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A command without a terminal."""
-    return subprocess.run(
-        [*PROGRAM, *words],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return forked.command(forked.PROGRAM, *words, folder=folder)
 
 
 def typed(folder: Path, text: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -58,8 +49,9 @@ def typed(folder: Path, text: str, *words: str) -> subprocess.CompletedProcess[s
     ours, theirs = pty.openpty()
     os.write(ours, text.encode())
     try:
+        program = [sys.executable, "-m", "unet_batch", *words]
         return subprocess.run(
-            [*PROGRAM, *words], cwd=folder, stdin=theirs, capture_output=True, text=True, check=False, timeout=120
+            program, cwd=folder, stdin=theirs, capture_output=True, text=True, check=False, timeout=120
         )
     finally:
         os.close(ours)

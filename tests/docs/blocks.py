@@ -23,6 +23,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
+
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("bash", "sh", "console", "python", "sql", "yaml", "json", "ini", "dockerfile")
 """Languages that a reader would copy: a block of one of them runs, is a file, or says why not."""
@@ -102,6 +104,9 @@ def play(page: Path, folder: Path, **environment: str) -> None:
 def run(block: Block, folder: Path, environment: Mapping[str, str]) -> tuple[int, str]:
     """Exit code, and what was printed on both streams."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if "unet-batch " in block.text:
+        path = f"{forked.folder_with_program()}{os.pathsep}{path}"
+        environment = {**environment, forked.SOCKET: forked.server()}
     ours = {"HOME": str(folder), "PATH": path, "COLUMNS": "100", "OMP_NUM_THREADS": "1", **environment}
     ours |= {"XDG_CACHE_HOME": str(folder / ".cache")}
     done = subprocess.run(

@@ -7,8 +7,6 @@ import json
 import multiprocessing.context
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -20,6 +18,7 @@ from types import MappingProxyType
 
 import poison
 import strikes
+from forked import Forked, wait_for_session
 from project_fixture import Project
 
 from unet_batch.job.local_executor import LocalExecutor
@@ -35,6 +34,8 @@ class Faulty:
     project: Project
     context: multiprocessing.context.ForkServerContext
     children: list[BaseProcess] = field(default_factory=list)
+    session: int | None = None
+    """That of the last driver of `on_workers`; None where its workers are in others."""
 
     @property
     def log(self) -> Path:
@@ -86,23 +87,21 @@ class Faulty:
             poison.LOG_VARIABLE: str(self.log),
         }
         script = tests / "faults" / "strikes.py"
-        driver = subprocess.Popen(
-            [sys.executable, str(script), str(self.project.folder / "job.yaml"), str(told), *overrides],
-            env=environment,
-            start_new_session=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        words = (script, self.project.folder / "job.yaml", told, *overrides)
+        driver = Forked(*words, environment=environment, new_session=True)
+        self.session = None if wanted["executor"] == "ray" else driver.pid
         try:
-            code = driver.wait(timeout=150)
+            code = driver.wait(timeout_s=150)
         finally:
             if driver.poll() is None:
                 os.killpg(driver.pid, signal.SIGKILL)
-                driver.wait()
         return code, json.loads(told.read_text()) if told.exists() else {}
 
     def settled(self) -> None:
-        """Wait until a dead driver's workers have noticed: nothing was decoded or staged for a while."""
+        """Wait until a dead driver's workers have noticed: they have ended, or nothing was done for a while."""
+        if self.session is not None:
+            wait_for_session(self.session, timeout_s=60)
+            return
         before: tuple[int, int] | None = None
         for _ in range(60):
             now = (self.decoded().total(), len(self.parts()))

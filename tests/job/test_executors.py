@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import poison
 import pytest
 from project_fixture import last_json, png
@@ -21,27 +21,16 @@ WORKERS = pytest.mark.parametrize(
         pytest.param("ray", ("resources.load_actors=1",), id="load actors", marks=pytest.mark.ray),
     ],
 )
+SCRIPT = Path(__file__).with_name("score_slowly.py")
 DAY = "2026/11/21"
 NAME = "2026-11-21"
 
 
 def score(project, executor: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     """Run the job with the noting decoder in a process of its own; the last line of stdout is the summary."""
-    tests = Path(__file__).parents[1]
-    return subprocess.run(
-        [
-            sys.executable,
-            str(tests / "job" / "score_slowly.py"),
-            executor,
-            str(project.folder / "job.yaml"),
-            *overrides,
-        ],
-        env={**os.environ, "PYTHONPATH": str(tests)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
+    words = (SCRIPT, executor, project.folder / "job.yaml", *overrides)
+    return forked.command(*words, environment=environment, timeout_s=240)
 
 
 @WORKERS

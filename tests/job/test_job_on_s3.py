@@ -234,7 +234,7 @@ def test_no_planted_secret_is_in_anything_that_a_whole_job_leaves(remote, s3_opt
         assert [result.returncode for result in said[-5:]] == [3, 3, 2, 2, 2]
         last = command("run", "--window", "all", "--executor", "processes")
         assert (last.returncode, last_json(last)["published"]) == (0, 1)
-        outputs = {f"{' '.join(r.args[3:5])} said": r.stdout + r.stderr for r in (*said, last)}
+        outputs = {f"{' '.join(r.args[1:3])} said": r.stdout + r.stderr for r in (*said, last)}
         outputs |= {uri: uri + in_the_clear(body) for uri, body in remote.objects("out").items()}
         files = [path for path in scratch.rglob("*") if path.is_file()]
         outputs |= {str(path): f"{path} {path.read_bytes().decode('latin-1')}" for path in files}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 
 import poison
 import pytest
+from forked import Forked, wait_for_session
 from project_fixture import png
 
 pytestmark = pytest.mark.slow
@@ -22,7 +21,7 @@ IMAGES = 60
 UNIT = 4
 
 
-def start(project, executor: str, *, delay_s: float) -> subprocess.Popen[bytes]:
+def start(project, executor: str, *, delay_s: float) -> Forked:
     tests = Path(__file__).parents[1]
     environment = {
         **os.environ,
@@ -30,8 +29,8 @@ def start(project, executor: str, *, delay_s: float) -> subprocess.Popen[bytes]:
         poison.LOG_VARIABLE: str(project.folder / "decoded.txt"),
         poison.DELAY_VARIABLE: str(delay_s),
     }
-    command = [sys.executable, str(tests / "job" / "score_slowly.py"), executor, str(project.folder / "job.yaml")]
-    return subprocess.Popen([*command, f"limits.unit_images={UNIT}"], env=environment, start_new_session=True)
+    words = (tests / "job" / "score_slowly.py", executor, project.folder / "job.yaml", f"limits.unit_images={UNIT}")
+    return Forked(*words, environment=environment, new_session=True)
 
 
 def decoded(project) -> Counter[str]:
@@ -39,7 +38,7 @@ def decoded(project) -> Counter[str]:
     return Counter(log.read_text().split()) if log.exists() else Counter()
 
 
-def wait_for_parts(project, driver: subprocess.Popen[bytes], count: int) -> None:
+def wait_for_parts(project, driver: Forked, count: int) -> None:
     deadline = time.monotonic() + 90
     while len(project.parts()) < count:
         assert driver.poll() is None, "the driver ended before it could be killed"
@@ -65,11 +64,11 @@ def test_a_driver_killed_mid_run_and_a_rerun_end_in_a_complete_partition(project
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     assert not project.data(NAME).exists()
-    time.sleep(0 if executor == "local" else 3)  # workers notice that their driver is gone
+    wait_for_session(driver.pid, timeout_s=30) if executor != "ray" else time.sleep(3)  # workers notice it, too
     staged = len(project.parts())
     before = decoded(project)
 
-    assert start(project, executor, delay_s=0).wait(timeout=120) == 0
+    assert start(project, executor, delay_s=0).wait(timeout_s=120) == 0
     again = decoded(project) - before
     assert sum(again.values()) <= IMAGES - staged * 1  # nothing staged in a whole unit is read again
     assert sum(decoded(project).values()) <= IMAGES + in_flight
@@ -81,8 +80,8 @@ def test_an_image_that_killed_the_process_is_isolated_by_the_next_run(project):
     """The local loop leaves a marker at a unit's start; the next run decodes that unit in a child process."""
     project.fill(DAY, 5)
     project.put(f"{DAY}/003.png", png(3) + poison.CRASH)
-    assert start(project, "local", delay_s=0).wait(timeout=60) == 1
-    assert start(project, "local", delay_s=0).wait(timeout=60) == 0
+    assert start(project, "local", delay_s=0).wait(timeout_s=60) == 1
+    assert start(project, "local", delay_s=0).wait(timeout_s=60) == 0
     reasons = [r["reason"] for r in project.rows(NAME)]
     assert reasons == [None, None, None, "decode.crashed", None]
     assert project.verify() == []
@@ -95,9 +94,9 @@ def test_ctrl_c_ends_cleanly_and_the_next_run_resumes(project, executor, in_flig
     driver = start(project, executor, delay_s=0.05)
     wait_for_parts(project, driver, 3)
     driver.send_signal(signal.SIGINT)
-    assert driver.wait(timeout=30) == 3
+    assert driver.wait(timeout_s=30) == 3
     before = sum(decoded(project).values())
-    assert start(project, executor, delay_s=0).wait(timeout=60) == 0
+    assert start(project, executor, delay_s=0).wait(timeout_s=60) == 0
     assert sum(decoded(project).values()) <= IMAGES + in_flight
     assert before < IMAGES
     assert project.verify() == []

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -15,6 +14,7 @@ from pathlib import Path
 import poison
 import pytest
 import unwilling
+from forked import Forked, processes_of_session
 
 from unet_batch.errors import Incomplete, JobError, ProviderMissing, UnetBatchError
 from unet_batch.job import process_executor, worker_process
@@ -166,7 +166,7 @@ def test_a_stopped_worker_is_ended_when_it_has_said_nothing_for_too_long(made, m
     executor, todo = made("limits.unit_timeout_s=2", delay_s=0.1)
     arriving = executor.run(todo)
     found = [next(arriving)]
-    monkeypatch.setattr(process_executor, "SILENCE_S", 6.0)
+    monkeypatch.setattr(process_executor, "SILENCE_S", 3.0)
     stopped = pids(executor)[0]
     os.kill(stopped, signal.SIGSTOP)
     found += arriving
@@ -216,20 +216,25 @@ def test_a_process_that_cannot_start_beside_one_that_can_costs_no_unit_a_try(mad
 
 
 @pytest.mark.parametrize("act", ["away", "die"])
-def test_a_start_that_may_succeed_is_tried_again(made, starts, act):
+def test_a_start_that_may_succeed_is_tried_again(made, starts, act, tmp_path, monkeypatch):
     """A store that was away, a process that the kernel ended for its memory: later both processes score."""
+    (tmp_path / "decoding").mkdir()
+    monkeypatch.setenv(unwilling.TOGETHER, str(tmp_path / "decoding"))
     starts("fine", act, "fine")
-    executor, todo = made(decoder=unwilling.NAME, delay_s=0.4)
+    executor, todo = made(decoder=unwilling.NAME)
     found = list(executor.run(todo))
     assert [receipt.failure for receipt in found] == [None] * len(todo)
     assert len({receipt.pid for receipt in found}) == 2
 
 
 def test_a_start_that_hangs_is_ended(made, starts, monkeypatch):
-    monkeypatch.setattr(process_executor, "SILENCE_S", 8.0)
     counted = starts("fine", "hang", "fine")
-    executor, todo = made("limits.unit_timeout_s=1", decoder=unwilling.NAME, delay_s=1.0)
-    assert len(list(executor.run(todo))) == len(todo)
+    executor, todo = made("limits.unit_timeout_s=1", decoder=unwilling.NAME, delay_s=0.6)
+    arriving = executor.run(todo)
+    found = [next(arriving)]
+    monkeypatch.setattr(process_executor, "SILENCE_S", 7.0)
+    found += arriving
+    assert len(found) == len(todo)
     assert unwilling.starts(counted) == 3
 
 
@@ -284,41 +289,39 @@ def test_an_idle_executor_closes_at_once(made):
     assert time.monotonic() - began < 1
 
 
+def score_slowly(project, *, delay_s: float) -> Forked:
+    """A driver of its own, in units of two images."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(TESTS),
+        poison.DELAY_VARIABLE: str(delay_s),
+        poison.LOG_VARIABLE: str(project.folder / "decoded.txt"),
+    }
+    words = (TESTS / "job" / "score_slowly.py", "processes", project.folder / "job.yaml", "limits.unit_images=2")
+    return Forked(*words, environment=environment, new_session=True)
+
+
 @pytest.mark.parametrize("at_work", [True, False])
 def test_workers_leave_within_seconds_of_a_driver_that_was_killed(project, at_work):
     """kill -9 of the driver alone: its processes find their pipes closed, whether they work or wait."""
     project.fill(DAY, 40)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(TESTS),
-        poison.DELAY_VARIABLE: "0.2" if at_work else "0",
-        poison.LOG_VARIABLE: str(project.folder / "decoded.txt"),
-    }
-    command = [sys.executable, str(TESTS / "job" / "score_slowly.py"), "processes", str(project.folder / "job.yaml")]
-    driver = subprocess.Popen([*command, "limits.unit_images=2"], env=environment, start_new_session=True)
+    driver = score_slowly(project, delay_s=0.2 if at_work else 0)
     until(lambda: len(project.parts()) >= 2)
-    workers = [pid for pid in sessions_processes(driver.pid) if pid != driver.pid]
+    workers = [pid for pid in processes_of_session(driver.pid) if pid != driver.pid]
     assert workers
     if not at_work:  # receipts and units are no longer handled
         os.kill(driver.pid, signal.SIGSTOP)
         time.sleep(1.5)
-    driver.kill()
+    driver.send_signal(signal.SIGKILL)
     driver.wait()
     until(lambda: not any(lives(pid) for pid in workers), timeout_s=8)
 
 
 def test_driver_and_workers_killed_together_lose_what_was_in_flight_and_no_more(project):
     project.fill(DAY, 40)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(TESTS),
-        poison.DELAY_VARIABLE: "0.05",
-        poison.LOG_VARIABLE: str(project.folder / "decoded.txt"),
-    }
-    command = [sys.executable, str(TESTS / "job" / "score_slowly.py"), "processes", str(project.folder / "job.yaml")]
-    driver = subprocess.Popen([*command, "limits.unit_images=2"], env=environment, start_new_session=True)
+    driver = score_slowly(project, delay_s=0.05)
     until(lambda: len(project.parts()) >= 3)
-    for pid in sessions_processes(driver.pid):
+    for pid in processes_of_session(driver.pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     driver.wait()
@@ -388,13 +391,6 @@ def test_a_worker_that_never_started_can_be_dismissed():
     worker.close_pipe()
     worker.wait(time.monotonic())
     assert not worker.is_alive
-
-
-def sessions_processes(session: int) -> list[int]:
-    """Ids of the living processes of a session."""
-    listed = subprocess.run(["ps", "-eo", "sid=,stat=,pid="], capture_output=True, text=True, check=True).stdout
-    found = (line.split() for line in listed.splitlines())
-    return [int(pid) for sid, state, pid in found if sid == str(session) and not state.startswith("Z")]
 
 
 def command_lines(parents: list[int]) -> dict[int, str]:

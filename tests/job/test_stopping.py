@@ -12,25 +12,35 @@ import time
 
 import numpy as np
 import pytest
+from forked import processes_of_session, wait_for_session
 from PIL import Image
 
 pytestmark = pytest.mark.slow
 
 NAME = "2026-11-21"
 IMAGES = 24
-SIDE = 900
-"""A picture of this size takes some tenths of a second: a run is still under way when it is signalled."""
+SIDE = 600
+"""A picture of this size takes a tenth of a second or more: a run is still under way when it is signalled."""
 EXECUTORS = ["processes", pytest.param("ray", marks=pytest.mark.ray)]
 
 
-@pytest.fixture
-def slow(project):
-    """A project whose run takes many seconds."""
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    """PNG files of noise, whose masks have very many edges."""
+    made = []
     for number in range(IMAGES):
         noise = np.random.default_rng(number).integers(0, 255, (SIDE, SIDE), np.uint8)
         out = io.BytesIO()
-        Image.fromarray(noise).save(out, "PNG")
-        project.put(f"2026/11/21/{number:03}.png", out.getvalue())
+        Image.fromarray(noise).save(out, "PNG", compress_level=0)
+        made.append(out.getvalue())
+    return made
+
+
+@pytest.fixture
+def slow(project, pictures):
+    """A project whose run takes many seconds."""
+    for number, picture in enumerate(pictures):
+        project.put(f"2026/11/21/{number:03}.png", picture)
     return project
 
 
@@ -52,13 +62,6 @@ def start(project, executor: str, *more: str, before: str = "", **how) -> subpro
     )
 
 
-def processes_of_session(session: int) -> dict[int, str]:
-    """Command lines of the living processes of a session, by their ids."""
-    listed = subprocess.run(["ps", "-eo", "sid=,stat=,pid=,args="], capture_output=True, text=True, check=True).stdout
-    found = (line.split(None, 3) for line in listed.splitlines())
-    return {int(pid): args for sid, state, pid, args in found if sid == str(session) and not state.startswith("Z")}
-
-
 def wait_for(done, process: subprocess.Popen[str]) -> None:
     give_up = time.monotonic() + 120
     while not done():
@@ -76,11 +79,10 @@ def works(project) -> dict:
 @pytest.mark.parametrize(
     ("executor", "number", "name"),
     [
-        *[
-            (executor, number, name)
-            for executor in ("local", "processes")
-            for number, name in [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM"), (signal.SIGHUP, "SIGHUP")]
-        ],
+        ("local", signal.SIGINT, "Ctrl-C"),
+        ("local", signal.SIGTERM, "SIGTERM"),
+        ("local", signal.SIGHUP, "SIGHUP"),
+        ("processes", signal.SIGINT, "Ctrl-C"),
         pytest.param("ray", signal.SIGINT, "Ctrl-C", marks=[pytest.mark.ray, pytest.mark.matrix]),
         pytest.param("ray", signal.SIGTERM, "SIGTERM", marks=pytest.mark.ray),
         pytest.param("ray", signal.SIGHUP, "SIGHUP", marks=[pytest.mark.ray, pytest.mark.matrix]),
@@ -140,10 +142,7 @@ def test_a_signal_to_every_process_of_a_job_ends_it_in_order(slow, executor):
     assert process.returncode == 3, err
     assert json.loads(out.splitlines()[-1])["problems"][0].startswith("stopped by SIGTERM;")
     assert works(slow)["did"]["exit_code"] == 3
-    give_up = time.monotonic() + 5
-    while left := processes_of_session(process.pid):
-        assert time.monotonic() < give_up, left
-        time.sleep(0.1)
+    wait_for_session(process.pid, timeout_s=5)
 
 
 def test_a_second_signal_ends_the_command_at_once(slow):

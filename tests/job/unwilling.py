@@ -1,7 +1,8 @@
 """A decoder for tests whose import decides how a worker process starts: UNWILLING names a file that counts starts.
 
 Its lines, one for each start, say what that start does: `fine`, `missing` (the provider), `away` (the model's store),
-`raise`, `die` (kill -9) or `hang`. After the last line every start is as that one.
+`raise`, `die` (kill -9) or `hang`. After the last line every start is as that one. UNWILLING_TOGETHER names a folder:
+no process decodes before two of them want to.
 """
 
 from __future__ import annotations
@@ -9,15 +10,30 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from poison import decode
+import poison
 
+from unet_batch.contract import ModelInput
+from unet_batch.decode.decode import Page
 from unet_batch.errors import ProviderMissing, Unavailable
+from unet_batch.spec import LimitsSpec
 
-__all__ = ["decode"]
 NAME = "unwilling:decode"
 VARIABLE = "UNWILLING"
+TOGETHER = "UNWILLING_TOGETHER"
+TOGETHER_S = 60
+
+
+def decode(data: bytes, spec: ModelInput, limits: LimitsSpec) -> Iterator[Page]:
+    """The noting decoder, perhaps later."""
+    if TOGETHER in os.environ:
+        folder, give_up = Path(os.environ[TOGETHER]), time.monotonic() + TOGETHER_S
+        (folder / str(os.getpid())).touch()
+        while len(list(folder.iterdir())) < 2 and time.monotonic() < give_up:
+            time.sleep(0.02)
+    return poison.decode(data, spec, limits)
 
 
 def _start() -> str:

@@ -247,8 +247,9 @@ def test_the_command_waits_where_it_is_told_to(project):
     project.fill(DAY, 1)
     prepared = project.prepared()
     words = ("run", "job.yaml", "--window", "all", "--executor", "local")
-    elsewhere(prepared.output, ends_in_s=12)
+    elsewhere(prepared.output, ends_in_s=600)
     assert project.command(*words).returncode == 4
+    elsewhere(prepared.output, ends_in_s=6)
     result = project.command(*words, "--wait", "60")
     assert (result.returncode, last_json(result)["published"]) == (0, 1)
     assert "waiting for the leases of 1 partition(s), such as date=2026-11-21, to end" in result.stderr
