@@ -255,6 +255,15 @@ def test_an_export_that_was_stopped_goes_on(scored, monkeypatch):
     assert (again.written, again.unchanged) == (2, 2)
 
 
+def test_a_picture_too_large_for_a_jpeg_has_no_overlay_and_says_so(scored, monkeypatch):
+    """libjpeg writes at most 65500 pixels a side; scans of a line camera are longer. The other files are written."""
+    monkeypatch.setattr("unet_batch.imaging.encode.LARGEST_JPEG_PX", SIZE - 1)
+    found = exported(scored, "overlay")
+    assert (found.written, found.exit_code) == (0, ExitCode.NEEDS_ACTION)
+    assert any("is no JPEG" in without.why for without in found.without)
+    assert exported(scored, "png").exit_code == ExitCode.COMPLETE
+
+
 def test_an_image_that_is_gone_has_no_overlay_and_says_so(scored):
     """The archive is read again at the version that was scored."""
     (scored.folder / "archive" / DAY / "001.png").unlink()

@@ -10,6 +10,9 @@ from PIL import Image
 
 from unet_batch.errors import ShapeMismatch
 
+LARGEST_JPEG_PX = 65500
+"""Longest side that libjpeg writes (JPEG_MAX_DIMENSION)."""
+
 
 def encode_png(labels_hw: np.ndarray) -> bytes:
     """A label map as a gray PNG: 8 bit for uint8, 16 bit for uint16, no palette. Raises ShapeMismatch otherwise."""
@@ -59,7 +62,15 @@ def encode_tiff(labels_hw: np.ndarray, white: int | None = None) -> bytes:
 
 
 def encode_jpeg(rgb_hwc: np.ndarray, quality: int = 80) -> bytes:
-    """A uint8 picture (H, W, 3) as a JPEG for display, without chroma subsampling, which would blur thin lines."""
+    """A uint8 picture (H, W, 3) as a JPEG for display, without chroma subsampling, which would blur thin lines.
+
+    Raises ShapeMismatch for a side that no JPEG of libjpeg holds.
+    """
+    if max(rgb_hwc.shape[:2]) > LARGEST_JPEG_PX:
+        height, width = rgb_hwc.shape[:2]
+        raise ShapeMismatch(
+            f"a picture of {height} x {width} is no JPEG: its sides have at most {LARGEST_JPEG_PX} pixels"
+        )
     file = io.BytesIO()
     Image.fromarray(rgb_hwc).save(file, "JPEG", quality=quality, subsampling=0)
     return file.getvalue()

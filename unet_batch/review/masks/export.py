@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from unet_batch.archive.discovery import reaches
 from unet_batch.archive.window import Window
-from unet_batch.errors import ExitCode, JobError, StorageError, overall
+from unet_batch.errors import ExitCode, JobError, ShapeMismatch, StorageError, overall
 from unet_batch.planning.prepare import Prepared
 from unet_batch.review.masks.coco import FILE, CocoFile
 from unet_batch.review.masks.formats import FORMATS, FileFormat
@@ -242,7 +242,10 @@ class _Files(_Export):
         image = masked(self._prepared, row, self._labels)
         if isinstance(image, Without):
             return row, image
-        body = self._kind.encode(image, original, self._prepared.model.contract.input.color)
+        try:
+            body = self._kind.encode(image, original, self._prepared.model.contract.input.color)
+        except ShapeMismatch as error:
+            return row, Without(f"its file cannot be written: {error}")
         note = OVERLAP if self._kind.one_class_per_pixel and image.label_map()[1] else ""
         self._store.put(join(self._out, file), body)
         return row, Entry(row["image_key"], partition_of(name), file, note, len(body), content)
