@@ -344,6 +344,21 @@ def test_a_job_inside_its_archive_leaves_its_own_files_out(folder):
     assert prepare(job)
 
 
+@pytest.mark.parametrize("out", ["pics/masks.v2", "pics/a [b] {c}"])
+def test_a_model_and_a_job_among_the_pictures_are_no_images(folder, out):
+    """`score pics/m.onnx pics --out pics/masks.v2`: a folder may look like a file, and hold letters of globs."""
+    pictures(folder)
+    model = put(folder, threshold_model(size=32), "pics/m.onnx")
+    (folder / "pics/m.yaml").write_text(threshold_model(size=32).contract_yaml)
+    found = drafted(model, "pics", out)
+    _, job = written(found, out)
+    assert found.seen.images == 4
+    assert {"m.onnx", "m.yaml"} < set(job.input.exclude)
+    run(prepare(job), window_of("all"), LocalExecutor, choice=Choice(), quiet=True)
+    (folder / "pics/new.png").write_bytes((folder / "pics/p0.png").read_bytes())
+    assert run(prepare(job), window_of("all"), LocalExecutor, choice=Choice(), quiet=True).planned == 1
+
+
 def test_names_of_days_and_of_masks_are_pointed_out(folder):
     pictures(folder, 2)
     for number, day in enumerate(("2026/11/20", "2026/11/21")):

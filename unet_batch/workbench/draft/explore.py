@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from unet_batch.errors import ImageError
@@ -72,7 +73,7 @@ def explore(asked: Asked, archive: str, *, name: str | None = None) -> Explored:
     """
     brought = bring(asked)
     draft = _said(_begun(brought), asked)
-    section = archive_section(archive, [asked.out])
+    section = archive_section(archive, [asked.out, *_files_of(asked.model)])
     job_tree: dict[str, Any] = {**brought.job, "name": _job_name(name or brought.stem), "input": section}
     job_tree["model"] = {"path": brought.path, "engine": "auto"}
     if file_precision(brought.data, brought.path) != "fp32" and not holds_fp32(brought.data):
@@ -132,6 +133,12 @@ def best(question: Question, runs: Sequence[Tried]) -> tuple[int, str]:
         f"masks on {run.useful:.0%} of the pictures, with borders on edges ({run.edges:.1f} times the usual contrast, "
         f"{runs[0].edges:.1f} with {runs[0].label})"
     )
+
+
+def _files_of(model: str) -> list[Path]:
+    """The file of a model and the contract beside it, which may lie among the pictures."""
+    path = Path(model.removeprefix("file://")).expanduser()
+    return [found for found in (path, path.with_suffix(".yaml")) if path.suffix and found.is_file()]
 
 
 def _begun(brought: Brought) -> Draft:

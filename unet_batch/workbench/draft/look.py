@@ -38,6 +38,8 @@ TRIES = 24
 """Images that are tried, where some cannot be decoded."""
 NAMES_SEEN = 200
 _DAY = re.compile(r"(?<!\d)(20\d\d)([-/]?)(0[1-9]|1[0-2])\2(0[1-9]|[12]\d|3[01])(?!\d)")
+_SPECIAL = re.compile(r"[\[\]{}*?]")
+"""Letters with a meaning in globs."""
 _MASKLIKE = re.compile(r"(^|[_\-/.])(masks?|labels?|gt|annotations?)([_\-/.]|$)", re.IGNORECASE)
 
 
@@ -82,6 +84,7 @@ class Seen:
 
 def archive_section(archive: str, inside: Sequence[Path]) -> dict[str, Any]:
     """The job file's `input` for ARCHIVE. inside: files and folders of the job, left out where they lie in the archive.
+    What is no file is a folder, also one that is not there yet.
 
     Raises JobError for what is no URI, and for a local path that does not exist.
     """
@@ -98,8 +101,9 @@ def archive_section(archive: str, inside: Sequence[Path]) -> dict[str, Any]:
     if kind != "images":
         section["format"] = kind
     if local and path.is_dir():
-        below = [entry.resolve().relative_to(path.resolve()) for entry in inside if _is_below(entry, path)]
-        exclude = [f"{name}/**" if not name.suffix else str(name) for name in below if str(name) != "."]
+        below = [(entry, entry.resolve().relative_to(path.resolve())) for entry in inside if _is_below(entry, path)]
+        names = [(entry, _SPECIAL.sub(r"[\g<0>]", str(name))) for entry, name in below if str(name) != "."]
+        exclude = [name if entry.is_file() else f"{name}/**" for entry, name in names]
         if exclude:
             section["exclude"] = sorted(set(exclude))
     return section
