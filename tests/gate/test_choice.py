@@ -131,6 +131,19 @@ def test_the_optimised_file_beside_the_model_runs_without_an_edit_of_the_job(pro
     assert made.fingerprint == prepare(load_job(project.folder / "job.yaml", named)).fingerprint
 
 
+def test_fp32_as_the_fastest_scores_nothing_again(project, tiny, prepared):
+    """The optimised file has the model's graph: the model itself runs, with the recommended batches."""
+    before = prepared(tiny.data)
+    made_from = {
+        "source_sha256": hashlib.sha256(tiny.data).hexdigest(),
+        "source_contract": contract_digest(resolved(tiny).contract),
+    }
+    (project.folder / "model.optimized.onnx").write_bytes(recommending(tiny.data, resolved(tiny), **made_from))
+    after = prepared(tiny.data)
+    assert (after.fingerprint, after.job.session.batch_max) == (before.fingerprint, 2)
+    assert after.recommended_for is not None
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

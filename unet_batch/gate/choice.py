@@ -80,8 +80,10 @@ def choose(job: JobSpec, file: ModelFile) -> Choice:
     reason = advice.problem or _why_not(advice)
     if reason is None and advice.found is not None:
         found = advice.found
-        log.info("%s runs in %s in %s, as its file recommends", advice.job.model.path, found.engine, found.precision)
-        return Choice(_followed(advice.job, found), None)
+        # fp32 in ONNX Runtime is the model's own graph: with its own file, published rows stay up to date.
+        runs = job if (found.engine, found.precision) == ("onnxruntime", "fp32") else advice.job
+        log.info("%s runs in %s in %s, as its file recommends", runs.model.path, found.engine, found.precision)
+        return Choice(_followed(runs, found), None)
     return _without(job, file, reason or "", advised=advice.found is not None)
 
 
