@@ -17,13 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import threshold_model
 
+from unet_batch.contract import Contract, ModelInput
 from unet_batch.errors import OutOfMemory, SessionBroken
 from unet_batch.model.contract import resolve
-from unet_batch.session.batching import Batcher, BatchStats, Tile
+from unet_batch.session.batching import GPU_BATCHES, Batcher, BatchStats, Tile
 from unet_batch.session.ladder import LadderMemory, sizes_up_to
 from unet_batch.session.model_files import read_model
 from unet_batch.session.opening import open_session
-from unet_batch.session.session import Device
+from unet_batch.session.session import Device, in_model_layout
 from unet_batch.spec import SessionSpec, TilingSpec
 
 BOX = None  # a batch never looks at a tile's place
@@ -254,19 +255,70 @@ def test_figures_add_up() -> None:
     assert (work.stats.batches, work.stats.out_of_memory, work.stats.session_s) == (Counter({1: 8}), 1, 18.0)
 
 
-def test_two_threads_share_a_batcher() -> None:
-    """Every tile of both comes back to the thread that sent it, and the session sees one batch at a time."""
+@pytest.mark.parametrize(("provider", "at_once"), [("cpu", 1), ("cuda", GPU_BATCHES)])
+def test_threads_share_a_batcher(provider: str, at_once: int) -> None:
+    """Every tile comes back to the thread that sent it. A CPU session sees one batch at a time, a GPU's sees two."""
 
     def dawdle(size: int) -> float:
-        time.sleep(0.0005)  # long enough for the other thread to come in, if nothing kept it out
+        time.sleep(0.0005)  # long enough for another thread to come in, if nothing kept it out
         return 4.0 + size
 
-    session = FakeSession(memory_tiles=10, seconds=dawdle)
+    session = FakeSession(provider=provider, memory_tiles=6, seconds=dawdle)
     work = batcher(session)
+    with ThreadPoolExecutor(3) as pool:
+        thirds = list(pool.map(lambda start: list(work.run(tiles(300, start=start))), (0, 1000, 2000)))
+    assert [images(third) for third in thirds] == [[*range(n, n + 300)] for n in (0, 1000, 2000)]
+    assert session.most_at_once == at_once
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+def test_the_batch_that_a_session_gets_is_laid_out_as_its_model_wants_it(layout: str) -> None:
+    """Otherwise it would be copied once more, while other threads wait for the session."""
+    model = replace(THRESHOLD, contract=Contract(input=ModelInput(layout=layout)))
+    copied: list[bool] = []
+
+    class Watched(FakeSession):
+        def run(self, tiles: np.ndarray) -> np.ndarray:
+            copied.append(not np.shares_memory(in_model_layout(model, tiles), tiles))
+            return super().run(tiles)
+
+    results = list(batcher(Watched(model=model), 8).run(tiles(60, (4, 6))))
+    assert images(results) == list(range(60))
+    assert not any(copied)
+
+
+class Pipeline:
+    """A session on a GPU: copies on the host, the engine, copies on the host; no phase ends before the other thread's
+    batch has reached the phase that may run beside it. The engine runs one batch at a time, as a GPU's session does."""
+
+    model, provider, device_name = THRESHOLD, "cuda", "Fake 1"
+
+    def __init__(self) -> None:
+        self._turn, self._count = threading.Lock(), itertools.count()
+        self._copied_in, self._computing = threading.Event(), threading.Event()
+
+    def run(self, tiles: np.ndarray) -> np.ndarray:
+        number = next(self._count)
+        if number == 1:
+            self._copied_in.set()
+        with self._turn:
+            if number == 0:
+                assert self._copied_in.wait(5), "the second batch was not copied in while the first one computed"
+            else:
+                self._computing.set()
+        if number == 0:
+            assert self._computing.wait(5), "the second batch did not compute while the first one was copied out"
+        return np.zeros((len(tiles), 2, *tiles.shape[1:3]), np.float32)
+
+
+def test_the_engine_of_a_gpu_computes_while_other_batches_are_copied_in_and_out() -> None:
+    """Else it would be idle for as long as the copies take. Seconds in the session are not counted twice."""
+    work = Batcher(Pipeline(), batch_max=1)
+    start = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:
-        halves = list(pool.map(lambda start: list(work.run(tiles(400, start=start))), (0, 1000)))
-    assert [images(half) for half in halves] == [list(range(400)), list(range(1000, 1400))]
-    assert session.most_at_once == 1
+        halves = list(pool.map(lambda start: list(work.run(tiles(1, start=start))), (0, 1000)))
+    assert [images(half) for half in halves] == [[0], [1000]]
+    assert work.stats.session_s <= time.perf_counter() - start
 
 
 def test_a_thread_prepares_its_tiles_while_another_ones_batch_runs() -> None:

@@ -3,19 +3,21 @@
 import importlib.util
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from contracts.session_suite import FakeSession, SessionSuite, tiles_of
+from contracts.session_suite import THRESHOLD, FakeSession, SessionSuite, tiles_of
 from models import TinyModel, free_model, nan_model, threshold_model, unet_model
 
+from unet_batch.contract import Contract, ModelInput
 from unet_batch.errors import ContractError, JobError, ProviderMissing, ShapeMismatch
 from unet_batch.model.contract import resolve
 from unet_batch.model.model import Model
 from unet_batch.session.model_files import read_model
 from unet_batch.session.opening import open_session
-from unet_batch.session.session import Device, Session
+from unet_batch.session.session import Device, Session, in_model_layout, stacked
 from unet_batch.spec import Engine, Precision, SessionSpec, TilingSpec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +46,21 @@ class TestFakeSession(SessionSuite):
     @pytest.fixture
     def session(self) -> Session:
         return FakeSession()
+
+
+@pytest.mark.parametrize("layout", ["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8", "uint16"])
+def test_stacked_tiles_are_a_batch_in_the_models_order_of_axes(layout: str, dtype: str) -> None:
+    """The same values as a stack that is copied afterwards, with one copy less; tiles may be views."""
+    picture = np.random.default_rng(0).integers(0, 255, (9, 14, 3)).astype(dtype)
+    tiles = [picture[:6, :5], picture[3:, 9:], picture[::-1, ::-1][1:7, 2:7]]
+    model = replace(THRESHOLD, contract=Contract(input=ModelInput(layout=layout, dtype=dtype)))
+    batch = stacked(model, tiles)
+    np.testing.assert_array_equal(batch, np.stack(tiles))
+    sent = in_model_layout(model, batch)
+    assert np.shares_memory(sent, batch)
+    assert (sent.flags.c_contiguous, sent.dtype) == (True, np.dtype(dtype))
+    np.testing.assert_array_equal(sent, in_model_layout(model, np.stack(tiles)))
 
 
 QUIRKS = {

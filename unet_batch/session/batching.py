@@ -6,6 +6,7 @@ Works on tiles, ladders and a session's `run`; independent of engines and images
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -13,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from unet_batch.errors import ImageError, OutOfMemory, Reason
@@ -21,7 +21,7 @@ from unet_batch.imaging.tiling import Box
 from unet_batch.model.tile_size import unplaceable
 from unet_batch.session.engines import on_cpu, on_gpu
 from unet_batch.session.ladder import Ladder, LadderKey, LadderMemory, Remembered, sizes_up_to
-from unet_batch.session.session import Session
+from unet_batch.session.session import Session, stacked
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,9 @@ Shape = tuple[int, int, str]
 
 CPU_BATCH_MAX = 8
 """On a CPU, throughput hardly depends on the batch size, and larger batches need more memory."""
+GPU_BATCHES = 2
+"""Batches in a session on a GPU at once: one computes, the other is copied in or out. The engine runs one at a time, so
+the GPU's memory holds one."""
 MANY_SHAPES = 4
 """Shapes from which a warning is logged: each needs its own plans, memory and measurements."""
 
@@ -88,8 +91,10 @@ class Batcher:
         self._sizes = sizes_up_to(max(cap // passes, 1)) if session.model.batch is None else (session.model.batch,)
         self._ladders: dict[Shape, Ladder] = {}
         self._kept: dict[Shape, Remembered | None] = {}
-        self._running = threading.Lock()  # for session.run; always taken before _counting
+        # For session.run; always taken before _counting.
+        self._running = threading.Semaphore(GPU_BATCHES if on_gpu(session.provider) else 1)
         self._counting = threading.Lock()  # for ladders and figures, held for microseconds
+        self._ended = -math.inf  # when the latest batch came back
 
     def run(self, tiles: Iterable[Tile], *, stats: BatchStats | None = None) -> Iterator[tuple[Tile, Scored]]:
         """Every tile once, with its float32 (K, h, w) logits, in the order of the batches.
@@ -139,7 +144,8 @@ class Batcher:
         """Logits of one batch, (N, K, h, w), without rows that only fill a fixed batch axis."""
         padding = size - len(batch)
         try:
-            pixels_nhwc = np.stack([tile.pixels_hwc for tile in batch] + [batch[-1].pixels_hwc] * padding)
+            rows = [tile.pixels_hwc for tile in batch] + [batch[-1].pixels_hwc] * padding
+            pixels_nhwc = stacked(self._session.model, rows)
         except MemoryError as error:
             raise OutOfMemory(f"no memory for a batch of {size} tiles of {shape[0]}x{shape[1]}") from error
         with self._running:
@@ -147,8 +153,9 @@ class Batcher:
             try:
                 logits_nkhw = self._session.run(pixels_nhwc)
             finally:
-                seconds = self._clock() - start
                 with self._counting:
+                    end = self._clock()
+                    seconds, self._ended = end - max(start, self._ended), end  # without the wait for the other batch
                     for stats in (mine, self.stats):
                         stats.session_s += seconds
         with self._counting:

@@ -14,6 +14,7 @@ import io
 import logging
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import Distribution
@@ -70,6 +71,10 @@ class OnnxRuntimeSession:
         self.model = model
         self.provider: str = provider.label
         self._arena = provider.arena
+        # A GPU runs one batch at a time, or two would hold its memory; other threads lay theirs out meanwhile.
+        self._turn: contextlib.AbstractContextManager[object] = (
+            threading.Lock() if provider.gpu else contextlib.nullcontext()
+        )
         self._ort = _open(data, model, spec, device=device, provider=provider, precision=precision)
         self._wanted = [model.output_name]
         if model.contract.output.decided and FINITE in {output.name for output in self._ort.get_outputs()}:
@@ -96,7 +101,8 @@ class OnnxRuntimeSession:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arena)
         try:
             feed = {self.model.input_name: in_model_layout(self.model, tiles)}
-            output, *finite = self._ort.run(self._wanted, feed, options)
+            with self._turn:
+                output, *finite = self._ort.run(self._wanted, feed, options)
             result = as_nkhw(self.model, output, len(tiles))
             return mask_nonfinite_tiles(result, finite[0]) if finite else result
         except UnetBatchError:

@@ -5,7 +5,7 @@ Arrays: N tiles, C channels, K classes, H and W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -92,6 +92,20 @@ def check_tiles(model: Model, tiles: Array) -> None:
         raise ShapeMismatch(f"tiles must be {spec.sides} on each side, not {height}x{width}: pad them")
     if model.batch not in (None, len(tiles)):
         raise ShapeMismatch(f"the model's batch axis is fixed at {model.batch}, but {len(tiles)} tiles were sent")
+
+
+def stacked(model: Model, tiles_hwc: Sequence[Array]) -> Array:
+    """Tiles of one shape and dtype as a batch (N, H, W, C), in memory with the model's order of axes.
+
+    So `in_model_layout` takes the batch as it is: this is the only copy. Raises MemoryError.
+    """
+    if model.contract.input.layout == "nhwc":
+        return np.stack(tiles_hwc)
+    height, width, channels = tiles_hwc[0].shape
+    batch_nchw = np.empty((len(tiles_hwc), channels, height, width), tiles_hwc[0].dtype)
+    for place_chw, tile_hwc in zip(batch_nchw, tiles_hwc, strict=True):
+        place_chw[:] = tile_hwc.transpose(2, 0, 1)
+    return batch_nchw.transpose(0, 2, 3, 1)
 
 
 def in_model_layout(model: Model, tiles: Array) -> Array:
