@@ -211,6 +211,8 @@ class OutOfMemory(UnetBatchError):
 
     code = "session.out_of_memory"
     retryable = True
+    doubtful = False
+    """Whether a lost device has the same error text. If a smaller batch fails alike, the device is lost."""
 
 
 class SessionBroken(UnetBatchError):

@@ -61,6 +61,8 @@ class FakeSession:
     seconds: Callable[[int], float] = float
     """Duration of a batch by its size."""
     clock: FakeClock = field(default_factory=FakeClock)
+    doubtful: Collection[int] = ()
+    """Batch sizes that fail with an error that lack of memory and a lost device have in common."""
     broken_after: float = float("inf")
     """Batches after which the device is lost."""
     nan: bool = False
@@ -81,6 +83,10 @@ class FakeSession:
             self.clock.now += self.seconds(len(tiles))
             if len(self.sizes) > self.broken_after:
                 raise SessionBroken("CUDA failure 700: an illegal memory access was encountered")
+            if len(tiles) in self.doubtful:
+                error = OutOfMemory("CUDNN_STATUS_EXECUTION_FAILED")
+                error.doubtful = True
+                raise error
             if len(tiles) > self.memory_tiles or len(tiles) in self.refused:
                 raise OutOfMemory(f"a batch of {len(tiles)} does not fit")
             margin = tiles.astype(np.float32).mean(axis=3) - np.float32(0.5)

@@ -321,6 +321,51 @@ def test_the_engine_of_a_gpu_computes_while_other_batches_are_copied_in_and_out(
     assert work.stats.session_s <= time.perf_counter() - start
 
 
+def test_an_error_of_memory_or_device_is_taken_for_memory_if_a_smaller_batch_runs() -> None:
+    """cuDNN says EXECUTION_FAILED for both: the same tiles run again in smaller batches, and nothing is lost."""
+    session = FakeSession(doubtful=(16,), seconds=lambda size: 4.0 + size)
+    work = batcher(session)
+    assert images(list(work.run(tiles(300)))) == list(range(300))
+    assert session.sizes[session.sizes.index(16) + 1 :][:2] == [8, 8]
+    assert (session.sizes.count(16), work.stats.out_of_memory) == (1, 1)
+
+
+def test_the_session_is_broken_if_a_smaller_batch_fails_alike(tmp_path: Path) -> None:
+    """A lost device fails at every size. Only one smaller batch is tried: its tiles wait for the next process."""
+    memory = LadderMemory("fp32", folder=tmp_path)
+    list(batcher(FakeSession(seconds=lambda size: 4.0 + size), 16, memory).run(tiles(300)))
+    lost = FakeSession(doubtful=range(1, 17))
+    with pytest.raises(SessionBroken, match="smaller batches fail too"):
+        list(batcher(lost, 16, memory).run(tiles(64)))
+    assert lost.sizes == [16, 1]
+
+
+def test_a_single_tile_that_fails_so_breaks_the_session() -> None:
+    """Nothing smaller can tell lack of memory from a lost device."""
+    session = FakeSession(doubtful=(1,))
+    with pytest.raises(SessionBroken):
+        list(batcher(session).run(tiles(3)))
+    assert session.sizes == [1]
+
+
+def test_two_threads_whose_batches_fail_at_once_still_get_a_smaller_one() -> None:
+    """Both were sent before either failed: two failures of one size are one doubt."""
+    both = threading.Barrier(2, timeout=5)
+
+    def together(size: int) -> float:
+        if size == 4:
+            both.wait()
+        return 4.0 + size
+
+    session = FakeSession(doubtful=(4,), seconds=together)
+    work = batcher(session, 4)
+    list(work.run(tiles(4 + 8)))  # ones and twos are measured
+    with ThreadPoolExecutor(2) as pool:
+        halves = list(pool.map(lambda start: list(work.run(tiles(4, start=start))), (0, 1000)))
+    assert [images(half) for half in halves] == [[0, 1, 2, 3], [1000, 1001, 1002, 1003]]
+    assert session.sizes.count(4) == 2
+
+
 def test_a_thread_prepares_its_tiles_while_another_ones_batch_runs() -> None:
     """Pulling tiles does not wait for the session."""
     in_session, pulled = threading.Event(), threading.Event()

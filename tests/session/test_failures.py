@@ -17,9 +17,31 @@ NO_MEMORY = [
 BROKEN = [
     "CUDA failure 700: an illegal memory access was encountered",
     "CUDA failure 719: unspecified launch failure",
-    "CUDNN_STATUS_EXECUTION_FAILED",
     "CUDA failure 999: unknown error; a previous call was out of memory",
 ]
+
+
+DOUBTFUL = [
+    "CUDNN failure 5000: CUDNN_STATUS_EXECUTION_FAILED ; GPU=0",
+    "CUDNN failure 5003: CUDNN_STATUS_EXECUTION_FAILED_CUDART",
+    "CUBLAS failure 13: CUBLAS_STATUS_EXECUTION_FAILED",
+]
+
+
+@pytest.mark.parametrize("text", DOUBTFUL)
+def test_a_failed_kernel_may_be_lack_of_memory_or_a_lost_device(text: str) -> None:
+    """A smaller batch tells."""
+    error = cannot_run(RuntimeError(text), "batch of 8")
+    assert isinstance(error, OutOfMemory)
+    assert error.doubtful
+
+
+@pytest.mark.parametrize("text", NO_MEMORY)
+def test_lack_of_memory_leaves_no_doubt(text: str) -> None:
+    """However small the batch is that fails next, the session is not broken."""
+    error = cannot_run(RuntimeError(text), "batch of 8")
+    assert isinstance(error, OutOfMemory)
+    assert not error.doubtful
 
 
 @pytest.mark.parametrize("text", NO_MEMORY)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from unet_batch.errors import ImageError, OutOfMemory, Reason
+from unet_batch.errors import ImageError, OutOfMemory, Reason, SessionBroken
 from unet_batch.imaging.tiling import Box
 from unet_batch.model.tile_size import unplaceable
 from unet_batch.session.engines import on_cpu, on_gpu
@@ -95,6 +95,7 @@ class Batcher:
         self._running = threading.Semaphore(GPU_BATCHES if on_gpu(session.provider) else 1)
         self._counting = threading.Lock()  # for ladders and figures, held for microseconds
         self._ended = -math.inf  # when the latest batch came back
+        self._doubted: int | None = None  # size of the latest batch that failed for lack of memory or for a lost device
 
     def run(self, tiles: Iterable[Tile], *, stats: BatchStats | None = None) -> Iterator[tuple[Tile, Scored]]:
         """Every tile once, with its float32 (K, h, w) logits, in the order of the batches.
@@ -102,7 +103,8 @@ class Batcher:
         tiles: read only as far as the next batch needs; at most one batch per shape waits.
         stats: receives the figures of this call (`self.stats` has the sums of all calls).
         The result of a tile that does not fit into memory alone is an OutOfMemory; if its output size is not allowed
-        (`unplaceable`), it is an ImageError, because other tile sizes may work. Raises the session's other errors.
+        (`unplaceable`), it is an ImageError, because other tile sizes may work. Raises the session's other errors, and
+        SessionBroken.
         """
         mine = stats if stats is not None else BatchStats()
         waiting: dict[Shape, list[Tile]] = {}
@@ -126,7 +128,7 @@ class Batcher:
             try:
                 logits_nkhw = self._run_batch(shape, batch, size=size, mine=mine)
             except OutOfMemory as error:
-                if self._shorten(shape, size, mine):
+                if self._shorten(shape, size, mine, error):
                     log.warning("%d tiles of %dx%d did not fit; smaller batches follow: %s", size, *shape[:2], error)
                     continue
                 yield from ((tile, error) for tile in batch)
@@ -159,6 +161,7 @@ class Batcher:
                     for stats in (mine, self.stats):
                         stats.session_s += seconds
         with self._counting:
+            self._doubted = None
             self._ladders[shape].record(size, seconds)
             for stats in (mine, self.stats):
                 stats.batches[size] += 1
@@ -179,11 +182,22 @@ class Batcher:
                     )
             return self._ladders[shape].target()
 
-    def _shorten(self, shape: Shape, size: int, mine: BatchStats) -> bool:
+    def _shorten(self, shape: Shape, size: int, mine: BatchStats, error: OutOfMemory) -> bool:
+        """Exclude a size that did not fit; returns False if no smaller size is left.
+
+        Raises SessionBroken for a doubtful error if a smaller batch failed alike, or there is none.
+        """
         with self._counting:
             for stats in (mine, self.stats):
                 stats.out_of_memory += 1
-            return self._ladders[shape].out_of_memory(size)
+            smaller = self._ladders[shape].out_of_memory(size)
+            if not error.doubtful:
+                return smaller
+            lost = not smaller or (self._doubted is not None and size < self._doubted)
+            self._doubted = size
+        if lost:
+            raise SessionBroken(f"smaller batches fail too, so only a new process can continue: {error}") from error
+        return True
 
     def _remember(self) -> None:
         """Store each settled ladder that differs from the stored one."""

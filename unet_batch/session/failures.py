@@ -19,10 +19,11 @@ from unet_batch.errors import (
 from unet_batch.session.engines import find
 
 _BROKEN = re.compile(
-    r"CUDA failure (?:700|716|719|999)\b|illegal memory access|unspecified launch failure|misaligned address"
-    r"|CUDNN_STATUS_EXECUTION_FAILED",
+    r"CUDA failure (?:700|716|719|999)\b|illegal memory access|unspecified launch failure|misaligned address",
     re.IGNORECASE,
 )
+_DOUBTFUL = re.compile(r"(?:CUDNN|CUBLAS)_STATUS_EXECUTION_FAILED", re.IGNORECASE)
+"""A kernel failed: often for lack of memory (microsoft/onnxruntime#10894), sometimes because the device is lost."""
 _NO_MEMORY = re.compile(
     r"failed to allocate memory|std::bad_alloc|available memory of \d+ is smaller than requested|out of memory"
     r"|OutOfMemory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED|failed to allocate \d+ bytes|can't alloc",
@@ -60,6 +61,10 @@ def cannot_run(error: Exception, what: str) -> UnetBatchError:
         return SessionBroken(f"the device's context is lost, and only a new process can continue: {text}")
     if no_memory(error):
         return OutOfMemory(f"does not fit into memory: {text}")
+    if _DOUBTFUL.search(text):
+        perhaps = OutOfMemory(f"perhaps does not fit into memory: {text}")
+        perhaps.doubtful = True
+        return perhaps
     if _MISFIT.search(text):
         return ShapeMismatch(f"the model refuses these tiles; check input.multiple and the contract's sizes: {text}")
     return ModelFailed(f"the model failed: {text}")
