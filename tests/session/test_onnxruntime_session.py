@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import os
 import shutil
 import subprocess
 import sys
+import time
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from contracts.session_suite import SessionSuite
 from models import TinyModel, free_model, threshold_model, unet_model
@@ -141,6 +145,17 @@ def test_a_share_of_the_gpu_limits_the_arena(monkeypatch: pytest.MonkeyPatch) ->
     assert options["gpu_mem_limit"] == "400"
 
 
+@pytest.mark.parametrize(("free", "limit"), [(200, 160), (500, 400), (900, 400), (None, 400)])
+def test_a_card_that_others_use_limits_the_arena_to_what_is_free(
+    monkeypatch: pytest.MonkeyPatch, free: int | None, limit: int
+) -> None:
+    """80 % of half a GPU of 1000 bytes, or of what no other process holds, if that is less."""
+    monkeypatch.setattr(gpu, "ask_driver", lambda: gpu.Gpu("Fake 9", 1000))
+    monkeypatch.setattr(gpu, "free_memory", lambda: free)
+    options = cuda_options(SessionSpec(gpu_memory_share=0.8), Device(threads=1, gpu_share=0.5), precision="fp32")
+    assert options["gpu_mem_limit"] == str(limit)
+
+
 def chosen(tiny: TinyModel, provider: str, spec: SessionSpec, *, precision: str = "fp32", **device: int) -> list:
     return provider_options(
         held(tiny),
@@ -229,6 +244,9 @@ class FakeOnnxRuntime(types.ModuleType):
         self.__version__ = "9.9"
         self.added: list[tuple[str, dict[str, str]]] = []
         self.tf32: str | None = None
+        self.inside: list[object] = []
+        self.at_once: list[int] = []
+        """For each run, the number of runs before it that had not ended."""
         fake = self
 
         class SessionOptions:
@@ -241,13 +259,26 @@ class FakeOnnxRuntime(types.ModuleType):
         class InferenceSession:
             def __init__(self, data: bytes, options: SessionOptions, *, enable_fallback: int) -> None: ...
 
+            def run(self, names: list[str], feed: dict[str, np.ndarray], options: object) -> list[np.ndarray]:
+                fake.at_once.append(len(fake.inside))
+                fake.inside.append(feed)
+                time.sleep(0.01)
+                fake.inside.pop()
+                [tiles] = feed.values()
+                return [np.zeros((len(tiles), 2, *tiles.shape[2:]), np.float32)]
+
+            def get_outputs(self) -> list[object]:
+                return []
+
             def get_providers(self) -> list[str]:
                 return running
 
             def get_provider_graph_assignment_info(self) -> list[Assigned]:
                 return placement
 
-        self.SessionOptions, self.InferenceSession = SessionOptions, InferenceSession
+        class RunOptions: ...
+
+        self.SessionOptions, self.InferenceSession, self.RunOptions = SessionOptions, InferenceSession, RunOptions
 
     def preload_dlls(self) -> None: ...
 
@@ -302,6 +333,16 @@ def test_small_operators_that_cuda_leaves_to_the_cpu_are_named(
     ]
     assert opened_on(monkeypatch, FakeOnnxRuntime(GPU_PROVIDERS[1:], placement), "cuda").provider == "cuda"
     assert "does not run Gather x1, Shape x2" in caplog.text
+
+
+def test_a_gpu_runs_one_batch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads send some: two would hold the GPU's memory twice."""
+    fake = FakeOnnxRuntime(GPU_PROVIDERS[1:], [Assigned("CUDAExecutionProvider", "Conv")])
+    session = opened_on(monkeypatch, fake, "cuda")
+    with ThreadPoolExecutor(4) as pool:
+        shapes = {found.shape for found in pool.map(session.run, [np.zeros((2, 32, 32, 3), np.float32)] * 8)}
+    assert shapes == {(2, 2, 32, 32)}
+    assert fake.at_once == [0] * 8
 
 
 @pytest.mark.parametrize("provider", ["cuda", "CoreMLExecutionProvider"])
@@ -372,6 +413,36 @@ int cuDeviceGetName(char *name, int length, int device) { strncpy(name, "Fake 9"
 int cuDriverGetVersion(int *version) { *version = 13010; return 0; }
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)80 << 30; return device != 7; }
 """
+
+
+FAKE_CONTEXT = """
+static int depth = 0, kept = 0;
+int cuDevicePrimaryCtxRetain(void **context, int device) {
+  *context = (void *)0x1234567890; kept++; return device != 7;
+}
+int cuDevicePrimaryCtxRelease_v2(int device) { kept--; return device != 7; }
+int cuCtxPushCurrent_v2(void *context) { depth++; return context != (void *)0x1234567890; }
+int cuCtxPopCurrent_v2(void **context) { depth--; return 0; }
+int cuMemGetInfo_v2(size_t *left, size_t *total) {
+  *left = (size_t)7 << 30; *total = (size_t)80 << 30; return depth != 1 || kept != 1;
+}
+int contexts(void) { return depth + kept; }
+"""
+
+
+@needs_cc
+def test_the_driver_says_how_much_memory_no_process_holds(tmp_path: Path) -> None:
+    """In this process's context, which is given back."""
+    library = str(compiled(FAKE_DRIVER + FAKE_CONTEXT, tmp_path / "libcuda.so"))
+    assert gpu.free_memory(library) == 7 << 30
+    assert ctypes.CDLL(library).contexts() == 0
+
+
+@needs_cc
+def test_a_driver_without_these_calls_leaves_the_free_memory_unknown(tmp_path: Path) -> None:
+    """So does a machine without a driver; the limit is then the share of all memory."""
+    assert gpu.free_memory(str(compiled(FAKE_DRIVER, tmp_path / "libcuda.so"))) is None
+    assert gpu.free_memory("libthere-is-none.so") is None
 
 
 @needs_cc

@@ -39,6 +39,31 @@ def ask_driver(library: str = "libcuda.so.1") -> Gpu:
     return Gpu() if failed else Gpu(f"{name.value.decode(errors='replace')} (CUDA {version.value})", total.value)
 
 
+def free_memory(library: str = "libcuda.so.1") -> int | None:
+    """Bytes of the first visible GPU that no process holds; None if the driver does not answer.
+
+    Only a device context can tell: the process's own one, made for the question if there is none yet.
+    """
+    ordinal, free, total = ctypes.c_int(), ctypes.c_size_t(), ctypes.c_size_t()
+    context, ended = ctypes.c_void_p(), ctypes.c_void_p()
+    try:
+        driver = ctypes.CDLL(library)
+        if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(ordinal), 0):
+            return None
+        if driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), ordinal):
+            return None
+        try:
+            if driver.cuCtxPushCurrent_v2(context):
+                return None
+            failed = driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+            driver.cuCtxPopCurrent_v2(ctypes.byref(ended))
+        finally:
+            driver.cuDevicePrimaryCtxRelease_v2(ordinal)
+    except (OSError, AttributeError):
+        return None
+    return None if failed else free.value
+
+
 def load_tensorrt() -> list[str]:
     """Load TensorRT into this process, from its wheel if installed; returns a line for each library that failed.
 

@@ -84,11 +84,18 @@ def cuda_options(spec: SessionSpec, device: Device, *, precision: Precision) -> 
 
 
 def _arena_bytes(spec: SessionSpec, device: Device) -> int | None:
-    """Bytes of GPU memory that a session may use; None if the size of the memory is unknown."""
+    """Bytes of GPU memory that a session may use; None if the size of the memory is unknown.
+
+    Of a share of the GPU, only what is free: other processes may hold the rest of the card, and a limit above that
+    would never be met.
+    """
     memory = device.gpu_memory_bytes
     if memory is None and device.gpu_share is not None:
         total = gpu.ask_driver().memory_bytes
         memory = int(device.gpu_share * total) if total else None
+        free = gpu.free_memory() if memory is not None else None
+        if memory is not None and free is not None:
+            memory = min(memory, free)
     return None if memory is None else int(spec.gpu_memory_share * memory)
 
 
