@@ -87,3 +87,11 @@ def test_stage_times_are_shares_and_per_image():
         ("encode", 0.1, 10.0),
     ]
     assert all(time.words == WORDS[time.stage] for time in times)
+
+
+def test_a_gpu_that_always_computes_is_the_bottleneck_although_several_threads_encode_for_longer() -> None:
+    """One actor, four threads of which encode for 30 s together, while its session is busy for 9.5 of 10 s."""
+    busy = bottleneck(did(decode=60.0, session=9.5, encode=30.0, loaders=11, workers=1, score_s=10.0))
+    starved = bottleneck(did(decode=105.0, session=3.0, encode=15.0, loaders=11, workers=1, score_s=10.0))
+    behind = bottleneck(did(decode=60.0, session=6.0, encode=38.0, loaders=11, workers=1, score_s=10.0))
+    assert [found.name for found in (busy, starved, behind)] == ["session", "decode", "encode"]

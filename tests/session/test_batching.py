@@ -319,6 +319,7 @@ def test_the_engine_of_a_gpu_computes_while_other_batches_are_copied_in_and_out(
         halves = list(pool.map(lambda start: list(work.run(tiles(1, start=start))), (0, 1000)))
     assert [images(half) for half in halves] == [[0], [1000]]
     assert work.stats.session_s <= time.perf_counter() - start
+    assert work.stats.waited_s > 0
 
 
 def test_an_error_of_memory_or_device_is_taken_for_memory_if_a_smaller_batch_runs() -> None:

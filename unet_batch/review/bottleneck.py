@@ -43,6 +43,10 @@ ADVICE: Mapping[str, str] = {
 OCCUPIED_LEAST = 0.5
 """Share of their time that workers must spend in stages; below it, a faster stage would not help much."""
 
+SATURATED = 0.9
+"""Share of the time of scoring from which a session, or the loading actors, are what the others wait for, however long
+encoding takes: on a GPU several threads of an actor encode, and only one batch computes."""
+
 
 @dataclass(frozen=True, slots=True)
 class StageTime:
@@ -100,12 +104,17 @@ def _pace(spent: Mapping[Stage, float], did: Summary) -> tuple[Stage, float]:
 
     A worker, on Ray or as a process, works on two units: it reads one while it computes the other, so reading counts
     only if it takes longer than the computing. The plain loop reads and computes in turn. With separate load actors,
-    the slower kind of actors counts; there the session and the encoding of another unit run in parallel.
+    the slower kind of actors counts; there the session and the encoding of other units run in parallel.
     """
     workers = max(did.workers, 1)
     if did.loaders:
         load = max(spent["decode"], (spent["read"] + spent["decode"]) / 2) / did.loaders
-        infer = max(spent["session"], spent["encode"]) / workers
+        session = spent["session"] / workers
+        if session >= SATURATED * did.score_s:
+            return "session", session
+        if load >= SATURATED * did.score_s:
+            return max(("read", "decode"), key=lambda stage: spent[stage]), load
+        infer = max(session, spent["encode"] / workers)
         pair: tuple[Stage, Stage] = ("read", "decode") if load > infer else ("session", "encode")
         return max(pair, key=lambda stage: spent[stage]), max(load, infer)
     computed: tuple[Stage, ...] = ("decode", "session", "encode")

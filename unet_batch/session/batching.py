@@ -61,7 +61,9 @@ class BatchStats:
     batches: Counter[int] = field(default_factory=Counter)
     """Batch size → number of runs."""
     session_s: float = 0.0
-    """Seconds inside `session.run`, failed runs included."""
+    """Seconds inside `session.run`, failed runs included, without those in which it waited for another batch."""
+    waited_s: float = 0.0
+    """Seconds of waiting for batches of other threads."""
     out_of_memory: int = 0
     """Batches that did not fit."""
     padded: int = 0
@@ -150,6 +152,7 @@ class Batcher:
             pixels_nhwc = stacked(self._session.model, rows)
         except MemoryError as error:
             raise OutOfMemory(f"no memory for a batch of {size} tiles of {shape[0]}x{shape[1]}") from error
+        asked = self._clock()
         with self._running:
             start = self._clock()
             try:
@@ -157,9 +160,10 @@ class Batcher:
             finally:
                 with self._counting:
                     end = self._clock()
-                    seconds, self._ended = end - max(start, self._ended), end  # without the wait for the other batch
+                    seconds, self._ended = end - max(start, self._ended), end
                     for stats in (mine, self.stats):
                         stats.session_s += seconds
+                        stats.waited_s += end - asked - seconds
         with self._counting:
             self._doubted = None
             self._ladders[shape].record(size, seconds)

@@ -112,7 +112,7 @@ class Infer:
             read_s=loaded.read_s,
             decode_s=loaded.decode_s,
             session_s=used.session_s,
-            encode_s=max(0.0, time.perf_counter() - start - used.session_s),
+            encode_s=max(0.0, time.perf_counter() - start - used.session_s - used.waited_s),
             batches=tuple(sorted(used.batches.items())),
             out_of_memory=used.out_of_memory,
             reasons=tuple(sorted(rejected.items())),
