@@ -208,10 +208,23 @@ def test_more_session_actors_than_gpus_hold_are_refused():
         place(16, 3, ResourcesSpec(infer_actors=5), providers=["cuda"], gpu_share=0.6)
 
 
-def test_a_16_core_node_with_one_gpu_decodes_on_all_other_cores():
-    """One session actor, and Load on what is left."""
-    where = place(16, 1, ResourcesSpec(), providers=["cuda"], gpu_share=1.0)
-    assert (where.infer_actors, where.infer_gpus, where.load_actors) == (1, 1.0, 14)
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "scoring", "load"),
+    [
+        (2, 1, 1.0, 1),
+        (4, 1, 1.0, 3),
+        (8, 1, 2.0, 5),
+        (16, 1, 4.0, 11),
+        (64, 1, 4.0, 59),
+        (64, 8, 2.0, 47),
+        (8, 8, 0.5, 4),
+    ],
+)
+def test_beside_a_gpu_a_quarter_of_the_cores_scores_and_the_others_decode(cpus, gpus, scoring, load):
+    """A session actor with at most four cores, as many threads and one more, which waits for the GPU."""
+    where = place(cpus, gpus, ResourcesSpec(), providers=["cuda"], gpu_share=1.0)
+    assert (where.infer_actors, where.infer_gpus, where.infer_cpus, where.load_actors) == (gpus, 1.0, scoring, load)
+    assert where.units_at_once == max(2, int(scoring) + 1)
 
 
 def test_cuda_without_a_gpu_is_refused_with_a_sentence():

@@ -30,6 +30,11 @@ UNIT_ENCODED_BYTES = 8 << 20
 SMALLEST_UNIT_IMAGES = 4
 GZIP_STRETCH = 8
 UNITS_AT_ONCE = 2
+SCORING_CORES = 4
+"""Most cores beside one GPU for cutting, measuring and encoding, one thread each; they share an interpreter."""
+SCORING_SHARE = 1 / 4
+"""Share of a GPU's cores for it; the others decode. Measured on CPUs, for pictures of 512²: 2.6 ms to decode and resize
+one, and 1.6 to 11 ms to measure and encode its mask."""
 GPU_GRAINS = 10_000
 """Units in which Ray counts a GPU (FixedPoint, ray 2.60)."""
 
@@ -213,7 +218,7 @@ def place(
 
     On CPUs: one session actor per core with one thread (two threads per actor on two cores were 33 % slower). It loads
     its own units, so that pixels do not pass through the object store. On GPUs, or with `resources.load_actors`: one
-    session actor per GPU share, and load actors on all other cores.
+    session actor per GPU share, and load actors on all other cores. On GPUs the session actor has some cores, too.
     cpus, gpus: of the cluster. providers: in order of preference; GPUs are used if the cluster has some and the first
     provider runs on them. gpu_share: of one session actor. threads: of one session, which then has as many cores; None:
     the cores that an actor has. Raises JobError if the cluster cannot hold one actor of each kind.
@@ -233,10 +238,11 @@ def place(
                 f"resources.infer_actors: {infer} do not fit: {gpus:g} GPU(s) hold {fit} actor(s) of "
                 f"session.gpu_share: {gpu_share:g}, and no actor uses two GPUs; set {fit}, or a smaller share"
             )
-        infer_cpus = min(1.0, cpus / (2 * infer))
+        infer_cpus = _scoring_cores(cpus / infer)
         left = cpus - infer * infer_cpus
         load = resources.load_actors or max(1, int(left - 1 if left > 4 else left))
-        return Placement(load, min(1.0, left / load), infer, infer_cpus, gpu_share, threads or 1, UNITS_AT_ONCE)
+        units = max(UNITS_AT_ONCE, int(infer_cpus) + 1)
+        return Placement(load, min(1.0, left / load), infer, infer_cpus, gpu_share, threads or 1, units)
     if (threads or 1) > cpus:
         raise JobError(f"session.threads is {threads}, but there are {cpus:g} cores: write at most {int(cpus)}")
     infer = resources.infer_actors or max(1, int(cpus / (threads or 1)))
@@ -255,6 +261,11 @@ def only_on_ray(job: JobSpec) -> str | None:
     if job.resources.load_actors:
         return "resources.load_actors asks for actors that only load"
     return None
+
+
+def _scoring_cores(cpus: float) -> float:
+    """Cores of a session actor on a GPU. cpus: of the cluster for each such actor."""
+    return max(min(1.0, cpus / 2), float(min(SCORING_CORES, int(SCORING_SHARE * cpus))))
 
 
 def _actors_that_fit(gpus: float, gpu_share: float) -> int:
