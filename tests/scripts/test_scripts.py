@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import re
 import subprocess
 import sys
@@ -291,17 +290,3 @@ def test_time_of_an_orphan_is_our_own_time(quiet: ModuleType) -> None:
 
     assert 0.3 <= watch.load.own_s <= 1.5
     assert watch.load.busy_s >= 0.6
-
-
-# The smoke test of GPUs -------------------------------------------------------------------------------------------
-
-
-def test_the_smoke_test_of_gpus_runs_to_its_end_on_a_cpu() -> None:
-    """It is run rarely, so it must work without repairs."""
-    command = [sys.executable, ROOT / "scripts/gpu_smoke", "--provider", "cpu", "--size", "32", "--base", "2"]
-    done = subprocess.run([*command, "--cap", "8", "--batches", "2"], check=False, capture_output=True, text=True)
-
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert (found["failed"], found["opens"]["provider"]) == ([], "cpu")
-    assert found["agrees_with_cpu"]["fp32_labels"] == 1.0
