@@ -16,6 +16,7 @@ import pytest
 from programs import azurite
 from project_fixture import project
 from servers import S3_KEYS, moto, serving
+from small_cluster import SmallCluster, three_nodes
 
 # A shared machine may pause any example; how long one takes is no property of the code.
 hypothesis.settings.register_profile("shared", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -30,6 +31,25 @@ AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = (
     "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="  # Azurite's, public
 )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup`, one process runs all tests of the cluster: they share it, and some kill nodes of it."""
+    for item in items:
+        if item.get_closest_marker("cluster"):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
+@pytest.fixture(scope="session")
+def three_ray_nodes() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
+    """A cluster: a head without cores, a node with one core and a node with two; and what a driver needs to join it.
+
+    One for the session, because its start takes longer than most tests on it. A test that loses a node starts it again.
+    Tests that use it carry the markers `ray` and `cluster`.
+    """
+    with three_nodes() as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,20 +52,20 @@ def test_wrong_arguments_are_refused_before_any_cluster_is_touched(arguments):
 
 
 @pytest.mark.ray
-def test_a_cluster_that_has_enough_is_asked_and_answers_at_once(tmp_path):
+@pytest.mark.cluster
+def test_a_cluster_that_has_enough_is_asked_and_answers_at_once(three_ray_nodes):
     """On a cluster without an autoscaler, too: exit code 0 where all is there, 3 where it never comes."""
-    script = (
-        "import json, os, ray, runpy, sys\n"
-        "context = ray.init(address='local', num_cpus=2, include_dashboard=False, log_to_driver=False)\n"
-        "os.environ['RAY_ADDRESS'] = context.address_info['gcs_address']\n"
-        "import subprocess\n"
-        "for arguments in (['2', '0'], ['1', '1', '--wait-s', '1']):\n"
-        "    command = [sys.executable, sys.argv[1], '--cpus', arguments[0], '--gpus', *arguments[1:]]\n"
-        "    result = subprocess.run(command, capture_output=True, text=True)\n"
-        "    print(json.dumps([result.returncode, json.loads(result.stdout.splitlines()[-1])['missing']]))\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script, SCRIPT], capture_output=True, text=True, check=False, timeout=180, cwd=tmp_path
-    )
-    answers = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("[")]
-    assert answers == [[0, {}], [3, {"GPU": 1.0}]], result.stderr
+    cluster, variables = three_ray_nodes
+    answers = []
+    for wanted in (["--cpus", "2", "--gpus", "0"], ["--cpus", "1", "--gpus", "1", "--wait-s", "1"]):
+        result = subprocess.run(
+            [sys.executable, SCRIPT, *wanted],
+            env={**os.environ, **variables, "RAY_ADDRESS": cluster.head},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert result.stdout, result.stderr
+        answers.append((result.returncode, json.loads(result.stdout.splitlines()[-1])["missing"]))
+    assert answers == [(0, {}), (3, {"GPU": 1.0})]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib.util
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +20,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from small_cluster import kill_session
 
 ROOT = Path(__file__).parents[2]
 FILES = {name: yaml.safe_load((ROOT / "cluster" / f"{name}.yaml").read_text()) for name in ("aws", "gcp")}
@@ -220,11 +219,8 @@ def test_the_heads_start_command_lets_nobody_in_without_the_token(tmp_path):
             with ThreadPoolExecutor() as at_once:
                 assert list(at_once.map(partial(joins, address), drivers)) == ["joined", "refused", "refused"]
         finally:
-            head.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                head.wait(timeout=20)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(head.pid, signal.SIGKILL)
+            kill_session(head.pid)
+            head.wait()
 
 
 def joins(address: str, environment: dict[str, str]) -> str:

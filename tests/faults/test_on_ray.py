@@ -17,13 +17,7 @@ from faulty import digest, until
 from models import threshold_model
 from PIL import Image
 from project_fixture import Project
-from small_cluster import (
-    LARGE,
-    SmallCluster,
-    command_lines,
-    one_node_without_sessions,
-    three_nodes,
-)
+from small_cluster import LARGE, command_lines, one_node_without_sessions
 from strikes import Strike
 
 pytestmark = pytest.mark.ray
@@ -35,16 +29,6 @@ AT_ONCE = 2
 """Units that one actor works on; there is an actor for each core."""
 
 
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
-    """A cluster: a head without cores, a node with one core and a node with two; and what a driver needs to join it.
-
-    One for the file: each test starts again the nodes that it lost.
-    """
-    with three_nodes() as found:
-        yield found
-
-
 @pytest.mark.parametrize(
     "point",
     [
@@ -54,11 +38,11 @@ def nodes() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
     ],
 )
 @pytest.mark.cluster
-def test_a_node_that_is_lost_costs_the_units_in_flight_on_it(faulty, nodes, point):
+def test_a_node_that_is_lost_costs_the_units_in_flight_on_it(faulty, three_ray_nodes, point):
     """A raylet dies at a moment of one of its workers, and with it the node: the run ends by itself, complete."""
     project = faulty.project
     project.fill(DAY, IMAGES)
-    token, (cluster, environment) = project.folder / "struck", nodes
+    token, (cluster, environment) = project.folder / "struck", three_ray_nodes
     how = {"address": cluster.head, "environment": environment}
     try:
         code, told = faulty.on_workers("worker", Strike(point, 1, "node", str(token)), overrides=LIMITS, **how)
@@ -74,20 +58,29 @@ def test_a_node_that_is_lost_costs_the_units_in_flight_on_it(faulty, nodes, poin
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("sound", [1, 0], ids=["beside a sound node", "and no other"])
-def test_a_node_on_which_no_session_starts_costs_no_unit_a_try(faulty, sound):
-    """Its actors are always free, and would take every unit: they wait, and the sound node scores."""
-    project = faulty.project
+def test_a_node_on_which_no_session_starts_costs_no_unit_a_try(faulty, three_ray_nodes):
+    """Its actor is always free, and would take every unit: it waits, and the other nodes score."""
+    project, (cluster, environment) = faulty.project, three_ray_nodes
     project.fill(DAY, IMAGES)
-    with one_node_without_sessions(sound=sound) as (cluster, environment):
+    cluster.add("bad", cpus=1, STRIKE_NO_SESSION="1")
+    try:
         code, told = faulty.on_workers("", overrides=LIMITS, address=cluster.head, environment=environment)
-    if sound:
-        assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "problems")] == [0, IMAGES, 0, 0, []]
-        assert set(faulty.decoded().values()) == {1}
-    else:
-        assert (code, told["code"]) == (2, "session.provider_missing")
-        assert "no session could start on any node" in told["error"]
-        assert "no driver on this node" in told["error"]
+    finally:
+        cluster.kill("bad")
+    assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "problems")] == [0, IMAGES, 0, 0, []]
+    assert set(faulty.decoded().values()) == {1}
+
+
+@pytest.mark.matrix
+@pytest.mark.cluster
+def test_a_cluster_on_which_no_session_starts_ends_the_run(faulty):
+    """With the error of the first node."""
+    faulty.project.fill(DAY, IMAGES)
+    with one_node_without_sessions() as (cluster, environment):
+        code, told = faulty.on_workers("", overrides=LIMITS, address=cluster.head, environment=environment)
+    assert (code, told["code"]) == (2, "session.provider_missing")
+    assert "no session could start on any node" in told["error"]
+    assert "no driver on this node" in told["error"]
 
 
 @pytest.mark.parametrize("program", ["raylet", pytest.param("gcs_server", marks=pytest.mark.matrix)])
@@ -98,11 +91,11 @@ def test_a_ray_that_is_lost_is_one_sentence_and_the_next_run_goes_on(faulty, pro
     told: list[tuple[int, dict]] = []
     running = threading.Thread(
         target=lambda: told.append(
-            faulty.on_workers("driver and worker", slow=1.0, overrides=("limits.unit_images=1",))
+            faulty.on_workers("driver and worker", slow=0.4, overrides=("limits.unit_images=1",))
         )
     )
     running.start()
-    until(lambda: len(faulty.parts()) >= 2, "two parts")
+    until(lambda: len(faulty.parts()) >= 2, "two parts", timeout_s=150)
     killed = [pid for pid, words in command_lines().items() if _is_ours(pid, words, program, project)]
     assert len(killed) == 1
     os.kill(killed[0], signal.SIGKILL)
@@ -130,8 +123,8 @@ def _is_ours(pid: int, words: str, program: str, project: Project) -> bool:
 
 APART = ("resources.load_actors=1", "resources.infer_actors=1")
 """Pixels cross the object store, as they do where sessions run on GPUs."""
-STORE_MIB, GIANT_PX = 80, 9300
-"""An object store just above Ray's minimum, and the side of a gray picture that does not fit into it."""
+STORE_MIB, GIANT_PX = 80, 6600
+"""An object store just above Ray's minimum, and the side of a gray picture with 16 bits that does not fit into it."""
 
 
 def test_an_image_that_a_full_disk_keeps_from_its_session_is_left_open_and_not_rejected(faulty):
@@ -141,7 +134,7 @@ def test_an_image_that_a_full_disk_keeps_from_its_session_is_left_open_and_not_r
     (project.folder / "model.onnx").write_bytes(model.data)
     project.fill(DAY, 6)
     giant = io.BytesIO()
-    Image.new("L", (GIANT_PX, GIANT_PX), 255).save(giant, "PNG")
+    Image.new("I;16", (GIANT_PX, GIANT_PX), 65535).save(giant, "PNG")
     project.put(f"{DAY}/giant.png", giant.getvalue())
     code, told = faulty.on_workers("driver", overrides=(*APART, *limits), no_spill=STORE_MIB)
     assert [code] + [told[k] for k in ("ok", "rejected", "remaining", "published")] == [3, 6, 0, 1, 0]

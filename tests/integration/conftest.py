@@ -1,4 +1,4 @@
-"""Fixtures of the multi-node tests: a cluster with a job server, and a slow S3 server that counts what is read."""
+"""Fixtures of the multi-node tests: a slow S3 server that counts what is read, and a job in it."""
 
 from __future__ import annotations
 
@@ -10,26 +10,19 @@ from pathlib import Path
 
 import pytest
 from remote_job import KEYS, RemoteJob
-from small_cluster import SmallCluster, free_ports, three_nodes, wait_for
+from small_cluster import SmallCluster, free_ports, wait_for
 
 
-@pytest.fixture(scope="module")
-def joined() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
-    """Three nodes, with no secret of the store in their environment."""
-    with three_nodes() as found:
-        yield found
+@pytest.fixture
+def cluster(three_ray_nodes: tuple[SmallCluster, dict[str, str]]) -> SmallCluster:
+    """The three nodes, with no secret of the store in their environment."""
+    return three_ray_nodes[0]
 
 
-@pytest.fixture(scope="module")
-def cluster(joined: tuple[SmallCluster, dict[str, str]]) -> SmallCluster:
-    """The three nodes."""
-    return joined[0]
-
-
-@pytest.fixture(scope="module")
-def token(joined: tuple[SmallCluster, dict[str, str]]) -> str:
+@pytest.fixture
+def token(three_ray_nodes: tuple[SmallCluster, dict[str, str]]) -> str:
     """The token that every client must send."""
-    return joined[1]["RAY_AUTH_TOKEN"]
+    return three_ray_nodes[1]["RAY_AUTH_TOKEN"]
 
 
 @pytest.fixture(scope="module")

@@ -168,10 +168,12 @@ window: all
         listed = self._s3.list_objects_v2(Bucket=self.bucket, Prefix=f"out/_work/{folder}/").get("Contents", [])
         return [self._s3.get_object(Bucket=self.bucket, Key=found["Key"])["Body"].read() for found in listed]
 
-    def nodes_that_scored(self) -> set[str]:
-        """Nodes that ever had an actor with a session."""
+    def nodes_that_scored(self, job_id: str) -> set[str]:
+        """Nodes that had an actor with a session for this submission."""
+        mine = self.asked(f"/api/jobs/{job_id}")["job_id"]
         actors = self.asked("/api/v0/actors?detail=1&limit=1000")["data"]["result"]["result"]
-        return {actor["node_id"] for actor in actors if "ScoreActor" in (actor["repr_name"] or actor["class_name"])}
+        sessions = [actor for actor in actors if "ScoreActor" in (actor["repr_name"] or actor["class_name"])]
+        return {actor["node_id"] for actor in sessions if actor["job_id"] == mine}
 
     def status(self, job_id: str) -> str:
         return self.asked(f"/api/jobs/{job_id}")["status"]

@@ -64,29 +64,23 @@ class SmallCluster:
     def kill(self, name: str) -> None:
         """End a node at once: its raylet, its agents and its workers."""
         starter = self._starters[name]
-        deadline = time.monotonic() + START_S
-        while found := processes_of(starter.pid):
-            for pid in found:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"processes {found} of the node {name} do not end")
-            time.sleep(0.05)
+        kill_session(starter.pid)
         del self._starters[name]
+        self._cores.pop(name, None)
         starter.wait()
 
     def mend(self) -> list[str]:
         """Start the worker nodes again that have lost their raylet; their names."""
         programs = {pid: words.partition(" ")[0] for pid, words in command_lines().items()}
-        lost = [
-            name
-            for name in self._cores
+        lost = {
+            name: cpus
+            for name, cpus in self._cores.items()
             if not any(programs.get(p, "").endswith("/raylet") for p in processes_of(self._starters[name].pid))
-        ]
-        for name in lost:
+        }
+        for name, cpus in lost.items():
             self.kill(name)
-            self.add(name, cpus=self._cores[name])
-        return lost
+            self.add(name, cpus=cpus)
+        return list(lost)
 
     def pids(self, name: str, words: str, *, without: str) -> list[int]:
         """The processes of a node whose command line holds some words and not others."""
@@ -167,16 +161,14 @@ def three_nodes() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
 
 
 @contextlib.contextmanager
-def one_node_without_sessions(*, sound: int) -> Iterator[tuple[SmallCluster, dict[str, str]]]:
-    """A head without cores, a node with two cores on which no session starts, and so many sound ones with one core."""
+def one_node_without_sessions() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
+    """A head without cores, and a node with two cores on which no session starts."""
     if not sys.platform.startswith("linux"):
         pytest.skip("each node has a loopback address of its own, which other systems do not set up")
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     made = SmallCluster(token)
     try:
         made.add("bad", cpus=LARGE, STRIKE_NO_SESSION="1")
-        for n in range(sound):
-            made.add(f"sound-{n}", cpus=1)
         yield made, token
     finally:
         made.close()
@@ -205,6 +197,18 @@ def processes_of(session: int) -> list[int]:
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return sorted(found)
+
+
+def kill_session(session: int) -> None:
+    """End the processes of a session, and their descendants, at once."""
+    deadline = time.monotonic() + START_S
+    while found := processes_of(session):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"processes {found} do not end")
+        time.sleep(0.05)
 
 
 def command_lines() -> dict[int, str]:

@@ -32,7 +32,7 @@ def test_a_submitted_job_gives_the_rows_of_the_plain_loop(job):
     assert secret not in said + repr(last) + repr(told)
     assert job.cluster.files_with(secret) == []
     assert len(job.cluster.files_with(last["id"])) > 3  # the search sees Ray's log files
-    assert len(job.nodes_that_scored()) == 2
+    assert len(job.nodes_that_scored(last["id"])) == 2
     assert set(job.reads().values()) == {1}
 
     job.slow(0)
@@ -98,7 +98,10 @@ def test_a_killed_driver_costs_the_units_in_flight(job):
 
 
 def test_a_job_that_is_stopped_ends_in_order(job):
-    """`ray job stop` sends SIGTERM: the record is ended, leases are given back, and its JSON line is there."""
+    """`ray job stop` sends SIGTERM: the record is ended, leases are given back, its JSON line is there.
+
+    The next run, anywhere, does the rest.
+    """
     job.fill(24)
     job.slow(1)
     run = job.submit()
@@ -111,13 +114,14 @@ def test_a_job_that_is_stopped_ends_in_order(job):
     assert [json.loads(record)["did"]["exit_code"] for record in job.work("runs")] == [3]
     assert job.work("leases") == []
     job.slow(0)
-    code, again, said = job.submit().ended()
-    assert (code, again["result"]["published"]) == (0, 1), said
+    again = job.run_here()
+    assert (again.exit_code, again.published) == (0, 1)
+    assert again.planned <= last["result"]["remaining"]  # a unit in flight may have been put after the run ended
 
 
 @pytest.mark.matrix
 def test_a_lost_node_costs_the_units_in_flight_on_it(job):
-    """The run completes without help, with exit code 0. The node stays lost."""
+    """The run completes without help, with exit code 0, while the node is away."""
     images = 48
     job.fill(images)
     job.slow(3)
@@ -125,9 +129,12 @@ def test_a_lost_node_costs_the_units_in_flight_on_it(job):
     # More units under way than the other node's one actor can hold: some are on the node that is lost.
     running.wait_until(lambda: job.parts() >= 2 and job.reads().total() > (job.parts() + AT_ONCE) * UNIT)
     job.cluster.kill("large")
-    job.slow(0)
-    assert job.parts() < images // UNIT, "the node was to be lost in the middle"
-    code, last, said = running.ended()
+    try:
+        job.slow(0)
+        assert job.parts() < images // UNIT, "the node was to be lost in the middle"
+        code, last, said = running.ended()
+    finally:
+        job.cluster.add("large", cpus=LARGE)
     assert (code, last["result"]["published"], last["result"]["remaining"]) == (0, 1, 0), said
     redone = job.reads().total() - images
     assert 0 < redone <= LARGE * AT_ONCE * UNIT
@@ -139,26 +146,28 @@ def test_a_lost_node_costs_the_units_in_flight_on_it(job):
 @pytest.mark.matrix
 def test_a_submission_after_a_lost_head_resumes(job):
     """The driver dies with the head's node; another cluster scores what was not staged, while the first one's workers
-    may still be at it. The last test: the head stays lost."""
+    may still be at it."""
     images = 48
     job.fill(images)
     job.slow(1)
-    first = job.submit()
-    first.wait_until(lambda: job.parts() >= 2)
-    job.slow(PATIENCE_S)  # what is not read yet waits for the end of its cluster
-    job.cluster.kill("head")
-    first.process.kill()
-    first.process.wait()
-    staged = job.parts()
-    assert 2 <= staged < images // UNIT, "the head was to be lost in the middle"
+    with three_nodes() as (head_lost, variables):
+        job.cluster, job.token = head_lost, variables["RAY_AUTH_TOKEN"]
+        first = job.submit()
+        first.wait_until(lambda: job.parts() >= 2)
+        job.slow(PATIENCE_S)  # what is not read yet waits for the end of its cluster
+        head_lost.kill("head")
+        first.process.kill()
+        first.process.wait()
+        staged = job.parts()
+        assert 2 <= staged < images // UNIT, "the head was to be lost in the middle"
 
-    job.slow(0)
-    with three_nodes() as (again, variables):
-        job.cluster, job.token = again, variables["RAY_AUTH_TOKEN"]
-        code, last, said = job.submit().ended()
-        assert code == 0, said
-        assert last["result"]["planned"] <= images - staged * UNIT  # orphaned workers end what they have read
-        assert job.reads().total() - images <= CORES * AT_ONCE * UNIT
-        assert len(job.rows()) == images
-        assert job.verify() == []
-        assert job.left_after_sweep() == []
+        job.slow(0)
+        with three_nodes() as (again, its_variables):
+            job.cluster, job.token = again, its_variables["RAY_AUTH_TOKEN"]
+            code, last, said = job.submit().ended()
+            assert code == 0, said
+            assert last["result"]["planned"] <= images - staged * UNIT  # orphaned workers end what they have read
+            assert job.reads().total() - images <= CORES * AT_ONCE * UNIT
+            assert len(job.rows()) == images
+            assert job.verify() == []
+            assert job.left_after_sweep() == []
