@@ -61,8 +61,7 @@ class Faulty:
     def on_workers(
         self,
         where: str,
-        strike: strikes.Strike | None = None,
-        *,
+        *struck: strikes.Strike,
         executor: str = "ray",
         overrides: tuple[str, ...] = (),
         address: str | None = None,
@@ -78,7 +77,7 @@ class Faulty:
         tests, told = Path(__file__).parents[1], self.project.folder / "told.json"
         told.unlink(missing_ok=True)
         wanted = {"where": where, "weather": weather, "executor": executor, "address": address}
-        wanted |= {"strike": asdict(strike)} if strike else {}
+        wanted["strikes"] = [asdict(strike) for strike in struck]
         environment = {
             **os.environ,
             **environment,
@@ -91,7 +90,7 @@ class Faulty:
         driver = Forked(*words, environment=environment, new_session=True)
         self.session = None if wanted["executor"] == "ray" else driver.pid
         try:
-            code = driver.wait(timeout_s=150)
+            code = driver.wait(timeout_s=240)
         finally:
             if driver.poll() is None:
                 os.killpg(driver.pid, signal.SIGKILL)

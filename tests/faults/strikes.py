@@ -221,8 +221,8 @@ def _arm(where: str) -> None:
     wanted = json.loads(os.environ.get(VARIABLE, "{}"))
     if where not in wanted.get("where", ""):
         return
-    if "strike" in wanted:
-        arm(Strike(**wanted["strike"]))
+    for strike in wanted.get("strikes", ()):
+        arm(Strike(**strike))
     for name, value in wanted.get("weather", {}).items():
         WEATHER[name](value)
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import io
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 from faulty import Reader, digest
 from PIL import Image
-from small_cluster import CORES, three_nodes
+from small_cluster import CORES
 from strikes import Strike
 
 pytestmark = pytest.mark.slow
@@ -29,7 +28,6 @@ ON_RAY = {
     "ray": [pytest.mark.ray],
     "cluster": [pytest.mark.ray, pytest.mark.cluster],
 }
-ON_THIS_MACHINE = pytest.mark.parametrize("executor", ["processes", pytest.param("ray", marks=ON_RAY["ray"])])
 IN_THE_MATRIX = pytest.mark.parametrize(
     "executor", ["processes", pytest.param("ray", marks=[*ON_RAY["ray"], pytest.mark.matrix])]
 )
@@ -45,27 +43,60 @@ class Workers:
     cores: int
 
 
-def on_all_workers(names: str, cases: dict[str, tuple[object, ...]], *, always: set[str]) -> pytest.MarkDecorator:
-    """Every case, by its id, on every kind of worker; on Ray what `always` does not name only in the matrix."""
-    assert always <= cases.keys()
+def on_all_workers(
+    names: str, cases: dict[str, tuple[object, ...]], *, always: frozenset[str] = frozenset()
+) -> pytest.MarkDecorator:
+    """Every case, by its id, on every kind of worker. always: ids of those on Ray that run outside the matrix too."""
     found = []
     for executor in ("processes", *ON_RAY):
         for name, values in cases.items():
             marks = list(ON_RAY.get(executor, []))
-            if executor in ON_RAY and name not in always:
+            if executor in ON_RAY and f"{executor}-{name}" not in always:
                 marks.append(pytest.mark.matrix)
             found.append(pytest.param(executor, *values, id=f"{executor}-{name}", marks=marks))
+    assert always <= {param.id for param in found}
     return pytest.mark.parametrize(f"workers,{names}", found, indirect=["workers"])
 
 
-@pytest.fixture(scope="module")
-def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
-    """Processes, an embedded Ray, and a cluster: a head without cores, a node with one core and a node with two."""
+@pytest.fixture
+def workers(request: pytest.FixtureRequest) -> Workers:
+    """Processes, an embedded Ray, or the cluster of three nodes."""
     if request.param != "cluster":
-        yield Workers({"executor": request.param}, len(os.sched_getaffinity(0)))
-        return
-    with three_nodes() as (cluster, environment):
-        yield Workers({"address": cluster.head, "environment": environment}, CORES)
+        return Workers({"executor": request.param}, len(os.sched_getaffinity(0)))
+    cluster, environment = request.getfixturevalue("three_ray_nodes")
+    return Workers({"address": cluster.head, "environment": environment}, CORES)
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [
+        pytest.param("ray", marks=ON_RAY["ray"]),
+        pytest.param("cluster", marks=[*ON_RAY["cluster"], pytest.mark.matrix]),
+    ],
+    indirect=True,
+)
+def test_a_death_a_lost_device_and_a_silence_in_one_run_cost_no_image(faulty, workers):
+    """On Ray, three workers in turn: killed inside a put, its device's context lost, in a batch that never ends.
+
+    The matrix, and worker processes, meet each of them alone.
+    """
+    project = faulty.project
+    project.fill(DAY, IMAGES)
+    tokens = {act: project.folder / act for act in ("kill", "broken", "wait")}
+    struck = [
+        Strike("inside the put of a part", 1, "kill", str(tokens["kill"])),
+        Strike("a batch", 2, "wait", str(tokens["wait"])),
+        Strike("a batch", 2, "broken", str(tokens["broken"])),
+    ]
+    limits = (*LIMITS, "limits.unit_timeout_s=8")
+    code, told = faulty.on_workers("worker", *struck, overrides=limits, **workers.how)
+    assert code == 0
+    assert [act for act, token in tokens.items() if not token.exists()] == []
+    assert [told[k] for k in ("ok", "rejected", "remaining", "published")] == [IMAGES, 0, 0, 1]
+    assert IMAGES <= faulty.decoded().total() <= IMAGES + len(struck) * 2 * AT_ONCE * UNIT
+    assert len(project.rows(NAME)) == IMAGES
+    assert project.verify() == []
+    assert faulty.left_after_sweep() == []
 
 
 @on_all_workers(
@@ -76,7 +107,6 @@ def workers(request: pytest.FixtureRequest) -> Iterator[Workers]:
         "after a part": ("after a part", "kill"),
         "a device context lost": ("a batch", "broken"),
     },
-    always={"inside the put of a part", "a device context lost"},
 )
 def test_a_worker_that_dies_is_replaced_and_its_units_are_redone_in_the_same_run(faulty, workers, point, act):
     """Exit code 0: one process was struck, nothing is left open, and its units alone were decoded twice."""
@@ -102,7 +132,8 @@ def test_a_worker_that_dies_is_replaced_and_its_units_are_redone_in_the_same_run
         "the file is written": ("the file is written", 1),
         "inside the put of the rows": ("inside the put of the rows", 1),
     },
-    always={"three parts have arrived"},
+    # An embedded Ray's driver dies below, before a rerun on Ray.
+    always=frozenset({"cluster-three parts have arrived"}),
 )
 def test_a_driver_that_is_killed_is_followed_by_a_run_that_completes(faulty, workers, point, nth):
     """Another executor may go on: staged units are not decoded again, and the dead run's lease blocks no other run."""
@@ -132,7 +163,6 @@ def test_a_driver_that_is_killed_is_followed_by_a_run_that_completes(faulty, wor
 @on_all_workers(
     "point",
     {p: (p,) for p in ("after the put of the rows", "before the lease ends", "before the record ends")},
-    always={"after the put of the rows"},
 )
 def test_a_driver_that_is_killed_after_it_published_leaves_nothing_to_do(faulty, workers, point):
     """The put was the commit, wherever the units were scored."""
@@ -173,7 +203,7 @@ def test_a_store_that_is_slow_or_breaks_off_costs_time_and_nothing_else(faulty, 
     assert faulty.left_after_sweep() == []
 
 
-@ON_THIS_MACHINE
+@pytest.mark.parametrize("executor", ["processes", pytest.param("ray", marks=ON_RAY["ray"])])
 def test_parts_that_no_listing_shows_are_redone_and_count_once(faulty, executor):
     """After a driver's death, with a listing that lags: parts are met again by name, none is rewritten."""
     project = faulty.project
@@ -207,7 +237,7 @@ def test_rows_and_images_that_a_listing_shows_late_are_scored_once(faulty, execu
     assert project.verify() == []
 
 
-@ON_THIS_MACHINE
+@IN_THE_MATRIX
 def test_a_process_that_stands_still_is_ended_and_its_unit_is_scored_elsewhere(faulty, executor):
     """A batch that never comes back, once: the limit ends the process, and no image is blamed."""
     project = faulty.project

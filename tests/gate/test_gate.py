@@ -164,7 +164,7 @@ def test_zero_images_open_the_gate(project):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("executor", ["processes", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("executor", ["processes", pytest.param("ray", marks=[pytest.mark.ray, pytest.mark.matrix])])
 def test_the_gate_holds_in_the_workers_too(project, executor):
     """One sentence and exit code 2."""
     project.fill(DAY, 3)

@@ -13,14 +13,7 @@ from project_fixture import last_json, png
 
 pytestmark = pytest.mark.slow
 
-WORKERS = pytest.mark.parametrize(
-    ("executor", "shape"),
-    [
-        pytest.param("processes", (), id="processes"),
-        pytest.param("ray", (), id="actors that load for themselves", marks=pytest.mark.ray),
-        pytest.param("ray", ("resources.load_actors=1",), id="load actors", marks=pytest.mark.ray),
-    ],
-)
+IN_THE_MATRIX = [pytest.mark.ray, pytest.mark.matrix]
 SCRIPT = Path(__file__).with_name("score_slowly.py")
 DAY = "2026/11/21"
 NAME = "2026-11-21"
@@ -30,58 +23,81 @@ def score(project, executor: str, *overrides: str) -> subprocess.CompletedProces
     """Run the job with the noting decoder in a process of its own; the last line of stdout is the summary."""
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
     words = (SCRIPT, executor, project.folder / "job.yaml", *overrides)
-    return forked.command(*words, environment=environment, timeout_s=240)
+    return forked.command(*words, environment=environment, timeout_s=300)
 
 
-@WORKERS
-def test_workers_and_the_plain_loop_give_equal_rows(project, executor, shape):
-    """Row by row, but for the run that scored them."""
-    project.fill(DAY, 40)
-    project.put(f"{DAY}/bad.png", b"no image")
-    project.run("limits.unit_images=4")
-    plain = project.rows(NAME)
+def plain_rows(project, *overrides: str) -> list[dict]:
+    """Rows that the plain loop publishes; then they and its parts are gone again."""
+    project.run(*overrides)
+    rows = project.rows(NAME)
     project.data(NAME).unlink()
     for part in project.parts():
         part.unlink()
+    return [{**row, "run_id": None} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("executor", "shape"),
+    [
+        pytest.param("processes", (), id="processes"),
+        pytest.param("ray", (), id="actors that load for themselves", marks=IN_THE_MATRIX),
+        pytest.param("ray", ("resources.load_actors=1",), id="load actors", marks=IN_THE_MATRIX),
+    ],
+)
+def test_workers_and_the_plain_loop_give_equal_rows(project, executor, shape):
+    """Row by row, but for the run that scored them. On Ray the next test compares them, too."""
+    project.fill(DAY, 40)
+    project.put(f"{DAY}/bad.png", b"no image")
+    plain = plain_rows(project, "limits.unit_images=4")
     summary = last_json(score(project, executor, "limits.unit_images=4", *shape))
     assert [summary[k] for k in ("ok", "rejected", "published", "executor")] == [40, 1, 1, executor]
-    rows = project.rows(NAME)
-    assert [{**r, "run_id": None} for r in rows] == [{**r, "run_id": None} for r in plain]
+    assert [{**row, "run_id": None} for row in project.rows(NAME)] == plain
     assert project.verify() == []
 
 
-@WORKERS
-def test_a_crash_a_hang_and_a_surprise_cost_one_row_each(project, executor, shape):
-    """Neighbours in their units, and units in flight in the same processes, are all scored."""
-    project.fill(DAY, 24)
-    project.put(f"{DAY}/005.png", png(5) + poison.CRASH)
-    project.put(f"{DAY}/013.png", png(13) + poison.HANG)
-    project.put(f"{DAY}/020.png", png(20) + poison.RAISE)
-    limits = ("limits.unit_images=4", "limits.unit_timeout_s=6", "limits.image_timeout_s=2")
-    summary = last_json(score(project, executor, *limits, *shape))
-    reasons = {r["uri"][-7:-4]: r["reason"] for r in project.rows(NAME) if r["status"] != "ok"}
+@pytest.mark.parametrize(
+    ("executor", "images", "shape"),
+    [
+        pytest.param("processes", 24, ("limits.unit_images=4",), id="processes"),
+        pytest.param(
+            "ray",
+            24,
+            ("limits.unit_images=4", "resources.load_actors=1", "resources.infer_actors=1"),
+            id="load actors",
+            marks=pytest.mark.ray,
+        ),
+        pytest.param(
+            "ray",
+            64,
+            ("limits.unit_images=2", "resources.infer_actors=1"),
+            id="tasks of two units",
+            marks=pytest.mark.ray,
+        ),
+    ],
+)
+def test_a_crash_a_hang_and_a_surprise_cost_one_row_each(project, executor, images, shape):
+    """Neighbours in their units and tasks, and units in flight in the same processes, have the plain loop's rows."""
+    project.fill(DAY, images)
+    project.put(f"{DAY}/bad.png", b"no image")
+    limits = (*shape, "limits.unit_timeout_s=6", "limits.image_timeout_s=2")
+    plain = plain_rows(project, *limits)
+    ill = {"005": poison.CRASH, "013": poison.HANG, "020": poison.RAISE}
+    for number, what in ill.items():
+        project.put(f"{DAY}/{number}.png", png(int(number)) + what)
+    summary = last_json(score(project, executor, *limits))
+    rows = {row["uri"][-7:-4]: {**row, "run_id": None} for row in project.rows(NAME)}
+    reasons = {name: rows.pop(name)["reason"] for name in ill}
     # The surprise raises in its own process, or in the isolated one when a neighbour's crash took its unit along.
     assert reasons.pop("020") in {"model.failed", "decode.crashed"}
     assert reasons == {"005": "decode.crashed", "013": "decode.timeout"}
-    assert [summary[k] for k in ("ok", "rejected", "remaining")] == [21, 3, 0]
-    assert project.verify() == []
-
-
-@pytest.mark.ray
-def test_a_crash_in_a_task_of_several_units_costs_one_row(project):
-    """A long pass has two units in a task: the neighbour of the image that crashed is scored in another pass."""
-    images = 128
-    project.fill(DAY, images)
-    project.put(f"{DAY}/050.png", png(50) + poison.CRASH)
-    summary = last_json(score(project, "ray", "limits.unit_images=1", "resources.infer_actors=2"))
-    assert [summary[k] for k in ("ok", "rejected", "remaining", "published")] == [images - 1, 1, 0, 1]
-    assert [row["uri"][-7:-4] for row in project.rows(NAME) if row["status"] != "ok"] == ["050"]
+    assert list(rows.values()) == [row for row in plain if row["uri"][-7:-4] not in ill]
+    assert [summary[k] for k in ("ok", "rejected", "remaining", "executor")] == [images - 3, 4, 0, executor]
     assert project.verify() == []
 
 
 @pytest.mark.ray
 def test_a_missing_provider_ends_the_run_with_its_own_error(project):
-    """An actor that cannot start says why, and Ray does not try for ever."""
+    """An actor that cannot start says why, and Ray does not try for ever. On a cluster the matrix does the same."""
     project.fill(DAY, 2)
     result = score(project, "ray-on-cpus", "session.providers=[cuda]")
     assert result.returncode == 2
@@ -89,9 +105,9 @@ def test_a_missing_provider_ends_the_run_with_its_own_error(project):
     assert "CUDA" in result.stderr
 
 
-@pytest.mark.parametrize("executor", ["auto", "processes", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("executor", ["auto", "processes", pytest.param("ray", marks=IN_THE_MATRIX)])
 def test_the_command_line_prints_one_json_line_and_no_noise(project, executor):
-    """stdout is for machines; stderr for people, without what workers and Ray print."""
+    """stdout is for machines; stderr for people, without what workers print, nor Ray (see tests/on_ray/test_ray.py)."""
     project.fill(DAY, 6)
     result = project.command("run", "job.yaml", "--quiet", "--executor", executor)
     assert result.returncode == 0

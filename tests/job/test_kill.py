@@ -53,7 +53,7 @@ def wait_for_parts(project, driver: Forked, count: int) -> None:
         # two processes with two units each
         pytest.param("processes", 4 * UNIT, id="processes"),
         # two Load actors with two units each, and what was decoded and waits for two session actors
-        pytest.param("ray", 16 * UNIT, id="ray", marks=pytest.mark.ray),
+        pytest.param("ray", 16 * UNIT, id="ray", marks=[pytest.mark.ray, pytest.mark.matrix]),
     ],
 )
 def test_a_driver_killed_mid_run_and_a_rerun_end_in_a_complete_partition(project, executor, in_flight):

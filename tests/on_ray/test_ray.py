@@ -39,10 +39,15 @@ def test_a_loaded_unit_crosses_as_one_row_and_its_pixels_come_back_as_a_view():
 
 @pytest.mark.ray
 def test_an_embedded_run_does_not_join_a_cluster_that_happens_to_run(project):
-    """Only --address joins; RAY_ADDRESS and a running head are not touched. It is Ray that scores beside a cluster."""
+    """Only --address joins; RAY_ADDRESS and a running head are not touched. It is Ray that scores beside a cluster.
+
+    stdout is one JSON line, and stderr is for people, without what Ray prints.
+    """
     project.fill(DAY, 2)
-    result = project.command("run", "job.yaml", env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"})
+    result = project.command("run", "job.yaml", "--quiet", env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"})
     assert (result.returncode, last_json(result)["executor"]) == (0, "ray"), result.stderr
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr.splitlines() == ["published date=2026-11-21"]
 
 
 def test_an_address_where_no_cluster_answers_is_one_sentence(monkeypatch):
