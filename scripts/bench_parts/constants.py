@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import date
+from hashlib import md5
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,7 +88,7 @@ def prepared_for(folder: Path, model: Path, size: int) -> Prepared:
         def list(self, *_: str) -> Iterator[Object]:
             for number in range(size):
                 name = f"{top}/ward-{number % 97:02}/image-{number:09}.jpg"
-                yield Object(name, 39_000 + number % 1000, f"etag:{number * 2654435761 % (1 << 128):032x}")
+                yield Object(name, 39_000 + number % 1000, f"etag:{md5(b'%d' % number).hexdigest()}")
 
     job = JobSpec(
         name="simulate",

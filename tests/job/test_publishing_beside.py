@@ -191,7 +191,7 @@ GIB = 1 << 30
         ([FEWEST_IMAGES // 2] * 2, 16, 64 * GIB, 2),
         ([FEWEST_IMAGES] * 400, 8, 64 * GIB, 8),
         ([FEWEST_IMAGES] * 400, 64, 1024 * GIB, MOST),
-        ([10**6] * 400, 16, 32 * GIB, 4),  # each may take a part of the memory
+        ([10**6] * 400, 16, 32 * GIB, 5),  # each may take a part of the memory
         ([10**7] * 400, 16, 32 * GIB, 0),  # none fits: the driver publishes, one at a time
         ([FEWEST_IMAGES] * 400, 16, None, 16),
     ],

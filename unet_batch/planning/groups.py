@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-IMAGE_BYTES = 2048
+IMAGE_BYTES = 1024
 """Memory of a driver for each image of the partitions that it scores: source, unit, keys (docs/performance.md)."""
 MEMORY_SHARE = 4
 """A group takes at most one part in so many of the memory."""

@@ -32,7 +32,7 @@ PARTITION_IMAGES = 5_000
 """Smaller partitions are published by the driver: half a second each."""
 MOST = 16
 """Most processes."""
-ROW_BYTES = 2048
+ROW_BYTES = 1536
 """Memory of a process for each row of its partition (measured; see docs/performance.md)."""
 KILLED_S = 5.0
 """How long a killed process may take to end."""
