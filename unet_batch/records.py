@@ -11,7 +11,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the job file needs pydantic, which `--help` must not load
@@ -132,7 +132,10 @@ class Unit:
     """Another process rejected all these images. If this process rejects them too, write the rejections."""
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        # `asdict` copies every value on its own, which took a third of the time to plan an archive.
+        sources = [{name: getattr(source, name) for name in _SOURCE_FIELDS} for source in self.sources]
+        fields = {name: getattr(self, name) for name in _UNIT_FIELDS} | {"sources": sources}
+        return json.dumps(fields, separators=(",", ":")).encode()
 
     def without(self, positions: Collection[int]) -> Unit:
         """The unit without the sources at these positions. Its id follows from this unit's id and those left."""
@@ -148,6 +151,9 @@ class Unit:
             Source(**{**s, "problem": tuple(s["problem"]) if s["problem"] else None}) for s in fields["sources"]
         )
         return Unit(**fields)
+
+
+_SOURCE_FIELDS, _UNIT_FIELDS = (tuple(field.name for field in fields(kind)) for kind in (Source, Unit))
 
 
 def unit_id(fingerprint: str, sources: Iterable[Source]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+from dataclasses import asdict
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from unet_batch.contract import Contract
 from unet_batch.errors import JobError
 from unet_batch.model.model import Model
 from unet_batch.planning.plan import halves, place, plan_partition, units, wants
-from unet_batch.records import Source, gc_paused, inventory_digest
+from unet_batch.records import Source, Unit, gc_paused, inventory_digest
 from unet_batch.spec import InputSpec, JobSpec, LimitsSpec, ModelSpec, OutputSpec, ResourcesSpec
 from unet_batch.table.publish import Commit, Published, generation
 
@@ -254,3 +256,15 @@ def test_the_collector_rests_only_while_records_are_made():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_the_text_of_a_unit_holds_every_field_and_comes_back():
+    """Of the unit and of its sources, whatever fields they get: byte by byte as from `asdict`."""
+    problem = ("shard.truncated", "it ends early")
+    sources = (
+        Source("s3://b/ü.tar", "etag:1", "a#b", 2, 7, 512, None, "0" * 64),
+        Source("s3://b/2.jpg", "v", problem=problem),
+    )
+    unit = Unit("u", "date=2026-11-21", "webdataset", sources, isolate=True, settle=True, confirms=True)
+    assert unit.to_json() == json.dumps(asdict(unit), separators=(",", ":")).encode()
+    assert Unit.from_json(unit.to_json()) == unit
