@@ -147,7 +147,7 @@ def data(model: Path, size: int) -> dict[str, float]:
         job = JobSpec(
             name="driver",
             model=ModelSpec(path=str(model)),
-            input=InputSpec(uri=folder),
+            input=InputSpec(uri=f"{folder}/archive"),
             output=OutputSpec(uri=f"{folder}/out"),
         )
         prepared = prepare(job)
