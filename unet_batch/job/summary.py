@@ -83,10 +83,12 @@ class Summary:
 
     def count(self, unit: Unit, receipt: Receipt) -> None:
         """Add the figures of a unit's receipt."""
-        self.ok += receipt.ok
-        self.rejected += receipt.rejected
-        self.remaining -= len(unit.sources)
-        self.planned += receipt.rows - len(unit.sources)
+        ok, rejected, rows, images = receipt.ok, receipt.rejected, receipt.rows, len(unit.sources)
+        # No call in between: CPython raises what a signal means at calls, and then all four or none have changed.
+        self.ok += ok
+        self.rejected += rejected
+        self.remaining -= images
+        self.planned += rows - images
         self.provider = receipt.provider or self.provider
         self.read_bytes += receipt.images_read_bytes
         self.out_of_memory += receipt.out_of_memory
