@@ -10,7 +10,6 @@ import click
 
 from unet_batch.cli.command import SET_HELP, WINDOW_HELP, finish
 from unet_batch.errors import JobError
-from unet_batch.model.optimized import optimized_path
 
 if TYPE_CHECKING:
     from unet_batch.spec import JobSpec
@@ -95,6 +94,7 @@ def optimize(
 
 def _how_to_run(spec: JobSpec, target: Path) -> str:
     """What the user does next: nothing, where the job runs the file already."""
+    from unet_batch.model.optimized import optimized_path
     from unet_batch.store.storage import canonical
 
     found = optimized_path(canonical(spec.model.path)) == canonical(str(target))
@@ -114,6 +114,7 @@ def _in_fp32(spec: JobSpec) -> JobSpec:
 
 def _beside(spec: JobSpec) -> Path:
     """The default name of the file. Raises JobError if the model is not on a local disk."""
+    from unet_batch.model.optimized import optimized_path
     from unet_batch.store.storage import canonical
 
     uri = canonical(spec.model.path)
