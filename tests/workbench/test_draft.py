@@ -23,7 +23,7 @@ from unet_batch.planning.survey import window_of
 from unet_batch.spec import load_job
 from unet_batch.workbench.draft import explore as exploring
 from unet_batch.workbench.draft.explore import Explored, explore
-from unet_batch.workbench.draft.source import Asked, bring
+from unet_batch.workbench.draft.source import ModelRequest, read_model_source
 from unet_batch.workbench.draft.write import files_of, reserve, write_job, write_sheet
 
 IMAGENET = {"kind": "mean_std", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -55,7 +55,7 @@ def put(folder: Path, made: TinyModel | bytes, name: str = "m.onnx") -> str:
 
 
 def drafted(model: str, archive: str, out: str = "job", **said) -> Explored:
-    return explore(Asked(model, Path(out), **said), archive)
+    return explore(ModelRequest(model, Path(out), **said), archive)
 
 
 def written(explored: Explored, out: str = "job", *, force: bool = False, providers: tuple[str, ...] = ("cpu",)):
@@ -235,7 +235,7 @@ def test_external_data_is_merged_into_one_file(folder):
     external_data_helper.convert_model_to_external_data(model, location="m.data", size_threshold=0)
     onnx.save_model(model, folder / "parts" / "m.onnx")
     found = drafted("parts/m.onnx", pictures(folder))
-    assert found.brought.path == "job/m.onnx"
+    assert found.source_model.path == "job/m.onnx"
     assert onnx.load(folder / "job" / "m.onnx", load_external_data=False).graph.initializer[0].data_location == 0
     assert any("merged" in note for note in found.notes)
     _, job = written(found)
@@ -310,7 +310,7 @@ def test_nothing_is_overwritten_without_being_asked(folder):
     files, _ = written(found)
     before = files.contract.read_bytes()
     with pytest.raises(UnetBatchError, match=r"job/job.yaml, job/choices.png are there already"):
-        reserve(Asked(model, Path("job")))
+        reserve(ModelRequest(model, Path("job")))
     files.job.unlink()
     files.sheet.unlink()
     with pytest.raises(UnetBatchError, match=r"job/m.yaml is there already"):
@@ -434,7 +434,11 @@ def test_the_sheet_shows_what_the_job_does_also_where_it_mirrors(folder, monkeyp
     for number in range(3):
         Image.fromarray((rng.random((24, 40)) > 0.7).astype(np.uint8) * 255).save(folder / "pics" / f"{number}.png")
     plain = drafted(put(folder, model.SerializeToString()), "pics", normalize="unit", activation="logits")
-    monkeypatch.setattr(exploring, "bring", lambda asked: replace(bring(asked), job={"tta": "mirror_horizontal"}))
+    monkeypatch.setattr(
+        exploring,
+        "read_model_source",
+        lambda asked: replace(read_model_source(asked), job={"tta": "mirror_horizontal"}),
+    )
     mirrored = drafted("m.onnx", "pics", normalize="unit", activation="logits")
     assert (plain.final.scored[0].labels_hw != mirrored.final.scored[0].labels_hw).any()
     _, job = written(mirrored)

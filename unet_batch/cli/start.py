@@ -18,7 +18,7 @@ from unet_batch.workbench.export.forms import NORMALIZE_FORMS
 
 if TYPE_CHECKING:
     from unet_batch.workbench.draft.explore import Explored
-    from unet_batch.workbench.draft.source import Asked
+    from unet_batch.workbench.draft.source import ModelRequest
 
 OPTIONS = (
     click.option("--force", is_flag=True, help="Replace files of an earlier draft."),
@@ -77,16 +77,16 @@ def init(model: str, archive: str, out: Path, yes: bool, **said: Any) -> None:
     from unet_batch.workbench.draft.explore import explore
     from unet_batch.workbench.draft.write import files_of, reserve, write_job, write_sheet
 
-    asked = _asked(model, out, said)
-    reserve(asked)
-    explored = explore(asked, archive)
+    request = _request(model, out, said)
+    reserve(request)
+    explored = explore(request, archive)
     files = files_of(explored, out)
-    write_sheet(explored, files, force=asked.force)
+    write_sheet(explored, files, force=request.force)
     if not yes and sys.stdin.isatty():
         explored = _answered(explored, str(files.sheet))
     _say(explored)
     results = str(out / "results")
-    job = write_job(explored, files, output=results, providers=_providers(), force=asked.force)
+    job = write_job(explored, files, output=results, providers=_providers(), force=request.force)
     contract = f"{files.contract}{'' if files.contract_is_new else ' (unchanged)'}"
     click.echo(f"wrote {files.job}, {contract} and {files.sheet}", err=True)
     findings = _diagnosed(job)
@@ -136,18 +136,18 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
     from unet_batch.workbench.draft.explore import explore
     from unet_batch.workbench.draft.write import earlier_job, files_of, write_job, write_sheet
 
-    asked = _asked(model, out, said)
-    job = earlier_job(asked, folder)
+    request = _request(model, out, said)
+    job = earlier_job(request, folder)
     guessed: dict[str, Any] = {}
     if job is not None:
         click.echo(f"goes on with {out / 'job.yaml'} and its contract; --force drafts them again", err=True)
     else:
-        explored = explore(asked, folder)
+        explored = explore(request, folder)
         files = files_of(explored, out)
-        write_sheet(explored, files, force=asked.force)
+        write_sheet(explored, files, force=request.force)
         _say(explored)
-        remember(asked, explored.brought)
-        job = write_job(explored, files, output=str(out), providers=_providers(), force=asked.force, publish_all=True)
+        remember(request, explored.source_model)
+        job = write_job(explored, files, output=str(out), providers=_providers(), force=request.force, publish_all=True)
         guessed = {name: known.value for name, known in explored.draft.guesses.items()}
     summary = scored(job, "all", "due", scoring=Scoring())
     if stopped_by() is not None:
@@ -230,11 +230,11 @@ def demo(out: Path, drawn: bool) -> None:
     finish(result, exit_code=ExitCode.UNFINISHED if findings else summary.exit_code)
 
 
-def _asked(model: str, out: Path, said: dict[str, Any]) -> Asked:
-    from unet_batch.workbench.draft.source import Asked
+def _request(model: str, out: Path, said: dict[str, Any]) -> ModelRequest:
+    from unet_batch.workbench.draft.source import ModelRequest
 
     classes = said.pop("classes")
-    return Asked(
+    return ModelRequest(
         model=model,
         out=out,
         classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
@@ -281,7 +281,7 @@ def _say(explored: Explored) -> None:
         if known.origin == "guessed" or (known.origin != "default" and name.partition(".")[2] not in tensors)
     }
     print_table(
-        f"contract of {explored.brought.path}, {len(seen.pictures)} of {seen.images} images looked at",
+        f"contract of {explored.source_model.path}, {len(seen.pictures)} of {seen.images} images looked at",
         ["field", "value", "why"],
         [[name, written(known.value), known.comment] for name, known in shown.items()],
     )

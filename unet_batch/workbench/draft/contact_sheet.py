@@ -30,7 +30,10 @@ def contact_sheet(explored: Explored) -> bytes:
     if not explored.answers:
         columns.append(_column(explored.final, ("as drafted", "", _figures(explored.final), ""), output, chosen=True))
     title = [
-        f"{explored.brought.path}: the same pictures under every variant. Choose the columns with the right outlines.",
+        (
+            f"{explored.source_model.path}: the same pictures under every variant. "
+            "Choose the columns with the right outlines."
+        ),
         "edges: contrast along the borders of masks, as a multiple of the picture's usual contrast.",
         "Each question was tried with what was taken for the questions to its left.",
     ]

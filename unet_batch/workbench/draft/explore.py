@@ -25,7 +25,7 @@ from unet_batch.workbench.draft.known import Draft, Known, Origin, normal, of_co
 from unet_batch.workbench.draft.look import Seen, archive_section, look, looking_job, spread
 from unet_batch.workbench.draft.questions import Question, measured_activation, open_questions, unasked
 from unet_batch.workbench.draft.rehearsal import Rehearsal, Tried
-from unet_batch.workbench.draft.source import Asked, Brought, bring, contract_of
+from unet_batch.workbench.draft.source import ModelRequest, SourceModel, contract_of, read_model_source
 from unet_batch.workbench.export.arguments import parse_normalize
 
 BETTER = 1.15
@@ -48,7 +48,7 @@ class Answer:
 class Explored:
     """A draft with all that led to it."""
 
-    brought: Brought
+    source_model: SourceModel
     draft: Draft
     job: Mapping[str, Any]
     """The job file as a tree, without output."""
@@ -66,26 +66,26 @@ class Explored:
         return replace(self, draft=self.draft.put(field_name, Known(value, "given"), over=True))
 
 
-def explore(asked: Asked, archive: str, *, name: str | None = None) -> Explored:
+def explore(request: ModelRequest, archive: str, *, name: str | None = None) -> Explored:
     """The draft for a model and an archive. name: of the job; default: the model's.
 
     Raises JobError, ModelRefused, ContractError and StorageError.
     """
-    brought = bring(asked)
-    draft = _said(_begun(brought), asked)
-    section = archive_section(archive, [asked.out, *_files_of(asked.model)])
-    job_tree: dict[str, Any] = {**brought.job, "name": _job_name(name or brought.stem), "input": section}
-    job_tree["model"] = {"path": brought.path, "engine": "auto"}
-    if file_precision(brought.data, brought.path) != "fp32" and not holds_fp32(brought.data):
+    source_model = read_model_source(request)
+    draft = _said(_begun(source_model), request)
+    section = archive_section(archive, [request.out, *_files_of(request.model)])
+    job_tree: dict[str, Any] = {**source_model.job, "name": _job_name(name or source_model.stem), "input": section}
+    job_tree["model"] = {"path": source_model.path, "engine": "auto"}
+    if file_precision(source_model.data, source_model.path) != "fp32" and not holds_fp32(source_model.data):
         job_tree["check"] = {"images": 0}
-    file = read_model(brought.data, canonical(brought.path), None)
-    job = looking_job(job_tree, asked.out)
+    file = read_model(source_model.data, canonical(source_model.path), None)
+    job = looking_job(job_tree, request.out)
     model = resolve(draft.contract(), file, job.tiling)
-    seen = look(job, model, brought.data)
+    seen = look(job, model, source_model.data)
     draft, more = unasked(draft, seen, model.tile_hw)
     job_tree |= more
     # A model of any size scores parts of pictures whole: they are smaller than the tiles of the job.
-    rehearsal = Rehearsal(brought.data, resolve(draft.contract(), file, job.tiling), job, brought.layers)
+    rehearsal = Rehearsal(source_model.data, resolve(draft.contract(), file, job.tiling), job, source_model.layers)
     draft = _measured(draft, rehearsal, seen)
     known: dict[str, Tried] = {}
 
@@ -106,9 +106,9 @@ def explore(asked: Asked, archive: str, *, name: str | None = None) -> Explored:
     final = tried("as drafted", draft)
     resolve(draft.contract(), file, validate(TilingSpec, job_tree.get("tiling", {}), "tiling"))
     shown = spread(seen.pictures)
-    sizes = tuple(size_of(each, rehearsal, rehearsal.under(draft), shown) for each in brought.differences)
-    notes = (*_notes(brought, seen, final), *(f"allowed difference: {size}" for size in sizes))
-    return Explored(brought, draft, job_tree, seen, tuple(answers), final, notes, sizes)
+    sizes = tuple(size_of(each, rehearsal, rehearsal.under(draft), shown) for each in source_model.differences)
+    notes = (*_notes(source_model, seen, final), *(f"allowed difference: {size}" for size in sizes))
+    return Explored(source_model, draft, job_tree, seen, tuple(answers), final, notes, sizes)
 
 
 def best(question: Question, runs: Sequence[Tried]) -> tuple[int, str]:
@@ -141,12 +141,12 @@ def _files_of(model: str) -> list[Path]:
     return [found for found in (path, path.with_suffix(".yaml")) if path.suffix and found.is_file()]
 
 
-def _begun(brought: Brought) -> Draft:
-    found = contract_of(brought)
+def _begun(source_model: SourceModel) -> Draft:
+    found = contract_of(source_model)
     if found is None:
-        return from_graph(brought)[0]
+        return from_graph(source_model)[0]
     draft = of_contract(*found)
-    for fact in brought.facts:
+    for fact in source_model.facts:
         if fact.field in draft.fields:
             known = Known(draft.value(fact.field), _ORIGINS[fact.how], f"{fact.source}{_BY_DEFAULT[fact.how]}")
             draft = draft.put(fact.field, known, over=True)
@@ -161,14 +161,14 @@ def _normalization(text: str, draft: Draft) -> dict[str, Any]:
     return normal(parse_normalize(text, draft.value("input.channels")))
 
 
-def _said(draft: Draft, asked: Asked) -> Draft:
+def _said(draft: Draft, request: ModelRequest) -> Draft:
     """The draft with what the user gave. Raises JobError where that cannot be."""
     given: dict[str, Any] = {
-        "input.color": asked.color,
-        "input.fit": asked.fit,
-        "output.activation": asked.activation,
-        "input.normalize": None if asked.normalize is None else _normalization(asked.normalize, draft),
-        "output.classes": None if asked.classes is None else list(asked.classes),
+        "input.color": request.color,
+        "input.fit": request.fit,
+        "output.activation": request.activation,
+        "input.normalize": None if request.normalize is None else _normalization(request.normalize, draft),
+        "output.classes": None if request.classes is None else list(request.classes),
     }
     for name, value in given.items():
         if value is not None:
@@ -194,8 +194,8 @@ def _job_name(text: str) -> str:
     return kept.strip("._-")[:64] or "job"
 
 
-def _notes(brought: Brought, seen: Seen, final: Tried) -> list[str]:
-    notes = [*brought.notes]
+def _notes(source_model: SourceModel, seen: Seen, final: Tried) -> list[str]:
+    notes = [*source_model.notes]
     if seen.rejected:
         key, why = seen.rejected[0]
         notes.append(f"{len(seen.rejected)} of the images that were tried cannot be scored, for instance {key}: {why}")

@@ -21,7 +21,7 @@ from unet_batch.model.model import ModelFile, Tensor
 from unet_batch.store.objects import canonical
 from unet_batch.strict import parse_yaml
 from unet_batch.workbench.draft.known import Draft, Known
-from unet_batch.workbench.draft.source import Brought
+from unet_batch.workbench.draft.source import SourceModel
 from unet_batch.workbench.inspect import Inspection, inspect
 
 if TYPE_CHECKING:
@@ -35,21 +35,21 @@ _MOVES = frozenset({"Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsq
 """Operators that only move values, at the beginning of a graph."""
 
 
-def from_graph(brought: Brought) -> tuple[Draft, Inspection]:
+def from_graph(source_model: SourceModel) -> tuple[Draft, Inspection]:
     """A draft with all that the file says, and its description. Raises ModelRefused for a file that no job can run."""
-    found = inspect(brought.data, canonical(brought.path))
+    found = inspect(source_model.data, canonical(source_model.path))
     if found.refusals:
         raise ModelRefused(
-            f"{brought.path} is refused: {'; '.join(found.refusals)}. Export it as one plain file without these"
+            f"{source_model.path} is refused: {'; '.join(found.refusals)}. Export it as one plain file without these"
         )
     if len(found.inputs) != 1 or len(found.inputs[0].shape) not in (0, 4):
         shapes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in found.inputs)
         raise ModelRefused(
-            f"{brought.path} takes {shapes or 'nothing'}, not one batch of pictures (four axes): export it with one "
-            "input of images"
+            f"{source_model.path} takes {shapes or 'nothing'}, not one batch of pictures (four axes): export it with "
+            "one input of images"
         )
-    model = graph.read(brought.data, brought.path)
-    target = _mask_output(found, brought.path)
+    model = graph.read(source_model.data, source_model.path)
+    target = _mask_output(found, source_model.path)
     several = len(found.outputs) > 1
     if several or found.contract_embedded:
         multiple = None if found.multiple_hw is None else max(found.multiple_hw)
@@ -67,7 +67,7 @@ def from_graph(brought: Brought) -> tuple[Draft, Inspection]:
         draft = draft.put("output.name", known, over=True)
     draft = _uncertain(draft, found, meaning(model, target.name))
     draft = _normalised_inside(draft, model)
-    return _metadata(draft, found, model, brought), found
+    return _metadata(draft, found, model, source_model), found
 
 
 def _mask_output(found: Inspection, path: str) -> Tensor:
@@ -170,10 +170,10 @@ def _first_arithmetic(model: ModelProto, name: str) -> tuple[str, np.ndarray[Any
     return None
 
 
-def _metadata(draft: Draft, found: Inspection, model: ModelProto, brought: Brought) -> Draft:
+def _metadata(draft: Draft, found: Inspection, model: ModelProto, source_model: SourceModel) -> Draft:
     """Classes and statistics from the file's metadata and from Hugging Face's JSON files beside it."""
     draft = _from_keys(draft, graph.metadata(model), "in the file's metadata")
-    path = brought.path.removeprefix("file://")
+    path = source_model.path.removeprefix("file://")
     if "://" in path:
         return draft
     folder = Path(path).expanduser().parent

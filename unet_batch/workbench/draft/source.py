@@ -34,7 +34,7 @@ SIDE = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
+class SourceModel:
     """A model as one ONNX file."""
 
     path: str
@@ -60,7 +60,7 @@ class Brought:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ModelRequest:
     """What the user said about MODEL."""
 
     model: str
@@ -84,54 +84,54 @@ class Asked:
     allow_difference: bool = False
 
 
-def bring(asked: Asked) -> Brought:
+def read_model_source(request: ModelRequest) -> SourceModel:
     """The ONNX file of MODEL. Raises JobError, ModelRefused or StorageError, with what MODEL may be."""
-    path = Path(asked.model).expanduser()
-    if "://" not in asked.model and not path.exists() and FACTORY.fullmatch(asked.model):
-        return _exported(asked)
-    if "://" not in asked.model and path.exists() and importer_of(path) is not None:
-        return _imported(asked, path)
-    if asked.weights is not None or asked.arguments or asked.input_text is not None:
+    path = Path(request.model).expanduser()
+    if "://" not in request.model and not path.exists() and FACTORY.fullmatch(request.model):
+        return _exported(request)
+    if "://" not in request.model and path.exists() and importer_of(path) is not None:
+        return _imported(request, path)
+    if request.weights is not None or request.arguments or request.input_text is not None:
         raise JobError(
-            f"--weights, --arg and --input belong to MODULE:FACTORY, but {asked.model} is not of that form: leave "
+            f"--weights, --arg and --input belong to MODULE:FACTORY, but {request.model} is not of that form: leave "
             "them out, or write for instance network:UNet"
         )
     if path.is_dir():
         raise JobError(
-            f"{asked.model} is a folder, and no model that can be imported. MODEL is an ONNX file, MODULE:FACTORY, or "
-            f"one of these: {'; '.join(f'{row.name}: {row.looks_like}' for row in IMPORTERS)}"
+            f"{request.model} is a folder, and no model that can be imported. MODEL is an ONNX file, MODULE:FACTORY, "
+            f"or one of these: {'; '.join(f'{row.name}: {row.looks_like}' for row in IMPORTERS)}"
         )
-    return _file(asked)
+    return _file(request)
 
 
-def _file(asked: Asked) -> Brought:
-    uri = canonical(asked.model)
+def _file(request: ModelRequest) -> SourceModel:
+    uri = canonical(request.model)
     try:
         data = Storage().read(uri, max_bytes=MAX_MODEL_BYTES)
     except NotFound as error:
         raise JobError(
-            f"there is no model {asked.model}: write the path of an ONNX file, or MODULE:FACTORY with --weights"
+            f"there is no model {request.model}: write the path of an ONNX file, or MODULE:FACTORY with --weights"
         ) from error
-    if data[:4] == b"PK\x03\x04" or asked.model.endswith((".pt", ".pth", ".ckpt", ".safetensors")):
+    if data[:4] == b"PK\x03\x04" or request.model.endswith((".pt", ".pth", ".ckpt", ".safetensors")):
         raise JobError(
-            f"{asked.model} holds weights without a network: write the network's MODULE:FACTORY as MODEL, and "
-            f"--weights {asked.model}"
+            f"{request.model} holds weights without a network: write the network's MODULE:FACTORY as MODEL, and "
+            f"--weights {request.model}"
         )
     outside = graph.external(graph.read(data, uri))
     if not outside:
-        return Brought(asked.model, data)
+        return SourceModel(request.model, data)
     if not uri.startswith("file://"):
         raise JobError(
-            f"{len(outside)} tensors of {asked.model} lie in another file beside it: download both, and name the "
+            f"{len(outside)} tensors of {request.model} lie in another file beside it: download both, and name the "
             "local file"
         )
     merged = _merged(data, Path(uri.removeprefix("file://")))
-    target = asked.out / Path(asked.model).name
+    target = request.out / Path(request.model).name
     if target.exists() and target.samefile(Path(uri.removeprefix("file://"))):
         target = target.with_name(f"{target.stem}-merged.onnx")
-    write_new(target, merged, force=asked.force)
-    note = f"merged {len(outside)} tensors from the files beside {asked.model} into {target}"
-    return Brought(str(target), merged, notes=(note,))
+    write_new(target, merged, force=request.force)
+    note = f"merged {len(outside)} tensors from the files beside {request.model} into {target}"
+    return SourceModel(str(target), merged, notes=(note,))
 
 
 def _merged(data: bytes, path: Path) -> bytes:
@@ -152,7 +152,7 @@ def _merged(data: bytes, path: Path) -> bytes:
     return merged
 
 
-def _exported(asked: Asked) -> Brought:
+def _exported(request: ModelRequest) -> SourceModel:
     """The file of a factory, by the export of `model export`, verified against PyTorch."""
     from unet_batch.workbench.export.arguments import parse_args, parse_input
     from unet_batch.workbench.export.export import ExportSpec, export, require_packages
@@ -160,28 +160,28 @@ def _exported(asked: Asked) -> Brought:
     from unet_batch.workbench.export.weights import load_weights
 
     require_packages()
-    args = parse_args(asked.arguments)
+    args = parse_args(request.arguments)
     guesses: list[str] = []
-    input_chw = parse_input(asked.input_text) if asked.input_text is not None else None
-    classes = asked.classes
+    input_chw = parse_input(request.input_text) if request.input_text is not None else None
+    classes = request.classes
     if input_chw is None or classes is None:
-        found_chw, outputs = _measured(asked.model, args, input_chw)
+        found_chw, outputs = _measured(request.model, args, input_chw)
         if input_chw is None:
             input_chw = found_chw
             guesses.append(f"tiles of {SIDE}x{SIDE} pixels are a guess: --input CxHxW says another size")
         classes = classes or (("foreground",) if outputs == 1 else tuple(f"class_{k}" for k in range(outputs)))
-    name = asked.model.partition(":")[2].lower()
-    out = asked.out / f"{name}.onnx"
-    check_new([out], force=asked.force)
+    name = request.model.partition(":")[2].lower()
+    out = request.out / f"{name}.onnx"
+    check_new([out], force=request.force)
     report = export(
         ExportSpec(
-            factory=asked.model,
+            factory=request.model,
             out=out,
             input_chw=input_chw,
             classes=tuple(classes),
             args=args,
-            weights=asked.weights,
-            activation=asked.activation,
+            weights=request.weights,
+            activation=request.activation,
         )  # without its normalisation, so that the only contract is the drafted one
     )
     parity = report.parity
@@ -190,47 +190,47 @@ def _exported(asked: Asked) -> Brought:
         f"{parity.flipped_share:.4%} of labels flipped"
     )
     notes = [note for note in report.notes if "has no contract" not in note]
-    network = build(asked.model, args)
-    if asked.weights is not None:
-        load_weights(network, asked.weights)
+    network = build(request.model, args)
+    if request.weights is not None:
+        load_weights(network, request.weights)
     layers = TrainedLayers(network)
     found = layers if layers.found else None
-    return Brought(str(out), out.read_bytes(), notes=(*notes, said, *guesses), layers=found, made=True)
+    return SourceModel(str(out), out.read_bytes(), notes=(*notes, said, *guesses), layers=found, made=True)
 
 
-def _imported(asked: Asked, path: Path) -> Brought:
+def _imported(request: ModelRequest, path: Path) -> SourceModel:
     """The file of an importer's source, verified against the network in PyTorch."""
     from unet_batch.workbench.export.arguments import parse_input
     from unet_batch.workbench.export.export import require_packages
     from unet_batch.workbench.importers.write import write
 
-    if asked.arguments:
-        raise JobError(f"--arg belongs to MODULE:FACTORY, but {asked.model} is a model to import: leave it out")
+    if request.arguments:
+        raise JobError(f"--arg belongs to MODULE:FACTORY, but {request.model} is a model to import: leave it out")
     require_packages()
     options = Options(
-        weights=asked.weights,
-        classes=asked.classes,
-        normalize=asked.normalize,
-        color=asked.color,
-        fit=asked.fit,
-        activation=asked.activation,
-        input_chw=None if asked.input_text is None else parse_input(asked.input_text),
-        trusted=asked.trusted,
-        allow_difference=asked.allow_difference,
+        weights=request.weights,
+        classes=request.classes,
+        normalize=request.normalize,
+        color=request.color,
+        fit=request.fit,
+        activation=request.activation,
+        input_chw=None if request.input_text is None else parse_input(request.input_text),
+        trusted=request.trusted,
+        allow_difference=request.allow_difference,
     )
-    out = asked.out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', path.resolve().name)}.onnx"
-    check_new([out], force=asked.force)
+    out = request.out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', path.resolve().name)}.onnx"
+    check_new([out], force=request.force)
     importer, imported = read_source(path, options)
     with tempfile.TemporaryDirectory(prefix="unet-batch-") as folder:  # its contract becomes the drafted one
-        written = write(importer.name, imported, Path(folder) / out.name, allow_difference=asked.allow_difference)
+        written = write(importer.name, imported, Path(folder) / out.name, allow_difference=request.allow_difference)
         data = written.exported.path.read_bytes()
-    write_new(out, data, force=asked.force)
+    write_new(out, data, force=request.force)
     parity = written.exported.parity
     said = (
         f"wrote {out}, read as {importer.name}: {len(written.exported.trials)} trials against PyTorch, largest error "
         f"{parity.max_abs_error:.2g}, {parity.flipped_share:.4%} of labels flipped"
     )
-    return Brought(
+    return SourceModel(
         str(out),
         data,
         job=imported.job,
@@ -269,16 +269,16 @@ def _measured(
     return input_chw, int(found.shape[1]) if found.ndim == 4 else 2
 
 
-def contract_of(brought: Brought) -> tuple[Contract, str] | None:
+def contract_of(source_model: SourceModel) -> tuple[Contract, str] | None:
     """The contract that lies beside a model or in its metadata, and where; None if there is none.
 
     Raises ContractError for one that cannot be read.
     """
-    uri = canonical(brought.path)
-    text, where = (None, uri) if brought.made else contract_text(Storage(), uri, named=None)
-    metadata = graph.metadata(graph.read(brought.data, uri))
+    uri = canonical(source_model.path)
+    text, where = (None, uri) if source_model.made else contract_text(Storage(), uri, named=None)
+    metadata = graph.metadata(graph.read(source_model.data, uri))
     if text is None and METADATA_KEY not in metadata:
         return None
-    file = ModelFile(brought.data, hashlib.sha256(brought.data).hexdigest(), uri, (), (), metadata)
+    file = ModelFile(source_model.data, hashlib.sha256(source_model.data).hexdigest(), uri, (), (), metadata)
     shown = "in the model's metadata" if text is None else f"in {where.removeprefix('file://')}"
     return find_contract(file, text, where), shown

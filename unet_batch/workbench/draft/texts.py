@@ -33,7 +33,7 @@ def contract_yaml(explored: Explored, sheet: str) -> str:
     """The text of the contract. sheet: path of the contact sheet."""
     guesses = len(explored.draft.guesses)
     lines = [
-        f"# What {explored.brought.path} expects and returns, drafted by unet-batch {__version__}.",
+        f"# What {explored.source_model.path} expects and returns, drafted by unet-batch {__version__}.",
         f"# {guesses} line(s) are guesses, marked as such: {sheet} shows what they do. Correct them here."
         if guesses
         else "# Nothing in it is a guess.",

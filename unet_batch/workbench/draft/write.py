@@ -13,7 +13,7 @@ from unet_batch.workbench.draft.contact_sheet import contact_sheet
 from unet_batch.workbench.draft.drafted_from import check_same
 from unet_batch.workbench.draft.explore import Explored
 from unet_batch.workbench.draft.new_files import check_new, write_new
-from unet_batch.workbench.draft.source import Asked
+from unet_batch.workbench.draft.source import ModelRequest
 from unet_batch.workbench.draft.texts import EVERY, contract_yaml, job_tree, job_yaml
 from unet_batch.workbench.files import replace_file
 
@@ -31,15 +31,15 @@ class Files:
     """Whether the contract is written; it is not where it is the one that was read."""
 
 
-def reserve(asked: Asked) -> None:
+def reserve(request: ModelRequest) -> None:
     """Raise JobError before any work if the folder holds files of these names."""
-    check_new([asked.out / JOB, asked.out / SHEET], force=asked.force)
+    check_new([request.out / JOB, request.out / SHEET], force=request.force)
 
 
 def files_of(explored: Explored, out: Path) -> Files:
     """Where the files of a draft go: into the job's folder."""
-    contract = out / f"{explored.brought.stem}.yaml"
-    beside = canonical(explored.brought.path).removesuffix(".onnx") + ".yaml"
+    contract = out / f"{explored.source_model.stem}.yaml"
+    beside = canonical(explored.source_model.path).removesuffix(".onnx") + ".yaml"
     same = canonical(str(contract)) == beside
     untouched = all(known.origin in ("read", "default") for known in explored.draft.fields.values())
     return Files(out / JOB, contract, out / SHEET, not (same and contract.exists() and untouched))
@@ -50,23 +50,27 @@ def write_sheet(explored: Explored, files: Files, *, force: bool) -> None:
     write_new(files.sheet, contact_sheet(explored), force=force)
 
 
-def earlier_job(asked: Asked, archive: str) -> JobSpec | None:
+def earlier_job(request: ModelRequest, archive: str) -> JobSpec | None:
     """The job that an earlier `score` left in the folder; None if there is none, or if it has to be drafted again.
 
     Raises JobError if it is about another model or archive, or was drafted with other options.
     """
-    path = asked.out / JOB
-    if asked.force or not path.exists():
+    path = request.out / JOB
+    if request.force or not path.exists():
         return None
-    check_same(asked)
+    check_same(request)
     job = load_job(path)
     scored = Path(job.model.path)
-    made_here = scored.stem in (Path(asked.model).stem, asked.model.rpartition(":")[2].lower(), Path(asked.model).name)
-    in_out = canonical(str(scored)) == canonical(str(asked.out / scored.name))
-    same_model = job.model.path == asked.model or (in_out and made_here)
+    made_here = scored.stem in (
+        Path(request.model).stem,
+        request.model.rpartition(":")[2].lower(),
+        Path(request.model).name,
+    )
+    in_out = canonical(str(scored)) == canonical(str(request.out / scored.name))
+    same_model = job.model.path == request.model or (in_out and made_here)
     if canonical(job.input.uri) != canonical(archive) or not same_model:
         raise JobError(
-            f"{path} scores {job.input.uri} with {job.model.path}, not {archive} with {asked.model}: choose another "
+            f"{path} scores {job.input.uri} with {job.model.path}, not {archive} with {request.model}: choose another "
             "--out, or say --force to draft it again"
         )
     return job
@@ -89,7 +93,7 @@ def write_job(
     check_new(new, force=force)
     if files.contract_is_new:
         replace_file(files.contract, contract_yaml(explored, str(files.sheet)).encode())
-    beside = canonical(explored.brought.path).removesuffix(".onnx") + ".yaml"
+    beside = canonical(explored.source_model.path).removesuffix(".onnx") + ".yaml"
     contract = None if canonical(str(files.contract)) == beside else str(files.contract)
     tree = job_tree(explored, output=output, contract=contract, providers=tuple(providers))
     if publish_all:

@@ -18,8 +18,8 @@ from unet_batch.strict import validate
 from unet_batch.workbench.export.weights import Weights, load_weights, nonfinite
 from unet_batch.workbench.importers.folder import package, peek, read_settings
 from unet_batch.workbench.importers.huggingface_pictures import PROCESSOR, Pictures
+from unet_batch.workbench.importers.import_settings import ImportSettings
 from unet_batch.workbench.importers.imported import SIDE_PX, Fact, Imported, Options
-from unet_batch.workbench.importers.said import Said
 from unet_batch.workbench.importers.wrappers import with_sigmoid
 
 CONFIG = "config.json"
@@ -48,7 +48,7 @@ def read(source: Path, options: Options) -> Imported:
     config = read_settings(source / CONFIG)
     _refuse(config, source)
     pictures = Pictures(source)
-    said = Said(options, CONFIG)
+    said = ImportSettings(options, CONFIG)
     channels = config.get("num_channels", 3)
     if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
         raise ModelRefused(f"{source / CONFIG}: num_channels must be a positive number, not {channels!r}")
@@ -183,7 +183,7 @@ def _named(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name if names.count(name) == 1 else f"{name}_{number}" for number, name in enumerate(names))
 
 
-def _background(names: tuple[str, ...], pictures: Pictures, said: Said) -> int | None:
+def _background(names: tuple[str, ...], pictures: Pictures, said: ImportSettings) -> int | None:
     """Class 0 where its name says so; None if label 0 was left out in training, or class 0 has another name."""
     said.facts[:] = [fact for fact in said.facts if fact.field != "output.background"]
     if pictures.reduces_labels:

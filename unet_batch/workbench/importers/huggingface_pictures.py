@@ -14,8 +14,8 @@ from typing import Any
 from unet_batch.contract import Kernel, MeanStd, Normalize, Scale
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.workbench.importers.folder import read_settings
+from unet_batch.workbench.importers.import_settings import ImportSettings
 from unet_batch.workbench.importers.imported import SIDE_PX, Color, Fact
-from unet_batch.workbench.importers.said import Said
 
 PROCESSOR = "preprocessor_config.json"
 KERNELS: dict[int, Kernel] = {0: "nearest", 2: "pil_bilinear_u8"}
@@ -63,7 +63,7 @@ class Pictures:
         """Whether class 0 of the model is label 1 of the training, so that there is no background class."""
         return bool(self._value("do_reduce_labels"))
 
-    def tree(self, channels: int, said: Said, given_hw: tuple[int, int] | None) -> dict[str, Any]:
+    def tree(self, channels: int, said: ImportSettings, given_hw: tuple[int, int] | None) -> dict[str, Any]:
         """The contract's input as a tree. Raises JobError if neither file nor options hold the normalisation."""
         if not self.exists and said.options.normalize is None:
             raise JobError(

@@ -16,6 +16,7 @@ from unet_batch.strict import validate
 from unet_batch.workbench.export.weights import Weights, WeightsFile, place_weights, read_weights
 from unet_batch.workbench.importers.difference import Difference
 from unet_batch.workbench.importers.folder import package, peek, read_settings
+from unet_batch.workbench.importers.import_settings import ImportSettings
 from unet_batch.workbench.importers.imported import Fact, Imported, Options
 from unet_batch.workbench.importers.nnunet_plans import (
     DATASET,
@@ -30,7 +31,6 @@ from unet_batch.workbench.importers.nnunet_plans import (
     side_multiple,
 )
 from unet_batch.workbench.importers.nnunet_ways import in_one_mask, masked_statistics, resampled
-from unet_batch.workbench.importers.said import Said
 from unet_batch.workbench.importers.wrappers import mean_of, with_sigmoid
 
 CHECKPOINT = "checkpoint_final.pth"
@@ -76,7 +76,7 @@ def read(source: Path, options: Options) -> Imported:
     network = architecture(found)
     built = [_network(network, len(channels), len(labels.names), file) for file in files]
 
-    said = Said(options, f"{PLANS}: {trained.configuration}")
+    said = ImportSettings(options, f"{PLANS}: {trained.configuration}")
     said.add("folds", ", ".join(file.path.parent.name for file in files), "the folders", "read")
     differences = _differences(plans, dataset, found, labels, trained)
     rule = _normalize(plans, found, said, differences)
@@ -137,7 +137,7 @@ class _Trained:
         self.where = f"{file.path.parent.name}/{file.path.name}"
 
 
-def said_of(labels: Labels, said: Said) -> Any:
+def said_of(labels: Labels, said: ImportSettings) -> Any:
     """The activation: logits of labels, or sigmoid of regions."""
     said.source = DATASET
     return said.activation("sigmoid" if labels.regions else "logits", "labels")
@@ -196,7 +196,7 @@ def _network(said: Architecture, channels: int, heads: int, file: WeightsFile) -
 
 
 def _normalize(
-    plans: Mapping[str, Any], found: Mapping[str, Any], said: Said, differences: list[Difference]
+    plans: Mapping[str, Any], found: Mapping[str, Any], said: ImportSettings, differences: list[Difference]
 ) -> Normalize:
     schemes = found.get("normalization_schemes")
     if not isinstance(schemes, list) or not schemes:
@@ -222,7 +222,7 @@ def _color(channels: tuple[str, ...]) -> Any:
     return "rgb" if letters == "rgb" else "bands" if len(channels) == 3 and letters == "bgr" else None
 
 
-def _job(trained: _Trained, said: Said) -> dict[str, Any]:
+def _job(trained: _Trained, said: ImportSettings) -> dict[str, Any]:
     if trained.mirrored not in TTA:
         raise ModelRefused(f"{trained.where}: mirroring axes {sorted(trained.mirrored)} are not those of a picture")
     tta = TTA[trained.mirrored]

@@ -17,8 +17,8 @@ from unet_batch.strict import validate
 from unet_batch.workbench.export.forms import NORMALIZE_FORMS
 from unet_batch.workbench.export.weights import Weights, load_weights
 from unet_batch.workbench.importers.folder import package, peek, read_settings
+from unet_batch.workbench.importers.import_settings import ImportSettings
 from unet_batch.workbench.importers.imported import SIDE_PX, Activation, Fact, Imported, Options
-from unet_batch.workbench.importers.said import Said
 from unet_batch.workbench.importers.smp_encoders import normalisation
 from unet_batch.workbench.importers.wrappers import with_sigmoid
 
@@ -65,7 +65,7 @@ def read(source: Path, options: Options) -> Imported:
     activation = _activation(config, source)
     count = _count(config, "classes", 1, source)
     channels = _count(config, "in_channels", 3, source)
-    said = Said(options, CONFIG)
+    said = ImportSettings(options, CONFIG)
     normalize = _normalize(config, channels, said)
     color = said.color(channels, "rgb" if channels == 3 else None, "SMP's table", how="default")
     network, weights = _network(str(name), config, source, options.weights)
@@ -109,7 +109,7 @@ def _activation(config: Mapping[str, Any], source: Path) -> Activation:
     return ACTIVATIONS[name]
 
 
-def _normalize(config: Mapping[str, Any], channels: int, said: Said) -> Normalize:
+def _normalize(config: Mapping[str, Any], channels: int, said: ImportSettings) -> Normalize:
     encoder, weights = config.get("encoder_name"), config.get("encoder_weights")
     source = f"SMP's table: encoder {encoder}, weights {weights}"
     found = normalisation(str(encoder), weights) if channels == 3 else None

@@ -18,8 +18,8 @@ from unet_batch.strict import validate
 from unet_batch.workbench.export.forms import NORMALIZE_FORMS
 from unet_batch.workbench.export.graph import quiet
 from unet_batch.workbench.export.weights import Weights
+from unet_batch.workbench.importers.import_settings import ImportSettings
 from unet_batch.workbench.importers.imported import Fact, Imported, Options
-from unet_batch.workbench.importers.said import Said
 
 Kind = Literal["torch.export", "TorchScript", "compiled", "weights"]
 SAME = 1e-4
@@ -51,7 +51,7 @@ def read(source: Path, options: Options) -> Imported:
             "made the file, or trust who made it"
         )
     channels, height, width = _required(options, source)
-    said = Said(options, source.name)
+    said = ImportSettings(options, source.name)
     normalize = said.normalize(None, channels, "")
     color = said.color(channels)
     fit = said.fit("tile")

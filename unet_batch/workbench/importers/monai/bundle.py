@@ -19,12 +19,12 @@ from unet_batch.strict import validate
 from unet_batch.workbench.export.weights import Weights, load_weights
 from unet_batch.workbench.importers.difference import Difference
 from unet_batch.workbench.importers.folder import package
+from unet_batch.workbench.importers.import_settings import ImportSettings
 from unet_batch.workbench.importers.imported import SIDE_PX, How, Imported, Options
 from unet_batch.workbench.importers.monai.config import METADATA, BundleConfig, Component, config_file, metadata, plain
 from unet_batch.workbench.importers.monai.inferer import Window, window
 from unet_batch.workbench.importers.monai.steps import After, Before, after, before, probability
 from unet_batch.workbench.importers.monai.ways import blended_logits, nearest_back
-from unet_batch.workbench.importers.said import Said
 from unet_batch.workbench.importers.wrappers import transposed, with_sigmoid, with_softmax
 
 NETWORKS: Mapping[str, int] = {
@@ -61,7 +61,7 @@ def read(source: Path, options: Options) -> Imported:
     steps, result, tiles = before(config, channels), after(config), window(config)
     multiple = _multiple(definition)
     network, weights = _network(definition, config, source, options)
-    said = Said(options, config.name)
+    said = ImportSettings(options, config.name)
     said.add("network", f"{definition.target}, {channels} in, {outputs} out", config.name, "read")
     fit = _geometry(said, steps, tiles)
     rule = said.normalize(steps.intensity.rule, channels, " and ".join(steps.intensity.steps) or "no step changes it")
@@ -188,7 +188,7 @@ def _check_evaluator(config: BundleConfig) -> None:
             raise ModelRefused(f"{config.name}: {key} of evaluator is not understood")
 
 
-def _geometry(said: Said, steps: Before, tiles: Window) -> Any:
+def _geometry(said: ImportSettings, steps: Before, tiles: Window) -> Any:
     """The contract's fit, and its facts."""
     if steps.resized_hw is not None:
         height, width = steps.resized_hw
@@ -202,7 +202,7 @@ def _geometry(said: Said, steps: Before, tiles: Window) -> Any:
 
 
 def _meaning(
-    result: After, outputs: int, steps: Before, tiles: Window, options: Options, said: Said
+    result: After, outputs: int, steps: Before, tiles: Window, options: Options, said: ImportSettings
 ) -> tuple[Any, float, list[Difference]]:
     """The contract's activation and threshold, and what cannot be equal."""
     differences: list[Difference] = []

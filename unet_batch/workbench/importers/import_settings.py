@@ -10,7 +10,7 @@ from unet_batch.workbench.importers.imported import Activation, Color, Fact, Fit
 GIVEN = "the command line"
 
 
-class Said:
+class ImportSettings:
     """Settings of one import. Each method returns a setting and adds its fact.
 
     source: the file that the settings are read from, where a method names no other.
