@@ -328,7 +328,7 @@ def test_a_missing_package_is_said_with_its_extra(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
     monkeypatch.setitem(sys.modules, "botocore", None)
-    with pytest.raises(JobError, match=rf"unet-batch\[{extra}\]"):
+    with pytest.raises(JobError, match=rf"pip install -e '\.\[{extra}\]'"):
         Storage().read(uri)
 
 
