@@ -103,8 +103,9 @@ def test_every_unit_has_one_receipt_and_the_processes_outlive_a_pass(made, proje
     known = pids(executor)
     second = list(executor.run(todo[6:]))
     assert Counter(receipt.unit_id for receipt in first + second) == Counter(unit.unit_id for unit in todo)
-    assert {receipt.pid for receipt in first + second} == set(known)
+    assert {receipt.pid for receipt in first + second} <= set(known)  # one may score all before the other is ready
     assert len(known) == 2
+    assert pids(executor) == known
     assert set(decoded(project).values()) == {1}
 
 
