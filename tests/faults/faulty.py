@@ -36,6 +36,8 @@ class Faulty:
     children: list[BaseProcess] = field(default_factory=list)
     session: int | None = None
     """That of the last driver of `on_workers`; None where its workers are in others."""
+    driver_pid: int | None = None
+    """Process id of the last driver of `on_workers`."""
 
     @property
     def log(self) -> Path:
@@ -88,6 +90,7 @@ class Faulty:
         script = tests / "faults" / "strikes.py"
         words = (script, self.project.folder / "job.yaml", told, *overrides)
         driver = Forked(*words, environment=environment, new_session=True)
+        self.driver_pid = driver.pid
         self.session = None if wanted["executor"] == "ray" else driver.pid
         try:
             code = driver.wait(timeout_s=240)

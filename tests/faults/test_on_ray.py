@@ -16,7 +16,6 @@ import pytest
 from faulty import digest, until
 from models import threshold_model
 from PIL import Image
-from project_fixture import Project
 from small_cluster import LARGE, command_lines, one_node_without_sessions
 from strikes import Strike
 
@@ -96,7 +95,7 @@ def test_a_ray_that_is_lost_is_one_sentence_and_the_next_run_goes_on(faulty, pro
     )
     running.start()
     until(lambda: len(faulty.parts()) >= 2, "two parts", timeout_s=150)
-    killed = [pid for pid, words in command_lines().items() if _is_ours(pid, words, program, project)]
+    killed = [pid for pid, words in command_lines().items() if _is_of(faulty.driver_pid, pid, words, program)]
     assert len(killed) == 1
     os.kill(killed[0], signal.SIGKILL)
     started = time.monotonic()
@@ -112,13 +111,11 @@ def test_a_ray_that_is_lost_is_one_sentence_and_the_next_run_goes_on(faulty, pro
     assert project.verify() == []
 
 
-def _is_ours(pid: int, words: str, program: str, project: Project) -> bool:
-    """Whether a process is a program of the Ray that a run of this test has embedded."""
+def _is_of(driver_pid: int, pid: int, words: str, program: str) -> bool:
+    """Whether a process is a program of the Ray that a driver has embedded."""
     if not words.partition(" ")[0].endswith(f"/{program}"):
         return False
-    parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
-    driver = Path(f"/proc/{parent}/cmdline").read_text()
-    return str(project.folder) in driver
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) == driver_pid
 
 
 APART = ("resources.load_actors=1", "resources.infer_actors=1")
@@ -162,7 +159,8 @@ def small_disk() -> Iterator[str]:
 def test_a_disk_without_a_free_byte_ends_the_run_soon_and_keeps_the_old_rows(faulty, small_disk):
     """Ray's processes die at their start and are started again without an end; the run looks, and says why.
 
-    Ray's native part in the driver may die of such a disk, too (seen: SIGSEGV, once in ten runs).
+    Ray's native part in the driver may die of such a disk, too (seen: SIGSEGV, once in ten runs), or, where the machine
+    is busy, end the driver with exit code 1 and without a word before the run looks.
     """
     project = faulty.project
     project.fill(DAY, 1)
@@ -170,7 +168,7 @@ def test_a_disk_without_a_free_byte_ends_the_run_soon_and_keeps_the_old_rows(fau
     old = digest(project.data(NAME))
     project.fill(DAY, IMAGES)
     code, told = faulty.on_workers("driver", full_disk=small_disk, overrides=LIMITS)
-    assert code == 3 or code < 0
+    assert code == 3 or code < 0 or (code, told) == (1, {})
     if code == 3:
         assert [told[k] for k in ("ok", "rejected", "published")] == [0, 0, 0]
         assert told["problems"][0].startswith(f"the disk of Ray's folder {small_disk}")
