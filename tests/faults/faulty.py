@@ -43,6 +43,11 @@ class Faulty:
     def log(self) -> Path:
         return self.project.folder / "decoded.txt"
 
+    @property
+    def driver_log(self) -> Path:
+        """What the last driver of `on_workers` printed."""
+        return self.project.folder / "driver.txt"
+
     def start(self, *struck: strikes.Strike, overrides: tuple[str, ...] = (), leases: bool = True) -> BaseProcess:
         """A run in a process of its own."""
         told = self.project.folder / f"told-{len(self.children)}.json"
@@ -89,7 +94,8 @@ class Faulty:
         }
         script = tests / "faults" / "strikes.py"
         words = (script, self.project.folder / "job.yaml", told, *overrides)
-        driver = Forked(*words, environment=environment, new_session=True)
+        with open(os.devnull) as nothing, self.driver_log.open("w") as printed:
+            driver = Forked(*words, environment=environment, new_session=True, streams=(nothing, printed, printed))
         self.driver_pid = driver.pid
         self.session = None if wanted["executor"] == "ray" else driver.pid
         try:

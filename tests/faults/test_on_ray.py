@@ -156,11 +156,11 @@ def small_disk() -> Iterator[str]:
             subprocess.run(["umount", "--lazy", folder], check=True)
 
 
+@pytest.mark.alone
 def test_a_disk_without_a_free_byte_ends_the_run_soon_and_keeps_the_old_rows(faulty, small_disk):
     """Ray's processes die at their start and are started again without an end; the run looks, and says why.
 
-    Ray's native part in the driver may die of such a disk, too (seen: SIGSEGV, once in ten runs), or, where the machine
-    is busy, end the driver with exit code 1 and without a word before the run looks.
+    Ray's native part in the driver may die of such a disk, too (seen: SIGSEGV, once in ten runs).
     """
     project = faulty.project
     project.fill(DAY, 1)
@@ -168,7 +168,7 @@ def test_a_disk_without_a_free_byte_ends_the_run_soon_and_keeps_the_old_rows(fau
     old = digest(project.data(NAME))
     project.fill(DAY, IMAGES)
     code, told = faulty.on_workers("driver", full_disk=small_disk, overrides=LIMITS)
-    assert code == 3 or code < 0 or (code, told) == (1, {})
+    assert code == 3 or code < 0, faulty.driver_log.read_text()
     if code == 3:
         assert [told[k] for k in ("ok", "rejected", "published")] == [0, 0, 0]
         assert told["problems"][0].startswith(f"the disk of Ray's folder {small_disk}")
