@@ -17,7 +17,7 @@ from project_fixture import SIZE, Project, png
 from pycocotools import mask as coco
 
 from unet_batch.cli.terminal import print_table
-from unet_batch.errors import Damaged, JobError
+from unet_batch.errors import Damaged, ExitCode, JobError
 from unet_batch.planning.survey import window_of
 from unet_batch.review.agreement import OK, OTHER_SIZE, CountedImages
 from unet_batch.review.compare import ONLY_A, ONLY_B, OTHER_VERSION, Comparison, compare
@@ -250,6 +250,52 @@ def test_nothing_on_either_side_is_said(project, three):
     assert (found.partitions, found.total.compared) == ({}, 0)
     assert found.notes[0] == f"A and B have no rows in 1 partition(s) of the window: date={NAME}"
     assert found.notes[-1] == "A and B are the same rows"
+
+
+def test_a_side_without_rows_is_no_success(project, three):
+    """Exit code 3: a run may publish them. The sentence names the side."""
+    project.fill(DAY, 1)
+    project.run()
+    nothing = compared(project, "published", "job", three)
+    assert nothing.exit_code([]) == ExitCode.UNFINISHED
+    assert nothing.nothing_compared() == (
+        "nothing was compared: B has no rows in the window; `unet-batch status` says what is published"
+    )
+    assert compared(project, "published", "published", window="2026-01-01").exit_code([]) == ExitCode.UNFINISHED
+
+
+def test_images_that_all_are_rejected_are_no_success(project):
+    """Exit code 5: another comparison finds the same rows. No gate passes."""
+    project.put(f"{DAY}/broken.png", b"no picture")
+    a, b = project.run("limits.max_rejected=1").run, project.run(DOUBLED, "limits.max_rejected=1").run
+    found = compared(project, a, b)
+    assert "1 × decode.unrecognized in A, decode.unrecognized in B" in str(found.nothing_compared())
+    assert found.exit_code([]) == ExitCode.NEEDS_ACTION
+    assert found.failures({"class_1": 0.5}) == ["mean Dice of class_1 is unknown: no image that was compared has it"]
+
+
+def test_rows_that_are_compared_with_themselves_pass_no_gate(project, three):
+    """`published` and `job` are the same rows once the job's model is published."""
+    project.fill(DAY, 1)
+    project.run()
+    found = compared(project, "published", "job")
+    assert (found.total.compared, found.notes) == (1, ("A and B are the same rows",))
+    [sentence] = found.failures({"class_1": 0.0})
+    assert (sentence, found.exit_code([sentence])) == (
+        "mean Dice of class_1 is not measured: A and B are the same rows",
+        ExitCode.NEEDS_ACTION,
+    )
+    assert found.exit_code([]) == ExitCode.COMPLETE
+    other = compared(project, "published", project.run(three).run)
+    assert other.notes == ("A and B are the same rows",)
+
+
+def test_two_models_with_equal_masks_are_not_the_same_rows(project):
+    """Equal masks are a measurement: the gate passes."""
+    project.fill(DAY, 1)
+    a, b = project.run().run, project.run(DOUBLED).run
+    found = compared(project, a, b)
+    assert (found.notes, found.failures({"class_1": 1.0})) == ((), [])
 
 
 def test_another_jobs_output_can_be_side_b(project, three):

@@ -7,6 +7,7 @@ import struct
 import zlib
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tifffile
@@ -14,6 +15,7 @@ from models import threshold_model, unet_model
 from PIL import Image
 from project_fixture import SIZE, last_json, png, project
 
+from unet_batch.cli.review import _limits
 from unet_batch.decode.labels import read_labels
 from unet_batch.errors import ExitCode, ImageError, JobError
 from unet_batch.planning.survey import window_of
@@ -310,7 +312,53 @@ def test_a_dice_below_the_limit_is_one_sentence(scored):
 
 
 def test_nothing_compared_is_not_success(project):
-    assert evaluated(project).exit_code([]) == ExitCode.UNFINISHED
+    found = evaluated(project)
+    assert found.exit_code([]) == ExitCode.UNFINISHED
+    assert "nothing is published" in str(found.nothing_compared())
+
+
+def test_a_truth_that_is_nowhere_needs_a_person_and_the_place_is_named(scored):
+    """Another run cannot find it: the pattern is wrong, or the truth is not there yet."""
+    found = evaluated(scored, pattern="elsewhere/{stem}.png")
+    assert found.exit_code([]) == ExitCode.NEEDS_ACTION
+    assert found.nothing_compared() == (
+        "none of 5 published image(s) was compared with a truth: 4 × no truth, 1 × rejected: decode.unrecognized"
+    )
+    assert found.notes == (f"there is no label image at {scored.folder}/elsewhere/000.png",)
+
+
+def test_a_table_without_the_images_needs_a_person(scored):
+    """The same for the other kinds of truth."""
+    pq.write_table(pa.table({"image_key": ["other.png"], "mask": [b""]}), scored.folder / "truth.parquet")
+    found = evaluated(scored, pattern="truth.parquet#mask")
+    assert (found.compared, found.exit_code([])) == (0, ExitCode.NEEDS_ACTION)
+
+
+def test_rows_that_cannot_be_compared_are_not_success(project):
+    """Areas without masks have no figures; a person must choose output.masks. The empty mask is compared."""
+    project.fill(DAY, 1)
+    project.put(f"{DAY}/dark.png", png(1, bright_rows=0))
+    project.run("output.masks=[]")
+    for stem in ("000", "dark"):
+        put_truth(project, stem, rows_of_class_1(8))
+    found = evaluated(project, "output.masks=[]")
+    assert (found.compared, found.exit_code([])) == (1, ExitCode.NEEDS_ACTION)
+
+
+def test_a_gate_that_was_not_measured_does_not_pass(scored):
+    """No truth that was compared has the class."""
+    for stem in ("000", "001"):
+        put_truth(scored, stem, rows_of_class_1(0))
+    found = evaluated(scored)
+    [sentence] = found.failures({"class_1": 0.0})
+    assert "unknown" in sentence
+    assert found.exit_code([sentence]) == ExitCode.NEEDS_ACTION
+
+
+def test_a_class_has_one_limit():
+    """Of two, the last one would win without a word."""
+    with pytest.raises(JobError, match="another limit"):
+        _limits(("cell=0.9", "cell=0.1"))
 
 
 def test_tables_show_what_the_json_has(scored):

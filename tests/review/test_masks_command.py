@@ -291,6 +291,15 @@ def test_rows_of_another_models_classes_are_not_given_this_ones_names(scored):
     assert "another model" in manifest(scored, "png")["000.png"]["note"]
 
 
+def test_no_file_at_all_is_not_success(project):
+    """Every published image is rejected: a person must look at them."""
+    project.put(f"{DAY}/broken.png", b"no picture")
+    project.run("limits.max_rejected=1")
+    for format_ in ("png", "coco"):
+        found = exported(project, format_)
+        assert (found.images, found.files, found.exit_code) == (1, 0, ExitCode.NEEDS_ACTION)
+
+
 def test_nothing_published_is_not_success(project):
     assert exported(project, "png").exit_code == ExitCode.UNFINISHED
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from unet_batch.cli.command import finish, job_command
-from unet_batch.errors import ExitCode, JobError, StorageError
+from unet_batch.errors import JobError, StorageError
 
 if TYPE_CHECKING:
     from unet_batch.planning.prepare import Prepared
@@ -23,7 +23,7 @@ min_dice = click.option(
     "least",
     multiple=True,
     metavar="CLASS=DICE",
-    help="Exit code 5 if the class's mean Dice is below it. May be repeated.",
+    help="Exit code 5 if the class's mean Dice is below it, or was not measured. May be repeated, once for a class.",
 )
 
 
@@ -68,11 +68,14 @@ def masks(job: JobSpec, window: str, format_: str, out: str) -> None:
         click.echo(f"note: {found.left} file(s) of earlier exports belong to no row any more", err=True)
     if not found.images:
         click.echo(f"problem: nothing is published in the window {window}; `unet-batch status` says what is", err=True)
-    click.echo(
-        f"wrote the masks of {found.written} of {found.images} images to {plain(found.out)}; {found.unchanged} were "
-        "there already",
-        err=True,
-    )
+    elif not found.files:
+        click.echo(f"problem: no file was written: none of {found.images} published image(s) has masks", err=True)
+    else:
+        click.echo(
+            f"wrote the masks of {found.written} of {found.images} images to {plain(found.out)}; {found.unchanged} "
+            "were there already",
+            err=True,
+        )
     finish(found.to_json(), exit_code=found.exit_code)
 
 
@@ -135,10 +138,8 @@ def evaluate(job: JobSpec, window: str, pattern: str, truth_key: str | None, lea
         click.echo(f"wrote the figures of every image to {plain(uri)}", err=True)
         asked = (("truth", pattern), ("window", window), ("output", prepared.output.uri))
         page = _write(prepared, f"{name}.html", evaluation_page(prepared, found, asked, wanted=wanted))
-    if not found.compared:
-        click.echo(
-            "problem: no image was compared: nothing is published in the window, or no truth was found", err=True
-        )
+    if (nothing := found.nothing_compared()) is not None:
+        click.echo(f"problem: {plain(nothing)}", err=True)
     result = {**found.to_json(), "failures": failures, "rows": uri if found.images else None, "page": page}
     finish(result, exit_code=found.exit_code(failures))
 
@@ -176,7 +177,8 @@ def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, lea
     wanted = _limits(least)
     found = compare_sides(prepared, a, b, window_of(window), b_output=b_output, top=top)
     # Another model's rows may have classes that this job's contract lacks.
-    _known(wanted, (*Labels.of(prepared.model.contract.output).names.values(), *found.total.classes))
+    if found.total.compared:
+        _known(wanted, (*Labels.of(prepared.model.contract.output).names.values(), *found.total.classes))
     for title, headings, rows in tables(found):
         print_table(title, headings, rows)
     for note in found.notes:
@@ -184,12 +186,14 @@ def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, lea
     failures = found.failures(wanted)
     for failure in failures:
         click.echo(f"problem: {plain(failure)}", err=True)
+    if (nothing := found.nothing_compared()) is not None:
+        click.echo(f"problem: {plain(nothing)}", err=True)
     uri, page = join(prepared.output.reports, f"{new_run_id(prepared.job)}-comparison.html"), None
     if found.total.compared:
         asked = (("A", a), ("B", b if b_output is None else f"{b} of {b_output}"), ("window", window))
         page = _write(prepared, uri, comparison_page(prepared, found, asked, wanted=wanted))
     result = {**found.to_json(), "failures": failures, "page": page}
-    finish(result, exit_code=ExitCode.NEEDS_ACTION if failures else ExitCode.COMPLETE)
+    finish(result, exit_code=found.exit_code(failures))
 
 
 def _write(prepared: Prepared, uri: str, page: DifferencePage) -> str | None:
@@ -217,6 +221,8 @@ def _limits(texts: tuple[str, ...]) -> dict[str, float]:
             value = -1.0
         if not name or not 0 <= value <= 1:
             raise JobError(f"--min-dice {text}: write CLASS=DICE; a Dice is a number from 0 to 1")
+        if name in found:
+            raise JobError(f"--min-dice {text}: {name} has another limit ({found[name]:g}) already: give it once")
         found[name] = value
     return found
 

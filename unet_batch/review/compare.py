@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unet_batch.archive.window import Window
+from unet_batch.errors import ExitCode, overall
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import EVERYTHING, Scope
 from unet_batch.review.agreement import TOP, Agreement, Masks, MasksOrReason, Pair, ReasonPair, agree_on
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 1024
 """Rows of each side that are read together; memory holds their masks, and all keys."""
 ONLY_A, ONLY_B = ("a row", "no row"), ("no row", "a row")
+REASONS_NAMED = 3
+"""Reasons in the sentence that says that nothing was compared."""
 OTHER_VERSION = ("a row", "a row of another version")
 
 
@@ -43,11 +46,34 @@ class Comparison:
     """Sentences about rows that are missing."""
     pairs: Mapping[str, Pair]
     """Image key → masks of both sides, of the images with the largest differences, the largest first."""
+    same: bool = False
+    """Whether A and B are the same rows of the same objects: then their agreement says nothing."""
+
+    def nothing_compared(self) -> str | None:
+        """A sentence where no image was compared, with the reason; None where one was."""
+        if self.total.compared:
+            return None
+        without = [name for name, side in (("A", self.a), ("B", self.b)) if not side.images]
+        if without:
+            have = "A and B have" if len(without) > 1 else f"{without[0]} has"
+            return f"nothing was compared: {have} no rows in the window; `unet-batch status` says what is published"
+        why = sorted(self.total.not_compared.items(), key=lambda one: -one[1].images)[:REASONS_NAMED]
+        said = "; ".join(f"{found.images} × {a} in A, {b} in B" for (a, b), found in why)
+        return f"nothing was compared: no image has a prediction on both sides ({said})"
+
+    def exit_code(self, failures: Sequence[str]) -> ExitCode:
+        """3 where a side has no rows; 5 where no image can be compared, or a Dice is too low or not measured."""
+        compared, empty = self.total.compared, not (self.a.images and self.b.images)
+        codes = [ExitCode.NEEDS_ACTION] * bool(failures or not compared)
+        return overall([*codes, *([ExitCode.UNFINISHED] if empty else [])])
 
     def failures(self, wanted: Mapping[str, float]) -> list[str]:
-        """A sentence for each class whose mean Dice is below what is wanted."""
+        """A sentence for each class whose mean Dice is below what is wanted, or was not measured."""
         found = []
         for name, least in wanted.items():
+            if self.same:
+                found.append(f"mean Dice of {name} is not measured: A and B are the same rows")
+                continue
             dice = self.total.classes[name].mean_dice if name in self.total.classes else None
             if dice is None:
                 found.append(f"mean Dice of {name} is unknown: no image that was compared has it")
@@ -91,6 +117,7 @@ def compare(
     partitions: dict[str, Agreement] = {}
     without: dict[str, list[str]] = {}
     pairs: dict[str, Pair] = {}
+    same = True
     for name in sorted({*sides[0].partitions, *sides[1].partitions}, reverse=window.kind == "last"):
         rows_a, rows_b = (side.read(name) for side in sides)
         missing = [letter for letter, rows in (("A", rows_a), ("B", rows_b)) if not rows.names]
@@ -102,6 +129,7 @@ def compare(
                 here.add(key, words, images)
                 total.add(key, words, images)
             worst: dict[str, tuple[Name, MasksOrReason, MasksOrReason]] = {}
+            same = same and rows_a.are(rows_b)
             for row, said_a, said_b in _paired(rows_a, rows_b):
                 found = agree_on(said_a, said_b)
                 here.add(row[0], found)
@@ -112,13 +140,14 @@ def compare(
             log.info("%s: compared %d images", name, here.compared)
         if window.kind == "last" and partitions and "date" in partition_values(name):
             break
-    same = sides[0].fingerprint == sides[1].fingerprint and b_output is None
     labels = ("the model is a classifier: labels are compared, and pixels are images",)
     classifies = prepared.model.contract.output.classifies
-    notes = (*_absences(without), *_sameness(total, same=same), *(labels if classifies else ()))
+    named_alike = sides[0].fingerprint == sides[1].fingerprint and b_output is None
+    same = named_alike or (same and total.compared > 0)
+    notes = (*_absences(without), *_sameness(same=same), *(labels if classifies else ()))
     drawn = () if classifies else total.most_flipped  # a label is no mask that can be drawn
     most = {image.key: pairs[image.key] for image in drawn if image.key in pairs}
-    return Comparison(*sides, dict(sorted(partitions.items())), total, notes, most)
+    return Comparison(*sides, dict(sorted(partitions.items())), total, notes, most, same)
 
 
 def _pairs(
@@ -158,8 +187,6 @@ def _absences(without: Mapping[str, Sequence[str]]) -> Iterator[str]:
         yield f"{letters} {verb} no rows in {len(names)} partition(s) of the window: {shown}"
 
 
-def _sameness(total: Agreement, *, same: bool) -> Iterator[str]:
+def _sameness(*, same: bool) -> Iterator[str]:
     if same:
         yield "A and B are the same rows"
-    elif not total.compared:
-        yield "no image has a prediction on both sides"

@@ -28,6 +28,7 @@ from unet_batch.imaging.masks import runs_by_label
 from unet_batch.planning.prepare import Prepared
 from unet_batch.review.agreement import OK, OTHER_SIZE, PLACE, Masks, MasksOrReason, Pair, agree_on
 from unet_batch.review.masks.rows import (
+    REJECTED,
     Labels,
     Without,
     fault_of,
@@ -46,6 +47,8 @@ RULES = (
     'empty masks by MONAI\'s rules: "mean Dice" takes images whose truth has the class (ignore_empty=True), '
     '"with empty" takes all (ignore_empty=False: 1 where neither has it, 0 where only the prediction has it)'
 )
+REASONS_NAMED = 3
+"""Reasons in the sentence that says that nothing was compared."""
 SCHEMA = pa.schema(
     [
         *(("image_key", pa.string()), ("partition", pa.string()), ("note", pa.string()), ("class", pa.string())),
@@ -177,10 +180,19 @@ class Evaluation:
         return found
 
     def exit_code(self, failures: list[str]) -> ExitCode:
-        """5 for a Dice that is too low, or a truth that cannot be used; 3 where nothing was compared."""
-        unusable = any(why.startswith("truth ") for why in self.not_compared)
-        codes = [ExitCode.NEEDS_ACTION] * (unusable or bool(failures))
-        return overall([*codes, *([] if self.compared else [ExitCode.UNFINISHED])])
+        """5 for a Dice that is too low, or masks or a truth that cannot be used; 3 where nothing is published."""
+        unusable = any(why != NO_TRUTH and not why.startswith(REJECTED) for why in self.not_compared)
+        codes = [ExitCode.NEEDS_ACTION] * (unusable or bool(failures) or not self.compared)
+        return overall([*codes, *([] if self.images else [ExitCode.UNFINISHED])])
+
+    def nothing_compared(self) -> str | None:
+        """A sentence where no image was compared, with the reasons; None where one was."""
+        if self.compared:
+            return None
+        if not self.images:
+            return "no image was compared: nothing is published in the window; `unet-batch status` says what is"
+        reasons = ", ".join(f"{count} × {why}" for why, count in self.not_compared.most_common(REASONS_NAMED))
+        return f"none of {self.images} published image(s) was compared with a truth: {reasons}"
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`."""

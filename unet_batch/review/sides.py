@@ -61,6 +61,10 @@ class Rows:
         """The bucket of a row. Rows are read fastest by bucket, in the order of names."""
         return self._buckets[self._places[name][0]]
 
+    def are(self, others: Rows) -> bool:
+        """Whether both sides read every row from the same object."""
+        return self.names == others.names and all(self._uri(name) == others._uri(name) for name in self.names)
+
     def take(self, names: Sequence[Name]) -> Iterator[MasksOrReason]:
         """The masks in the rows of these names, in order. Raises Damaged or StorageError."""
         return _masks_of_rows(self._files.take([self._places[name] for name in names], _COLUMNS))
@@ -72,6 +76,9 @@ class Rows:
         files = RowReader(self._store, self._uris, _PLACES.names)
         rows: list[dict[str, Any]] = files.take([self._places[name] for name in names], _PLACES).to_pylist()
         return rows
+
+    def _uri(self, name: Name) -> str:
+        return self._uris[self._places[name][0]]
 
 
 class Side:

@@ -83,7 +83,16 @@ class Exported:
         """3 where nothing is published, or another try may write more; 5 where a person must act first."""
         problems = [w for w in self.without if not w.expected]
         codes = [ExitCode.UNFINISHED if w.may_pass else ExitCode.NEEDS_ACTION for w in problems]
-        return overall([*codes, *([] if self.images else [ExitCode.UNFINISHED])])
+        if not self.images:
+            codes.append(ExitCode.UNFINISHED)
+        elif not self.files:
+            codes.append(ExitCode.NEEDS_ACTION)
+        return overall(codes)
+
+    @property
+    def files(self) -> int:
+        """Images that have a file now: written by this export, or before and unchanged."""
+        return self.written + self.unchanged
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`."""

@@ -24,6 +24,8 @@ from unet_batch.table.output import Output
 from unet_batch.table.parts import open_stream
 from unet_batch.table.rows import partition_values
 
+REJECTED = "rejected: "
+"""How the text of a rejection begins."""
 ROWS_AT_ONCE = 64
 """Rows whose masks are in memory together, as runs."""
 COLUMNS = [
@@ -131,7 +133,7 @@ def published_rows(output: Output, name: str) -> Iterator[Sequence[dict[str, Any
 def fault_of(row: Row, labels: Labels) -> Without | None:
     """Why a row's masks cannot be exported; None where they can."""
     if row["status"] != "ok":
-        return Without(f"rejected: {row['reason']}", expected=True)
+        return Without(f"{REJECTED}{row['reason']}", expected=True)
     for area in row["classes"] or ():
         known = labels.names.get(area["id"] + labels.shift)
         if known != area["name"]:

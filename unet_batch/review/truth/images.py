@@ -42,8 +42,6 @@ class Truth(Protocol):
 class LabelImages:
     """Where the label image of a row lies, and what it holds. One label image never belongs to two rows."""
 
-    notes: tuple[str, ...] = ()
-
     def __init__(self, prepared: Prepared, pattern: str) -> None:
         """pattern: a URI or path with FIELDS or columns of the partition in braces; read with `input.options`."""
         if "{" not in pattern:
@@ -54,6 +52,14 @@ class LabelImages:
         self._root = archive_root(prepared.job.input.uri)
         self._owners: dict[str, str] = {}
         """URI of a label image → the image key of the row that it belongs to."""
+        self._missing: str | None = None
+        """The first URI at which no label image lies."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Where the first label image is missing, as far as they were read."""
+        missing = self._missing
+        return () if missing is None else (f"there is no label image at {missing.removeprefix('file://')}",)
 
     def uri(self, row: Row, partition: str) -> str:
         """The URI of a row's label image. Raises JobError for a field that there is not."""
@@ -70,6 +76,7 @@ class LabelImages:
             self._take(uri, row["image_key"])
             labels_hw = read_labels(data, limits)
         except NotFound:
+            self._missing = self._missing or uri
             return NO_TRUTH
         except (TooLarge, Changed) as error:
             return f"truth cannot be read: {error.code}"
