@@ -153,10 +153,15 @@ def to_table(rows: Sequence[dict[str, Any]], partition: str, provenance: Provena
     columns = []
     for field in wanted:
         values = [shared[field.name]] * len(rows) if field.name in shared else [row.get(field.name) for row in rows]
-        plain = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-        column = pa.array(values, plain)
-        columns.append(column.dictionary_encode() if pa.types.is_dictionary(field.type) else column)
+        columns.append(_encoded(values) if pa.types.is_dictionary(field.type) else pa.array(values, field.type))
     return pa.Table.from_arrays(columns, schema=wanted)
+
+
+def _encoded(values: Sequence[str | None]) -> pa.DictionaryArray:
+    """The same as pyarrow's `dictionary_encode`, without its import of pyarrow.compute: 0.1 s in each process."""
+    places: dict[str, int] = {}
+    indices = [None if value is None else places.setdefault(value, len(places)) for value in values]
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), pa.array(list(places), pa.string()))
 
 
 def _identity(source: Source, page: int, pages: int) -> dict[str, Any]:
