@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from encoded import LIMITS, saved
+from encoded import by_pillow, outcome, saved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from unet_batch.contract import ModelInput
-from unet_batch.decode import decode as decode_module
-from unet_batch.decode.decode import decode
 from unet_batch.decode.jpeg import plain_samples
-from unet_batch.errors import ImageError
 
 SIZE_HW = (61, 83)
 SPECS = (
@@ -32,22 +29,6 @@ def picture(mode: str = "RGB") -> Image.Image:
     noise = np.random.default_rng(5).integers(0, 40, (*SIZE_HW, 3))
     colors = (x[..., None] * 3 + y[..., None] * 2 * (np.arange(3) + 1) + noise) % 256
     return Image.fromarray(colors.astype(np.uint8)).convert(mode)
-
-
-def outcome(data: bytes, spec: ModelInput) -> tuple[object, ...]:
-    """Everything that a decode says, comparable."""
-    [page] = decode(data, spec, LIMITS)
-    content = page.content
-    if isinstance(content, ImageError):
-        return (page.height, page.width, content.reason, content.message)
-    return (page.height, page.width, page.largest, content.shape, content.dtype.str, content.tobytes())
-
-
-def by_pillow(data: bytes, spec: ModelInput) -> tuple[object, ...]:
-    """The same, without imagecodecs."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(decode_module, "plain_jpeg", lambda *_: None)
-        return outcome(data, spec)
 
 
 WAYS = {
