@@ -40,7 +40,7 @@ class LimitsSpec(Section):
     get more."""
     unit_timeout_s: float = Field(default=900.0, gt=0)
     """Longest time in which a process may make no progress on its unit: no image read, no page decoded, no batch
-    scored."""
+    scored. The start of an isolated decoder does not count."""
     unit_images: int | None = Field(default=None, ge=1)
     """Maximum number of images in a unit; default: at most 64 images with at most 8 MiB of encoded bytes together."""
     lease_s: float = Field(default=300.0, ge=3)

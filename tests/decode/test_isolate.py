@@ -17,6 +17,7 @@ from encoded import LIMITS
 from PIL import Image
 
 from unet_batch.contract import ModelInput
+from unet_batch.decode import isolate
 from unet_batch.decode.decode import decode
 from unet_batch.decode.effort import address_space_bytes, header_pixels
 from unet_batch.decode.isolate import IsolatedDecoder
@@ -275,3 +276,19 @@ def test_a_decoder_that_cannot_start_is_an_error_and_not_a_rejection() -> None:
     decoder = IsolatedDecoder(SPEC, LIMITS, decoder="test_isolate:missing")
     with pytest.raises(UnetBatchError, match="did not start"):
         decoder.decode(jpeg())
+
+
+def test_a_decoder_that_never_starts_is_an_error_and_not_a_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine has a limit of its own for it, and the image none."""
+    monkeypatch.setattr(isolate, "START_S", 0.01)
+    decoder = IsolatedDecoder(SPEC, LIMITS)
+    with pytest.raises(UnetBatchError, match=r"did not start within 0\.01 s"):
+        decoder.decode(jpeg())
+
+
+def test_progress_is_told_when_the_child_begins_and_after_each_page(plain: IsolatedDecoder) -> None:
+    """So the time that a process takes to start, and many pages, are not the time of one page."""
+    running: list[bool] = []
+    plain.close()
+    assert len(plain.decode(multipage(), lambda: running.append(plain._child is not None))) == 2
+    assert running == [True] * 3

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import late
 import poison
 import pytest
 import unwilling
@@ -187,6 +188,14 @@ def test_a_silent_unit_is_told_as_what_it_is_and_its_neighbour_is_scored(made, p
     assert "000.png" in failed[guilty.unit_id][1]
     assert guilty.sources[found[guilty.unit_id].suspect].uri.endswith("000.png")
     assert not list((project.folder / "out" / "_work").rglob("*.note"))
+
+
+def test_the_start_of_an_isolated_decoder_is_no_time_of_its_image(made):
+    """A slow machine starts it in 4 s; limits that are shorter are for the image."""
+    executor, todo = made("limits.unit_timeout_s=0.5", "limits.image_timeout_s=0.5", decoder=late.NAME)
+    [receipt] = executor.run([replace(todo[0], isolate=True)])
+    assert receipt.failure is None
+    assert receipt.ok == len(todo[0].sources)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import IO
@@ -38,6 +39,8 @@ DONE = b"done"
 EXIT_OUT_OF_MEMORY = 77
 
 _HEADER_MAX_BYTES = 1 << 16
+START_S = 300.0
+"""Most seconds from the start of a child to READY: about a hundred times the usual. Longer is the machine's fault."""
 _LOOKS = 10
 """Checks of a child within limits.image_timeout_s: it hangs if it sleeps at each of them."""
 _DYING_S = 5.0  # most seconds from a closed pipe to the exit status; milliseconds are normal
@@ -70,20 +73,24 @@ class IsolatedDecoder:
     ) -> None:
         self.close()
 
-    def decode(self, data: bytes) -> list[Page]:
+    def decode(self, data: bytes, progress: Callable[[], object] = lambda: None) -> list[Page]:
         """The pages that `decode` yields. Pages lost with the child are rejected: crashed, timeout, out_of_memory.
 
         Pages received before the child died are kept. If there are none, the number of pages is unknown, and one page
-        is returned. Raises UnetBatchError if no child can be started.
+        is returned. progress: is called when the child begins with the image, and after each page; the start of a
+        child, at most START_S, comes before. Raises UnetBatchError if no child can be started.
         """
         with self._lock:
             child = self._running()
+            progress()
             pages: list[Page] = []
             whole, answered, self._slept = False, threading.Event(), False
             threading.Thread(target=self._wake, args=(child, answered), daemon=True).start()
             try:
                 _send(_pipe(child.stdin), data)
-                pages.extend(self._answers(_pipe(child.stdout)))
+                for page in self._answers(_pipe(child.stdout)):
+                    pages.append(page)
+                    progress()
                 whole = True
             except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
                 rejection = self._exit_reason(child, error, processor_s(data, self._limits))
@@ -118,16 +125,23 @@ class IsolatedDecoder:
             "limits": self._limits.model_dump(mode="json"),
             "decoder": self._decoder,
         }
+        until_s = time.monotonic() + START_S
+        late = threading.Timer(START_S, self._child.kill)
+        late.daemon = True
+        late.start()
         try:
             _send(_pipe(self._child.stdin), json.dumps(settings).encode())
             if _receive(_pipe(self._child.stdout), at_most=_HEADER_MAX_BYTES) == READY:
                 return self._child
         except (OSError, EOFError, ValueError):
             pass
+        finally:
+            late.cancel()
         status = self._child.poll()
         self._discard()
+        how = f"(exit status {status})" if time.monotonic() < until_s else f"within {START_S:g} s"
         raise UnetBatchError(
-            f"the isolated decoder {self._decoder} did not start (exit status {status}): "
+            f"the isolated decoder {self._decoder} did not start {how}: "
             f"run {sys.executable} -m unet_batch.decode.isolate to see why"
         )
 

@@ -18,7 +18,7 @@ import numpy as np
 from unet_batch.archive.shards import read_unit
 from unet_batch.decode.decode import Page
 from unet_batch.decode.effort import processor_s
-from unet_batch.decode.isolate import DECODER, Decoder, IsolatedDecoder
+from unet_batch.decode.isolate import DECODER, START_S, Decoder, IsolatedDecoder
 from unet_batch.decode.pages import complete
 from unet_batch.errors import ImageError, OutOfMemory, Reason, TooLate, UnetBatchError
 from unet_batch.imaging.preprocess import divisor, fit
@@ -105,7 +105,9 @@ class Load:
                     listen = functools.partial(
                         step, position, position, len(unit.sources), allow_s=processor_s(found, self._job.limits)
                     )
-                    entries += self._entries(position, complete(self._pages(found, isolated)), pixels, listen)
+                    starts = functools.partial(step, None, position, len(unit.sources), allow_s=START_S)
+                    found_pages = self._pages(found, isolated, starts, listen)
+                    entries += self._entries(position, complete(found_pages), pixels, listen)
                 if pixels.size > MAX_UNIT_PIXEL_BYTES and len(unit.sources) > 1:
                     message = f"its images decode to more than {MAX_UNIT_PIXEL_BYTES} bytes"
                     return Loaded(unit, (), np.empty(0, np.uint8), failure=(TOO_LARGE, message))
@@ -136,9 +138,12 @@ class Load:
                 return [_rejected(position, ImageError(Reason.DECODE_CRASHED, message))]
             found.append(self._entry(position, page, pixels))
 
-    def _pages(self, data: bytes, isolated: IsolatedDecoder | None) -> Iterator[Page]:
+    def _pages(
+        self, data: bytes, isolated: IsolatedDecoder | None, starts: Callable[[], None], listen: Callable[[], None]
+    ) -> Iterator[Page]:
         if isolated is not None:
-            yield from isolated.decode(data)
+            starts()  # the start of a process is no work on the image: its time limit begins with `listen`
+            yield from isolated.decode(data, listen)
         else:
             yield from self._decode(data, self._model.contract.input, self._job.limits)
 
