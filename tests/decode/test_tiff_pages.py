@@ -77,6 +77,36 @@ def test_a_preview_is_replaced_by_the_picture_in_its_sub_directories() -> None:
     assert (page.height, page.content[0, 0, 0]) == (16, 5)
 
 
+DNG = {"extratags": [(50706, "B", 4, (1, 7, 0, 0), True)]}
+"""The tag DNGVersion, in the first directory."""
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"subfiletype": 8},
+        {"subfiletype": 9},
+        {"subfiletype": 16},
+        {"subfiletype": 0x10001},
+        {"subfiletype": 0x10004},
+        {"subfiletype": 0, "photometric": 51177},
+        {"subfiletype": 0, "photometric": 52527},
+    ],
+)
+def test_what_a_dng_keeps_beside_its_picture_is_no_image(how: dict[str, Any]) -> None:
+    """DNG 1.7, NewSubFileType: depth maps, an enhanced version, other previews and semantic masks."""
+    picture, other = (flat(5), {"subfiletype": 0}), np.ones((16, 16), bool)
+    in_sub = written((flat(9, 4), {"subfiletype": 1, "subifds": 2, **DNG}), picture, (other, how))
+    in_chain = written((flat(5), {"subfiletype": 0, **DNG}), (other, how))
+    assert (values(in_sub), values(in_chain)) == ([5], [5])
+
+
+@pytest.mark.parametrize("kind", [8, 16])
+def test_the_bits_of_a_dng_mean_nothing_in_other_files(kind: int) -> None:
+    """TIFF/IT has the final page there, TIFF-FX mixed raster content."""
+    assert values(written((flat(1), {"subfiletype": 2}), (flat(3), {"subfiletype": kind | 2}))) == [1, 3]
+
+
 def test_levels_in_sub_directories_are_not_images() -> None:
     """OME-TIFF pyramids."""
     file = io.BytesIO()

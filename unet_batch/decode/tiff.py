@@ -17,7 +17,7 @@ from unet_batch.contract import ModelInput
 from unet_batch.decode.pages import Pixels, oriented
 from unet_batch.decode.signatures import refused
 from unet_batch.decode.tiff_chain import chain_of
-from unet_batch.decode.tiff_planes import Directories, Picture, Plane, pictures_of
+from unet_batch.decode.tiff_planes import DNG_VERSION, Directories, Picture, Plane, pictures_of
 from unet_batch.decode.tiff_samples import JPEG, check_readable, samples_of
 from unet_batch.errors import ImageError, Reason
 
@@ -27,7 +27,7 @@ ALPHA = (1, 2)  # associated, unassociated: TIFF 6.0, ExtraSamples
 MOSAIC = (32803, 34892)
 """Raw samples of a camera: colour filter array, linear raw (Adobe DNG specification)."""
 PHOTOMETRIC, COLOR_MAP, ORIENTATION, INK_SET, COEFFICIENTS, REFERENCE = 262, 320, 274, 332, 529, 532
-MAKE, DNG_VERSION = 271, 50706
+MAKE = 271
 RAW = (32767, 32769, 32770, 32772, 32867, 34713, 65000, 65535)
 """Compressions of camera raws: Sony, Epson, Samsung, Kodak, Nikon and Pentax (as exiftool lists them)."""
 CMYK = 1

@@ -17,7 +17,12 @@ from unet_batch.errors import ImageError, Reason
 
 REDUCED, MASK = 1, 4
 """Bits of NewSubfileType: a copy at reduced resolution, a transparency mask of another picture (TIFF 6.0)."""
-PHOTOMETRIC_MASK = 4
+DEPTH, ENHANCED = 8, 16
+"""The same of a DNG (1.5): a depth map, a computed version of the main image. In TIFF/IT and TIFF-FX the bits mean
+other things."""
+DNG_VERSION = 50706
+NO_PICTURE = (4, 51177, 52527)
+"""Photometric interpretations: transparency mask; depth map, photometric mask (DNG 1.5 and 1.6)."""
 UIC2 = 33629
 """MetaMorph's tag: its count is the number of planes in the directory."""
 SLIDES = ("scn", "qpi", "ndpi", "bif", "philips")
@@ -32,6 +37,8 @@ class Directories:
     def __init__(self, tiff: Any) -> None:
         """tiff: tifffile.TiffFile."""
         self.tiff = tiff
+        self.not_pictures = MASK
+        """Bits of NewSubfileType of directories that are no pictures."""
         self._last: tuple[int, Any] | None = None
 
     def at(self, offset: int) -> Any:
@@ -71,6 +78,7 @@ class _Page:
     size: int
     """Rows times columns."""
     is_mask: bool
+    """Whether it is a mask, a depth map or a computed version of another picture."""
     subifds: tuple[int, ...]
 
 
@@ -81,6 +89,8 @@ def pictures_of(directories: Directories, offsets: Sequence[int], spec: ModelInp
     thumbnails, labels, photographs of a slide, masks) are left out as long as a picture remains. If each channel lies
     in its own page, `spec.series_channels` decides.
     """
+    if offsets and DNG_VERSION in directories.at(offsets[0]).tags:
+        directories.not_pictures |= DEPTH | ENHANCED
     pages = [_page(directories, offset, position) for position, offset in enumerate(offsets)]
     found = _of_slide(directories, pages)
     if found is not None:
@@ -89,7 +99,7 @@ def pictures_of(directories: Directories, offsets: Sequence[int], spec: ModelInp
     if not taken:
         largest = max((page for page in pages if not page.is_mask), key=lambda page: page.size, default=None)
         if largest is None:
-            return [ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, "the TIFF holds a transparency mask and no picture")]
+            return [ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, "the TIFF holds a mask and no picture")]
         taken = [largest]  # marked as a copy, but the file holds no original
     return _joined(list(_planes(directories, taken, len(pages), length=length)), spec)
 
@@ -97,7 +107,7 @@ def pictures_of(directories: Directories, offsets: Sequence[int], spec: ModelInp
 def _page(directories: Directories, offset: int, position: int) -> _Page:
     page = directories.at(offset)
     kind = page.subfiletype if isinstance(page.subfiletype, int) else 0
-    is_mask = bool(kind & MASK) or int(page.photometric) == PHOTOMETRIC_MASK
+    is_mask = bool(kind & directories.not_pictures) or int(page.photometric) in NO_PICTURE
     subifds = page.subifds if isinstance(page.subifds, tuple) else ()
     return _Page(position, offset, kind, int(page.imagelength) * int(page.imagewidth), is_mask, subifds)
 
