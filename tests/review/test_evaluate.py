@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 from models import threshold_model, unet_model
-from PIL import Image
+from PIL import Image, ImageOps
 from project_fixture import SIZE, last_json, png, project
 
 from unet_batch.cli.review import _limits
@@ -230,6 +231,49 @@ def test_palette_indices_are_values_and_not_colours():
     out = io.BytesIO()
     indexed.save(out, "PNG")
     np.testing.assert_array_equal(read_labels(out.getvalue(), LimitsSpec()), labels)
+
+
+ORIENTATION = 274
+
+
+def with_orientation(labels: np.ndarray, orientation: int, format_: str) -> bytes:
+    """A label image that viewers show turned."""
+    out = io.BytesIO()
+    if format_ == "TIFF":
+        tifffile.imwrite(out, labels, extratags=[(ORIENTATION, "H", 1, orientation, True)])
+    else:
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        Image.fromarray(labels).save(out, "PNG", exif=exif)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format_", ["PNG", "TIFF"])
+def test_a_label_image_is_turned_as_pillow_turns_pictures(format_, orientation):
+    """Its orientation is applied, as to pictures; `exif: ignore` leaves both as they are stored."""
+    labels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    data = with_orientation(labels, orientation, format_)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(read_labels(data, LimitsSpec()), upright)
+    np.testing.assert_array_equal(read_labels(data, LimitsSpec(), turned=False), labels)
+
+
+@pytest.mark.parametrize("exif", ["apply", "ignore"])
+@pytest.mark.parametrize("form", ["label images", "table"])
+def test_a_truth_with_the_orientation_of_its_picture_is_compared_pixel_by_pixel(project, exif, form):
+    """The truth was drawn on the stored pixels and has the picture's tag: upside down, as the picture is."""
+    contract = project.prepared().model.contract.model_dump(mode="json", exclude_none=True)
+    contract["input"]["exif"] = exif
+    (project.folder / "model.yaml").write_text(json.dumps(contract))
+    upside_down, bright = 3, rows_of_class_1(8, 255)
+    project.put(f"{DAY}/000.png", with_orientation(bright, upside_down, "PNG"))
+    project.run()
+    truth = with_orientation(rows_of_class_1(8), upside_down, "PNG")
+    put_truth(project, "000", truth)
+    pq.write_table(pa.table({"file_name": ["000.png"], "mask": [truth]}), project.folder / "truth.parquet")
+    found = evaluated(project, pattern=PATTERN if form == "label images" else "truth.parquet#mask")
+    assert (found.compared, found.classes["class_1"].overlap.dice) == (1, 1.0)
 
 
 def test_sixteen_bits_and_tiff_are_read():

@@ -212,7 +212,7 @@ def _write(prepared: Prepared, uri: str, page: DifferencePage) -> str | None:
 
 def _limits(texts: tuple[str, ...]) -> dict[str, float]:
     """Class → least mean Dice, of `--min-dice`. Raises JobError."""
-    found = {}
+    found: dict[str, float] = {}
     for text in texts:
         name, _, number = text.rpartition("=")
         try:

@@ -9,6 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from unet_batch.decode.exif import orientation_of
+from unet_batch.decode.pages import oriented
+from unet_batch.decode.tiff import ORIENTATION
 from unet_batch.errors import ImageError, Reason
 from unet_batch.spec import LimitsSpec
 
@@ -17,13 +20,15 @@ _MODES = ("P", "L", "1", "I", "I;16", "I;16L", "I;16B", "I;16N")
 """Pillow's modes with one value per pixel."""
 
 
-def read_labels(data: bytes, limits: LimitsSpec) -> NDArray[Any]:
+def read_labels(data: bytes, limits: LimitsSpec, *, turned: bool = True) -> NDArray[Any]:
     """The values of a label image, integers (H, W): an indexed or gray PNG, BMP or GIF, or a TIFF with one page.
 
+    turned: whether its orientation (EXIF of a PNG, tag 274 of a TIFF) is applied, as to pictures.
     Raises ImageError for other files: colours are no classes, and JPEG changes values.
     """
     try:
-        labels_hw = _from_tiff(data, limits) if data[:4] in _TIFF else _from_pillow(data, limits)
+        read = _from_tiff if data[:4] in _TIFF else _from_pillow
+        labels_hw, orientation = read(data, limits)
     except ImageError:
         raise
     except Exception as error:  # untrusted bytes: Pillow alone raises eight types
@@ -33,10 +38,10 @@ def read_labels(data: bytes, limits: LimitsSpec) -> NDArray[Any]:
         raise ImageError(
             Reason.IMAGE_MODE_NOT_SUPPORTED, f"a label image has one integer per pixel, not {shape} {labels_hw.dtype}"
         )
-    return labels_hw
+    return oriented(labels_hw, orientation) if turned else labels_hw
 
 
-def _from_tiff(data: bytes, limits: LimitsSpec) -> NDArray[Any]:
+def _from_tiff(data: bytes, limits: LimitsSpec) -> tuple[NDArray[Any], int]:
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -44,10 +49,11 @@ def _from_tiff(data: bytes, limits: LimitsSpec) -> NDArray[Any]:
         if len(file.pages) > 1:
             raise ImageError(Reason.IMAGE_MODE_NOT_SUPPORTED, f"a label image is one page, not {len(file.pages)}")
         found = file.pages.first.asarray()
-    return found.astype(np.uint8) if found.dtype == bool else np.asarray(found)
+        value = file.pages.first.tags.valueof(ORIENTATION, 1)
+    return found.astype(np.uint8) if found.dtype == bool else np.asarray(found), value if isinstance(value, int) else 1
 
 
-def _from_pillow(data: bytes, limits: LimitsSpec) -> NDArray[Any]:
+def _from_pillow(data: bytes, limits: LimitsSpec) -> tuple[NDArray[Any], int]:
     with Image.open(io.BytesIO(data), formats=["PNG", "BMP", "GIF"]) as image:
         _check_size(image.height, image.width, limits)
         if image.mode not in _MODES:
@@ -55,10 +61,11 @@ def _from_pillow(data: bytes, limits: LimitsSpec) -> NDArray[Any]:
                 Reason.IMAGE_MODE_NOT_SUPPORTED,
                 f"a label image is indexed or gray, with classes as pixel values; this one has colours ({image.mode})",
             )
+        orientation = orientation_of(image, data)
         found = np.asarray(image)
     if found.dtype == bool:
-        return found.astype(np.uint8)
-    return found // (255 // ((1 << data[24]) - 1)) if _is_shallow(data) else found
+        return found.astype(np.uint8), orientation
+    return found // (255 // ((1 << data[24]) - 1)) if _is_shallow(data) else found, orientation
 
 
 def _is_shallow(data: bytes) -> bool:

@@ -74,7 +74,7 @@ class LabelImages:
         try:
             data = self._prepared.archive.read(uri, max_bytes=limits.max_image_bytes)
             self._take(uri, row["image_key"])
-            labels_hw = read_labels(data, limits)
+            labels_hw = read_labels(data, limits, turned=self._prepared.model.contract.input.exif == "apply")
         except NotFound:
             self._missing = self._missing or uri
             return NO_TRUTH

@@ -107,7 +107,8 @@ class TableTruth:
         if value is None:
             return NO_TRUTH
         if isinstance(value, bytes):
-            return masks_in(read_labels(value, self._prepared.job.limits), self._labels)
+            turned = self._prepared.model.contract.input.exif == "apply"
+            return masks_in(read_labels(value, self._prepared.job.limits, turned=turned), self._labels)
         if isinstance(value, str):
             value = [{"name": self._only_class(), "rle": {"size": size_hw, "counts": value}}]
         edges: dict[str, Any] = {}
