@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unet_batch.imaging.overlay import border, displayed, stretch, thumbnail, thumbnail_size
+from unet_batch.imaging.overlay import border, displayed, label_color, stretch, thumbnail, thumbnail_size
 
 YELLOW = (255, 196, 0)
 
@@ -71,3 +71,8 @@ def test_a_thin_structure_keeps_its_border_where_it_shrinks():
     mask[64:66] = True
     drawn = thumbnail(np.zeros((128, 128, 3), np.uint8), 32, [(mask, YELLOW)])
     assert (drawn == YELLOW).all(axis=2).any()
+
+
+def test_every_label_has_a_colour_of_its_own():
+    """0 too: without a background it is a class, and lies beside class 1."""
+    assert len({label_color(label) for label in range(40)}) == 40

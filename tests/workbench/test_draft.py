@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,8 @@ from unet_batch.planning.prepare import prepare
 from unet_batch.planning.survey import window_of
 from unet_batch.spec import load_job
 from unet_batch.workbench.draft import explore as exploring
-from unet_batch.workbench.draft.explore import Explored, explore
+from unet_batch.workbench.draft.explore import Explored, best, explore
+from unet_batch.workbench.draft.questions import Option, Question
 from unet_batch.workbench.draft.source import ModelRequest, read_model_source
 from unet_batch.workbench.draft.write import files_of, reserve, write_job, write_sheet
 
@@ -219,6 +220,33 @@ def test_a_preprocessor_file_beside_the_model_is_read(folder):
     assert found.draft.tree["input"]["normalize"] == IMAGENET
     assert found.draft.fields["output.classes"].value == ["rest", "road"]
     assert found.draft.fields["output.classes"].origin == "read"
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What `best` asks of a variant."""
+
+    label: str
+    edges: float
+    useful: float
+    distance: None = None
+
+    @property
+    def plausibility(self) -> float:
+        return self.edges * self.useful
+
+
+@pytest.mark.parametrize(
+    ("rgb", "bgr", "taken"),
+    [((3.2, 0.75), (5.2, 0.75), 0), ((0.0, 0.0), (5.2, 0.75), 1), ((0.0, 0.0), (0.0, 0.0), 0)],
+)
+def test_masks_on_edges_alone_do_not_turn_the_colours(rgb, bgr, taken):
+    """A network that knows sky from cloud has borders on edges in either order; most take red first."""
+    options = (Option("rgb", "rgb"), Option("bgr (OpenCV)", "bgr"))
+    question = Question("input.color", "In which order?", options)
+    assert best(question, [Masks("rgb", *rgb), Masks("bgr (OpenCV)", *bgr)])[0] == taken
+    fit = Question("input.fit", "How?", options)
+    assert best(fit, [Masks("tile", 3.2, 0.75), Masks("stretch", 5.2, 0.75)])[0] == 1
 
 
 def test_what_the_user_says_is_no_question(folder):

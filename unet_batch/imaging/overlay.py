@@ -31,14 +31,18 @@ COLORS: tuple[Color, ...] = (
     (255, 196, 0), (86, 180, 233), (0, 190, 140), (240, 110, 60), (214, 140, 190), (130, 120, 240), (180, 210, 60),
 )  # fmt: skip
 """Of labels from 1 on, after Okabe and Ito's set for people who do not see all colours."""
+FIRST_COLOR: Color = (178, 50, 70)
+"""Of label 0, where it is a class and no background."""
 GOLDEN = 0.618034
 """Step of the hue beyond them, of the whole circle: neighbours differ as far as they can, and none comes twice."""
 
 
 def label_color(label: int) -> Color:
-    """The colour of a label (1 or more); each label has its own."""
+    """The colour of a label; each label has its own, 0 too: a model without a background has a class 0."""
+    if label == 0:
+        return FIRST_COLOR
     if label <= len(COLORS):
-        return COLORS[max(label, 1) - 1]
+        return COLORS[label - 1]
     value = (0.95, 0.7)[label % 2]
     red, green, blue = colorsys.hsv_to_rgb(label * GOLDEN % 1, 0.75, value)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -201,6 +201,22 @@ def test_pictures_that_are_not_resized_are_tiled(segformer, tmp_path):
     assert (contract.input.fit, contract.input.height) == ("tile", None)
 
 
+def test_a_step_that_is_null_is_not_done(transformers, segformer, tmp_path):
+    """As in transformers; another setting that is null is named."""
+    copy = changed(segformer, tmp_path / "net", "preprocessor_config.json")
+    settings = json.loads((copy / "preprocessor_config.json").read_text())
+    steps = {"do_resize": None, "do_rescale": None, "do_normalize": None}
+    (copy / "preprocessor_config.json").write_text(json.dumps({**settings, **steps}))
+    contract = read_source(copy, Options())[1].contract
+    assert (contract.input.fit, contract.input.normalize) == ("tile", Scale(scale=1.0))
+    image = np.full((40, 50, 3), 200, np.uint8)
+    taken = transformers.SegformerImageProcessorPil.from_pretrained(copy)(Image.fromarray(image), return_tensors="pt")
+    assert (tuple(taken["pixel_values"].shape[2:]), float(taken["pixel_values"].max())) == ((40, 50), 200.0)
+    (copy / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": None}))
+    with pytest.raises(ModelRefused, match="image_mean must be a list of numbers, not None"):
+        read_source(copy, Options())
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -208,6 +224,8 @@ def test_pictures_that_are_not_resized_are_tiled(segformer, tmp_path):
         ({"do_center_crop": True}, "do_center_crop"),
         ({"do_pad": True, "do_thumbnail": True}, "do_pad, do_thumbnail"),
         ({"resample": 3}, "bicubic has no kernel"),
+        ({"resample": 0}, "nearest has no kernel"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order"),
         ({"image_processor_type": "ConvNextImageProcessor"}, "ConvNextImageProcessor is not known"),
         ({"auto_map": {"AutoImageProcessor": "code.Processor"}}, "code of the folder"),
         ({"image_mean": ["os.system"]}, "image_mean must be a list of numbers"),

@@ -36,7 +36,7 @@ class FileFormat:
 
 def palette(labels: Labels) -> list[tuple[int, int, int]]:
     """The colour of each pixel value from 0 to 255; the background is black."""
-    return [(0, 0, 0) if value == labels.background else label_color(max(value, 1)) for value in range(256)]
+    return [(0, 0, 0) if value == labels.background else label_color(value) for value in range(256)]
 
 
 def as_png(image: Masked, _original: NDArray[Any] | None, _color: str) -> bytes:
@@ -56,7 +56,7 @@ def as_overlay(image: Masked, original: NDArray[Any] | None, color: str) -> byte
     """The image at its own size with its masks filled and outlined, as JPEG."""
     if original is None:
         raise ValueError("an overlay needs its image")
-    drawn = [(mask.pixels_hw, label_color(max(mask.value, 1))) for mask in image.masks]
+    drawn = [(mask.pixels_hw, label_color(mask.value)) for mask in image.masks]
     return encode_jpeg(full_size(displayed(original, color), drawn), OVERLAY_QUALITY)
 
 
@@ -72,7 +72,7 @@ def as_geojson(image: Masked, _original: NDArray[Any] | None, _color: str) -> by
             "geometry": {"type": "Polygon", "coordinates": _coordinates(polygon, scale)},
             "properties": {
                 "objectType": "annotation",
-                "classification": {"name": mask.name, "color": list(label_color(max(mask.value, 1)))},
+                "classification": {"name": mask.name, "color": list(label_color(mask.value))},
             },
         }
         for mask in image.masks

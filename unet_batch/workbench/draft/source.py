@@ -218,7 +218,8 @@ def _imported(request: ModelRequest, path: Path) -> SourceModel:
         trusted=request.trusted,
         allow_difference=request.allow_difference,
     )
-    out = request.out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', path.resolve().name)}.onnx"
+    name = path.resolve().stem if path.is_file() else path.resolve().name
+    out = request.out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}.onnx"
     check_new([out], force=request.force)
     importer, imported = read_source(path, options)
     with tempfile.TemporaryDirectory(prefix="unet-batch-") as folder:  # its contract becomes the drafted one

@@ -18,9 +18,10 @@ from unet_batch.workbench.importers.import_settings import ImportSettings
 from unet_batch.workbench.importers.imported import SIDE_PX, Color, Fact
 
 PROCESSOR = "preprocessor_config.json"
-KERNELS: dict[int, Kernel] = {0: "nearest", 2: "pil_bilinear_u8"}
+KERNELS: dict[int, Kernel] = {2: "pil_bilinear_u8"}
 """By Pillow's number of a filter."""
-FILTERS = {1: "Lanczos", 3: "bicubic", 4: "box", 5: "Hamming"}
+FILTERS = {0: "nearest", 1: "Lanczos", 3: "bicubic", 4: "box", 5: "Hamming"}
+"""Others, by the same numbers. Pillow's nearest takes the pixel at the centre, the contract's `nearest` takes torch's."""
 DEFAULTS: dict[str, Any] = {
     "do_resize": True,
     "size": {"height": 512, "width": 512},
@@ -38,7 +39,7 @@ PROCESSORS = tuple(
 )  # the same settings, by different libraries
 OLD = "SegformerFeatureExtractor"
 """The same under the key `feature_extractor_type`, before version 4.26."""
-UNDERSTOOD = DEFAULTS.keys() | {"do_convert_rgb", "do_flip_channel_order"}
+UNDERSTOOD = DEFAULTS.keys() | {"do_convert_rgb"}
 ROUNDING = (
     "pictures are resized as Pillow does it (SegformerImageProcessorPil); the processor that uses torchvision differs "
     "from it by at most one gray level"
@@ -71,8 +72,7 @@ class Pictures:
                 "--normalize, or save the image processor into the folder"
             )
         normalize = said.normalize(self._normalize(), channels, f"{PROCESSOR}: image_mean, image_std, rescale_factor")
-        flipped = bool(self._tree.get("do_flip_channel_order"))
-        found: Color | None = ("bgr" if flipped else "rgb") if channels == 3 else None
+        found: Color | None = "rgb" if channels == 3 else None
         color = said.color(channels, found, "transformers reads pictures as RGB", how="default")
         resizes = self.exists and bool(self._value("do_resize"))
         fit = said.fit(
@@ -95,8 +95,9 @@ class Pictures:
         return (ROUNDING,) if resized else ()
 
     def _value(self, key: str) -> Any:
-        found = self._tree.get(key)
-        return DEFAULTS[key] if found is None else found
+        """A setting, or its default. As in transformers, a step whose `do_…` is null is not done."""
+        found = self._tree.get(key, DEFAULTS[key])
+        return False if found is None and key.startswith("do_") else found
 
     def _origin(self, key: str, *, given: bool) -> tuple[str, Any]:
         if given:
@@ -147,7 +148,7 @@ class Pictures:
         number = self._value("resample")
         if number not in KERNELS:
             name = FILTERS.get(number, repr(number)) if isinstance(number, int) else repr(number)
-            raise self._refused(f"resample {name} has no kernel in the contract: only nearest (0) and bilinear (2)")
+            raise self._refused(f"resample {name} has no kernel in the contract: only bilinear (2)")
         return KERNELS[number]
 
     def _number(self, key: str) -> float:
