@@ -21,7 +21,7 @@ PROCESSOR = "preprocessor_config.json"
 KERNELS: dict[int, Kernel] = {2: "pil_bilinear_u8"}
 """By Pillow's number of a filter."""
 FILTERS = {0: "nearest", 1: "Lanczos", 3: "bicubic", 4: "box", 5: "Hamming"}
-"""Others, by the same numbers. Pillow's nearest takes the pixel at the centre, the contract's `nearest` takes torch's."""
+"""Others, by the same numbers. Pillow's nearest takes the pixel at the centre, the contract's `nearest` torch's."""
 DEFAULTS: dict[str, Any] = {
     "do_resize": True,
     "size": {"height": 512, "width": 512},
