@@ -239,6 +239,7 @@ class _Run:
                     others=self._buckets.others(name),
                     unsplit=self._buckets.unsplit(name, self._prepared.fingerprint),
                     repair=True,
+                    rescore=self._choice.rescore,
                 )
                 if self._choice.rescore:
                     plan = plan_rescore(self._prepared.output, self._prepared.fingerprint, plan, repair=True)
@@ -259,7 +260,8 @@ class _Run:
             if plan.refused is not None and wants(self._choice.select, plan):
                 self._refused = True
                 if plan.published is not None or not self._is_empty:  # else already reported
-                    self._published.problem(plan.refused, ExitCode.UNFINISHED)
+                    code = ExitCode.NEEDS_ACTION if plan.another_jobs else ExitCode.UNFINISHED
+                    self._published.problem(plan.refused, code)
         self._count_published()
 
     def _score(self, work: Sequence[PartitionPlan], publisher: Publisher, planned: int) -> None:

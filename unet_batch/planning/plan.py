@@ -55,7 +55,9 @@ class PartitionPlan:
     parts: tuple[str, ...]
     """Staged parts of this fingerprint."""
     refused: str | None = None
-    """Why the guard does not allow this inventory to replace the published rows; then nothing is scored for it."""
+    """Why this inventory may not replace the published rows; then nothing is scored for it."""
+    another_jobs: bool = False
+    """Whether that is because the rows are of another job: then only a person can help."""
     others: Others = ALONE
     """The other buckets of the partition, for the guard."""
     retry: tuple[Source, ...] = ()

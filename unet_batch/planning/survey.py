@@ -13,6 +13,7 @@ from unet_batch.archive.window import Window
 from unet_batch.errors import Damaged, StorageError
 from unet_batch.planning.holdings import Holdings, archive_partitions
 from unet_batch.planning.layout import doubled
+from unet_batch.planning.owners import of_another_job, of_other_images
 from unet_batch.planning.plan import PartitionPlan, plan_partition, rescoring, wants
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import Scope, window_of, without_bucket
@@ -89,7 +90,9 @@ def twice(prepared: Prepared, holdings: Holdings) -> str | None:
     return doubled(prepared.output, prepared.job, holdings.partitions, published)
 
 
-def surveyed(prepared: Prepared, holdings: Holdings, select: Select, *, repair: bool) -> list[PartitionPlan]:
+def surveyed(
+    prepared: Prepared, holdings: Holdings, select: Select, *, repair: bool, rescore: bool = False
+) -> list[PartitionPlan]:
     """The plans of all partitions of a listing, compared with the output.
 
     repair: whether damaged parts are deleted (a run) or only left out (a plan).
@@ -104,6 +107,7 @@ def surveyed(prepared: Prepared, holdings: Holdings, select: Select, *, repair: 
             others=buckets.others(name),
             unsplit=buckets.unsplit(name, prepared.fingerprint),
             repair=repair,
+            rescore=rescore,
         )
         for name, sources in holdings.partitions.items()
     ]
@@ -127,7 +131,7 @@ def may_have_work(prepared: Prepared, partition: str, sources: Sequence[Source],
 def planned(prepared: Prepared, window: Window, select: Select, *, rescore: bool = False) -> Planned:
     """The work of a run with this selection, and what it would refuse; changes nothing."""
     holdings = archive_partitions(prepared, window, keep=False)
-    plans = surveyed(prepared, holdings, select, repair=False)
+    plans = surveyed(prepared, holdings, select, repair=False, rescore=rescore)
     if rescore:
         plans = [plan_rescore(prepared.output, prepared.fingerprint, plan, repair=False) for plan in plans]
     wanted = [plan for plan in plans if wants(select, plan)]
@@ -156,11 +160,13 @@ def survey_partition(
     others: Others = ALONE,
     unsplit: Sequence[str] = (),
     repair: bool,
+    rescore: bool = False,
 ) -> PartitionPlan:
     """The plan of one partition, compared with the rows published and staged under this job's fingerprint.
 
     select: decides which rejections are retried. others: the other buckets of the partition, for the guard. unsplit:
-    parts that were staged before the partition was split into buckets.
+    parts that were staged before the partition was split into buckets. rescore: whether all images are asked for again,
+    so that rows of another job are replaced too (`owners`).
     Raises Damaged if the rejections are in an unreadable object.
     """
     output, fingerprint, limits = prepared.output, prepared.fingerprint, prepared.job.limits
@@ -168,6 +174,7 @@ def survey_partition(
     published = read_commit(output, partition)
     plan = plan_partition(partition, sources, fingerprint=fingerprint, published=published, done=set(), parts=())
     commit = published.commit if published is not None else None
+    keeps_others = select == "due" and not rescore
     if plan.up_to_date and commit is not None and not _may_be_tried(commit, select, limits):
         return plan
     if not plan.up_to_date:
@@ -175,6 +182,10 @@ def survey_partition(
         refused = refusal(partition, there, len(sources) + others.now, limits)
         if refused is not None:
             return replace(plan, refused=refused, others=others)
+        if keeps_others and commit is not None:
+            refused = of_another_job(partition, prepared.job, commit, fingerprint)
+            if refused is not None:
+                return replace(plan, refused=refused, another_jobs=True, others=others)
     visible = _visible(
         output,
         fingerprint,
@@ -184,6 +195,10 @@ def survey_partition(
     )
     if visible is None and plan.up_to_date:
         return plan
+    if keeps_others and visible and commit is not None and not plan.up_to_date:
+        refused = of_other_images(partition, prepared.job, commit, visible, sources)
+        if refused is not None:
+            return replace(plan, refused=refused, another_jobs=True, others=others)
     names: list[str] = []
 
     def containers() -> Iterator[Sequence[RowKey]]:
