@@ -322,6 +322,40 @@ def test_a_hard_link_is_an_image_of_its_own(storage: Storage, put: Callable, pac
     assert read(storage, links) == [b"A" * 600] * 2
 
 
+def tar_with_a_link(target: bytes, link: bytes, size: int) -> bytes:
+    """a.png, a hard link to it with this size and these bytes, and b.png."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, kind, body in (("a.png", b"0", target), ("link.png", b"1", link), ("b.png", b"0", b"B" * 513)):
+            header = special(name, kind, "a.png" if kind == b"1" else "")
+            header.size = size if kind == b"1" else len(body)
+            out.write(header.tobuf(tarfile.PAX_FORMAT) + body + bytes(-len(body) % 512))
+            tar.offset = out.tell()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("packing", ["", *PACKED])
+@pytest.mark.parametrize("size", [1, 512, 600, 5000])
+@pytest.mark.parametrize("has_bytes", [True, False])
+def test_a_hard_link_with_a_size_is_read_with_bytes_and_without(
+    storage: Storage, put: Callable, packing: str, size: int, has_bytes: bool
+) -> None:
+    """The pax format allows bytes after a link; older writers repeat the target's size and write none."""
+    body = tar_with_a_link(b"A" * size, b"A" * size if has_bytes else b"", size)
+    found = sources(storage, put(PACKED[packing](body) if packing else body))
+    assert [(s.member, s.problem) for s in found] == [("a.png", None), ("b.png", None), ("link.png", None)]
+    assert read(storage, found) == [b"A" * size, b"B" * 513, b"A" * size]
+
+
+@pytest.mark.parametrize("after", [b"", bytes(512), b"Z" * 512])
+def test_a_link_with_bytes_at_a_cut_loses_nothing_silently(after: bytes) -> None:
+    """The tar ends in the bytes of the link, or before them."""
+    whole = tar_with_a_link(b"A" * 600, b"A" * 600, 600)
+    index = index_of(whole[: whole.index(b"link.png") + 512] + after)
+    assert [m.name for m in index.members if m.target is None] == ["a.png"]
+    assert index.problem is not None
+
+
 @pytest.mark.parametrize("packing", ["", "zst"])
 def test_a_member_without_a_suffix_is_recognised_by_its_first_bytes(
     storage: Storage, put: Callable, packing: str

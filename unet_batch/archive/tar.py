@@ -30,7 +30,7 @@ MAX_HEADER_BYTES = 16 << 20
 FIRST_BYTES = 352
 """Bytes of a member without a suffix that are read to recognise a picture: DICOM's magic is at byte 128."""
 
-INDEX_FORMAT = 2
+INDEX_FORMAT = 3
 """Version of the stored index: an index of another version is made again."""
 
 Named = tuple[str, int]
@@ -39,7 +39,7 @@ Named = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A regular file in a tar, or another name of one (a hard link)."""
+    """A regular file in a tar, or another name of one (a hard link without bytes of its own)."""
 
     name: str
     """The name in the header; bytes that are not UTF-8 are written as `\\xff`."""
@@ -179,6 +179,9 @@ def _members(tar: tarfile.TarFile, *, in_place: bool) -> Iterator[tuple[tarfile.
         if header.size < 0 or tar.offset <= header.offset:
             raise tarfile.ReadError("a member with a negative size")
         name = _text(header.name)
+        if header.islnk() and header.size and _has_body(tar, header):
+            header.type = tarfile.REGTYPE
+            tar.offset = header.offset_data + -(-header.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
         if header.isreg():
             offset = header.offset_data if in_place and not header.issparse() else None
             member = Member(name, seen[name], header.size, offset)
@@ -190,6 +193,24 @@ def _members(tar: tarfile.TarFile, *, in_place: bool) -> Iterator[tuple[tarfile.
         holders[_place(name)] = member
         seen[name] += 1
         yield header, member
+
+
+def _has_body(tar: tarfile.TarFile, header: tarfile.TarInfo) -> bool:
+    """Whether bytes follow the header of a hard link with a size.
+
+    In pax archives the bytes may follow (POSIX.1-2001, pax, "ustar Interchange Format", typeflag 1); older writers give
+    the size of the target, and no bytes. So they follow if the next block is neither a header nor zeros.
+    """
+    stream = cast(IO[bytes], tar.fileobj)
+    block = stream.read(tarfile.BLOCKSIZE)
+    stream.seek(header.offset_data)
+    try:
+        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
+        return False
+    except tarfile.HeaderError:
+        return True
+    return False
 
 
 def _link(name: str, ordinal: int, held: Member | None) -> Member:
