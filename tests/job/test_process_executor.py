@@ -18,9 +18,10 @@ import unwilling
 from forked import Forked, processes_of_session
 
 from unet_batch.errors import Incomplete, JobError, ProviderMissing, UnetBatchError
-from unet_batch.job import process_executor, worker_process
+from unet_batch.job import process_executor
 from unet_batch.job.process_executor import ProcessExecutor
-from unet_batch.job.worker_process import WorkerProcess
+from unet_batch.job.processes import child
+from unet_batch.job.processes.worker_process import WorkerProcess
 from unet_batch.planning.plan import plan_partition, units
 from unet_batch.planning.survey import archive_partitions, window_of
 from unet_batch.worker import faults
@@ -252,7 +253,7 @@ def test_a_machine_without_room_for_a_process_is_one_sentence(made, monkeypatch)
     def refuse(*_, **__):
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(worker_process.subprocess, "Popen", refuse)
+    monkeypatch.setattr(child.subprocess, "Popen", refuse)
     executor, todo = made()
     with pytest.raises(Incomplete, match=r"no more processes can be started on this machine .*temporarily unavailable"):
         list(executor.run(todo))

@@ -113,7 +113,7 @@ def test_no_process_outlives_its_run(project, everything_beside):
     project.run()
     [beside] = everything_beside
     assert beside._all
-    assert [process._process.poll() is None for process in beside._all] == [False] * len(beside._all)
+    assert [process._child.process.poll() is None for process in beside._all] == [False] * len(beside._all)
 
 
 def test_a_process_that_dies_costs_its_publication_and_the_next_run_makes_up_for_it(
@@ -128,7 +128,7 @@ def test_a_process_that_dies_costs_its_publication_and_the_next_run_makes_up_for
     def ask(self, request):
         asked.append(1)
         if len(asked) == 1:
-            os.kill(self._process.pid, signal.SIGKILL)
+            os.kill(self._child.process.pid, signal.SIGKILL)
         return inner(self, request)
 
     monkeypatch.setattr(beside_module._Process, "ask", ask)
@@ -143,11 +143,11 @@ def test_a_process_that_dies_costs_its_publication_and_the_next_run_makes_up_for
 def test_a_process_ends_when_its_driver_is_gone(project):
     """A closed pipe is all that a driver that was killed leaves behind."""
     process = beside_module._Process(project.job().model_dump_json().encode())
-    process._pipe.close()
+    process._child.pipe.close()
     until = time.monotonic() + 20
-    while process._process.poll() is None and time.monotonic() < until:
+    while process._child.process.poll() is None and time.monotonic() < until:
         time.sleep(0.05)
-    assert process._process.poll() == 0
+    assert process._child.process.poll() == 0
 
 
 def test_a_closed_pool_starts_no_process(project):

@@ -17,7 +17,7 @@ from multiprocessing.connection import wait
 
 from unet_batch.errors import Incomplete, JobError, UnetBatchError, class_of
 from unet_batch.job.cores import cores
-from unet_batch.job.worker_process import Death, WorkerProcess
+from unet_batch.job.processes.worker_process import Death, WorkerProcess
 from unet_batch.planning.plan import only_on_ray, place
 from unet_batch.records import Receipt, Unit
 from unet_batch.worker.notes import silence

@@ -6,21 +6,14 @@ function as in the driver, so results do not depend on where a partition is publ
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing.connection import Connection
 
 from unet_batch.errors import Incomplete
 from unet_batch.job.cores import cores
+from unet_batch.job.processes.child import ChildProcess
 from unet_batch.job.publishing.process import Request, published_of, request_of
-from unet_batch.job.stopping import SIGNALS
 from unet_batch.planning.groups import MEMORY_SHARE, memory_bytes
 from unet_batch.spec import JobSpec
 from unet_batch.table.publish import Publication, Published
@@ -101,44 +94,23 @@ class _Process:
     """One process behind its pipe, used by one thread at a time."""
 
     def __init__(self, job: bytes) -> None:
-        """Raises OSError if no process can be started. Stop signals do not reach it: it ends with the pipe."""
-        ours, theirs = socket.socketpair()
-        with ours, theirs:
-            paths = [os.path.abspath(path or os.curdir) for path in sys.path]
-            command = [sys.executable, "-P", "-m", "unet_batch.job.publishing.process", str(theirs.fileno())]
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-            try:
-                self._process = subprocess.Popen(  # noqa: S603 - this interpreter and this package
-                    command,
-                    pass_fds=(theirs.fileno(),),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    env={**ONE_THREAD, **os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-                    process_group=0,
-                )
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            self._pipe = Connection(ours.detach())
-        self._pipe.send_bytes(job)
+        """Raises OSError if no process can be started."""
+        self._child = ChildProcess("unet_batch.job.publishing.process", ONE_THREAD)
+        self._child.pipe.send_bytes(job)
 
     def ask(self, request: Request) -> bytes:
         """Send a request and wait for its answer. Raises EOFError or OSError if the process dies."""
         for frame in request:
-            self._pipe.send_bytes(frame)
-        return self._pipe.recv_bytes()
+            self._child.pipe.send_bytes(frame)
+        return self._child.pipe.recv_bytes()
 
     def kill(self) -> None:
         """End it; a thread that waits for its answer gets an EOFError."""
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        self._child.kill()
 
     def end(self) -> str:
         """Kill what is left of it; returns how it ended."""
-        self.kill()
-        status = self._process.wait(KILLED_S)
-        self._pipe.close()
-        return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+        return self._child.end(KILLED_S)
 
 
 def beside(job: JobSpec, sizes: Sequence[int]) -> Beside | None:

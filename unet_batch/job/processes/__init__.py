@@ -1,0 +1,1 @@
+"""Processes of this package that a driver starts, each behind its pipe."""
