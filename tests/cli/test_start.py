@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import forked
 import numpy as np
@@ -19,6 +20,7 @@ from models import threshold_model
 from PIL import Image
 from project_fixture import last_json
 
+from unet_batch.cli import run as module
 from unet_batch.cli.command import Exit
 from unet_batch.cli.main import cli
 from unet_batch.errors import JobError
@@ -71,11 +73,17 @@ def test_init_needs_no_terminal_and_its_next_command_works_as_printed(folder):
     assert [finding["runs"] for finding in said["findings"]] == [True] * 5
     assert said["guessed"]["input.normalize"] == {"kind": "unit"}
     assert f"next: {said['next']}" in first.stderr
+    assert "looking at pictures of pics …" in first.stderr
+    assert "trying input.normalize on the pictures: unit (divided by 255), " in first.stderr
     program, *words = shlex.split(said["next"])
     assert program == "unet-batch"
     second = command(folder, *words)
     assert second.returncode == 0, second.stderr
     assert areas(folder, "results") == [24 * 64] * 3
+    program, *words = shlex.split(first.stderr.split("then: ")[1].splitlines()[0])
+    third = command(folder, *words)
+    assert third.returncode == 0, third.stderr
+    assert len(list((folder / "overlays").glob("*.jpg"))) == 3
     again = command(folder, "init", "cells.onnx", "pics", "--yes")
     assert (again.returncode, "nothing is overwritten" in again.stderr) == (2, True)
 
@@ -106,6 +114,38 @@ def test_score_leaves_a_table_overlays_a_report_and_the_job_that_was_run(folder)
     assert (second.returncode, last_json(second)["ok"]) == (0, 3), second.stderr
     other = command(folder, "score", "cells.onnx", ".", "--out", "out")
     assert (other.returncode, "choose another --out" in other.stderr) == (2, True)
+
+
+def test_from_a_model_to_a_proven_table_overlays_and_a_dice_in_two_commands(folder):
+    """`score` proves that every picture has one row, and names the command that measures the masks."""
+    first = command(folder, "score", "cells.onnx", "pics", "--out", "out", "--classes", "rest,cell")
+    assert first.returncode == 0, first.stderr
+    assert "every image has exactly one row" in first.stderr
+    assert last_json(first)["disagreements"] == 0
+    (folder / "truth").mkdir()
+    for number in range(3):
+        labels = np.zeros((48, 64), np.uint8)
+        labels[:24] = 1
+        Image.fromarray(labels).save(folder / "truth" / f"p{number}.png")
+    (line,) = (line for line in first.stderr.splitlines() if "unet-batch evaluate" in line)
+    _, *words = shlex.split(line.partition(": ")[2].replace("TRUTH", "truth"))
+    second = command(folder, *words)
+    assert second.returncode == 0, second.stderr
+    assert last_json(second)["classes"]["cell"]["mean_dice"] == 1
+
+
+def test_score_says_where_rows_and_archive_disagree(folder, monkeypatch):
+    """A picture that came after the listing of the run has no row; the command is not finished."""
+    monkeypatch.chdir(folder)
+    begun = module.scored
+
+    def late(*given: Any, **named: Any) -> Any:
+        summary = begun(*given, **named)
+        (folder / "pics" / "late.png").write_bytes((folder / "pics" / "p0.png").read_bytes())
+        return summary
+
+    monkeypatch.setattr(module, "scored", late)
+    assert here("score", "cells.onnx", "pics", "--out", "out") == 3
 
 
 def here(*words: str) -> int:

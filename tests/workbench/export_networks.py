@@ -97,6 +97,13 @@ def small() -> nn.Module:
     return Small()
 
 
+class Needs(Small):
+    """A network of an argument without a default."""
+
+    def __init__(self, channels: int, base: int = 4) -> None:
+        super().__init__(nn.Conv2d(channels, base, 1))
+
+
 def sized(base: int = 4) -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, base, 3, padding=1), nn.ReLU(), nn.Conv2d(base, 3, 1))
 

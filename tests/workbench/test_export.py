@@ -372,6 +372,12 @@ def test_a_wrong_number_of_classes_is_a_sentence(out: Path) -> None:
     assert "returns 3 channels (2x3x32x32), but there are 2 class name(s)" in refused("small", out, classes=("a", "b"))
 
 
+def test_a_background_that_a_binary_network_does_not_return_is_named_in_vain(out: Path) -> None:
+    """The sentence says which name to keep."""
+    said = refused("one_class", out, classes=("background", "cell"))
+    assert said.endswith("one channel scores one class against the rest, so name only that class: cell")
+
+
 def test_logits_that_are_called_probabilities_are_refused(out: Path) -> None:
     """Their range says so."""
     assert "are not probabilities: the activation is logits, not softmax" in refused("small", out, activation="softmax")
@@ -446,6 +452,9 @@ def test_batch_normalisation_before_a_convolution_stays_and_is_noted(out: Path) 
         ("lazy", {}, "export_networks:lazy() returned a network that cannot be float32 on the CPU"),
         ("fails", {}, "export_networks:fails() failed: ValueError: no such backbone"),
         ("sized", {"args": {"depth": 3}}, "export_networks:sized(depth=3) failed: TypeError"),
+        ("sized", {"args": {"depth": 3}}, "Its arguments are (base: int = 4)"),
+        ("export_networks:Needs", {}, "Its arguments are (channels: int, base: int = 4)"),
+        ("export_networks:Needs", {}, "as --arg NAME=VALUE"),
         ("unet_batch.architectures:unet", {"args": {"up": "nearest"}}, "up is 'nearest'"),
         ("small", {"opset": 11}, "opset 11 is not supported: write one of 16 to 25"),
         ("small", {"input_chw": (1, 0, 32)}, "the input 1x0x32 has an empty axis"),

@@ -17,6 +17,8 @@ from unet_batch.errors import ExitCode
 from unet_batch.workbench.export.forms import NORMALIZE_FORMS
 
 if TYPE_CHECKING:
+    from unet_batch.archive.window import Window
+    from unet_batch.planning.prepare import Prepared
     from unet_batch.workbench.draft.explore import Explored
     from unet_batch.workbench.draft.source import ModelRequest
 
@@ -42,6 +44,7 @@ OPTIONS = (
     click.option("--allow-difference", is_flag=True, help="Import a model whose masks cannot equal its framework's."),
 )
 """What a user may say about the model, for both commands."""
+TRUTH = "'TRUTH/{stem}.png'"
 
 
 def about_the_model(body: Callable[..., None]) -> Callable[..., None]:
@@ -79,7 +82,7 @@ def init(model: str, archive: str, out: Path, yes: bool, **said: Any) -> None:
 
     request = _request(model, out, said)
     reserve(request)
-    explored = explore(request, archive)
+    explored = explore(request, archive, say=_step)
     files = files_of(explored, out)
     write_sheet(explored, files, force=request.force)
     if not yes and sys.stdin.isatty():
@@ -90,11 +93,14 @@ def init(model: str, archive: str, out: Path, yes: bool, **said: Any) -> None:
     contract = f"{files.contract}{'' if files.contract_is_new else ' (unchanged)'}"
     click.echo(f"wrote {files.job}, {contract} and {files.sheet}", err=True)
     findings = _diagnosed(job)
-    command = f"unet-batch run {shlex.quote(str(files.job))} --report"
+    job_path = shlex.quote(str(files.job))
+    command = f"unet-batch run {job_path} --report"
     broken = any(not finding["runs"] for finding in findings)
     if explored.draft.guesses:
         click.echo(f"look at {files.sheet}: {len(explored.draft.guesses)} field(s) are guesses", err=True)
     click.echo(f"next: {command}" if not broken else f"correct {files.job}, then: {command}", err=True)
+    if not broken:
+        click.echo(f"then: unet-batch masks {job_path} --to overlay {shlex.quote(str(out / 'overlays'))}", err=True)
     finish(
         {
             "job": str(files.job),
@@ -116,7 +122,7 @@ def init(model: str, archive: str, out: Path, yes: bool, **said: Any) -> None:
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of table, overlays and report.")
 @about_the_model
 def score(model: str, folder: str, out: Path, **said: Any) -> None:
-    """Score pictures without a job file: the table, an overlay of every picture, and a report.
+    """Score pictures without a job file: the table, proven complete, an overlay of every picture, and a report.
 
     MODEL and FOLDER are those of `init`, and so are the guesses: they are printed, and OUT/choices.png shows what they
     do. The job that was run and its contract lie in OUT; correct them there and run the same command again. Every
@@ -142,7 +148,7 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
     if job is not None:
         click.echo(f"goes on with {out / 'job.yaml'} and its contract; --force drafts them again", err=True)
     else:
-        explored = explore(request, folder)
+        explored = explore(request, folder, say=_step)
         files = files_of(explored, out)
         write_sheet(explored, files, force=request.force)
         _say(explored)
@@ -152,8 +158,9 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
     summary = scored(job, "all", "due", scoring=Scoring())
     if stopped_by() is not None:
         finish({**asdict(summary), "guessed": guessed}, exit_code=summary.exit_code)
-    prepared = prepare(job)
-    overlays = export(prepared, window_of("all"), "overlay", str(out / "overlays"))
+    prepared, window = prepare(job), window_of("all")
+    findings = _verified(prepared, window)
+    overlays = export(prepared, window, "overlay", str(out / "overlays"))
     report = report_apart(job, summary.run) if summary.planned or summary.published else None
     click.echo(f"table:    {out}/predictions/**/data.parquet", err=True)
     click.echo(f"overlays: {out}/overlays ({overlays.written + overlays.unchanged} of {overlays.images})", err=True)
@@ -165,10 +172,9 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
             f"in {out} and run the same command again",
             err=True,
         )
-    finish(
-        {**asdict(summary), "guessed": guessed, "overlays": overlays.to_json(), "report": report},
-        exit_code=summary.exit_code,
-    )
+    click.echo(f"with label images: unet-batch evaluate {shlex.quote(str(out / 'job.yaml'))} --truth {TRUTH}", err=True)
+    result = {**asdict(summary), "guessed": guessed, "disagreements": findings, "overlays": overlays.to_json()}
+    finish({**result, "report": report}, exit_code=ExitCode.UNFINISHED if findings else summary.exit_code)
 
 
 @click.command()
@@ -194,7 +200,6 @@ def demo(out: Path, drawn: bool) -> None:
     """
     from unet_batch.cli.run import scored
     from unet_batch.job.stopping import stopped_by
-    from unet_batch.job.verify import verify
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
     from unet_batch.review.masks.export import export
@@ -217,17 +222,32 @@ def demo(out: Path, drawn: bool) -> None:
     report = report_apart(job, summary.run) if summary.planned or summary.published else None
     show(f"verify {path} --window all")
     prepared, window = prepare(job), window_of("all")
-    partitions, findings, _ = verify(prepared, window)
-    agree = f"{partitions} partition(s) agree with the archive: every image has exactly one row"
-    click.echo(agree if not findings else f"{len(findings)} disagreement(s)", err=True)
+    findings = _verified(prepared, window)
     show(f"masks {path} --to overlay {shlex.quote(str(out / 'overlays'))}")
     overlays = export(prepared, window, "overlay", str(out / "overlays"))
     click.echo(f"table:    {out}/output/predictions/**/data.parquet", err=True)
     click.echo(f"overlays: {out}/overlays ({overlays.written + overlays.unchanged} of {overlays.images})", err=True)
     if report is not None:
         click.echo(f"report:   {report.removeprefix('file://')}", err=True)
-    result = {**asdict(summary), "disagreements": len(findings), "overlays": overlays.to_json(), "report": report}
+    result = {**asdict(summary), "disagreements": findings, "overlays": overlays.to_json(), "report": report}
     finish(result, exit_code=ExitCode.UNFINISHED if findings else summary.exit_code)
+
+
+def _step(text: str) -> None:
+    """Says what is done now, where it may take long."""
+    from unet_batch.cli.terminal import plain
+
+    click.echo(f"{plain(text)} …", err=True)
+
+
+def _verified(prepared: Prepared, window: Window) -> int:
+    """The disagreements between rows and archive, counted; says the result."""
+    from unet_batch.job.verify import verify
+
+    partitions, findings, _ = verify(prepared, window)
+    agree = f"{partitions} partition(s) agree with the archive: every image has exactly one row"
+    click.echo(agree if not findings else f"{len(findings)} disagreement(s)", err=True)
+    return len(findings)
 
 
 def _request(model: str, out: Path, said: dict[str, Any]) -> ModelRequest:

@@ -6,7 +6,7 @@ Nothing is written but a model that had to be exported, imported or merged. Gues
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -66,12 +66,15 @@ class Explored:
         return replace(self, draft=self.draft.put(field_name, Known(value, "given"), over=True))
 
 
-def explore(request: ModelRequest, archive: str, *, name: str | None = None) -> Explored:
+def explore(
+    request: ModelRequest, archive: str, *, name: str | None = None, say: Callable[[str], None] = lambda _: None
+) -> Explored:
     """The draft for a model and an archive. name: of the job; default: the model's.
 
+    say: takes a line before each step that may take long.
     Raises JobError, ModelRefused, ContractError and StorageError.
     """
-    source_model = read_model_source(request)
+    source_model = read_model_source(request, say)
     draft = _said(_begun(source_model), request)
     section = archive_section(archive, [request.out, *_files_of(request.model)])
     job_tree: dict[str, Any] = {**source_model.job, "name": _job_name(name or source_model.stem), "input": section}
@@ -81,6 +84,7 @@ def explore(request: ModelRequest, archive: str, *, name: str | None = None) -> 
     file = read_model(source_model.data, canonical(source_model.path), None)
     job = looking_job(job_tree, request.out)
     model = resolve(draft.contract(), file, job.tiling)
+    say(f"looking at pictures of {archive}")
     seen = look(job, model, source_model.data)
     draft, more = unasked(draft, seen, model.tile_hw)
     job_tree |= more
@@ -98,6 +102,7 @@ def explore(request: ModelRequest, archive: str, *, name: str | None = None) -> 
     answers: list[Answer] = []
     for question in open_questions(draft, seen, model.tile_hw):
         variants = [draft.put(question.field, Known(o.value, "guessed"), over=True) for o in question.options]
+        say(f"trying {question.field} on the pictures: {', '.join(o.label for o in question.options)}")
         runs = tuple(tried(o.label, v) for o, v in zip(question.options, variants, strict=True))
         taken, why = best(question, runs)
         others = tuple(written(o.value) for n, o in enumerate(question.options) if n != taken)

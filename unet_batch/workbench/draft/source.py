@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,17 @@ class ModelRequest:
     allow_difference: bool = False
 
 
-def read_model_source(request: ModelRequest) -> SourceModel:
-    """The ONNX file of MODEL. Raises JobError, ModelRefused or StorageError, with what MODEL may be."""
+def read_model_source(request: ModelRequest, say: Callable[[str], None] = lambda _: None) -> SourceModel:
+    """The ONNX file of MODEL. say: takes a line before an export or an import.
+
+    Raises JobError, ModelRefused or StorageError, with what MODEL may be.
+    """
     path = Path(request.model).expanduser()
     if "://" not in request.model and not path.exists() and FACTORY.fullmatch(request.model):
+        say(f"exporting {request.model} to ONNX, and comparing the file with PyTorch")
         return _exported(request)
     if "://" not in request.model and path.exists() and importer_of(path) is not None:
+        say(f"importing {request.model} to ONNX, and comparing the file with PyTorch")
         return _imported(request, path)
     if request.weights is not None or request.arguments or request.input_text is not None:
         raise JobError(

@@ -23,7 +23,7 @@ from unet_batch.contract import ModelOutput
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.imaging.postprocess import PROBABILITY_SLACK
 from unet_batch.model.tile_size import margin_of
-from unet_batch.workbench.export.problems import brief, error_line, file_for_module
+from unet_batch.workbench.export.problems import brief, error_line, file_for_module, names_for, wanted_arguments
 from unet_batch.workbench.export.sides import smallest_multiple
 
 Array = npt.NDArray[Any]
@@ -77,7 +77,7 @@ def build(factory: str, args: Mapping[str, Any]) -> Any:
         except JobError:
             raise
         except Exception as error:  # and so may a factory
-            raise JobError(f"{factory}({said}) failed: {brief(error)}") from error
+            raise JobError(f"{factory}({said}) failed: {brief(error)}{wanted_arguments(make, args)}") from error
     if not isinstance(network, torch.nn.Module):
         raise JobError(f"{factory}({said}) returned {type(network).__name__}, not a torch.nn.Module")
     try:
@@ -266,8 +266,8 @@ def _checked_ratio(found: Any, images_nchw: Array, output: ModelOutput) -> tuple
         raise ModelRefused(f"the network returns {said} for a batch of {batch}, not (N, {planes}, H, W)")
     if shape[1] != planes:
         raise ModelRefused(
-            f"the network returns {shape[1]} channels ({said}), but there are {len(output.classes)} class name(s): "
-            "write one per channel"
+            f"the network returns {shape[1]} channel{'s' * (shape[1] != 1)} ({said}), but there are "
+            f"{len(output.classes)} class name(s): {names_for(shape[1], output.classes)}"
         )
     ratio, margin = float(shape[2] / height), 0
     if not _is_classifier(found, images_nchw) and (

@@ -7,6 +7,7 @@ operators.
 from __future__ import annotations
 
 import ast
+import inspect
 import os
 import re
 import traceback
@@ -189,3 +190,25 @@ def file_for_module(path: str, attribute: str) -> str:
         f"{path} is a file, but MODULE:FACTORY needs a module: {start}write {module}:{attribute or 'FACTORY'} (modules "
         "in the working directory are found too)"
     )
+
+
+def wanted_arguments(make: Any, args: Mapping[str, Any]) -> str:
+    """The arguments that a factory takes, as the end of a message; empty where the given ones fit its signature."""
+    try:
+        signature = inspect.signature(make).replace(return_annotation=inspect.Signature.empty)
+    except (TypeError, ValueError):  # a class of C has none
+        return ""
+    try:
+        signature.bind(**args)
+    except TypeError:
+        return f". Its arguments are {signature}: give each one that has no default as --arg NAME=VALUE"
+    return ""
+
+
+def names_for(channels: int, names: tuple[str, ...]) -> str:
+    """What to do about class names that are not as many as the channels."""
+    if channels == 1 and len(names) == 2:
+        return f"one channel scores one class against the rest, so name only that class: {names[1]}"
+    if channels == 2 and len(names) == 1:
+        return f"two channels have a name each, also the background: background,{names[0]}"
+    return "write one per channel"
