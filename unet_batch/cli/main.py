@@ -27,7 +27,7 @@ from unet_batch.cli.report import report
 from unet_batch.cli.review import compare, evaluate, masks
 from unet_batch.cli.run import backfill, plan, run
 from unet_batch.cli.start import demo, init, score
-from unet_batch.errors import ExitCode, UnetBatchError
+from unet_batch.errors import ExitCode, JobError, UnetBatchError
 from unet_batch.job import stopping
 from unet_batch.on_ray import forwarded
 
@@ -120,16 +120,65 @@ def status(job: JobSpec, window: str, every: bool) -> None:
 @job_command("all")
 @click.option("--keep-other-models", is_flag=True, help="Keep other models' parts: a rollback then needs no scoring.")
 @click.option("--dry-run", is_flag=True, help="Show what would be removed; remove nothing.")
-def sweep(job: JobSpec, window: str, keep_other_models: bool, dry_run: bool) -> None:
-    """Remove leftovers of runs: parts with published rows, dead leases, markers, indexes of deleted tars."""
+@click.option(
+    "--vanished",
+    metavar="A..B",
+    help="Remove nothing but published days of which the archive holds no image: rows, staged parts, mask files. Only "
+    "with --yes; without it they are shown.",
+)
+@click.option("--yes", is_flag=True, help="With --vanished: these days were deleted on purpose.")
+def sweep(job: JobSpec, window: str, keep_other_models: bool, dry_run: bool, vanished: str | None, yes: bool) -> None:
+    """Remove leftovers of runs: parts with published rows, dead leases, markers, indexes of deleted tars.
+
+    Published rows stay, except with --vanished and --yes.
+    """
     from unet_batch.job.sweep import sweep as remove
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
 
+    if vanished is not None:
+        _remove_vanished(job, vanished, yes=yes and not dry_run)
+        return
+    if yes:
+        raise JobError("--yes belongs to --vanished: name the days that were deleted, or leave it out")
     found = remove(prepare(job), window_of(window), keep_other_models=keep_other_models, dry_run=dry_run)
     size = sum(litter.size_bytes for litter in found)
     click.echo(f"{'would remove' if dry_run else 'removed'} {len(found)} objects of {size} bytes", err=True)
     finish({"removed": 0 if dry_run else len(found), "found": dict(Counter(f.kind for f in found)), "bytes": size})
+
+
+def _remove_vanished(job: JobSpec, days: str, *, yes: bool) -> None:
+    """Show the published days that the archive no longer holds; with yes, remove them."""
+    from unet_batch.cli.terminal import plain
+    from unet_batch.job.vanished import remove, vanished
+    from unet_batch.planning.prepare import prepare
+    from unet_batch.planning.survey import window_of
+
+    prepared = prepare(job)
+    found = vanished(prepared, window_of(days))
+    going = [some for some in found if not some.kept]
+    objects = 0
+    for some in going:
+        objects += remove(prepared.output, some) if yes else 0
+        click.echo(f"{'removed' if yes else 'would remove'} {plain(str(some))}", err=True)
+    for some in found:
+        if some.kept:
+            click.echo(f"problem: {plain(f'{some} stay: {some.kept}')}", err=True)
+    code = ExitCode.HELD if any(some.holder for some in found) else ExitCode.COMPLETE
+    if any(some.owner for some in found):
+        code = ExitCode.NEEDS_ACTION
+    if going and not yes:
+        click.echo("nothing was removed: if these days were deleted on purpose, add --yes", err=True)
+    if not found:
+        click.echo("the archive holds images of every published day of this window", err=True)
+    finish(
+        {
+            "vanished": [{"partition": some.partition, "images": some.images, "rows": some.rows} for some in going],
+            "kept": {some.partition: some.kept for some in found if some.kept},
+            "removed": objects,
+        },
+        exit_code=code,
+    )
 
 
 @job_command("all")

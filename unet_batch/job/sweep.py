@@ -1,7 +1,7 @@
 """Removes leftovers of runs: staged parts with published rows, dead leases, old markers, indexes of deleted tars, mask
 files of partitions that are gone, and temporary files of killed puts on local disks.
 
-Never removes published rows, or a part with rows that are not published yet.
+Never removes published rows, or a part with rows that are not published yet; `vanished.py` does, on request.
 """
 
 from __future__ import annotations

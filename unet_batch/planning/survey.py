@@ -80,7 +80,8 @@ def vanished(output: Output, limits: LimitsSpec, holdings: Holdings) -> str | No
     more = " …" if len(lost) > EXAMPLES else ""
     return (
         f"{len(lost)} partition(s) are published, but the archive holds no image of them now: {shown}{more}; their "
-        "rows stay: look for a lost mount or folder, or set limits.allow_removed: true if this is right"
+        "rows stay: look for a lost mount or folder; if this is right, set limits.allow_removed: true, or remove them "
+        "with `unet-batch sweep JOB --vanished A..B`"
     )
 
 
