@@ -63,6 +63,7 @@ _NAMES: dict[str, Meaning] = {
 _ERRNOS: dict[int, Meaning] = {
     errno.ENOENT: "absent", errno.ENOTDIR: "absent", errno.EISDIR: "absent", errno.EACCES: "denied",
     errno.EPERM: "denied", errno.EEXIST: "refused", errno.EBUSY: "busy", errno.EAGAIN: "busy",
+    errno.EROFS: "denied", errno.ELOOP: "denied",
     errno.ESTALE: "unknown", errno.EIO: "unknown", errno.ETIMEDOUT: "unknown", errno.ECONNRESET: "unknown",
     errno.ECONNREFUSED: "busy", errno.EPIPE: "unknown",
     getattr(errno, "EREMOTEIO", -1): "unknown",  # macOS has none

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from unet_batch.errors import AlreadyExists, Changed, NotFound, Reason, TooLarge
+from unet_batch.errors import AlreadyExists, Changed, Denied, NotFound, Reason, TooLarge
 from unet_batch.store.conditional import ANYTHING, PIECE_BYTES, check
 from unet_batch.store.faults import ShortReadError
 from unet_batch.store.objects import Names, Object, path_of
@@ -102,7 +102,7 @@ class LocalStore:
         """Write a temporary file, sync it, then link it (create) or rename it (replace). Returns the new version."""
         path = path_of(uri)
         folder = os.path.dirname(path)
-        os.makedirs(folder, exist_ok=True)
+        _make_room(uri, path, folder)
         temporary = temporary_beside(path)
         try:
             _write(temporary, body)
@@ -306,6 +306,19 @@ def _object(entry: os.DirEntry[str], real_top: str) -> Object:
     if not stat.S_ISREG(found.st_mode):
         return Object(uri, 0, "special", (Reason.READ_DENIED, "a link to a folder, a pipe or a device, not a file"))
     return Object(uri, found.st_size, version_of(found))
+
+
+def _make_room(uri: str, path: str, folder: str) -> None:
+    """Make the folder of a file that is about to be put. Raises Denied where something else lies in its place."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        above = folder
+        while not os.path.lexists(above):
+            above = os.path.dirname(above)
+        raise Denied(f"{uri} cannot be written, because {above} is no folder: choose another place") from error
+    if os.path.isdir(path):
+        raise Denied(f"{uri} cannot be written, because it is a folder: choose another place")
 
 
 def _replace(uri: str, path: str, temporary: str, expect: str) -> str:
