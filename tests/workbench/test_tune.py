@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+import yaml
 from models import unet_model
 
 from unet_batch.errors import JobError, OutOfMemory, ProviderMissing
 from unet_batch.model.contract import resolve
 from unet_batch.session.batching import Batcher
+from unet_batch.session.combined.mirroring import Mirrored
 from unet_batch.session.ladder import Ladder, LadderKey, LadderMemory
 from unet_batch.session.model_files import read_model
 from unet_batch.session.opening import open_session
@@ -18,6 +21,7 @@ from unet_batch.spec import SessionSpec, TilingSpec
 from unet_batch.workbench import tune as module
 from unet_batch.workbench.doctor import Machine
 from unet_batch.workbench.tune import Point, Profile, remember, tune
+from unet_batch.workbench.tuned import model_to_tune
 from unet_batch.workbench.variants import interleaved
 
 SIDE = 16
@@ -70,6 +74,57 @@ def test_a_remembered_ladder_does_not_climb(tiny, model, profile, tmp_path):
     assert not Ladder((1, 2, 4, 8)).settled
     batcher = Batcher(session, batch_max=8, memory=memory)
     assert batcher._key(memory, (SIDE, SIDE)) == key
+
+
+def test_a_job_that_mirrors_is_timed_with_its_passes(tiny, model, tmp_path):
+    """Four passes of each tile; the job's own Batcher finds the curve, and one without mirroring does not."""
+    (tmp_path / "cells.onnx").write_bytes(tiny.data)
+    (tmp_path / "cells.yaml").write_text(yaml.safe_dump(tiny.contract.model_dump(mode="json")))
+    uris = {"input": {"uri": f"{tmp_path}/pictures"}, "output": {"uri": f"{tmp_path}/out"}}
+    job = {"name": "cells", "model": {"path": f"{tmp_path}/cells.onnx"}, "tta": "mirror", **uris}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    asked = model_to_tune(f"{tmp_path}/job.yaml", None)
+    assert asked.tta == "mirror"
+    spec = SessionSpec()
+    found = tune(
+        asked.data, asked.model, spec, engines=["onnxruntime"], threads=[1], rounds=1, memory=False, tta=asked.tta
+    )
+    assert (found.passes, [p.batch for p in found.points]) == (4, [1, 2])  # 8 tiles at once on a CPU, flips included
+    memory = LadderMemory("fp32", folder=tmp_path / "ladders")
+    remember(found, memory)
+    session = Mirrored(open_session(tiny.data, asked.model, spec, Device(1)), "mirror", 8)
+    key = Batcher(session, batch_max=8, passes=4, memory=memory)._key(memory, (SIDE, SIDE))
+    assert memory.recall(key) is not None
+    assert memory.recall(replace(key, passes=1)) is None
+
+
+def test_the_time_of_a_batch_is_that_of_all_its_passes(tiny, model, monkeypatch):
+    """Each turn runs four times as many tiles."""
+    ran = []
+
+    class Counted:
+        def __init__(self, session):
+            self._session, self.model = session, session.model
+            self.provider, self.device_name = session.provider, session.device_name
+
+        def run(self, tiles):
+            ran.append(len(tiles))
+            return self._session.run(tiles)
+
+    monkeypatch.setattr(module, "open_session", lambda *a, **k: Counted(open_session(*a, **k)))
+    spec = SessionSpec(batch_max=2)
+    tune(tiny.data, model, spec, engines=["onnxruntime"], threads=[1], rounds=1, memory=False, tta="mirror")
+    assert set(ran) == {2}  # one tile: two batches of two flips each
+    assert len(ran) % 2 == 0
+
+
+def test_an_ensemble_is_refused(tmp_path):
+    """Its members have ladders of no file."""
+    (tmp_path / "job.yaml").write_text(
+        "name: two\nmodel: {path: a.onnx, ensemble: {members: [b.onnx]}}\ninput: {uri: pics}\noutput: {uri: out}\n"
+    )
+    with pytest.raises(JobError, match="scores an ensemble"):
+        model_to_tune(str(tmp_path / "job.yaml"), None)
 
 
 def test_a_limit_of_memory_is_remembered(tmp_path):

@@ -52,7 +52,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "model quantize job.yaml --out cells-int8.onnx",
         "model quantize job.yaml --out cells-int8.onnx --images 48 --table",
     ),
-    "model tune": ("model tune cells.onnx", "model tune cells.onnx --batch-max 4 --rounds 2"),
+    "model tune": ("model tune cells.onnx", "model tune job.yaml --batch-max 4 --rounds 2"),
     "model check": (
         "model check job.yaml --set model.engine=openvino",
         "model check job.yaml --set check.reference=cells.onnx --window all",

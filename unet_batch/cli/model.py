@@ -225,9 +225,7 @@ def quantize(
 @click.option("--batch-max", type=click.IntRange(min=1), default=8, show_default=True, help="Largest batch to try.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Runs of each point.")
 @click.option("--size", metavar="HxW", help="Tile size, if the model takes any size.")
-@click.option(
-    "--remember/--no-remember", default=True, show_default=True, help="Store the result for jobs on this machine."
-)
+@click.option("--remember/--no-remember", default=True, show_default=True, help="Store the result for jobs here.")
 def tune(
     path: str,
     contract: str | None,
@@ -236,26 +234,31 @@ def tune(
     size: str | None,
     remember: bool,
 ) -> None:
-    """Measure batch sizes, threads and engines on this machine, and store the result for jobs."""
+    """Measure batch sizes, threads and engines on this machine, and store the result for jobs.
+
+    MODEL is an ONNX file, or a job file (.yaml): then what the job runs is timed, with its `tta`.
+    """
     from unet_batch.cli.terminal import print_table
     from unet_batch.session.engines import file_precision
     from unet_batch.session.ladder import LadderMemory
-    from unet_batch.session.model_files import model_at
-    from unet_batch.spec import Precision, SessionSpec, TilingSpec
+    from unet_batch.spec import Precision, SessionSpec
     from unet_batch.workbench import tune as tuning
+    from unet_batch.workbench.tuned import model_to_tune
 
-    data, found = model_at(path, contract, TilingSpec())
-    precision = cast(Precision, file_precision(data, path))
+    asked = model_to_tune(path, contract)
+    precision = cast(Precision, file_precision(asked.data, asked.path))
     profile = tuning.tune(
-        data,
-        found,
+        asked.data,
+        asked.model,
         SessionSpec(batch_max=batch_max),
         precision=precision,
         rounds=rounds,
         tile_hw=None if size is None else _size(size),
+        tta=asked.tta,
     )
     heading, *lines = profile.rows()
-    print_table(f"{path} in {precision} on this machine", heading, lines)
+    each = f", {profile.passes} passes of each tile (tta: {asked.tta})" if profile.passes > 1 else ""
+    print_table(f"{asked.path} in {precision} on this machine{each}", heading, lines)
     for reason in profile.left_out:
         click.echo(f"left out: {reason}", err=True)
     kept = tuning.remember(profile, LadderMemory(precision)) if remember else 0

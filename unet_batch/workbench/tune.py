@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from unet_batch.errors import JobError, OutOfMemory, ProviderMissing, UnetBatchError
 from unet_batch.model.model import Model
 from unet_batch.session.batching import CPU_BATCH_MAX
+from unet_batch.session.combined.mirroring import FLIPS, Mirrored
 from unet_batch.session.engines import on_cpu, on_gpu
 from unet_batch.session.ladder import LadderKey, LadderMemory, Remembered, sizes_up_to
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device, Session
-from unet_batch.spec import Engine, Precision, SessionSpec
+from unet_batch.spec import Engine, Precision, SessionSpec, Tta
 from unet_batch.workbench.doctor import machine
 from unet_batch.workbench.peak import crash_message, peak_bytes
 from unet_batch.workbench.variants import RUNS, interleaved
@@ -77,6 +78,8 @@ class Profile:
     """(engine, threads, largest batch that fits), if a larger one did not fit."""
     left_out: tuple[str, ...]
     """Engines and batch sizes that were not measured, and why."""
+    passes: int = 1
+    """Times that a session runs each tile (`tta`): its time is that of all passes."""
 
     def curve(self, engine: Engine, threads: int) -> tuple[Point, ...]:
         """The points of one engine and number of threads."""
@@ -126,6 +129,7 @@ def tune(
     rounds: int = ROUNDS,
     tile_hw: tuple[int, int] | None = None,
     memory: bool = True,
+    tta: Tta = "none",
 ) -> Profile:
     """Throughput and peak memory by engine, threads and batch size.
 
@@ -134,6 +138,7 @@ def tune(
     installed, and impossible combinations of engine and provider, are listed in `left_out`.
     tile_hw: for a model that takes any size; None means 256, rounded up to its multiple. memory: whether a process is
     started for each point to measure its peak; only then are batches left out that would fill the memory, or crash.
+    tta: of the job; a batch is then one of the caller's tiles, with the time of all their passes.
     Raises ProviderMissing if no engine runs, JobError for a number of threads below 1 or a tile size that the model
     does not take.
     """
@@ -153,12 +158,13 @@ def tune(
         try:
             for count in dict.fromkeys(tried):
                 session = open_session(data, model, spec, Device(count), engine=engine, precision=precision)
-                opened.append((engine, count, session))
+                mirrored = session if tta == "none" else Mirrored(session, tta, spec.batch_max)
+                opened.append((engine, count, mirrored))
         except (ProviderMissing, JobError) as error:
             left_out.append(f"{engine}: {error}")
     if not opened:
         raise ProviderMissing("; ".join(left_out))
-    found = _Measuring(data, model, spec, precision, tile_hw, rounds, memory=memory)
+    found = _Measuring(data, model, spec, precision, tile_hw, rounds, memory=memory, passes=len(FLIPS[tta]))
     found.measure(opened)
     order = [(engine, count) for engine, count, _ in opened]
     found.points.sort(key=lambda p: (order.index((p.engine, p.threads)), p.batch))
@@ -170,6 +176,7 @@ def tune(
         tuple(found.points),
         tuple(found.limits),
         (*left_out, *found.left_out),
+        found.passes,
     )
 
 
@@ -196,6 +203,7 @@ def remember(profile: Profile, memory: LadderMemory, *, threads: int = 1) -> int
                 *profile.tile_hw,
                 dtype=dtype,
                 threads=1 if on_gpu(curve[0].provider) else threads,
+                passes=profile.passes,
             )
             memory.keep(key, Remembered({point.batch: point.fastest_s for point in curve}, limit))
         kept += 1
@@ -214,6 +222,7 @@ class _Measuring:
     rounds: int
     _: KW_ONLY
     memory: bool
+    passes: int
     points: list[Point] = field(default_factory=list)
     limits: list[tuple[Engine, int, int]] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -222,7 +231,7 @@ class _Measuring:
         """Measure every batch size that fits, and record the limits."""
         on_cpus = all(on_cpu(session.provider) for _, _, session in opened)
         cap = min(self.spec.batch_max, CPU_BATCH_MAX) if on_cpus else self.spec.batch_max
-        sizes = sizes_up_to(cap) if self.model.batch is None else (self.model.batch,)
+        sizes = sizes_up_to(max(cap // self.passes, 1)) if self.model.batch is None else (self.model.batch,)
         running = list(opened)
         for size in sizes:
             if on_cpus and (needed := self._expected_bytes(size)) > MEMORY_SHARE * (machine().memory_bytes or needed):
@@ -276,12 +285,14 @@ class _Measuring:
         return total
 
     def _with_peak(self, point: Point) -> Point:
+        # Passes that fit into batch_max are one batch of the engine, as in `Mirrored`.
+        together = min(self.passes, max(1, self.spec.batch_max // point.batch)) if self.model.batch is None else 1
         try:
             peak, _ = peak_bytes(
                 self.data,
                 self.model,
                 self.spec,
-                shape_nhwc=(point.batch, *self.tile_hw, self.model.contract.input.channels),
+                shape_nhwc=(point.batch * together, *self.tile_hw, self.model.contract.input.channels),
                 threads=point.threads,
                 engine=point.engine,
                 precision=self.precision,
