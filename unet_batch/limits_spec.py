@@ -28,7 +28,8 @@ class LimitsSpec(Section):
     some time. Their rows stay."""
     implausible: float = Field(default=1.0, ge=0, le=1)
     """Largest share of a partition's images that a plausibility warning may concern (masks empty or full in nearly
-    all images, confidence far from other nights …); above it nothing is published. 1.0 only warns."""
+    all images, confidence far from other nights …); above it nothing is published. 1.0 only warns. A class
+    that is never seen only warns while there are no other nights that have it."""
     retries: int = Field(default=3, ge=0)
     """Number of runs that retry a published rejection whose cause may be temporary (`read.denied`, `decode.timeout`
     …). Every run retries rejections that keep a partition from being published; `backfill --select failed` retries

@@ -199,8 +199,9 @@ class ResourcesSpec(Section):
 class CheckSpec(Section):
     """The gate: a session is compared with a reference before it scores, unless it is fp32 in ONNX Runtime on CPU."""
 
-    images: int = Field(default=4, ge=0, le=64)
-    """Number of images from the archive to compare; 0 switches the gate off."""
+    images: int = Field(default=16, ge=0, le=64)
+    """Number of images from the archive to compare, one tile of each; 0 switches the gate off. With few images, one
+    object that the model is unsure of decides over a Dice."""
     reference: str | None = None
     """URI or path of the trusted fp32 model; default: the same file. An int8 or fp16 file needs it, or `images: 0`."""
     references: tuple[str, ...] = Field(default=(), strict=False)

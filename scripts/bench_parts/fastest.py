@@ -25,7 +25,7 @@ from unet_batch.table.without_pandas import forgo_pandas
 from unet_batch.workbench.optimize.optimize import optimize, rows
 from unet_batch.workbench.sample import archive_tiles
 
-TILES = 48
+TILES = 96
 """Tiles of the archive for `model optimize`: two thirds calibrate, the others are held out."""
 
 
@@ -55,6 +55,7 @@ def make(photos: Path, model: Path, out: Path) -> Path:
             tolerance,
             batch_max=min(job.session.batch_max, 8),
             labels_suffice=not job.output.confidence,
+            gate_images=job.check.images,
         )
         for row in rows(found):
             print("  ".join(str(cell) for cell in row), file=sys.stderr)

@@ -11,9 +11,10 @@ import pytest
 from models import threshold_model
 from onnx import helper, numpy_helper
 from PIL import Image
-from project_fixture import SIZE
+from project_fixture import SIZE, png
 
 from unet_batch.errors import ModelRefused
+from unet_batch.worker.load import Load
 
 DAY, NAME = "2026/11/21", "2026-11-21"
 
@@ -155,6 +156,21 @@ def test_images_that_cannot_be_read_leave_the_gate_to_the_others(project):
     project.put(f"{DAY}/003.png", level=3)
     with pytest.raises(ModelRefused, match=r"on 1 images of the archive.*003\.png"):
         project.run(*changed(project, followed_by("Neg")))
+
+
+@pytest.mark.parametrize(("bright_rows", "read"), [(8, 1), (0, 2)], ids=["the first suffices", "it has one label"])
+def test_no_more_images_are_read_than_the_gate_needs(project, monkeypatch, bright_rows, read):
+    """It gets four times as many, because some may be broken, and those of an archive may be large."""
+    project.put(f"{DAY}/000.png", png(0, bright_rows=bright_rows))
+    for n in range(1, 8):
+        project.put(f"{DAY}/{n:03}.png")
+    units = []
+    load = Load.__call__
+    monkeypatch.setattr(Load, "__call__", lambda self, unit: units.append(unit) or load(self, unit))
+    overrides = changed(project, followed_by("Mul", 2.0))
+    assert project.run(*overrides, "check.images=1").ok == 8
+    compared = [source.key for unit in units if unit.isolate for source in unit.sources]
+    assert len(compared) == read
 
 
 def test_zero_images_open_the_gate(project):

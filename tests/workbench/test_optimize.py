@@ -54,7 +54,7 @@ def figures(name: str, speed: float, *, flipped: int = 0) -> VariantFigures:
         ("background", "cell"), 1, 1000, 1000, flipped, (500, 500), (500 - flipped, 500 + flipped),
         (500 - flipped, 500), 2000, 0.0, 0.0, 1.0, 0, 0, 0, 0,
     )  # fmt: skip
-    return VariantFigures(name, 8_000_000, 200_000_000, 100_000_000, 10.0 * speed, speed, parity)
+    return VariantFigures(name, 8_000_000, 200_000_000, 100_000_000, 10.0 * speed, speed, (parity,))
 
 
 def profile(**peaks: int | None) -> Profile:
@@ -140,6 +140,28 @@ def test_the_fastest_within_the_tolerance_wins():
     assert fastest(found, breaches).name == "bf16"
 
 
+def test_what_the_gate_would_often_refuse_does_not_win(monkeypatch, tiny):
+    """Over all tiles it is within the tolerance, but one tile in eight is not, and the gate compares few."""
+    measured(monkeypatch, fp32=1.0, int8=3.0)
+    fake = module.measure
+
+    def measure(*asked, **settings):
+        fp32, int8 = fake(*asked, **settings)
+        good, bad = (figures("int8", 3.0, flipped=flipped).tiles[0] for flipped in (0, 20))
+        return [replace(fp32, tiles=8 * fp32.tiles), replace(int8, tiles=(bad, *7 * [good]))]
+
+    monkeypatch.setattr(module, "measure", measure)
+    monkeypatch.setattr(module, "candidates", lambda material, _: [
+        Variant(name, material.data, "onnxruntime", "fp32") for name in ("fp32", "int8")
+    ])  # fmt: skip
+    limit = Tolerance(max_flipped=0.004, min_dice=0.9)
+    asked = tiny.data, resolved(tiny), pictures(6), limit
+    assert optimize(*asked, rounds=2).best == "int8"
+    found = optimize(*asked, rounds=2, gate_images=4)
+    assert found.best == "fp32"
+    assert "the gate of the job, which compares 4 images, would refuse it on" in found.breaches["int8"][0]
+
+
 def test_fp32_stays_where_nothing_is_faster_by_five_percent():
     """Another engine for less than the noise of a measurement is no gain."""
     found = [figures("fp32", 1.0), figures("openvino fp32", 1.04)]
@@ -190,7 +212,7 @@ def test_images_of_one_class_prove_nothing(tiny, material, without_gpu, monkeypa
 
     def measure(*_, **__):
         one = figures("fp32", 1.0)
-        return [replace(one, parity=replace(one.parity, reference_px=(1000, 0)))]
+        return [replace(one, tiles=(replace(one.parity, reference_px=(1000, 0)),))]
 
     monkeypatch.setattr(module, "measure", measure)
     with pytest.raises(ModelRefused, match="same label in every pixel of 2 held-out tiles"):

@@ -30,7 +30,7 @@ LARGEST_SIDE = 1024
 @click.option(
     "--images",
     type=click.IntRange(min=3),
-    default=24,
+    default=96,
     show_default=True,
     help="Tiles of the archive: two thirds calibrate, the others are held out for the comparison.",
 )
@@ -69,6 +69,7 @@ def optimize(
         batch_max=min(spec.session.batch_max, 8),
         rounds=rounds,
         labels_suffice=not spec.output.confidence,
+        gate_images=spec.check.images,
     )
     replace_file(target, found.data)
     heading, *lines = rows(found)

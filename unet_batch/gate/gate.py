@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,9 @@ from unet_batch.table.output import Output
 
 log = logging.getLogger(__name__)
 
+VALUE_IMAGES = 4
+"""Most images whose values are held against the contract's activation: it is wrong on all of them, or on none."""
+
 
 def needed(job: JobSpec) -> bool:
     """Whether this job needs the gate: its session is not fp32 in ONNX Runtime on the CPU."""
@@ -54,11 +57,21 @@ def check_unit(job: JobSpec, units: Sequence[Unit], *, proven: bool) -> bytes | 
 
 
 def check_images(job: JobSpec, units: Sequence[Unit]) -> Unit:
-    """An isolated unit with more images than the gate needs, because some may be unreadable or crash the decoder."""
+    """An isolated unit with more images than the gate needs, because some may be unreadable or crash the decoder.
+
+    Only as many are read as are needed: see `slices`.
+    """
     first = units[0]
     alike = [unit for unit in units if (unit.partition, unit.format) == (first.partition, first.format)]
     sources = tuple(islice((source for unit in alike for source in unit.sources), 4 * job.check.images))
     return replace(first, sources=sources, isolate=True)
+
+
+def slices(job: JobSpec, unit: Unit) -> Iterator[Unit]:
+    """A unit for the gate in parts, of which the first one suffices if its images can be read and have two labels."""
+    size = job.check.images if needed(job) else VALUE_IMAGES
+    for begin in range(0, len(unit.sources), size):
+        yield replace(unit, sources=unit.sources[begin : begin + size])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +106,20 @@ def compare(
     kept = verdict_path(job, session, [model for _, model in believed], sources, "images")
     if kept.exists():
         return
-    tiles = list(pictures)
-    if not tiles:
+    later = iter(pictures)
+    first = list(islice(later, min(VALUE_IMAGES, job.check.images)))
+    if not first:
         raise ModelRefused(
             f"the gate cannot judge {session.provider}: none of {len(sources)} images could be read and "
             "scored. Choose another --window, or set check.images=0 to score without the gate"
         )
-    _check_values(tested, [tile for _, tile in tiles[: job.check.images]])
+    _check_values(tested, [tile for _, tile in first])
     if not needed(job):
         keep(kept, {"values": "as the contract says"})
         return
     what = f"{job.model.engine} on {session.provider} in {job.model.precision}"
     trusted = _Trusted(_trusted(job, believed, session.model), session.model)
-    chosen = _conclusive(job, trusted, tiles)
+    chosen = _conclusive(job, trusted, chain(first, later))
     if not chosen:
         raise ModelRefused(
             f"the gate cannot judge {what}: the trusted session scores none of {len(sources)} images. "
@@ -158,7 +172,7 @@ def _check_values(tested: SessionUnderTest, tiles: Sequence[NDArray[Any]]) -> No
 
 
 def _conclusive(
-    job: JobSpec, trusted: _Trusted, tiles: Sequence[tuple[str, NDArray[Any]]]
+    job: JobSpec, trusted: _Trusted, tiles: Iterable[tuple[str, NDArray[Any]]]
 ) -> list[tuple[str, NDArray[Any]]]:
     """Tiles of one shape to compare: enough of them that the trusted session gives two labels, if possible."""
     chosen: list[tuple[str, NDArray[Any]]] = []

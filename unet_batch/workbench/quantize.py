@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.gate.parity import Parity, Tolerance
+from unet_batch.gate.resample import breaches_of, total
 from unet_batch.model import graph
 from unet_batch.model.contract import METADATA_KEY
 from unet_batch.model.model import Model
@@ -68,6 +69,8 @@ class QuantizeSpec:
     """The file stores its weights in fp32, so it also holds the fp32 network and is as large; int8 only."""
     tolerance: Tolerance = TOLERANCE
     """Tolerance against fp32 on the held-out tiles."""
+    gate_images: int = 0
+    """Images that the gate of a job compares, which must hardly ever refuse the result; 0 for no such demand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,18 +247,20 @@ class _Trial:
         for group in self._floats.groups(MOST_GROUPS):
             if set(group) - keep:
                 made = self._make((everything - set(group)) | keep)
-                parity = self._parity(made, most=1)
+                [parity] = self._parities(made, most=1)
                 found.append((parity.mean_abs_error, group))
         return sorted(found, key=lambda pair: -pair[0])
 
     def _judged(self, made: bytes, keep: Collection[str]) -> Attempt:
-        parity = self._parity(made, most=len(self._tiles))
+        tiles = self._parities(made, most=len(self._tiles))
         kept = len(set(keep).intersection(self.layers))
-        return Attempt(kept, parity, tuple(self._spec.tolerance.breaches(parity)))
+        return Attempt(kept, total(tiles), tuple(breaches_of(tiles, self._spec.tolerance, self._spec.gate_images)))
 
-    def _parity(self, made: bytes, *, most: int) -> Parity:
+    def _parities(self, made: bytes, *, most: int) -> list[Parity]:
+        """The parity of each tile."""
         found = outputs(made, self._model, self._tiles[:most])
-        return Parity.of(self._expected[:most], found, self._model.contract.output)
+        output = self._model.contract.output
+        return [Parity.of(a[None], b[None], output) for a, b in zip(self._expected, found, strict=False)]
 
     def _int8(self, keep: Collection[str]) -> bytes:
         spec = self._spec

@@ -13,7 +13,7 @@ import logging
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from unet_batch.errors import UnetBatchError
 from unet_batch.gate.parity import Parity, decide
+from unet_batch.gate.resample import total
 from unet_batch.model.model import Model
 from unet_batch.session.engines import TABLE
 from unet_batch.session.opening import open_session
@@ -67,10 +68,17 @@ class VariantFigures:
     """Median, one thread."""
     speed: float
     """Speed relative to fp32: the median over rounds of the ratio to fp32's time in the same round."""
-    parity: Parity
+    tiles: tuple[Parity, ...]
+    """The difference in each tile."""
+
+    @property
+    def parity(self) -> Parity:
+        """The difference over all tiles."""
+        return total(self.tiles)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"parity": self.parity.to_json()}
+        tree = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "tiles"}
+        return tree | {"parity": self.parity.to_json()}
 
 
 def variants(source: bytes, quantised: bytes | None) -> list[Variant]:
@@ -143,7 +151,7 @@ def measure(
                 model_bytes=peak_now - before,
                 tiles_per_s=size / statistics.median(mine),
                 speed=statistics.median(a / b for a, b in zip(seconds[0], mine, strict=True)),
-                parity=_parity(expected, model, session, tiles_nhwc),
+                tiles=_parities(expected, model, session, tiles_nhwc),
             )
         )
     return found
@@ -190,12 +198,18 @@ def rows(figures: Sequence[VariantFigures]) -> list[list[str]]:
     return [[*heading, *(f"Dice {name}" for name in classes)], *body]
 
 
-def _parity(expected_nkhw: NDArray[Any], model: Model, session: Session, tiles_nhwc: Sequence[NDArray[Any]]) -> Parity:
-    """The parity with the first variant, whose values become labels if the session returns labels. model: of these."""
+def _parities(
+    expected_nkhw: NDArray[Any], model: Model, session: Session, tiles_nhwc: Sequence[NDArray[Any]]
+) -> tuple[Parity, ...]:
+    """The parity of each tile with the first variant, whose values become labels if the session returns labels.
+
+    model: of the expected values.
+    """
     output = session.model.contract.output
     if output.decided and not model.contract.output.decided:
         expected_nkhw = np.stack([decide(one, model.contract.output) for one in expected_nkhw]).astype(np.float32)
-    return Parity.of(expected_nkhw, _outputs(session, tiles_nhwc), output)
+    found_nkhw = _outputs(session, tiles_nhwc)
+    return tuple(Parity.of(a[None], b[None], output) for a, b in zip(expected_nkhw, found_nkhw, strict=True))
 
 
 def _outputs(session: Session, tiles_nhwc: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unet_batch.decode.isolate import DECODER
 from unet_batch.errors import ContractError
-from unet_batch.gate.gate import SessionUnderTest, check_references, compare
+from unet_batch.gate.gate import SessionUnderTest, check_references, compare, slices
 from unet_batch.model.model import Model
 from unet_batch.records import Unit
 from unet_batch.session.batching import Batcher
@@ -111,12 +111,13 @@ def build_infer(settings: Settings, device: Device) -> Infer:
 
 
 def _one_tile_each(settings: Settings, unit: Unit) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Key and middle tile, as input of the session, of every image of a unit."""
-    loaded = build_load(settings)(unit)
-    for key, _, tile in spread_tiles(
-        loaded, settings.model, settings.job.tiling, most=1, largest_side=LARGEST_COMPARED_SIDE
-    ):
-        yield key, tile
+    """Key and middle tile, as input of the session, of every image of a unit; a part of the unit is read at a time."""
+    load = build_load(settings)
+    for part in slices(settings.job, unit):
+        for key, _, tile in spread_tiles(
+            load(part), settings.model, settings.job.tiling, most=1, largest_side=LARGEST_COMPARED_SIDE
+        ):
+            yield key, tile
 
 
 def _sessions(settings: Settings, files: Sequence[ModelBytes], device: Device) -> list[Session]:

@@ -40,6 +40,8 @@ class Material:
     tolerance: Tolerance
     labels_suffice: bool
     """Whether the job stores no confidence, so that labels may be decided in the graph."""
+    gate_images: int = 0
+    """Images that the gate of the job compares."""
 
 
 def candidates(material: Material, leave_out: Callable[[str], object]) -> list[Variant]:
@@ -58,7 +60,9 @@ def int8_file(material: Material, leave_out: Callable[[str], object]) -> bytes |
 
     The file holds its fp32 network too. None if there is no such file.
     """
-    asked = QuantizeSpec(tolerance=material.tolerance, float_weights=True)
+    asked = QuantizeSpec(
+        tolerance=material.tolerance, gate_images=material.gate_images, keep_first=False, float_weights=True
+    )
     try:
         made = quantize(material.data, material.model, material.tiles, asked)
     except ModelRefused as error:
@@ -96,7 +100,7 @@ def on_cuda(*, channels_last: bool = True) -> SessionSpec:
 def fp16_file(material: Material, leave_out: Callable[[str], object]) -> bytes | None:
     """The model in fp16, with layers back in fp32 until the tolerance is met; None if there is no such file."""
     try:
-        asked = QuantizeSpec(kind="fp16", tolerance=material.tolerance)
+        asked = QuantizeSpec(kind="fp16", tolerance=material.tolerance, gate_images=material.gate_images)
         return quantize(material.data, material.model, material.tiles, asked).data
     except ModelRefused as error:
         leave_out(f"fp16: {error}")

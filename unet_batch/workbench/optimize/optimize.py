@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from unet_batch.errors import ModelRefused
 from unet_batch.gate import pack_reference
 from unet_batch.gate.parity import Tolerance, decide
+from unet_batch.gate.resample import breaches_of
 from unet_batch.gate.verdicts import versions
 from unet_batch.imaging.preprocess import LARGEST, normalize, whole
 from unet_batch.model import graph
@@ -90,11 +91,13 @@ def optimize(
     batch_max: int = 8,
     rounds: int = ROUNDS,
     labels_suffice: bool = False,
+    gate_images: int = 0,
 ) -> Optimized:
     """The fastest way to run a model here whose labels agree with fp32, in one file.
 
     data: the fp32 file of `model`. tiles_nhwc: tiles (H, W, C) of the archive as the model takes them, of one size;
     two thirds calibrate, the others are held out. labels_suffice: whether labels may be decided in the graph.
+    gate_images: `check.images` of the job, whose gate must hardly ever refuse what is recommended.
     The measured ladder is also stored for jobs on this machine.
     Raises JobError for fewer than two tiles, ModelRefused if fp32 gives the same label in every pixel of the held-out
     tiles, because then agreement proves nothing.
@@ -102,14 +105,14 @@ def optimize(
     tiles = list(tiles_nhwc)
     seen, judges = split(tiles)
     left_out: list[str] = []
-    ways = candidates(Material(data, model, tiles, tolerance, labels_suffice), left_out.append)
+    ways = candidates(Material(data, model, tiles, tolerance, labels_suffice, gate_images), left_out.append)
     figures = measure(ways, model, judges, rounds=rounds, leave_out=left_out.append)
     if _says_one_thing(figures[0]):
         raise ModelRefused(
             f"the fp32 file gives the same label in every pixel of {len(judges)} held-out tiles, so nothing can be "
             "compared: choose a --window with more than one class, or more --images"
         )
-    breaches = {row.name: tuple(tolerance.breaches(row.parity)) for row in figures}
+    breaches = {row.name: tuple(breaches_of(row.tiles, tolerance, gate_images)) for row in figures}
     best = fastest(figures, breaches)
     way = next(way for way in ways if way.name == best.name)
     return _written(way, model, best, figures, breaches, left_out, judges, len(seen), batch_max)
