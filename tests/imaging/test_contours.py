@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import shapely
 
 from unet_batch.imaging.contours import polygons
 
@@ -81,6 +82,17 @@ def test_polygons_filled_again_are_the_mask(share):
                 assert (turns != np.roll(turns, 1)).all(), mask
             total += region
         np.testing.assert_array_equal(total, mask)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
+def test_shapely_takes_every_polygon_and_finds_its_area(share):
+    """200 random masks of up to 24²: valid geometries that do not overlap, of as many pixels as the mask has."""
+    random = np.random.default_rng(int(share * 10))
+    for _ in range(200):
+        mask = random.random(random.integers(1, 25, 2)) < share
+        found = [shapely.Polygon(polygon.outside, polygon.holes) for polygon in polygons(mask)]
+        assert all(polygon.is_valid for polygon in found), mask
+        assert shapely.union_all(found).area == sum(polygon.area for polygon in found) == mask.sum(), mask
 
 
 def test_an_empty_mask_has_no_polygon():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 import tifffile
 from models import threshold_model
 from PIL import Image
@@ -21,6 +22,7 @@ from unet_batch.errors import ExitCode, JobError
 from unet_batch.planning.survey import window_of
 from unet_batch.review.masks.export import LEFT, OVERLAP, Exported, export
 from unet_batch.review.masks.names import candidates
+from unet_batch.store.storage import Storage
 
 __all__ = ["project"]
 
@@ -112,6 +114,8 @@ def test_geojson_is_polygons_in_pixels_with_a_class_each(scored):
     found = json.loads((scored.folder / "files" / OTHER_DAY / "wide.geojson").read_text())
     assert found["type"] == "FeatureCollection"
     [feature] = found["features"]
+    read = shapely.from_geojson(json.dumps(found)).geoms[0]
+    assert (read.is_valid, read.bounds, read.area) == (True, (10, 4, 20, 9), 10 * 5 - 1)
     assert feature["properties"]["objectType"] == "annotation"
     assert feature["properties"]["classification"] == {"name": "class_1", "color": [255, 196, 0]}
     outside, hole = feature["geometry"]["coordinates"]
@@ -186,6 +190,24 @@ def test_the_manifest_says_which_file_or_why_none(scored):
     assert found["000.png"]["file"] == f"{DAY}/000.png"
     assert (found["broken.png"]["file"], found["broken.png"]["note"]) == ("", "rejected: decode.unrecognized")
     assert set(found) == {"000.png", "001.png", "dark.png", "broken.png", "wide.png"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format_", ["png", "overlay", "geojson", "tiff", "coco"])
+def test_a_bucket_gets_what_a_folder_gets(scored, new_bucket, s3_options, format_):
+    """Byte for byte, with the manifest; what is there is not written again."""
+    exported(scored, format_)
+    here = scored.folder / "files"
+    expected = {str(p.relative_to(here)): p.read_bytes() for p in here.rglob("*") if p.is_file()}
+    bucket = new_bucket()
+    prepared = scored.prepared(f"output.options={json.dumps(s3_options)}")
+    found = export(prepared, window_of("all"), format_, f"{bucket}/masks")
+    assert (found.written, found.unchanged) == (4, 0)
+    store = Storage(s3_options)
+    stored = {o.uri.partition("/masks/")[2]: store.read(o.uri) for o in store.list(f"{bucket}/masks")}
+    assert stored == expected
+    again = export(prepared, window_of("all"), format_, f"{bucket}/masks")
+    assert (again.written, again.unchanged) == (0, 4)
 
 
 @pytest.mark.parametrize("format_", ["png", "overlay", "geojson", "tiff", "coco"])

@@ -178,24 +178,29 @@ def interleaved(
     return seconds
 
 
+HEADING = ("engine", "× fp32", "tiles\nper s", "peak\nMB", "file\nMB", "labels\nflipped", "least\nDice")
+
+
 def rows(figures: Sequence[VariantFigures]) -> list[list[str]]:
-    """The table as text, heading first."""
-    classes = figures[0].parity.classes
-    heading = ["variant", "file MB", "peak MB", "of the model MB", "tiles/s", "× fp32", "labels flipped"]
-    body = [
-        [
-            row.name,
-            f"{row.file_bytes / 1e6:.2f}",
-            f"{row.peak_bytes / 1e6:.0f}",
-            f"{row.model_bytes / 1e6:.0f}",
-            f"{row.tiles_per_s:.1f}",
-            f"{row.speed:.2f}",
-            f"{row.parity.flipped_share:.4%}",
-            *(f"{dice:.5f}" for dice in row.parity.dice),
-        ]
-        for row in figures
+    """The table as text, heading first: at most 80 columns with its frame."""
+    return [list(HEADING), *(cells(row) for row in figures)]
+
+
+def cells(row: VariantFigures) -> list[str]:
+    """The cells below `HEADING`."""
+    return [
+        row.name,
+        f"{row.speed:.2f}",
+        _short(row.tiles_per_s),
+        f"{row.peak_bytes / 1e6:.0f}",
+        _short(row.file_bytes / 1e6),
+        f"{row.parity.flipped_share:.3%}",
+        f"{min(row.parity.dice):.4f}",
     ]
-    return [[*heading, *(f"Dice {name}" for name in classes)], *body]
+
+
+def _short(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def _parities(

@@ -35,7 +35,7 @@ from unet_batch.workbench.export.contract import contract_text
 from unet_batch.workbench.optimize.candidates import Material, candidates
 from unet_batch.workbench.quantize import split
 from unet_batch.workbench.tune import Profile, remember, tune
-from unet_batch.workbench.variants import ROUNDS, Variant, VariantFigures, measure
+from unet_batch.workbench.variants import HEADING, ROUNDS, Variant, VariantFigures, cells, measure
 
 GAIN = 1.05
 """Smallest speed relative to fp32 for which another way is recommended."""
@@ -139,26 +139,11 @@ def threads_for(profile: Profile, way: Variant, cores: int, memory_bytes: int | 
 
 def rows(found: Optimized) -> list[list[str]]:
     """The table as text, heading first: at most 80 columns with its frame."""
-    table = [["engine", "× fp32", "tiles\nper s", "peak\nMB", "file\nMB", "labels\nflipped", "least\nDice", ""]]
+    table = [[*HEADING, ""]]
     for row in found.figures:
         verdict = "best" if row.name == found.best else "no" if found.breaches[row.name] else "ok"
-        table.append(
-            [
-                row.name,
-                f"{row.speed:.2f}",
-                _short(row.tiles_per_s),
-                f"{row.peak_bytes / 1e6:.0f}",
-                _short(row.file_bytes / 1e6),
-                f"{row.parity.flipped_share:.3%}",
-                f"{min(row.parity.dice):.4f}",
-                verdict,
-            ]
-        )
+        table.append([*cells(row), verdict])
     return table
-
-
-def _short(value: float) -> str:
-    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def _written(
