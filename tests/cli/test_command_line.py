@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -15,6 +16,8 @@ from project_fixture import last_json
 
 from unet_batch.cli.main import cli
 from unet_batch.errors import JobError
+
+SCRIPT = Path(sys.executable).with_name("unet-batch")
 
 
 def commands(group: click.Group, *path: str) -> list[tuple[str, click.Command]]:
@@ -159,4 +162,31 @@ def test_help_and_a_mistyped_option_load_no_numbers_and_no_models(words):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode in (0, 2), done.stderr
-    assert "Usage:" in done.stdout + done.stderr
+    assert "Usage:" in (done.stderr if done.returncode else done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--version"], "unet-batch, version "), (["run", "-h"], "Usage: "), (["model", "tune", "--help"], "Usage: ")],
+)
+def test_a_help_and_the_version_go_to_stdout(words, said):
+    """So that `unet-batch run --help | less` and `$(unet-batch --version)` show them."""
+    done = subprocess.run([SCRIPT, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(said)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_completion_is_what_a_shell_evaluates(shell):
+    """README: eval "$(_UNET_BATCH_COMPLETE=bash_source unet-batch)"."""
+    environment = os.environ | {"_UNET_BATCH_COMPLETE": f"{shell}_source"}
+    done = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert f"_UNET_BATCH_COMPLETE={shell}_complete" in done.stdout
+
+
+def test_a_shell_completes_commands():
+    """As bash asks, and over two levels."""
+    asked = {"_UNET_BATCH_COMPLETE": "bash_complete", "COMP_WORDS": "unet-batch model tu", "COMP_CWORD": "2"}
+    done = subprocess.run([SCRIPT], env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert done.stdout == "plain,tune\n"

@@ -45,7 +45,8 @@ def main() -> NoReturn:
     """
     _log_to_stderr()
     stopping.install()
-    sys.stdout = sys.stderr  # Ray prints messages; stdout is only for the result
+    if not _only_prints():
+        sys.stdout = sys.stderr  # Ray prints messages; stdout is only for the result
     code: int = ExitCode.UNEXPECTED
     try:
         forwarded.take_in_driver()
@@ -72,6 +73,11 @@ def main() -> NoReturn:
         with contextlib.suppress(OSError, ValueError, AttributeError):  # a closed pipe or terminal, or none at all
             stream.flush()  # type: ignore[union-attr]
     os._exit(code)
+
+
+def _only_prints() -> bool:
+    """Whether the process was asked for a help, its version or a completion, which belong to stdout."""
+    return "_UNET_BATCH_COMPLETE" in os.environ or not {"-h", "--help", "--version"}.isdisjoint(sys.argv[1:])
 
 
 def _log_to_stderr() -> None:
