@@ -252,6 +252,35 @@ def test_no_planted_secret_is_in_anything_that_a_whole_job_leaves(remote, s3_opt
     assert sum("bad.png" in text for name, text in outputs.items() if name.endswith(".part")) == 1
 
 
+@pytest.mark.slow
+def test_no_command_says_the_user_info_of_an_endpoint(remote, s3_options):
+    """The URL works, here from the environment alone; where a command fails, no message shows the password."""
+    url = s3_options["endpoint_url"]
+    with_user = url.replace("//", f"//{USER_INFO}")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment = {**kept, "AWS_DEFAULT_REGION": "us-east-1", **CANARIES}
+    options = "{key: {env: CANARY_KEY}, secret: {env: CANARY_SECRET}}"
+    words = [*remote.overrides, f"input.options={options}", f"output.options={options}"]
+    remote.fill(2)
+
+    def command(name: str, *more: str) -> subprocess.CompletedProcess[str]:
+        sets = [part for word in words for part in ("--set", word)]
+        return remote.project.command(
+            name, "job.yaml", *sets, *more, env={**environment, "AWS_ENDPOINT_URL_S3": with_user}
+        )
+
+    whole = [command("run", "--executor", "local"), command("plan", "--json"), command("doctor"), command("report")]
+    whole += [command("masks", "--to", "coco", f"{remote.bucket}/masks")]
+    failed = [command("evaluate", "--truth", f"{remote.bucket}/out/{{stem}}.png")]
+    failed += [command("plan", "--json", "--set", "input.uri=s3://no-such-bucket-5b1d9c/in")]
+    assert [done.returncode for done in whole] == [0] * len(whole), [done.stderr for done in whole if done.returncode]
+    assert 0 not in [done.returncode for done in failed]
+    texts = {" ".join(done.args[1:3]): done.stdout + done.stderr for done in (*whole, *failed)}
+    texts |= {uri: uri + in_the_clear(body) for uri, body in remote.objects("out").items()}
+    texts |= {uri: uri + in_the_clear(body) for uri, body in remote.objects("masks").items()}
+    assert [name for name, text in texts.items() if any(word in text for word in PLANTED)] == []
+
+
 def test_a_bucket_that_is_not_there_is_said_in_a_sentence(remote):
     """The output's store is asked before anything is scored."""
     remote.fill(1)
