@@ -24,6 +24,7 @@ from unet_batch.cli import run as module
 from unet_batch.cli.command import Exit
 from unet_batch.cli.main import cli
 from unet_batch.errors import JobError
+from unet_batch.workbench.files import replace_file
 
 pytestmark = pytest.mark.slow
 
@@ -165,6 +166,44 @@ def test_score_passes_over_no_option_that_differs(folder, monkeypatch):
     with pytest.raises(JobError, match="with --classes rest cell, and now it is --classes rest nucleus"):
         here(*words, "rest,nucleus")
     assert here(*words, "rest,cell") == 0
+
+
+class Killed(BaseException):
+    """The end of a process, as nothing may catch it."""
+
+
+@pytest.mark.parametrize("last", ["choices.png", "cells.yaml", "job.yaml"])
+def test_score_goes_on_after_a_kill_at_any_file_of_its_draft(folder, monkeypatch, last):
+    """The same command again needs no --force: the files that are there are its own."""
+    monkeypatch.chdir(folder)
+
+    def killed_at(path: Path, data: bytes) -> None:
+        if path.name == last:
+            raise Killed
+        replace_file(path, data)
+
+    for module_name in ("new_files", "write"):
+        monkeypatch.setattr(f"unet_batch.workbench.draft.{module_name}.replace_file", killed_at)
+    words = ("score", "cells.onnx", "pics", "--out", "out", "--classes", "rest,cell")
+    with pytest.raises(Killed):
+        here(*words)
+    monkeypatch.undo()
+    monkeypatch.chdir(folder)
+    assert here(*words) == 0
+    (folder / "out" / "job.yaml").unlink()
+    with pytest.raises(JobError, match="nothing is overwritten"):  # a whole draft, and perhaps an edited contract
+        here(*words)
+
+
+def test_score_does_not_take_files_of_others_for_its_own_after_a_kill(folder, monkeypatch):
+    """It refused them before, and does so again."""
+    monkeypatch.chdir(folder)
+    (folder / "out").mkdir()
+    (folder / "out" / "choices.png").write_bytes(b"mine")
+    for _ in range(2):
+        with pytest.raises(JobError, match=r"choices\.png is there already"):
+            here("score", "cells.onnx", "pics", "--out", "out")
+    assert (folder / "out" / "choices.png").read_bytes() == b"mine"
 
 
 def test_score_takes_no_model_of_another_folder_for_its_own(folder, monkeypatch):

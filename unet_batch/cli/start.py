@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,9 +138,9 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
     from unet_batch.review.masks.export import export
-    from unet_batch.workbench.draft.drafted_from import remember
+    from unet_batch.workbench.draft.drafted_from import remember, was_begun
     from unet_batch.workbench.draft.explore import explore
-    from unet_batch.workbench.draft.write import earlier_job, files_of, write_job, write_sheet
+    from unet_batch.workbench.draft.write import check_files, earlier_job, files_of, write_job, write_sheet
 
     request = _request(model, out, said)
     job = earlier_job(request, folder)
@@ -148,12 +148,17 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
     if job is not None:
         click.echo(f"goes on with {out / 'job.yaml'} and its contract; --force drafts them again", err=True)
     else:
+        if was_begun(request):  # then the files of a draft in OUT are its own: those of others were refused before
+            click.echo(f"the draft in {out} was not finished: it is drafted again", err=True)
+            request = replace(request, force=True)
         explored = explore(request, folder, say=_step)
         files = files_of(explored, out)
+        check_files(files, force=request.force)
+        remember(request, explored.source_model, whole=False)
         write_sheet(explored, files, force=request.force)
         _say(explored)
-        remember(request, explored.source_model)
         job = write_job(explored, files, output=str(out), providers=_providers(), force=request.force, publish_all=True)
+        remember(request, explored.source_model, whole=True)
         guessed = {name: known.value for name, known in explored.draft.guesses.items()}
     summary = scored(job, "all", "due", scoring=Scoring())
     if stopped_by() is not None:

@@ -25,14 +25,27 @@ FLAGS = {
 """Field of `ModelRequest` → the option that sets it: what changes a draft."""
 
 
-def remember(request: ModelRequest, source_model: SourceModel) -> None:
-    """Keep what the draft in `request.out` was made from. Raises JobError if the folder cannot be written."""
+def remember(request: ModelRequest, source_model: SourceModel, *, whole: bool) -> None:
+    """Keep what the draft in `request.out` is made from. Raises JobError if the folder cannot be written.
+
+    whole: whether all its files are written; before the first one it is not.
+    """
     tree = {
+        "whole": whole,
         "model": _named(request),
         "said": _said(request),
         "files": _files(request) if source_model.path != request.model else {},
     }
     replace_file(request.out / KEPT, json.dumps(tree, indent=1).encode())
+
+
+def was_begun(request: ModelRequest) -> bool:
+    """Whether a draft of the same model and options was ended between its first file and its last one."""
+    try:
+        tree: dict[str, Any] = json.loads((request.out / KEPT).read_bytes())
+        return tree["whole"] is False and tree["model"] == _named(request) and tree["said"] == _said(request)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def check_same(request: ModelRequest) -> None:

@@ -50,6 +50,11 @@ def write_sheet(explored: Explored, files: Files, *, force: bool) -> None:
     write_new(files.sheet, contact_sheet(explored), force=force)
 
 
+def check_files(files: Files, *, force: bool) -> None:
+    """Raise JobError before the first file is written if one of the draft's files is there already."""
+    check_new([files.job, files.sheet, *([files.contract] if files.contract_is_new else [])], force=force)
+
+
 def earlier_job(request: ModelRequest, archive: str) -> JobSpec | None:
     """The job that an earlier `score` left in the folder; None if there is none, or if it has to be drafted again.
 
