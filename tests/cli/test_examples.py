@@ -28,6 +28,7 @@ def test_a_command_shows_two_examples_and_takes_them(name):
     """Each is parsed as click would parse it; nothing is run."""
     found = examples(name)
     assert len(found) >= 2
+    assert help_of(name).count("Examples:") == 1
     for example in found:
         words = shlex.split(example)[len(name.split()) :]
         COMMANDS[name].make_context(name, words)

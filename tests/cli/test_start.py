@@ -74,7 +74,7 @@ def test_init_needs_no_terminal_and_its_next_command_works_as_printed(folder):
     assert [finding["runs"] for finding in said["findings"]] == [True] * 5
     assert said["guessed"]["input.normalize"] == {"kind": "unit"}
     assert f"next: {said['next']}" in first.stderr
-    assert "looking at pictures of pics …" in first.stderr
+    assert "looking at images of pics …" in first.stderr
     assert "trying input.normalize on the pictures: unit (divided by 255), " in first.stderr
     program, *words = shlex.split(said["next"])
     assert program == "unet-batch"

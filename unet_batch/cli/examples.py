@@ -21,10 +21,6 @@ EXAMPLES: dict[str, tuple[str, str]] = {
     "status": ("status job.yaml", "status job.yaml --window 2026-11 --list"),
     "verify": ("verify job.yaml", "verify job.yaml --window yesterday"),
     "report": ("report job.yaml", "report job.yaml --out report.html --pictures 24"),
-    "compare": (
-        "compare job.yaml published job",
-        "compare job.yaml published job --window 2026-11-21 --top 50",
-    ),
     "sweep": ("sweep job.yaml --dry-run", "sweep job.yaml --keep-other-models"),
     "schema": ("schema", "schema --json"),
     "doctor": ("doctor", "doctor job.yaml --set session.providers=[cuda]"),

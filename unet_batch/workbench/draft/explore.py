@@ -84,7 +84,7 @@ def explore(
     file = read_model(source_model.data, canonical(source_model.path), None)
     job = looking_job(job_tree, request.out)
     model = resolve(draft.contract(), file, job.tiling)
-    say(f"looking at pictures of {archive}")
+    say(f"looking at images of {archive}")
     seen = look(job, model, source_model.data)
     draft, more = unasked(draft, seen, model.tile_hw)
     job_tree |= more
