@@ -89,6 +89,28 @@ def test_two_models_by_hand(project, three):
     assert names(found.most_flipped) == ["gray.png", "000.png", "001.png"]
 
 
+def test_every_image_has_its_rows_in_a_parquet_file(project, three):
+    """One for each class of either side; one without a class where there is none, or with the reason."""
+    project.fill(DAY, 1)
+    project.put(f"{DAY}/dark.png", png(1, bright_rows=0))
+    project.put(f"{DAY}/broken.png", b"no image")
+    a = project.run("limits.max_rejected=1").run
+    project.put(f"{DAY}/late.png")
+    b = project.run(three, "limits.max_rejected=1").run
+    rows = pq.read_table(io.BytesIO(compared(project, a, b).parquet())).to_pylist()
+    assert {row["partition"] for row in rows} == {f"date={NAME}"}
+    found = [(row["image_key"].rpartition("/")[2], row["class"], row["a_px"], row["b_px"], row["dice"]) for row in rows]
+    assert sorted(found, key=str) == [
+        ("000.png", "class_1", BRIGHT, 0, 0.0),
+        ("000.png", "class_2", 0, BRIGHT, 0.0),
+        ("broken.png", None, None, None, None),
+        ("dark.png", None, None, None, None),
+        ("late.png", None, None, None, None),
+    ]
+    notes = {row["image_key"].rpartition("/")[2]: row["note"] for row in rows if row["note"]}
+    assert notes == {"broken.png": "decode.corrupt in A, decode.corrupt in B", "late.png": "no row in A, a row in B"}
+
+
 def test_figures_equal_those_of_dense_masks(project):
     """Two U-Nets with random weights on noise; the published masks drawn by pycocotools, compared as arrays."""
     random = np.random.default_rng(3)

@@ -156,8 +156,9 @@ def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, lea
     A and B are runs, the first digits of a fingerprint, `published` (the rows that readers see) or `job` (this job's
     fingerprint).
 
-    "mean Dice" takes the images in which A or B has the class; where only one has it, the image counts as 0. An HTML
-    page beside the reports shows the tables, and the images that differ most in pictures.
+    "mean Dice" takes the images in which A or B has the class; where only one has it, the image counts as 0. A Parquet
+    file beside the reports has the figures of every image, and an HTML page the tables and the images that differ most
+    in pictures.
 
     \b
     Examples:
@@ -188,11 +189,14 @@ def compare(job: JobSpec, window: str, a: str, b: str, b_output: str | None, lea
         click.echo(f"problem: {plain(failure)}", err=True)
     if (nothing := found.nothing_compared()) is not None:
         click.echo(f"problem: {plain(nothing)}", err=True)
-    uri, page = join(prepared.output.reports, f"{new_run_id(prepared.job)}-comparison.html"), None
+    name, page = join(prepared.output.reports, f"{new_run_id(prepared.job)}-comparison"), None
+    uri = f"{name}.parquet"
     if found.total.compared:
+        prepared.output.store.put(uri, found.parquet())
+        click.echo(f"wrote the figures of every image to {plain(uri)}", err=True)
         asked = (("A", a), ("B", b if b_output is None else f"{b} of {b_output}"), ("window", window))
-        page = _write(prepared, uri, comparison_page(prepared, found, asked, wanted=wanted))
-    result = {**found.to_json(), "failures": failures, "page": page}
+        page = _write(prepared, f"{name}.html", comparison_page(prepared, found, asked, wanted=wanted))
+    result = {**found.to_json(), "failures": failures, "rows": uri if found.total.compared else None, "page": page}
     finish(result, exit_code=found.exit_code(failures))
 
 

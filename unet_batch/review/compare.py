@@ -6,14 +6,19 @@ it counts as 0. This is the Dice of the gate.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from unet_batch.archive.window import Window
 from unet_batch.errors import ExitCode, overall
+from unet_batch.imaging.mask_agreement import ImageAgreement
 from unet_batch.planning.prepare import Prepared
 from unet_batch.planning.scope import EVERYTHING, Scope
 from unet_batch.review.agreement import TOP, Agreement, Masks, MasksOrReason, Pair, ReasonPair, agree_on
@@ -31,6 +36,15 @@ ONLY_A, ONLY_B = ("a row", "no row"), ("no row", "a row")
 REASONS_NAMED = 3
 """Reasons in the sentence that says that nothing was compared."""
 OTHER_VERSION = ("a row", "a row of another version")
+SCHEMA = pa.schema(
+    [
+        *(("image_key", pa.string()), ("partition", pa.string()), ("note", pa.string()), ("class", pa.string())),
+        *(("a_px", pa.int64()), ("b_px", pa.int64()), ("shared_px", pa.int64())),
+        *(("dice", pa.float64()), ("iou", pa.float64())),
+    ]
+)
+"""One row for each image and class that A or B has. An image with none of them, and an image that is not compared, has
+one row without a class; `note` says why it is not compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +60,16 @@ class Comparison:
     """Sentences about rows that are missing."""
     pairs: Mapping[str, Pair]
     """Image key → masks of both sides, of the images with the largest differences, the largest first."""
+    rows: Sequence[Mapping[str, Any]] = ()
+    """Of SCHEMA."""
     same: bool = False
     """Whether A and B are the same rows of the same objects: then their agreement says nothing."""
+
+    def parquet(self) -> bytes:
+        """The rows as a Parquet file."""
+        out = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(list(self.rows), SCHEMA), out, compression="zstd")
+        return out.getvalue()
 
     def nothing_compared(self) -> str | None:
         """A sentence where no image was compared, with the reason; None where one was."""
@@ -117,6 +139,7 @@ def compare(
     partitions: dict[str, Agreement] = {}
     without: dict[str, list[str]] = {}
     pairs: dict[str, Pair] = {}
+    each: list[Mapping[str, Any]] = []
     same = True
     for name in sorted({*sides[0].partitions, *sides[1].partitions}, reverse=window.kind == "last"):
         rows_a, rows_b = (side.read(name) for side in sides)
@@ -125,15 +148,17 @@ def compare(
             without.setdefault(" and ".join(missing), []).append(name)
         if len(missing) < len(sides):
             here = partitions[name] = Agreement(top=0)
-            for key, words, images in _unpaired(rows_a, rows_b):
-                here.add(key, words, images)
-                total.add(key, words, images)
+            for words, keys in _unpaired(rows_a, rows_b):
+                here.add(min(keys), words, len(keys))
+                total.add(min(keys), words, len(keys))
+                each += [_not_compared(key, name, words) for key in sorted(keys)]
             worst: dict[str, tuple[Name, MasksOrReason, MasksOrReason]] = {}
             same = same and rows_a.are(rows_b)
             for row, said_a, said_b in _paired(rows_a, rows_b):
                 found = agree_on(said_a, said_b)
                 here.add(row[0], found)
                 total.add(row[0], found)
+                each += _figures(row[0], name, found)
                 ranked = {image.key for image in total.most_flipped}
                 worst = {key: kept for key, kept in {**worst, row[0]: (row, said_a, said_b)}.items() if key in ranked}
             pairs |= _pairs(name, rows_a, worst, total)
@@ -147,7 +172,7 @@ def compare(
     notes = (*_absences(without), *_sameness(same=same), *(labels if classifies else ()))
     drawn = () if classifies else total.most_flipped  # a label is no mask that can be drawn
     most = {image.key: pairs[image.key] for image in drawn if image.key in pairs}
-    return Comparison(*sides, dict(sorted(partitions.items())), total, notes, most, same)
+    return Comparison(*sides, dict(sorted(partitions.items())), total, notes, most, each, same)
 
 
 def _pairs(
@@ -170,14 +195,31 @@ def _paired(a: Rows, b: Rows) -> Iterator[tuple[Name, MasksOrReason, MasksOrReas
         yield from zip(some, a.take(some), b.take(some), strict=True)
 
 
-def _unpaired(a: Rows, b: Rows) -> Iterator[tuple[str, ReasonPair, int]]:
-    """Images of only one side, and images with different versions: example, texts of both sides, and number."""
+def _unpaired(a: Rows, b: Rows) -> Iterator[tuple[ReasonPair, set[str]]]:
+    """Images of only one side, and images with different versions: texts of both sides, and image keys."""
     both = {key for key, _ in a.names & b.names}
     rest_a = {key for key, _ in a.names - b.names} - both
     rest_b = {key for key, _ in b.names - a.names} - both
     for words, keys in ((ONLY_A, rest_a - rest_b), (ONLY_B, rest_b - rest_a), (OTHER_VERSION, rest_a & rest_b)):
         if keys:
-            yield min(keys), words, len(keys)
+            yield words, keys
+
+
+def _figures(key: str, partition: str, found: ImageAgreement | ReasonPair) -> Iterator[dict[str, Any]]:
+    """The rows of SCHEMA of one image."""
+    if isinstance(found, tuple):
+        yield _not_compared(key, partition, found)
+        return
+    image = {"image_key": key, "partition": partition}
+    for name, pair in found.classes.items():
+        areas = {"a_px": pair.area_a_px, "b_px": pair.area_b_px, "shared_px": pair.shared_px}
+        yield {**image, "class": name, **areas, "dice": pair.dice, "iou": pair.iou}
+    if not found.classes:
+        yield image
+
+
+def _not_compared(key: str, partition: str, words: ReasonPair) -> dict[str, Any]:
+    return {"image_key": key, "partition": partition, "note": f"{words[0]} in A, {words[1]} in B"}
 
 
 def _absences(without: Mapping[str, Sequence[str]]) -> Iterator[str]:
