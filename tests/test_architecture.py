@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "unet_batch"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
 
 LAYERS = [
-    {"errors", "extras", "records", "strict", "contract", "options", "session_spec", "limits_spec", "spec"},
+    {"errors", "extras", "lifeline", "records", "strict", "contract", "options", "session_spec", "limits_spec", "spec"},
     {"store", "imaging"},
     {"decode"},
     {"archive"},

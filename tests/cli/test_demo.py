@@ -55,7 +55,7 @@ def test_a_second_call_leaves_every_file_untouched(tmp_path):
 def test_a_download_shows_its_progress_and_not_as_the_result(tmp_path, monkeypatch, capfd):
     """pip's lines go to stderr, where people look, with the time at the end; stdout is for the result."""
     pip = tmp_path / "python"
-    pip.write_text(f"#!/bin/sh\necho 'Downloading the package (40.9 MB)'\ntouch \"$7/{WHEEL}\"\n")
+    pip.write_text(f"#!/bin/sh\necho 'Downloading the package (40.9 MB)'\ntouch \"$9/{WHEEL}\"\n")
     pip.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(pip))
     said: list[str] = []

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import tempfile
 from typing import TYPE_CHECKING
 
 import click
 
+from unet_batch import lifeline
 from unet_batch.cli.command import finish, job_command
 from unet_batch.errors import JobError
 
@@ -82,12 +81,13 @@ def report_apart(job: JobSpec, run: str) -> str | None:
 
     A child process, so that a crash, a slow store or Ctrl-C cannot change the result of the run.
     """
+    from unet_batch.table.scratch import scratch_folder
+
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="unet-batch-", suffix=".yaml") as file:
-            file.write(job.model_dump_json(exclude_unset=True))  # `engine: auto` heeds what is written
-            file.flush()
-            command = [sys.executable, "-m", "unet_batch", "report", file.name, run]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=False)  # noqa: S603
+        with scratch_folder() as folder:
+            file = folder / "job.yaml"
+            file.write_text(job.model_dump_json(exclude_unset=True), "utf-8")  # `engine: auto` heeds what is written
+            done = lifeline.run("unet_batch", "report", str(file), run, stderr=None, timeout_s=PATIENCE_S)
         if done.returncode == 0:
             return str(json.loads(done.stdout.splitlines()[-1])["report"])
         why = f"exit code {done.returncode}"

@@ -31,6 +31,7 @@ from unet_batch.contract import ModelInput
 from unet_batch.decode.effort import address_space_bytes, processor_s
 from unet_batch.decode.pages import Page
 from unet_batch.errors import ImageError, Reason, UnetBatchError
+from unet_batch.lifeline import end_with
 from unet_batch.spec import LimitsSpec
 
 DECODER = "unet_batch.decode.decode:decode"
@@ -218,6 +219,7 @@ def main() -> None:
     module, _, name = settings["decoder"].partition(":")
     decoder: Decoder = getattr(importlib.import_module(module), name)
     _limit()
+    end_with(requests.fileno())
     imported_bytes = _address_space_bytes()
     _send(answers, READY)
     with contextlib.suppress(EOFError):

@@ -12,17 +12,16 @@ import logging
 import os
 import queue
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from unet_batch.errors import ExitCode, Held, Incomplete, JobError
 from unet_batch.on_ray import forwarded
 from unet_batch.on_ray.submission import JOB_FILE, Request, Submission, compose
+from unet_batch.table.scratch import scratch_folder
 
 log = logging.getLogger(__name__)
 
@@ -80,9 +79,9 @@ def _send(server: _Server, request: Request) -> str:
             raise Held(f"{job_id} is already {status.value} on {server.address}. {server.ways(job_id)}")
         count = max(count, int(same[1]))
     job_id = f"{request.name}-{count + 1}"
-    with tempfile.TemporaryDirectory(prefix="unet-batch-") as folder:
-        Path(folder, JOB_FILE).write_bytes(request.job_file)
-        server.send(job_id, request, folder)
+    with scratch_folder() as folder:
+        (folder / JOB_FILE).write_bytes(request.job_file)
+        server.send(job_id, request, str(folder))
     return job_id
 
 

@@ -1,4 +1,4 @@
-"""Temporary folders for files to be published, and removal of those of killed processes."""
+"""Temporary folders, and removal of those of killed processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-PREFIX = "unet-batch-rows-"
+PREFIX = "unet-batch-scratch-"
 
 
 @contextlib.contextmanager

@@ -12,16 +12,17 @@ import resource
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from unet_batch import lifeline
 from unet_batch.errors import ModelFailed
 from unet_batch.model.model import Model
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device
 from unet_batch.spec import Engine, Precision, SessionSpec
+from unet_batch.table.scratch import scratch_folder
 
 LIMIT_S = 300.0
 """Time limit of one measurement."""
@@ -90,23 +91,15 @@ def _child(
     precision: Precision,
 ) -> subprocess.CompletedProcess[str]:
     """A finished process that opened the session and ran such a batch, or failed."""
-    with tempfile.TemporaryDirectory(prefix="unet-batch-") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         (folder / "model.onnx").write_bytes(data)
         (folder / "model.json").write_bytes(model.to_json())
         (folder / "spec.json").write_text(spec.model_dump_json())
         asked = {"shape": shape_nhwc, "threads": threads, "engine": engine, "precision": precision}
         (folder / "asked.json").write_text(json.dumps(asked))
-        command = [sys.executable, "-m", "unet_batch.workbench.peak", name]
         # From the folder above the package, which need not be installed.
-        return subprocess.run(  # noqa: S603 - our own interpreter and module
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=LIMIT_S,
-            cwd=Path(__file__).resolve().parents[2],
-        )
+        above = Path(__file__).resolve().parents[2]
+        return lifeline.run("unet_batch.workbench.peak", str(folder), timeout_s=LIMIT_S, folder=above)
 
 
 def main(folder: Path) -> None:

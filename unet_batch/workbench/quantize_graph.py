@@ -5,8 +5,8 @@ The quantiser is imported when a graph is opened. `quantize` measures the result
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -20,6 +20,7 @@ from unet_batch.errors import ModelRefused
 from unet_batch.model import graph
 from unet_batch.session.machine import report_nothing
 from unet_batch.session.plain_session import PlainSession
+from unet_batch.table.scratch import scratch_folder
 from unet_batch.workbench import graph_edit
 
 if TYPE_CHECKING:
@@ -49,14 +50,14 @@ class FloatGraph:
         model = graph.parse(data, "the model")
         if (found := graph.precision(model)) != "fp32":
             raise ModelRefused(f"the model is already in {found}: quantise the fp32 file that it was made from")
-        self._folder = tempfile.TemporaryDirectory(prefix="unet-batch-")
-        self._root = Path(self._folder.name)
+        self._folder = contextlib.ExitStack()
+        self._root = self._folder.enter_context(scratch_folder())
         self._input, self._tiles, self._reduce = input_name, tiles, reduce_range
         try:
             self._model = _prepared(_newer(model), self._root)
             (self._root / "float.onnx").write_bytes(self._model.SerializeToString())
         except BaseException:
-            self._folder.cleanup()
+            self._folder.close()
             raise
 
     def __enter__(self) -> FloatGraph:
@@ -65,7 +66,7 @@ class FloatGraph:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._folder.cleanup()
+        self._folder.close()
 
     @property
     def data(self) -> bytes:

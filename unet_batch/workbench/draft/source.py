@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from unet_batch.model.contract import METADATA_KEY, find_contract
 from unet_batch.model.model import ModelFile
 from unet_batch.session.model_files import MAX_MODEL_BYTES, contract_text
 from unet_batch.store.storage import Storage, canonical
+from unet_batch.table.scratch import scratch_folder
 from unet_batch.workbench.draft.evidence import Layers
 from unet_batch.workbench.draft.new_files import check_new, write_new
 from unet_batch.workbench.draft.trained_layers import TrainedLayers
@@ -227,8 +227,8 @@ def _imported(request: ModelRequest, path: Path) -> SourceModel:
     out = request.out / f"{re.sub(r'[^A-Za-z0-9._-]', '-', name)}.onnx"
     check_new([out], force=request.force)
     importer, imported = read_source(path, options)
-    with tempfile.TemporaryDirectory(prefix="unet-batch-") as folder:  # its contract becomes the drafted one
-        written = write(importer.name, imported, Path(folder) / out.name, allow_difference=request.allow_difference)
+    with scratch_folder() as folder:  # its contract becomes the drafted one
+        written = write(importer.name, imported, folder / out.name, allow_difference=request.allow_difference)
         data = written.exported.path.read_bytes()
     write_new(out, data, force=request.force)
     parity = written.exported.parity
