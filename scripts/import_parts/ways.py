@@ -54,6 +54,9 @@ class Way:
 
 def smp(folder: Path) -> None:
     """segmentation_models_pytorch: a Unet, as `save_pretrained` leaves it."""
+    import torch
+
+    torch.manual_seed(0)
     network = package("segmentation_models_pytorch", "segmentation-models-pytorch").Unet(
         "resnet18", encoder_depth=3, encoder_weights=None, classes=3, decoder_channels=(32, 16, 16)
     )
@@ -100,6 +103,7 @@ def monai(folder: Path) -> None:
     from monai.networks.nets import UNet
 
     shape = {"spatial_dims": 2, "in_channels": 3, "out_channels": 3, "channels": [12, 24, 48], "strides": [2, 2]}
+    torch.manual_seed(0)
     network = UNet(**shape)
     train(network, lambda pictures: pictures / 255, steps=200)
     image = {"keys": "image"}
@@ -226,6 +230,9 @@ def pytorch(folder: Path) -> None:
 
 def own_network() -> Any:
     """The network of network.py, trained on pictures between 0 and 1."""
+    import torch
+
+    torch.manual_seed(0)
     made: dict[str, Any] = {}
     exec(NETWORK, made)
     network = made["UNet"]()
