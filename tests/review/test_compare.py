@@ -108,7 +108,10 @@ def test_every_image_has_its_rows_in_a_parquet_file(project, three):
         ("late.png", None, None, None, None),
     ]
     notes = {row["image_key"].rpartition("/")[2]: row["note"] for row in rows if row["note"]}
-    assert notes == {"broken.png": "decode.corrupt in A, decode.corrupt in B", "late.png": "no row in A, a row in B"}
+    assert notes == {
+        "broken.png": "decode.unrecognized in A, decode.unrecognized in B",
+        "late.png": "no row in A, a row in B",
+    }
 
 
 def test_figures_equal_those_of_dense_masks(project):
