@@ -399,6 +399,16 @@ def test_a_gate_that_was_not_measured_does_not_pass(scored):
     assert found.exit_code([sentence]) == ExitCode.NEEDS_ACTION
 
 
+def test_rows_of_another_model_are_evaluated_with_a_note(scored):
+    """Published rows count, whoever made them; a changed model that was not run yet is not what was measured."""
+    scored.put("2026/11/22/new.png", png(1))
+    scored.run("tiling.overlap=0.5", window="2026-11-22")
+    put_truth(scored, "new", rows_of_class_1(8), "2026-11-22")
+    [note] = evaluated(scored, "tiling.overlap=0.5").notes
+    assert note.startswith("4 of 5 compared image(s) have rows of another model or other settings than the job's now")
+    assert evaluated(scored, window=NAME).notes == ()
+
+
 def test_a_class_has_one_limit():
     """Of two, the last one would win without a word."""
     with pytest.raises(JobError, match="another limit"):

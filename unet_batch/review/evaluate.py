@@ -42,6 +42,7 @@ from unet_batch.review.originals import Row
 from unet_batch.review.truth.coco import CocoTruth
 from unet_batch.review.truth.images import NO_TRUTH, LabelImages, Truth
 from unet_batch.review.truth.table import TABLE, TableTruth
+from unet_batch.table.publish import read_commit
 
 RULES = (
     'empty masks by MONAI\'s rules: "mean Dice" takes images whose truth has the class (ignore_empty=True), '
@@ -253,16 +254,29 @@ def evaluate(
         top,
         exclusive=not prepared.model.contract.output.multi_label or len(labels.names) == 1,
     )
+    strange = 0
     for name in published_names(prepared.output, window):
-        partition = partition_of(name)
+        partition, before = partition_of(name), found.compared
         for row, predicted in _predicted(prepared, name, labels):
             true = truth.of(row, partition) if isinstance(predicted, Masks) else NO_TRUTH
             if isinstance(predicted, Masks) and isinstance(true, Masks) and true.size_hw != predicted.size_hw:
                 # The model's size of an image without a mask is in no row.
                 true = OTHER_SIZE if predicted.edges or prepared.job.output.geometry == "source" else true
             found.add(row, partition, predicted, true)
-    found.notes = truth.notes
+        published = read_commit(prepared.output, name)
+        if published is not None and published.commit.fingerprint != prepared.fingerprint:
+            strange += found.compared - before
+    found.notes = (*truth.notes, *_of_others(strange, found.compared))
     return found
+
+
+def _of_others(strange: int, compared: int) -> Iterator[str]:
+    """A note about rows that the job as it is now did not make."""
+    if strange:
+        yield (
+            f"{strange} of {compared} compared image(s) have rows of another model or other settings than the job's "
+            "now: the figures are those of the published rows; run the job first to measure its model alone"
+        )
 
 
 def _truth(prepared: Prepared, pattern: str, key_column: str | None) -> Truth:
