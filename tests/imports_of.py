@@ -3,11 +3,36 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 Edges = Mapping[str, set[str]]
 """By module, such as `job.run`: the modules of the package that it imports, in functions and for types, too."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What the tests ask about the text of a module."""
+
+    docstring: str | None
+    imports: tuple[ast.Import | ast.ImportFrom, ...]
+    calls: tuple[ast.Call, ...]
+    attributes: tuple[ast.Attribute, ...]
+
+
+@functools.cache
+def parsed(text: str) -> Parsed:
+    """Parsed once for all tests: a copy of the package has the same texts, but for the module that a test changed."""
+    tree = ast.parse(text)
+    nodes = list(ast.walk(tree))
+    return Parsed(
+        ast.get_docstring(tree),
+        tuple(node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)),
+        tuple(node for node in nodes if isinstance(node, ast.Call)),
+        tuple(node for node in nodes if isinstance(node, ast.Attribute)),
+    )
 
 
 def modules_of(package: Path) -> Edges:
@@ -18,7 +43,7 @@ def modules_of(package: Path) -> Edges:
     edges: dict[str, set[str]] = {}
     for name, path in names.items():
         found: set[str] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in parsed(path.read_text()).imports:
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == root:
                 inner = node.module.removeprefix(root).removeprefix(".")
                 for alias in node.names:
@@ -69,7 +94,7 @@ def libraries(package: Path) -> dict[str, set[str]]:
     """By foreign library: the files, such as `job/run.py`, that import it, in functions and for types, too."""
     found: dict[str, set[str]] = {}
     for path in package.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in parsed(path.read_text()).imports:
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and node.module and not node.level:
                 names = [node.module]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from imports_of import circles, closure, libraries, modules_of, upward
+from imports_of import circles, closure, libraries, modules_of, parsed, upward
 
 PACKAGE = Path(__file__).parents[1] / "unet_batch"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py")
@@ -155,18 +155,19 @@ def test_a_module_is_short_and_says_what_it_is(path):
     """350 lines is a wall, and the first statement is a docstring."""
     text = path.read_text()
     assert len(text.splitlines()) <= 350
-    assert ast.get_docstring(ast.parse(text))
+    assert parsed(text).docstring
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_a_console_prints_text_and_no_markup(path):
     """Names and messages come from archives: a name with brackets must not vanish or end in a stack trace."""
     wanted = {"Console": {"markup", "emoji"}, "TextColumn": {"markup"}}
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in wanted:
+    module = parsed(path.read_text())
+    for node in module.calls:
+        if isinstance(node.func, ast.Name) and node.func.id in wanted:
             off = {k.arg for k in node.keywords if isinstance(k.value, ast.Constant) and k.value.value is False}
             assert wanted[node.func.id] <= off, f"line {node.lineno}"
-        assert not (isinstance(node, ast.Attribute) and node.attr == "from_markup")
+    assert "from_markup" not in {node.attr for node in module.attributes}
 
 
 POSIX_ERRNOS = {
@@ -182,8 +183,8 @@ def test_error_numbers_are_those_of_every_system(path):
     """`errno.EREMOTEIO` is Linux's own: on macOS the import of such a module fails."""
     used = {
         node.attr
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "errno"
+        for node in parsed(path.read_text()).attributes
+        if isinstance(node.value, ast.Name) and node.value.id == "errno"
     }
     assert used - {"errorcode"} <= POSIX_ERRNOS
 
