@@ -33,14 +33,6 @@ AZURE_KEY = (
 )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`, one process runs all tests of the cluster: they share it, and some kill nodes of it."""
-    for item in items:
-        if item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-
-
 @pytest.fixture(scope="session")
 def three_ray_nodes() -> Iterator[tuple[SmallCluster, dict[str, str]]]:
     """A cluster: a head without cores, a node with one core and a node with two; and what a driver needs to join it.
