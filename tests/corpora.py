@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +22,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("UNET_BATCH_CACHE") or Path.home() / ".cache" / "unet-batch-tests")
 
 
+@contextlib.contextmanager
+def one_fetches(name: str) -> Iterator[None]:
+    """Of the processes that need what the cache lacks, one brings it; the others wait here, and look again inside."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with (cache_folder() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # ends with the block, and with the process
+        yield
+
+
 def pillow_test_images() -> Path:
     """The folder with Pillow's own 1,060 test files (59 MB); skips the test with a reason where it cannot be had.
 
     pip fetches the source distribution (47 MB) from the index that this machine is configured for.
     """
     folder = cache_folder() / f"pillow-{PILLOW}-images"
-    if not folder.is_dir():
-        _unpack(_sdist(), folder)
+    with one_fetches(folder.name):
+        if not folder.is_dir():
+            _unpack(_sdist(), folder)
     return folder
 
 
@@ -34,7 +47,6 @@ def _sdist() -> Path:
     archive = cache_folder() / f"pillow-{PILLOW}.tar.gz"
     if archive.is_file():
         return archive
-    archive.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "pillow"]
     try:
         subprocess.run(

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from corpora import cache_folder
+from corpora import cache_folder, one_fetches
 
 AZURITE = "3.35.0"
 """The last version that runs on Node 20."""
@@ -21,8 +21,9 @@ def azurite() -> Path:
     npm fetches it from the registry that this machine is configured for.
     """
     folder = cache_folder() / f"azurite-{AZURITE}"
-    if not folder.is_dir():
-        _install(f"azurite@{AZURITE}", folder)
+    with one_fetches(folder.name):
+        if not folder.is_dir():
+            _install(f"azurite@{AZURITE}", folder)
     program = folder / "node_modules" / ".bin" / "azurite-blob"
     if not program.is_file():
         pytest.skip(f"npm left no {program.name}")

