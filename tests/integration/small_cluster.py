@@ -23,6 +23,8 @@ from pathlib import Path
 import pytest
 
 START_S = 60
+STARTS = 2
+"""Tries to start a node."""
 LARGE, CORES = 2, 3
 """Cores of the node `large` of three nodes, and of all of them."""
 OBJECT_STORE_BYTES = 100 << 20
@@ -58,8 +60,8 @@ class SmallCluster:
 
     def add(self, name: str, *, cpus: int, **environment: str) -> None:
         """Start a worker node. environment: of its processes alone, beside that of all nodes."""
-        self._cores[name] = cpus
         self._start(name, [f"--address={self.head}", f"--num-cpus={cpus}"], **environment)
+        self._cores[name] = cpus
 
     def kill(self, name: str) -> None:
         """End a node at once: its raylet, its agents and its workers."""
@@ -105,6 +107,16 @@ class SmallCluster:
             self._folder.cleanup()
 
     def _start(self, name: str, *arguments: list[str], **environment: str) -> None:
+        """Ray gives a node 30 seconds to start; on a machine that is busy with others, one more try is fair."""
+        for _ in range(STARTS):
+            said = self._started(name, *arguments, **environment)
+            if said is None:
+                return
+            self.kill(name)
+        raise RuntimeError(f"the node {name} did not start: {said[-2000:]}")
+
+    def _started(self, name: str, *arguments: list[str], **environment: str) -> str | None:
+        """Start a node; None, or what it said if it did not start."""
         agent, grpc_agent, runtime_agent, metrics = free_ports(4)
         command = [
             sys.executable,
@@ -133,10 +145,7 @@ class SmallCluster:
             )
         self._starters[name] = starter
         self._next_address += 1
-        if _exit_code(starter.pid) != 0:
-            said = log.read_text()
-            self.close()
-            raise RuntimeError(f"the node {name} did not start: {said[-2000:]}")
+        return None if _exit_code(starter.pid) == 0 else log.read_text()
 
 
 @contextlib.contextmanager
