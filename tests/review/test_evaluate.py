@@ -23,7 +23,7 @@ from unet_batch.planning.survey import window_of
 from unet_batch.review.evaluate import Evaluation, evaluate
 from unet_batch.review.evaluation_tables import tables
 from unet_batch.review.masks.rows import Labels
-from unet_batch.review.truth.images import NO_TRUTH, masks_in
+from unet_batch.review.truth.images import NO_TRUTH, LabelImages, filled, masks_in
 from unet_batch.spec import LimitsSpec
 
 __all__ = ["project"]
@@ -198,6 +198,18 @@ def test_images_without_a_truth_are_counted(scored):
     found = evaluated(scored)
     assert (found.compared, found.not_compared[NO_TRUTH]) == (3, 1)
     assert found.exit_code([]) == ExitCode.COMPLETE
+
+
+def test_nnunets_names_of_pictures_have_a_field_of_their_own(scored):
+    """`case_0000.png` is a picture, and `case.png` its label image."""
+    uri = "file:///archive/2026/case_0000.png"
+    row = {"image_key": uri, "uri": uri, "page": 0, "member": None}
+    assert filled("labels/{case}.png", row, "date=2026", "file:///archive") == "labels/case.png"
+    other = row | {"uri": "file:///archive/a_1.png"}
+    assert filled("labels/{case}.png", other, "date=2026", "file:///archive") == "labels/a_1.png"
+    truth = LabelImages(scored.prepared(), f"{scored.folder}/nowhere/{{stem}}.png")
+    assert truth.of(row, "date=2026") == NO_TRUTH
+    assert truth.notes[0].endswith("write {case} in the place of {stem}")
 
 
 @pytest.mark.parametrize(

@@ -93,9 +93,10 @@ def masks(job: JobSpec, window: str, format_: str, out: str) -> None:
 def evaluate(job: JobSpec, window: str, pattern: str, truth_key: str | None, least: tuple[str, ...], top: int) -> None:
     """Hold published masks against the truth: Dice, IoU, precision, recall and confusion. Nothing is scored.
 
-    PATTERN is a URI or path, read with the job's input.options. It may hold {stem}, {name}, {folder} and {page} of the
-    image, and {date} or another column of the partition. Label images are indexed or gray PNG, BMP, GIF or TIFF of
-    the image's size; their pixel values are those of `unet-batch masks --to png` (with one class, 255 is that class).
+    PATTERN is a URI or path, read with the job's input.options. It may hold {stem}, {case} (the stem without nnU-Net's
+    _0000 at its end), {name}, {folder} and {page} of the image, and {date} or another column of the partition. Label
+    images are indexed or gray PNG, BMP, GIF or TIFF of the image's size; their pixel values are those of
+    `unet-batch masks --to png` (with one class, 255 is that class).
     A PATTERN that ends with .json is one COCO file with RLE or polygons, for all images. TABLE.parquet#COLUMN is a
     column with label images as bytes, or with RLE as the column `classes` of published rows.
 
@@ -106,6 +107,7 @@ def evaluate(job: JobSpec, window: str, pattern: str, truth_key: str | None, lea
     \b
     Examples:
       unet-batch evaluate job.yaml --truth 'truth/{date}/{stem}.png'
+      unet-batch evaluate job.yaml --truth 'labelsTs/{case}.png'
       unet-batch evaluate job.yaml --truth annotations.json --min-dice nucleus=0.9
     """
     from unet_batch.cli.terminal import plain, print_table

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +14,18 @@ import pytest
 import yaml
 from foreign_models import differing_share, label_maps, mean_dice_of_four_commands, pictures
 
-from unet_batch.contract import CtWindow, MeanStd, Percentile, Scale, ZScore
+from unet_batch.contract import CtWindow, MeanStd, ModelInput, Percentile, Scale, ZScore
 from unet_batch.errors import JobError, ModelRefused
+from unet_batch.imaging.preprocess import fit
+from unet_batch.records import Unit
+from unet_batch.spec import TilingSpec
 from unet_batch.workbench.draft.allowed import sizes_on
 from unet_batch.workbench.importers.imported import Options
 from unet_batch.workbench.importers.monai.bundle import read
 from unet_batch.workbench.importers.sources import read_source
 from unet_batch.workbench.importers.write import ImportReport, write
+from unet_batch.worker.loaded import Entry, Loaded, PixelBuffer
+from unet_batch.worker.tiles import picture
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("monai")
@@ -303,13 +310,17 @@ def test_mean_and_deviation_by_channel_keep_the_divisor(bundle):
     assert found.normalize.std == pytest.approx((0.2, 0.25, 0.3))
 
 
+EVALUATOR = {"_target_": "SupervisedEvaluator", "inferer": "@inferer", "postprocessing": "@postprocessing"}
 REFUSED = [
     (
         changed(preprocessing=preprocessing({"_target_": "Lambdad", "func": "$lambda x: x"})),
         "Lambdad is not understood",
     ),
     (changed(preprocessing=preprocessing({"_target_": "Spacingd", "pixdim": [1, 1]})), "Spacingd is not understood"),
-    (changed(preprocessing=preprocessing(RANGE | {"a_max": "$255"})), "a_max is '[$]255': MONAI would run it"),
+    (
+        changed(preprocessing=preprocessing(RANGE | {"a_max": "$max(255, 1)"})),
+        "a_max is '[$]max.*': MONAI would run it",
+    ),
     (changed(preprocessing=preprocessing(RANGE | {"gamma": 2})), "the argument gamma of ScaleIntensityRanged"),
     (changed(preprocessing=preprocessing({"_target_": "NormalizeIntensityd"}, RANGE)), "after NormalizeIntensityd"),
     (changed(preprocessing=preprocessing(RESIZE | {"mode": "area"})), "not area"),
@@ -334,8 +345,41 @@ REFUSED = [
     ),
     (changed(postprocessing=postprocessing({"_target_": "Activationsd", "other": "$f"})), "the argument other"),
     (changed(network_def__channels=[8, 32]), "do not match the network"),
+    (changed(network_def___disabled_=True), "_disabled_ True, which is not understood"),
+    (changed(evaluator={"_target_": "EnsembleEvaluator", "networks": ["@network"]}), "evaluator is EnsembleEvaluator"),
+    (changed(evaluator={"_target_": "SupervisedEvaluator", "postprocessing": "@postprocessing"}), "not use @inferer"),
+    (changed(evaluator={**EVALUATOR, "gamma": 1}), "the argument gamma of evaluator"),
+    (changed(dataset__transform="@other"), "transform of dataset is '@other', not @preprocessing"),
+    (changed(handlers=[{"_target_": "PostProcessing", "transform": "$f"}]), "the handler PostProcessing may change"),
+    (changed(val_handlers=[{"_target_": "scripts.Twist"}]), "the handler scripts.Twist may change masks"),
+    (changed(initialize=["$@network_def.apply(f)"]), "initialize holds the code '[$]@network_def.apply"),
+    (changed(more={"a": ["$setattr(@inferer, 'overlap', 0)"]}), "more holds the code .*no code of a bundle is run"),
+    (changed(preprocessing=preprocessing({"_target_": "DivisiblePadd", "k": 16})), "only with SimpleInferer"),
+    (
+        changed(
+            inferer={"_target_": "SimpleInferer"}, preprocessing=preprocessing({"_target_": "DivisiblePadd", "k": 3})
+        ),
+        "a multiple of 2, which the network needs",
+    ),
+    (
+        changed(preprocessing=preprocessing({"_target_": "DivisiblePadd", "k": 4, "method": "end"})),
+        "only method symmetric",
+    ),
+    (changed(preprocessing=preprocessing({"_target_": "DivisiblePadd", "k": 4}, RANGE)), "after DivisiblePadd?"),
+    (
+        changed(
+            postprocessing=postprocessing(
+                {"_target_": "AsDiscreted", "argmax": True, "to_onehot": 3},
+                {"_target_": "Lambdad", "func": "$lambda x: x[:1]"},
+            )
+        ),
+        "Lambdad after the classes were chosen",
+    ),
     (changed(evaluator={"_target_": "SupervisedEvaluator", "inferer": "$f"}), "inferer of evaluator is '[$]f'"),
-    (changed(evaluator={"_target_": "SupervisedEvaluator", "prepare_batch": "$f"}), "prepare_batch of evaluator"),
+    (
+        changed(evaluator={**EVALUATOR, "prepare_batch": "$f"}),
+        "prepare_batch of evaluator",
+    ),
     (
         changed(
             postprocessing=postprocessing({"_target_": "Invertd", "transform": "@preprocessing", "post_func": "$f"})
@@ -467,7 +511,112 @@ def test_masks_of_the_resized_image_stay_so_without_the_way_back(bundle):
     assert read(bundle(tree), Options()).job == {"output": {"geometry": "model"}}
 
 
+def test_the_words_of_monais_template_are_understood(bundle):
+    """MONAI's template for bundles names keys by CommonKeys, and joins its lists by expressions."""
+    tree = changed(
+        image="$monai.utils.CommonKeys.IMAGE",
+        pred="$monai.utils.CommonKeys.PRED",
+        num_classes="$len(@labels)",
+        labels=["background", "grass", "sky"],
+        network_def__out_channels="@num_classes",
+        inferer__overlap="$1 / 4",
+        inferer__mode="$monai.utils.BlendMode.GAUSSIAN",
+        begin=[{"_target_": "LoadImaged", "keys": "@image"}, {"_target_": "EnsureChannelFirstd", "keys": "@image"}],
+        transforms="$@begin + [@more]",
+        more={"_target_": "ScaleIntensityd", "keys": ["@image"], "_disabled_": False},
+        preprocessing={"_target_": "Compose", "transforms": "$@transforms"},
+    )
+    for step in tree["postprocessing"]["transforms"]:
+        step["keys"] = "@pred"
+    found = read(bundle(tree), Options())
+    assert found.contract.output.classes == ("background", "grass", "sky")
+    assert found.contract.input.normalize == Percentile(lower=0, upper=100)
+    assert found.job == {"tiling": {"overlap": 0.25, "blend": "gaussian", "sigma": 0.125}}
+
+
+def test_the_published_bundle_for_pictures_is_read(tmp_path):
+    """The steps and spellings of the zoo's endoscopic_tool_segmentation, with a smaller encoder."""
+    from monai.networks.nets import FlexibleUNet
+
+    definition = {"in_channels": 3, "out_channels": 2, "backbone": "resnet10", "spatial_dims": 2, "pretrained": False,
+                  "is_pad": False, "pre_conv": None}  # fmt: skip
+    torch.manual_seed(3)
+    torch.save(FlexibleUNet(**definition).state_dict(), tmp_path / "model.pt")
+    tree = changed(
+        network_def={"_target_": "FlexibleUNet", **definition},
+        preprocessing={"_target_": "Compose", "transforms": [
+            *LOAD[:1], {**LOAD[1], "channel_dim": -1}, RESIZE | {"mode": ["bilinear"]},
+            {"_target_": "ScaleIntensityd", **IMAGE},
+        ]},
+        inferer={"_target_": "SimpleInferer"},
+        postprocessing=postprocessing(
+            {"_target_": "Invertd", "transform": "@preprocessing", "orig_keys": "image", "nearest_interp": False},
+            {"_target_": "AsDiscreted", "argmax": True, "to_onehot": 2},
+            {"_target_": "Lambdad", "func": "$lambda x : x[1:]"},
+            {"_target_": "SaveImaged", "scale": 255},
+        ),
+        evaluator={"_target_": "SupervisedEvaluator", "network": "@network", "inferer": "@inferer",
+                   "postprocessing": "@postprocessing", "amp": True},
+        initialize=["$monai.utils.set_determinism(seed=123)", "$@checkpointloader(@evaluator) if True else None"],
+    )  # fmt: skip
+    found = read(bundle_in(tmp_path / "bundle", tree, tmp_path / "model.pt"), Options())
+    assert (found.contract.input.height, found.contract.input.width) == (32, 48)
+    assert found.contract.input.fit == "stretch"
+    assert len(found.differences) == 1  # resized pixels are rounded
+    assert "half precision" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "mode"),
+    [
+        ({"k": 16}, "constant"),
+        ({"k": [16, 16], "mode": "reflect"}, "reflect"),
+        ({"k": 8, "mode": "edge"}, "edge"),
+        ({"k": 8, "value": 0.5}, "constant"),
+    ],
+)
+def test_a_padded_picture_is_monais(bundle, step, mode):
+    """The network's input, value by value."""
+    from monai import transforms
+
+    tree = changed(
+        preprocessing=preprocessing(RANGE, {"_target_": "DivisiblePadd", **step}), inferer={"_target_": "SimpleInferer"}
+    )
+    spec = read(bundle(tree), Options()).contract.input
+    assert (spec.padding, spec.multiple) == (mode, 8 if step["k"] == 8 else 16)
+    pixels_hwc = np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)
+    values = {key: value for key, value in step.items() if key != "k"}
+    expected = transforms.DivisiblePad(step["k"], **values)(np.moveaxis(pixels_hwc / np.float32(255), 2, 0))
+    assert np.abs(network_input(spec, pixels_hwc) - np.moveaxis(np.asarray(expected), 0, 2)).max() < 1e-6
+
+
+def network_input(spec: ModelInput, pixels_hwc: np.ndarray) -> np.ndarray:
+    """What a job gives to a network of any size for one picture."""
+    model = SimpleNamespace(
+        tile_hw=None, contract=SimpleNamespace(input=spec, output=SimpleNamespace(margin=0, classifies=False))
+    )
+    content, geometry = fit(pixels_hwc, spec, tile_hw=None, source_hw=pixels_hwc.shape[:2])
+    buffer = PixelBuffer()
+    entry = Entry(0, 0, 1, *pixels_hwc.shape[:2], content.dtype.str, content.shape, buffer.add(content), geometry, 255)
+    loaded = Loaded(Unit("unit", "all", "images", ()), (entry,), buffer.joined())
+    page = picture(loaded, entry, geometry, model, TilingSpec(), largest_side=None)
+    [box] = page.boxes
+    return page.tile(box)
+
+
+@pytest.mark.parametrize("name", ["SwinUNETR", "UNETR"])
+def test_a_package_that_a_network_needs_is_named_at_once(bundle, monkeypatch, name):
+    """MONAI alone fails in the middle of the export."""
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda each: None if each == "einops" else found(each))
+    definition = {"_target_": name, "spatial_dims": 2, "in_channels": 3, "out_channels": 3}
+    with pytest.raises(JobError, match="needs the package einops: run `pip install einops`"):
+        read(bundle(changed(network_def=definition)), Options())
+
+
 OTHER_NETWORKS = {
+    "FlexibleUNet": ({"backbone": "resnet10"}, 32),
+    "SwinUNETR": ({"feature_size": 12, "depths": [1] * 4, "num_heads": [1, 1, 2, 2]}, 32),
     "BasicUNet": ({"features": [4, 4, 8, 8, 8, 4]}, 16),
     "AttentionUnet": ({"channels": [4, 8, 8], "strides": [2, 2]}, 4),
     "SegResNet": ({"init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]}, 4),
@@ -483,6 +632,8 @@ def test_other_networks_of_monai_are_built_with_their_weights(tmp_path, name):
     """The scores of MONAI's own network, on pictures whose sides are the least that it takes."""
     from monai.networks import nets
 
+    if name == "SwinUNETR":
+        pytest.importorskip("einops")
     arguments, multiple = OTHER_NETWORKS[name]
     definition = {"spatial_dims": 2, "in_channels": 3, "out_channels": 3, **arguments}
     torch.manual_seed(3)
@@ -497,8 +648,26 @@ def test_other_networks_of_monai_are_built_with_their_weights(tmp_path, name):
         torch.testing.assert_close(found.networks[0](image), expected)
 
 
+def test_the_weights_that_a_bundle_names_are_taken(bundle, weights):
+    """Inside of the bundle only; code that joins paths is compared, not evaluated."""
+    folder = bundle(changed(ckpt_path="$@bundle_root + '/models/best.pt'"))
+    best = torch.load(weights, weights_only=True)
+    torch.save(
+        {key: value + 1 if value.is_floating_point() else value for key, value in best.items()},
+        folder / "models" / "best.pt",
+    )
+    expected = Options(weights=folder / "models" / "best.pt")
+    assert read(folder, Options()).weights[0].sha256 == read(folder, expected).weights[0].sha256
+    for outside in ("../model.pt", "/etc/model.pt", "$@bundle_root + '/../model.pt'"):
+        with pytest.raises(JobError, match="names no file of"):
+            read(bundle(changed(ckpt_path=outside)), Options())
+    two = [{"_target_": "CheckpointLoader", "load_path": f"./models/{name}.pt"} for name in ("best", "model")]
+    with pytest.raises(JobError, match=r"names two files of weights, model.pt and best.pt"):
+        read(bundle(changed(handlers=two)), Options())
+
+
 def test_weights_elsewhere_are_asked_for(bundle, weights):
-    """An expression with another name is not evaluated."""
+    """A name of a file that is not in the bundle."""
     loader = {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/best.pt'"}
     with pytest.raises(JobError, match="load_path of CheckpointLoader"):
         read(bundle(changed(handlers=[{"_target_": "StatsHandler"}, loader])), Options())

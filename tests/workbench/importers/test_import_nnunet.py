@@ -18,6 +18,8 @@ from nnunet_folder import ARCHITECTURE, CONFIGURATION, DATASET, PLANS, pictures,
 
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.imaging.preprocess import normalize, whole
+from unet_batch.workbench.draft.explore import explore
+from unet_batch.workbench.draft.source import ModelRequest
 from unet_batch.workbench.importers.imported import Imported, Options
 from unet_batch.workbench.importers.sources import read_source
 from unet_batch.workbench.importers.write import ImportReport, write
@@ -108,6 +110,35 @@ def test_another_grid_gives_other_label_maps(imported: tuple[ImportReport, Path]
     (archive / "large.png").write_bytes((folder / "pictures" / "large.png").read_bytes())
     found = label_maps(folder / "model.onnx", archive, folder / "other", placement="stride", blend="gaussian")
     assert differing_share(found, {"large.png": RECORDED["large_float32"]}) > 0.01
+
+
+@pytest.mark.slow
+def test_the_sheet_of_init_shows_the_whole_ensemble_with_its_mirroring(
+    imported: tuple[ImportReport, Path], masks: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each mask of the sheet is that of the run, which is the mean of two folds and four passes."""
+    report, folder = imported
+    few = folder / "few"
+    few.mkdir()
+    for name in ("odd.png", "small.png"):  # small enough to be on the sheet as a whole
+        (few / name).write_bytes((folder / "pictures" / name).read_bytes())
+    monkeypatch.setattr("unet_batch.workbench.importers.write.export", _written_before(report, folder / "model.onnx"))
+    explored = explore(ModelRequest(str(folder / "model"), folder / "drafted"), str(few))
+    assert explored.job["tta"] == "mirror"
+    for picture, scored in zip(explored.seen.pictures, explored.final.scored, strict=True):
+        assert scored.labels_hw is not None
+        assert differing_share({picture.name: scored.labels_hw}, {picture.name: masks[picture.name]}) == 0
+
+
+def _written_before(report: ImportReport, file: Path) -> Callable[..., Any]:
+    """In place of the export: the same file, which takes seconds to make."""
+
+    def export(spec: Any, *_: Any) -> Any:
+        spec.out.parent.mkdir(parents=True, exist_ok=True)
+        spec.out.write_bytes(file.read_bytes())
+        return report.exported
+
+    return export
 
 
 @pytest.mark.slow
@@ -226,6 +257,13 @@ DIFFERENT = {
     "mask": ({"plans": plans("use_mask_for_norm", [True] * 3)}, "use_mask_for_norm"),
     "regions": ({"dataset": REGIONS}, "its regions are painted over each other"),
     "trainer": ({"checkpoint": {"trainer_name": "nnUNetTrainerMyLoss"}}, "its trainer nnUNetTrainerMyLoss is not"),
+    "preprocessor": (
+        {"plans": plans("preprocessor_name", "MyPreprocessor")},
+        "its preprocessor_name is MyPreprocessor",
+    ),
+    "manager": ({"plans": changed(PLANS, "label_manager", "MyManager")}, "its label_manager is MyManager"),
+    "key": ({"plans": plans("gamma_correction", 2)}, "settings that nnU-Net 2.8 does not have \\(gamma_correction\\)"),
+    "sigmoid": ({"dataset": REGIONS}, "averaged as probabilities, and nnU-Net averages logits"),
 }
 
 
@@ -263,6 +301,11 @@ REFUSED = {
     "cascade": (plans("previous_stage", "2d_lowres"), "second stage of a cascade"),
     "volume": (plans("patch_size", [32, 48, 64]), "that of a 3-D configuration"),
     "axes": (changed(PLANS, "transpose_forward", [0, 2, 1]), "transpose_forward .* swaps the axes"),
+    "way back": (changed(PLANS, "transpose_backward", [0, 2, 1]), "transpose_backward .* swaps the axes"),
+    "schemes": (
+        plans("normalization_schemes", ["ZScoreNormalization"]),
+        "has 1 normalization_schemes, but .* 3 channel",
+    ),
     "circle": (plans("inherits_from", "2d"), "the configuration 2d inherits from itself"),
     "mixed": (
         plans("normalization_schemes", ["ZScoreNormalization", "CTNormalization", "CTNormalization"]),
@@ -282,6 +325,45 @@ def test_what_cannot_be_imported_is_refused_by_name(tmp_path: Path, case: str) -
     tree, sentence = REFUSED[case]
     with pytest.raises(ModelRefused, match=sentence):
         read(write_folder(tmp_path / "model", plans=tree, folds=("0",)))
+
+
+def test_the_size_of_averaged_probabilities_is_measured_without_mirroring_only(tmp_path: Path) -> None:
+    """With it, the mean of the passes is no longer to be taken apart."""
+    for axes, known in (((0, 1), False), ((), True)):
+        checkpoint = {"inference_allowed_mirroring_axes": axes}
+        folder = write_folder(tmp_path / str(known), dataset=REGIONS, folds=("0",), checkpoint=checkpoint)
+        [found] = [each for each in read(folder).differences if "averaged as probabilities" in each.text]
+        assert (found.way is not None) == known
+
+
+def test_channels_are_taken_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """And not in the order of the file."""
+    names = {"2": "B", "0": "R", "1": "G"}
+    folder = write_folder(tmp_path / "a", dataset=changed(DATASET, "channel_names", names), folds=("0",))
+    assert read(folder).contract.input.color == "rgb"
+    gap = changed(DATASET, "channel_names", {"0": "R", "1": "G", "3": "B"})
+    with pytest.raises(ModelRefused, match=r"numbered 0, 1, 3, not 0 to 2"):
+        read(write_folder(tmp_path / "b", dataset=gap, folds=("0",)))
+
+
+def test_channels_in_files_of_their_own_and_postprocessing_are_remarked(tmp_path: Path) -> None:
+    """nnU-Net's habits that a run here does not share."""
+    names = {"0": "DAPI", "1": "FITC", "2": "TRITC"}
+    folder = write_folder(tmp_path / "model", dataset=changed(DATASET, "channel_names", names), folds=("0",))
+    (folder / "crossval_results_folds_0").mkdir()
+    (folder / "crossval_results_folds_0" / "postprocessing.pkl").write_bytes(b"")
+    files, postprocessing = read(folder).notes
+    assert "DAPI, FITC, TRITC: nnU-Net may read them from 3 files" in files
+    assert "postprocessing.pkl is not applied" in postprocessing
+
+
+@pytest.mark.parametrize("above", [".", "nnUNet_results"])
+def test_a_folder_of_results_names_the_models_inside(tmp_path: Path, above: str) -> None:
+    """Of a data set, or of all data sets."""
+    write_folder(tmp_path / "nnUNet_results" / "Dataset001_Tiny" / "nnUNetTrainer__nnUNetPlans__2d", folds=("0",))
+    outer = tmp_path / "nnUNet_results" / ("Dataset001_Tiny" if above == "." else "")
+    with pytest.raises(ModelRefused, match=r"holds some: write one of .*001_Tiny/nnUNetTrainer__nnUNetPlans__2d"):
+        read(outer)
 
 
 def test_labels_with_a_gap_are_refused(tmp_path: Path) -> None:
@@ -307,6 +389,14 @@ def test_a_checkpoint_that_holds_code_is_refused_and_does_not_run(tmp_path: Path
     assert not marker.exists()
     pickle.loads(pickle.dumps(_Planted(marker)))
     assert marker.exists()
+
+
+def test_another_checkpoint_is_named_where_the_final_one_is_missing(tmp_path: Path) -> None:
+    """A training that goes on has a best one."""
+    folder = write_folder(tmp_path / "model", folds=("0",))
+    (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_best.pth")
+    with pytest.raises(JobError, match=r"there is fold_0/checkpoint_best.pth"):
+        read(folder)
 
 
 def test_a_folder_without_checkpoints_says_what_is_missing(tmp_path: Path) -> None:

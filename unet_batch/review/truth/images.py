@@ -20,11 +20,13 @@ from unet_batch.store.storage import canonical
 from unet_batch.table.rows import partition_values
 
 NO_TRUTH = "no truth"
-FIELDS = ("stem", "name", "folder", "page")
+FIELDS = ("stem", "case", "name", "folder", "page")
 """Of a pattern, besides the columns of the partition: `{date}`, `{site}` …"""
 ALL = 255
 """What tools paint masks with that have one class only."""
 
+_CHANNEL = re.compile(r"_\d{4}$")
+"""What nnU-Net writes at the end of an image's name: the number of its channel, which no label image has."""
 _FIELD = re.compile(r"\{(\w*)\}")
 
 
@@ -57,9 +59,13 @@ class LabelImages:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Where the first label image is missing, as far as they were read."""
-        missing = self._missing
-        return () if missing is None else (f"there is no label image at {missing.removeprefix('file://')}",)
+        """Where the first label image is missing, as far as they were read; of nnU-Net's names, how to write them."""
+        if self._missing is None:
+            return ()
+        stem, hint = self._missing.rpartition("/")[2].rpartition(".")[0], ""
+        if _CHANNEL.search(stem) and "{stem}" in self._pattern:
+            hint = ": nnU-Net's label images have no channel number, so write {case} in the place of {stem}"
+        return (f"there is no label image at {self._missing.removeprefix('file://')}{hint}",)
 
     def uri(self, row: Row, partition: str) -> str:
         """The URI of a row's label image. Raises JobError for a field that there is not."""
@@ -102,8 +108,10 @@ def filled(pattern: str, row: Row, partition: str, root: str) -> str:
     """
     name = relative_name(row, root)
     folder, _, last = name.rpartition("/")
+    stem = last[: len(last) - len(suffix_of(last))]
     values = {
-        "stem": last[: len(last) - len(suffix_of(last))],
+        "stem": stem,
+        "case": _CHANNEL.sub("", stem),
         "name": last,
         "folder": folder,
         "page": str(row["page"]),

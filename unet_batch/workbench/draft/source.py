@@ -26,7 +26,7 @@ from unet_batch.workbench.draft.new_files import check_new, write_new
 from unet_batch.workbench.draft.trained_layers import TrainedLayers
 from unet_batch.workbench.importers.difference import Difference
 from unet_batch.workbench.importers.imported import Activation, Color, Fact, Fit, Options
-from unet_batch.workbench.importers.sources import IMPORTERS, importer_of, read_source
+from unet_batch.workbench.importers.sources import importer_of, not_a_model, read_source
 
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 SIDE = 256
@@ -102,10 +102,7 @@ def read_model_source(request: ModelRequest, say: Callable[[str], None] = lambda
             "them out, or write for instance network:UNet"
         )
     if path.is_dir():
-        raise JobError(
-            f"{request.model} is a folder, and no model that can be imported. MODEL is an ONNX file, MODULE:FACTORY, "
-            f"or one of these: {'; '.join(f'{row.name}: {row.looks_like}' for row in IMPORTERS)}"
-        )
+        raise JobError(f"{not_a_model(path)}. MODEL may also be an ONNX file, or MODULE:FACTORY")
     return _file(request)
 
 
@@ -115,7 +112,8 @@ def _file(request: ModelRequest) -> SourceModel:
         data = Storage().read(uri, max_bytes=MAX_MODEL_BYTES)
     except NotFound as error:
         raise JobError(
-            f"there is no model {request.model}: write the path of an ONNX file, or MODULE:FACTORY with --weights"
+            f"there is no model {request.model}: write the path of an ONNX file or of a model's folder, or "
+            "MODULE:FACTORY with --weights"
         ) from error
     if data[:4] == b"PK\x03\x04" or request.model.endswith((".pt", ".pth", ".ckpt", ".safetensors")):
         raise JobError(

@@ -18,6 +18,7 @@ from unet_batch.workbench.importers.difference import Difference
 from unet_batch.workbench.importers.folder import package, peek, read_settings
 from unet_batch.workbench.importers.import_settings import ImportSettings
 from unet_batch.workbench.importers.imported import Fact, Imported, Options
+from unet_batch.workbench.importers.monai.ways import blended_logits
 from unet_batch.workbench.importers.nnunet_plans import (
     DATASET,
     PLANS,
@@ -26,6 +27,7 @@ from unet_batch.workbench.importers.nnunet_plans import (
     architecture,
     channel_names,
     configuration,
+    foreign_parts,
     labels_of,
     normalisation,
     side_multiple,
@@ -79,7 +81,7 @@ def read(source: Path, options: Options) -> Imported:
     said = ImportSettings(options, f"{PLANS}: {trained.configuration}")
     said.add("folds", ", ".join(file.path.parent.name for file in files), "the folders", "read")
     differences = _differences(plans, dataset, found, labels, trained)
-    rule = _normalize(plans, found, said, differences)
+    rule = _normalize(plans, found, said, differences, len(channels))
     color = said.color(len(channels), _color(channels), f"{DATASET}: channel_names")
     patch_hw = _patch(found)
     said.add("input.height and width", f"{patch_hw[0]} x {patch_hw[1]}", f"{said.source}: patch_size", "read")
@@ -116,6 +118,7 @@ def read(source: Path, options: Options) -> Imported:
             *said.facts,
         ),
         differences=tuple(differences),
+        notes=_notes(source, channels),
         weights=tuple(weights for _, weights in built),
         size_hw=patch_hw,
     )
@@ -154,7 +157,9 @@ def _checkpoints(source: Path, options: Options) -> list[Path]:
     ]
     found = [path for _, path in sorted(numbered)] or list(source.glob(f"fold_all/{CHECKPOINT}"))
     if not found:
-        raise JobError(f"{source} holds no fold_*/{CHECKPOINT}: give a checkpoint with --weights")
+        others = sorted(source.glob("fold_*/checkpoint_*.pth"))
+        there = f" (there is {others[0].relative_to(source)})" if others else ""
+        raise JobError(f"{source} holds no fold_*/{CHECKPOINT}: give a checkpoint with --weights{there}")
     return found
 
 
@@ -162,8 +167,9 @@ def _refuse_other_shapes(plans: Mapping[str, Any], found: Mapping[str, Any], nam
     if found.get("previous_stage") is not None:
         raise ModelRefused(f"{PLANS}: {name} is the second stage of a cascade, and its input is another model's mask")
     _patch(found)
-    if plans.get("transpose_forward", [0, 1, 2]) != [0, 1, 2]:
-        raise ModelRefused(f"{PLANS}: transpose_forward {plans['transpose_forward']} swaps the axes of pictures")
+    for key in ("transpose_forward", "transpose_backward"):
+        if plans.get(key, [0, 1, 2]) != [0, 1, 2]:
+            raise ModelRefused(f"{PLANS}: {key} {plans[key]} swaps the axes of pictures")
 
 
 def _patch(found: Mapping[str, Any]) -> tuple[int, int]:
@@ -196,11 +202,17 @@ def _network(said: Architecture, channels: int, heads: int, file: WeightsFile) -
 
 
 def _normalize(
-    plans: Mapping[str, Any], found: Mapping[str, Any], said: ImportSettings, differences: list[Difference]
+    plans: Mapping[str, Any],
+    found: Mapping[str, Any],
+    said: ImportSettings,
+    differences: list[Difference],
+    channels: int,
 ) -> Normalize:
     schemes = found.get("normalization_schemes")
     if not isinstance(schemes, list) or not schemes:
         raise ModelRefused(f"{PLANS} has no normalization_schemes")
+    if len(schemes) != channels:
+        raise ModelRefused(f"{PLANS} has {len(schemes)} normalization_schemes, but {DATASET} has {channels} channel(s)")
     rule = normalisation(plans, schemes)
     if isinstance(rule, str):
         if said.options.normalize is None:
@@ -256,7 +268,26 @@ def _differences(
             "masks that overlap"
         )
         differences.append(Difference(text, in_one_mask()))
+        text = (
+            "the sigmoid of its regions is in the graph, so tiles and mirrored passes are averaged as probabilities, "
+            "and nnU-Net averages logits"
+        )
+        differences.append(Difference(text, None if trained.mirrored else blended_logits(sigmoid=True)))
     if not SAME_NETWORK.fullmatch(trained.trainer):
         text = f"its trainer {trained.trainer} is not nnU-Net's own and may change the network's results"
         differences.append(Difference(text))
-    return differences
+    return [*differences, *(Difference(text) for text in foreign_parts(plans, found))]
+
+
+def _notes(source: Path, channels: tuple[str, ...]) -> tuple[str, ...]:
+    """What a user of nnU-Net should know beside the model, a sentence each."""
+    notes = []
+    count = len(channels)
+    if count > 1 and _color(channels) is None:
+        notes.append(
+            f"{DATASET} names the channels {', '.join(channels)}: nnU-Net may read them from {count} files "
+            "(_0000, _0001, …), and here they are the channels of one file"
+        )
+    if list(source.glob("crossval_results_folds_*/postprocessing.pkl")) or (source / "postprocessing.pkl").is_file():
+        notes.append("postprocessing.pkl is not applied, as nnUNetv2_predict does not apply it either")
+    return tuple(notes)

@@ -36,6 +36,25 @@ MODULES: Mapping[str, str] = {
 OLD_NETWORKS = {"PlainConvUNet": "n_conv_per_stage", "ResidualEncoderUNet": "n_blocks_per_stage"}
 """Class in plans without `architecture` → argument that takes the convolutions or blocks of a stage."""
 
+USUAL: Mapping[str, str] = {
+    "preprocessor_name": "DefaultPreprocessor",
+    "label_manager": "LabelManager",
+}
+"""Settings that name a class of nnU-Net, and the class that is understood."""
+_READ = frozenset({
+    *("inherits_from", "previous_stage", "patch_size", "spacing", "normalization_schemes", "use_mask_for_norm"),
+    *("preprocessor_name", "architecture", "UNet_class_name", "UNet_base_num_features", "n_conv_per_stage_encoder"),
+    *("n_conv_per_stage_decoder", "pool_op_kernel_sizes", "conv_kernel_sizes", "unet_max_num_features"),
+    *("resampling_fn_data", "resampling_fn_data_kwargs", "resampling_fn_probabilities"),
+    "resampling_fn_probabilities_kwargs",
+})  # fmt: skip
+"""Keys of a configuration that count here."""
+_OF_TRAINING = frozenset({
+    *("data_identifier", "batch_size", "median_image_size_in_voxels", "batch_dice", "next_stage"),
+    *("num_pool_per_axis", "resampling_fn_seg", "resampling_fn_seg_kwargs"),
+})  # fmt: skip
+"""Keys of a configuration that nnU-Net 2.8 does not read when it predicts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -75,6 +94,20 @@ def configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
         merged = {**known[following], **merged}
         following = known[following].get("inherits_from")
     return merged
+
+
+def foreign_parts(plans: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """What the plans say that is not nnU-Net's own, a sentence each: classes of others, and keys that are not known."""
+    sentences = []
+    for key, usual in USUAL.items():
+        said = found.get(key, plans.get(key, usual))
+        if said not in (None, usual):
+            sentences.append(f"its {key} is {said}, and here {usual} is computed")
+    unknown = sorted(str(key) for key in found.keys() - _READ - _OF_TRAINING)
+    if unknown:
+        few = ", ".join(unknown[:4]) + (" …" if len(unknown) > 4 else "")
+        sentences.append(f"its plans hold settings that nnU-Net 2.8 does not have ({few}), and they are not applied")
+    return sentences
 
 
 def architecture(found: Mapping[str, Any]) -> Architecture:
@@ -198,8 +231,11 @@ def labels_of(dataset: Mapping[str, Any]) -> Labels:
 
 
 def channel_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the input channels, in order. Raises ModelRefused."""
+    """Names of the input channels, in the order of their numbers. Raises ModelRefused."""
     said = dataset.get("channel_names", dataset.get("modality"))
     if not isinstance(said, Mapping) or not said:
         raise ModelRefused(f"{DATASET} has no channel_names")
-    return tuple(str(value) for value in said.values())
+    numbered = {str(key): str(value) for key, value in said.items()}
+    if set(numbered) != {str(n) for n in range(len(numbered))}:
+        raise ModelRefused(f"{DATASET}: channel_names are numbered {', '.join(numbered)}, not 0 to {len(numbered) - 1}")
+    return tuple(numbered[str(n)] for n in range(len(numbered)))

@@ -5,7 +5,7 @@ Adding one is a module with `recognises` and `read`, and its row here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,10 +63,41 @@ IMPORTERS = (
     ),
 )
 
+_SHOWN = 4
+"""Most folders in a message; the rest are counted."""
+_MOST_LOOKED = 2000
+"""Entries of a folder that are looked at for models inside."""
+
 
 def importer_of(source: Path) -> Importer | None:
     """The importer of a source; None if no importer recognises it."""
     return next((row for row in IMPORTERS if row.recognises(source)), None)
+
+
+def not_a_model(source: Path) -> str:
+    """The sentence for a path that no importer recognises, with the models that lie inside."""
+    inside = sorted(_models_inside(source))
+    if inside:
+        shown = ", ".join(map(str, inside[:_SHOWN])) + (
+            f" and {len(inside) - _SHOWN} more" if len(inside) > _SHOWN else ""
+        )
+        return f"{source} is no model itself, but holds some: write one of {shown}"
+    kinds = "; ".join(f"{row.name}: {row.looks_like}" for row in IMPORTERS)
+    return f"{source} is no model that can be imported. These are: {kinds}"
+
+
+def _models_inside(source: Path) -> Iterator[Path]:
+    """Folders of models up to two levels below, e.g. in nnU-Net's folder of results or of a data set."""
+    if not source.is_dir():
+        return
+    looked = 0
+    for pattern in ("*", "*/*"):
+        for path in source.glob(pattern):
+            looked += 1
+            if looked > _MOST_LOOKED:
+                return
+            if path.is_dir() and importer_of(path) is not None:
+                yield path
 
 
 def read_source(source: Path, options: Options) -> tuple[Importer, Imported]:
@@ -75,6 +106,5 @@ def read_source(source: Path, options: Options) -> tuple[Importer, Imported]:
         raise JobError(f"there is no folder or file {source}: download a model of a hub to a folder first")
     row = importer_of(source)
     if row is None:
-        kinds = "; ".join(f"{row.name}: {row.looks_like}" for row in IMPORTERS)
-        raise ModelRefused(f"{source} is no model that can be imported. These are: {kinds}")
+        raise ModelRefused(not_a_model(source))
     return row, row.read(source, options)

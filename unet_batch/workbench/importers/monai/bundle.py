@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from unet_batch.workbench.importers.monai.config import METADATA, BundleConfig, 
 from unet_batch.workbench.importers.monai.inferer import Window, window
 from unet_batch.workbench.importers.monai.steps import After, Before, after, before, probability
 from unet_batch.workbench.importers.monai.ways import blended_logits, nearest_back
+from unet_batch.workbench.importers.monai.workflow import check_workflow, weights_file
 from unet_batch.workbench.importers.wrappers import transposed, with_sigmoid, with_softmax
 
 NETWORKS: Mapping[str, int] = {
@@ -39,7 +40,8 @@ NETWORKS: Mapping[str, int] = {
     "UNETR": 16,
 }
 """Classes of monai.networks.nets that a config may name, and the multiple of its sides; 0: from its arguments."""
-WEIGHTS = "models/model.pt"
+_NEEDS_EINOPS = frozenset({"SwinUNETR", "UNETR"})
+"""Networks that need a package which MONAI does not install."""
 _NAMED = re.compile(r"(?:monai\.networks\.nets\.)?(?:[a-z_0-9]+\.)?([A-Za-z]+)")
 
 
@@ -55,11 +57,11 @@ def read(source: Path, options: Options) -> Imported:
     code; JobError if weights or MONAI are missing.
     """
     config = BundleConfig(source)
-    _check_evaluator(config)
     definition = _definition(config)
+    running = check_workflow(config)
     channels, outputs = (_count(definition, key) for key in ("in_channels", "out_channels"))
     steps, result, tiles = before(config, channels), after(config), window(config)
-    multiple = _multiple(definition)
+    multiple = _padded_multiple(steps, result, tiles, _multiple(definition), config)
     network, weights = _network(definition, config, source, options)
     said = ImportSettings(options, config.name)
     said.add("network", f"{definition.target}, {channels} in, {outputs} out", config.name, "read")
@@ -86,7 +88,7 @@ def read(source: Path, options: Options) -> Imported:
             "exif": "ignore",
             **({"height": height, "width": width} if size else {"multiple": multiple}),
             "normalize": rule.model_dump(),
-            **tiles.padding,
+            **(tiles.padding or steps.padding),
             **({"source_max": steps.intensity.source_max} if steps.intensity.source_max else {}),
         },
         "output": {
@@ -107,7 +109,7 @@ def read(source: Path, options: Options) -> Imported:
         job=job,
         facts=tuple(said.facts),
         differences=(*steps.differences, *_of_inverse(result, steps), *differences),
-        notes=(*steps.intensity.notes, *result.notes, *tiles.notes),
+        notes=(*running, *steps.intensity.notes, *result.notes, *tiles.notes),
         weights=(weights,),
         size_hw=(height, width),
         any_size=size is None,
@@ -137,11 +139,13 @@ def _definition(config: BundleConfig) -> Component:
 
 def _network(definition: Component, config: BundleConfig, source: Path, options: Options) -> tuple[Any, Weights]:
     monai = package("monai", "monai")
+    if definition.name in _NEEDS_EINOPS:
+        package("einops", "einops")
     nets = importlib.import_module(f"{monai.__name__}.networks.nets")
     arguments = {key: value for key, value in definition.arguments.items() if not key.startswith("_")}
     if definition.name == "FlexibleUNet":
         arguments["pretrained"] = False  # true would start a download
-    path = options.weights or _weights_file(config, source)
+    path = options.weights or weights_file(config, source)
     try:
         network = getattr(nets, definition.name)(**arguments)
     except Exception as error:  # arguments that do not fit may raise anything
@@ -149,43 +153,6 @@ def _network(definition: Component, config: BundleConfig, source: Path, options:
         raise ModelRefused(f"{definition.where}: {definition.target} cannot be built: {said}") from error
     network = network.float().eval().requires_grad_(requires_grad=False)
     return network, load_weights(network, path)
-
-
-def _weights_file(config: BundleConfig, source: Path) -> Path:
-    """The bundle's weights, if its texts name no other file: these are compared, not evaluated."""
-    path = source / WEIGHTS
-    if not path.is_file():
-        raise JobError(f"{source} has no {WEIGHTS}: give the file of weights with --weights")
-    named = [("ckpt_path", config.tree.get("ckpt_path")), *_checkpoints(config.tree)]
-    for key, text in named:
-        is_reference = isinstance(text, str) and text.lstrip("$") == "@ckpt_path"
-        if isinstance(text, str) and not is_reference and not text.rstrip("'\" )").endswith(WEIGHTS):
-            raise JobError(f"{config.name}: {key} is {text!r}, not {WEIGHTS}: give the file of weights with --weights")
-    return path
-
-
-def _checkpoints(value: Any) -> Iterator[tuple[str, Any]]:
-    """The path of every CheckpointLoader inside a value."""
-    if isinstance(value, Mapping):
-        if str(value.get("_target_")).rpartition(".")[2] == "CheckpointLoader":
-            yield "load_path of CheckpointLoader", value.get("load_path")
-        value = list(value.values())
-    if isinstance(value, list):
-        for inner in value:
-            yield from _checkpoints(inner)
-
-
-def _check_evaluator(config: BundleConfig) -> None:
-    """Raises ModelRefused if the evaluator does something else than the keys that are read say."""
-    found = config.tree.get("evaluator")
-    if not isinstance(found, Mapping):
-        return
-    for key in ("network", "inferer", "postprocessing"):
-        if found.get(key, f"@{key}") != f"@{key}":
-            raise ModelRefused(f"{config.name}: {key} of evaluator is {found[key]!r}, not @{key}")
-    for key in ("prepare_batch", "iteration_update", "mode"):
-        if found.get(key) not in (None, "eval", "$ForwardMode.EVAL", "$monai.utils.ForwardMode.EVAL"):
-            raise ModelRefused(f"{config.name}: {key} of evaluator is not understood")
 
 
 def _geometry(said: ImportSettings, steps: Before, tiles: Window) -> Any:
@@ -257,6 +224,18 @@ def _names(source: Path, outputs: int) -> tuple[str, ...] | None:
     if outputs == 1 and len(names) == 2:
         names = names[1:]  # background and the one class
     return names if len(names) == outputs and len(set(names)) == outputs and all(names) else None
+
+
+def _padded_multiple(steps: Before, result: After, tiles: Window, least: int, config: BundleConfig) -> int:
+    """What sides are padded to a multiple of: DivisiblePad's number, else the least that the network takes."""
+    if steps.divisible is None:
+        return least
+    if tiles.slides or steps.divisible % least or not result.inverted:
+        raise ModelRefused(
+            f"{config.name}: DivisiblePad to {steps.divisible} is understood only with SimpleInferer, with Invert "
+            f"after the network, and as a multiple of {least}, which the network needs"
+        )
+    return steps.divisible
 
 
 def _count(definition: Component, key: str) -> int:

@@ -1,7 +1,8 @@
 """The configuration of a MONAI bundle as plain values.
 
-MONAI evaluates texts that begin with `$`, and calls whatever `_target_` names. Nothing is evaluated or called here:
-references (`@name`, `@a::b`, `@a#b`) are followed, and what would run code is refused where its value is needed.
+MONAI evaluates texts that begin with `$` as Python, and calls whatever `_target_` names. Nothing is called here:
+references (`@name`, `@a::b`, `@a#b`) are followed, plain arithmetic is computed (`expressions`), and what would run
+code is refused where its value is needed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from unet_batch.errors import ModelRefused
 from unet_batch.workbench.importers.folder import peek, read_settings
+from unet_batch.workbench.importers.monai.expressions import NotPlain, evaluated
 
 FOLDER = "configs"
 METADATA = "metadata.json"
@@ -70,16 +72,29 @@ class BundleConfig:
         self.path = config_file(folder) or folder / FOLDER / CONFIGS[0]
         self.name = self.path.name
         self.tree = read_settings(self.path)
+        self._values: dict[str, Any] = {}
+        """Values of the expressions so far, by text: each is computed once."""
 
     def at(self, key: str) -> Any:
         """The value of a top-level key, its reference followed; None if there is none."""
         return self._followed(self.tree.get(key), key)
+
+    def value(self, value: Any, where: str) -> Any:
+        """A value with its references followed; code stays the text that it is."""
+        return self._followed(value, where)
+
+    def plain_or_none(self, value: Any, where: str) -> Any:
+        """A value with its references followed; None if it would run code."""
+        found = self._followed(value, where)
+        return None if isinstance(found, str) and found.startswith(("$", "@", "%")) else found
 
     def component(self, value: Any, where: str) -> Component:
         """A value as a component. Raises ModelRefused if it is none, or has a mode of its own."""
         value = self._followed(value, where)
         if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
             raise ModelRefused(f"{self.name}: {where} is no component with a _target_, but {_shown(value)}")
+        if value.get("_disabled_", False) not in (False, None):
+            raise ModelRefused(f"{self.name}: {where} has _disabled_ {value['_disabled_']!r}, which is not understood")
         if value.get("_mode_", "default") != "default":
             raise ModelRefused(f"{self.name}: {where} has _mode_ {value['_mode_']!r}, which is not understood")
         target = value["_target_"]
@@ -109,15 +124,19 @@ class BundleConfig:
             where = f"{key}, transform {position + 1}"
             inner = self._followed(step, where)
             disabled = inner.get("_disabled_", False) if isinstance(inner, Mapping) else False
+            disabled = self._followed(disabled, where)
             if disabled not in (False, True):
                 raise ModelRefused(f"{self.name}: {where} has _disabled_ {disabled!r}, which would run code")
             if not disabled:
-                component = self.component(inner, where)
+                kept = {k: v for k, v in inner.items() if k != "_disabled_"} if isinstance(inner, Mapping) else inner
+                component = self.component(kept, where)
                 yield Component(_without_d(component.name), component.target, component.arguments, component.where)
 
-    def _followed(self, value: Any, where: str) -> Any:
-        """A value, or what its references lead to."""
+    def _followed(self, value: Any, where: str, depth: int = 0) -> Any:
+        """A value, or what its references and its plain arithmetic lead to; code stays the text that it is."""
         for _ in range(MAX_STEPS):
+            if isinstance(value, str) and value.startswith("$"):
+                return self._evaluated(value, where, depth)
             if not (isinstance(value, str) and re.fullmatch(r"[@%][A-Za-z_][\w#:]*", value)):
                 return value
             found: Any = self.tree
@@ -128,6 +147,23 @@ class BundleConfig:
                     raise ModelRefused(f"{self.name}: {where} refers to {value}, which is not in the file") from error
             value = found
         raise ModelRefused(f"{self.name}: the references of {where} run in a circle")
+
+    def _evaluated(self, text: str, where: str, depth: int) -> Any:
+        if depth > MAX_STEPS:
+            raise ModelRefused(f"{self.name}: the references of {where} run in a circle")
+
+        def value_of(reference: str) -> Any:
+            found = self._followed(reference, where, depth + 1)
+            if isinstance(found, str) and found.startswith(("$", "@", "%")):
+                raise NotPlain
+            return found
+
+        if text not in self._values:
+            try:
+                self._values[text] = evaluated(text, value_of)
+            except NotPlain:
+                self._values[text] = text
+        return self._values[text]
 
     def _resolved(self, value: Any, where: str, depth: int = 0) -> Any:
         """A value with all references inside it followed."""

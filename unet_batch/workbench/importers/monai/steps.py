@@ -6,9 +6,10 @@ What is not understood is refused by name, never skipped. What is understood and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from unet_batch.errors import ModelRefused
 from unet_batch.workbench.importers.difference import Difference, Way
@@ -18,7 +19,7 @@ from unet_batch.workbench.importers.monai.ways import on_masks, resized
 
 UNDERSTOOD = (
     *("LoadImage", "EnsureChannelFirst", "EnsureType", "ToTensor", "CastToType", "ToDevice", "Transpose", "Resize"),
-    *TRANSFORMS,
+    *("DivisiblePad", *TRANSFORMS),
 )
 _HARMLESS = ("keys", "allow_missing_keys", "device", "data_type", "track_meta", "wrap_sequence")
 _LOADING = (
@@ -28,6 +29,9 @@ _LOADING = (
 )
 _NOT_DONE = frozenset({"KeepLargestConnectedComponent", "FillHoles", "RemoveSmallObjects", "LabelFilter"})
 """Steps after the network that are understood and not done here."""
+_FOREGROUND = re.compile(r"\$lambda(\w+):\1\[1:\]")
+"""Code that leaves the background out of masks that are one channel for each class; without its blanks."""
+_PAD_MODES: Mapping[str, str] = {"constant": "constant", "reflect": "reflect", "edge": "edge", "replicate": "edge"}
 _SAVING = frozenset({"SaveImage", "EnsureType", "ToDevice", "ToTensor", "CastToType", "DeleteItems", "SelectItems"})
 """Steps after the network that do not change which class a pixel has."""
 
@@ -44,6 +48,10 @@ class Before:
     """Whether the network sees (C, W, H): MONAI reads pictures with the width first."""
     resized_hw: tuple[int, int] | None = None
     kernel: Literal["torch_bilinear", "nearest"] = "torch_bilinear"
+    divisible: int | None = None
+    """What sides are padded to a multiple of."""
+    padding: dict[str, Any] = field(default_factory=dict)
+    """Fields of the contract's input for that padding."""
     differences: list[Difference] = field(default_factory=list)
 
 
@@ -63,7 +71,11 @@ def before(config: BundleConfig, channels: int) -> Before:
         elif not found.loaded:
             raise ModelRefused(f"{step.where}: {step.target} comes before LoadImage")
         elif step.name in TRANSFORMS:
+            if found.divisible is not None:
+                raise ModelRefused(f"{step.where}: {step.target} after DivisiblePad is not understood")
             found.intensity.add(step)
+        elif step.name == "DivisiblePad":
+            _pad(step, found)
         elif step.name == "Resize":
             _resize(step, found)
         elif step.name == "Transpose":
@@ -106,6 +118,10 @@ def _load(step: Component, found: Before) -> None:
     found.transposed = step.flag("reverse_indexing", default=True)
 
 
+_RESIZING: Mapping[str, Any] = {"mode": "area", "align_corners": None, "anti_aliasing": False}
+"""Arguments of Resize that dictionary transforms also take as a list, and MONAI's defaults."""
+
+
 def _resize(step: Component, found: Before) -> None:
     step.only(*_HARMLESS, "spatial_size", "size_mode", "mode", "align_corners", "anti_aliasing", "dtype", "lazy",
               "anti_aliasing_sigma")  # fmt: skip
@@ -113,8 +129,8 @@ def _resize(step: Component, found: Before) -> None:
     size = [size, size] if isinstance(size, int) else size
     if not isinstance(size, list) or len(size) != 2 or any(not isinstance(n, int) or n < 1 for n in size):
         raise ModelRefused(f"{step.where}: spatial_size {size!r} is no height and width")
-    mode = step.take("mode", "area")
-    if mode not in ("bilinear", "nearest") or step.take("align_corners") or step.take("anti_aliasing", default=False):
+    mode, corners, smooth = (_single(step.take(k, d)) for k, d in _RESIZING.items())
+    if mode not in ("bilinear", "nearest") or corners or smooth:
         raise ModelRefused(
             f"{step.where}: only mode bilinear or nearest, without align_corners and anti_aliasing, is understood, "
             f"not {mode}"
@@ -139,6 +155,23 @@ def _resize(step: Component, found: Before) -> None:
         found.differences.append(Difference(text, way))
 
 
+def _pad(step: Component, found: Before) -> None:
+    step.only(*_HARMLESS, "k", "mode", "method", "value", "constant_values", "lazy")
+    k = step.take("k")
+    sides = set(k) if isinstance(k, list) else {k}
+    if len(sides) != 1 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides):
+        raise ModelRefused(f"{step.where}: k must be one positive number for both sides, not {k!r}")
+    mode, value = _single(step.take("mode", "constant")), step.number("value", step.number("constant_values", 0.0))
+    if mode not in _PAD_MODES or step.take("method", "symmetric") != "symmetric":
+        raise ModelRefused(f"{step.where}: only method symmetric, and the modes {', '.join(_PAD_MODES)} are understood")
+    if found.resized_hw is not None or found.divisible is not None or step.take("lazy", default=False):
+        raise ModelRefused(f"{step.where}: {step.target} is not understood when lazy, twice, or after a resize")
+    found.divisible = sides.pop()
+    found.padding = {"padding": _PAD_MODES[mode]}
+    if value:
+        found.padding |= {"pad_value": value, "pad_units": "normalized"}
+
+
 def _not_between(step: Component, found: Before) -> None:
     if found.resized_hw is not None:
         raise ModelRefused(f"{step.where}: {step.target} after a resize is not understood")
@@ -160,6 +193,8 @@ class After:
     """Of the values at that step."""
     where: str | None = None
     """The step that decides; None: no step does."""
+    by_class: bool = False
+    """Whether it makes one channel for each class."""
     notes: list[str] = field(default_factory=list)
     differences: list[Difference] = field(default_factory=list)
 
@@ -168,6 +203,8 @@ def after(config: BundleConfig) -> After:
     """The pipeline `postprocessing`. Raises ModelRefused for the first step that is not understood."""
     found = After()
     for step in _on_output(config):
+        if step.name == "Lambda" and _selects_foreground(step, found):
+            continue
         if found.where is not None and step.name not in _SAVING | _NOT_DONE | {"Invert"}:
             raise ModelRefused(f"{step.where}: {step.target} after the classes were chosen is not understood")
         if step.name == "Activations":
@@ -236,6 +273,14 @@ def _decide(step: Component, found: After) -> None:
     found.argmax, found.threshold = bool(argmax), None if threshold is None else float(threshold)
     if argmax or threshold is not None:
         found.where = step.where
+        found.by_class = bool(argmax) and step.take("to_onehot") is not None
+
+
+def _selects_foreground(step: Component, found: After) -> bool:
+    """Whether a Lambda only drops the background from masks of one channel for each class. Its text is compared."""
+    step.only(*_HARMLESS, "func", "inv_func", "overwrite")
+    text = "".join(str(step.arguments.get("func")).split())
+    return found.by_class and _FOREGROUND.fullmatch(text) is not None
 
 
 def _done_by_monai(step: Component) -> Way | None:
