@@ -161,7 +161,8 @@ def _pad(step: Component, found: Before) -> None:
     sides = set(k) if isinstance(k, list) else {k}
     if len(sides) != 1 or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sides):
         raise ModelRefused(f"{step.where}: k must be one positive number for both sides, not {k!r}")
-    mode, value = _single(step.take("mode", "constant")), step.number("value", step.number("constant_values", 0.0))
+    mode = str(_single(step.take("mode", "constant")))
+    value = step.number("value", step.number("constant_values", 0.0))
     if mode not in _PAD_MODES or step.take("method", "symmetric") != "symmetric":
         raise ModelRefused(f"{step.where}: only method symmetric, and the modes {', '.join(_PAD_MODES)} are understood")
     if found.resized_hw is not None or found.divisible is not None or step.take("lazy", default=False):
