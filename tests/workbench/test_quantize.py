@@ -11,6 +11,7 @@ import pytest
 from models import threshold_model, unet_model
 from onnx import TensorProto, helper
 
+from unet_batch.contract import Contract, ModelInput, ModelOutput
 from unet_batch.errors import JobError, ModelRefused, ShapeMismatch
 from unet_batch.gate.parity import Tolerance
 from unet_batch.model import graph
@@ -51,6 +52,41 @@ def unet():
 @pytest.fixture(scope="module")
 def quantized(unet):
     return quantize(unet.data, resolved(unet), pictures(9), QuantizeSpec(tolerance=ANYTHING))
+
+
+def classifier() -> bytes:
+    """A network with five scores for each image, the third always the largest."""
+    random = np.random.default_rng(0)
+    bias = np.float32([0, 0, 9, 0, 0])
+    tensors = {"conv": random.normal(0, 1, (8, 3, 3, 3)), "gemm": random.normal(0, 0.1, (8, 5)), "bias": bias}
+    nodes = [
+        helper.make_node("Conv", ["image", "conv"], ["a"], pads=[1] * 4),
+        helper.make_node("GlobalAveragePool", ["a"], ["b"]),
+        helper.make_node("Flatten", ["b"], ["c"]),
+        helper.make_node("Gemm", ["c", "gemm", "bias"], ["scores"]),
+    ]
+    shapes = {"image": ["n", 3, SIDE, SIDE], "scores": ["n", 5]}
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+    kept = [onnx.numpy_helper.from_array(np.float32(value), name) for name, value in tensors.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "classifier", ends[:1], ends[1:], kept),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def test_the_notes_about_a_classifier_speak_of_images():
+    """It has one label for each image and no pixels."""
+    contract = Contract(
+        input=ModelInput(fit="stretch"), output=ModelOutput(classes=tuple("abcde"), label_from="class_scores")
+    )
+    model = resolve(contract, read_model(classifier(), "the model", None), TilingSpec())
+    found = quantize(classifier(), model, pictures(9), QuantizeSpec(tolerance=ANYTHING))
+    [note] = [note for note in found.report.notes if "no evidence" in note]
+    assert note.startswith("the fp32 file gives every held-out image the same label, so Dice is no evidence")
+    assert not any("pixel" in note for note in found.report.notes)
 
 
 def test_the_file_is_int8_and_smaller(unet, quantized):

@@ -173,7 +173,7 @@ def quantize(data: bytes, model: Model, images_nhwc: Iterable[NDArray[Any]], spe
         sensitivity=tuple(ranking),
         source_bytes=len(data),
         file_bytes=len(result),
-        notes=tuple(_notes(spec, attempts[-1].parity, reduced=reduced, kept=len(kept), layers=len(trial.layers))),
+        notes=tuple(_notes(spec, model, attempts[-1].parity, reduced=reduced, kept=len(kept), of=len(trial.layers))),
     )
     return Quantized(result, replace(model, sha256=hashlib.sha256(result).hexdigest()), report)
 
@@ -299,7 +299,7 @@ def _with_metadata(source: bytes, made: bytes, model: Model, entry: dict[str, An
     return data
 
 
-def _notes(spec: QuantizeSpec, parity: Parity, *, reduced: bool, kept: int, layers: int) -> Iterable[str]:
+def _notes(spec: QuantizeSpec, model: Model, parity: Parity, *, reduced: bool, kept: int, of: int) -> Iterable[str]:
     yield (
         f"write model.precision: {spec.kind}, and the fp32 file in check.reference, so that every machine compares "
         "both on images of the archive before it scores"
@@ -322,15 +322,15 @@ def _notes(spec: QuantizeSpec, parity: Parity, *, reduced: bool, kept: int, laye
     if parity.images < 4:
         yield f"the result was measured on only {parity.images} held-out tile(s): use more images"
     if all(count in (0, parity.pixels) for count in parity.reference_px):
-        yield (
-            "the fp32 file gives the same label in every pixel of the held-out tiles, so Dice is no evidence: "
-            "use images with more than one class"
-        )
+        same, images = "the same label in every pixel of the held-out tiles", "with more than one class"
+        if model.contract.output.classifies:  # one label for each image, and no pixels
+            same, images = "every held-out image the same label", "of more than one class"
+        yield f"the fp32 file gives {same}, so Dice is no evidence: use images {images}"
     limit = spec.tolerance
     if 2 * parity.flipped_share > limit.max_flipped > 0 or 2 * (1 - min(parity.dice)) > 1 - limit.min_dice > 0:
         yield "the result is near a limit of the tolerance, so `check` may refuse it on other images"
-    if kept > layers / 2:
-        yield f"{kept} of {layers} layers stay fp32, so the gain is small"
+    if kept > of / 2:
+        yield f"{kept} of {of} layers stay fp32, so the gain is small"
 
 
 def rows(report: QuantizeReport) -> list[list[str]]:
