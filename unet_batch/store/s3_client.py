@@ -6,6 +6,7 @@ job's `options`, the environment and the shared configuration files say is resol
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -54,6 +55,7 @@ class S3Client:
         given = dict(options.get("client_kwargs") or {})
         config = dict(options.get("config_kwargs") or {})
         self._session: Any = botocore.session.Session(**{k: v for k, v in options.items() if k not in _FILE_SYSTEM})
+        self._session.register_component("data_loader", _loader(self._session.get_config_variable("data_path")))
         key: Any = given.pop("aws_access_key_id", None) or options.get("key") or options.get("username")
         secret: Any = given.pop("aws_secret_access_key", None) or options.get("secret") or options.get("password")
         token: Any = given.pop("aws_session_token", None) or options.get("token")
@@ -145,6 +147,17 @@ class S3Client:
             return reached
         bundle = Path(str(get_cert_path(True if verify is None else verify)))
         return replace(reached, roots=bundle.read_bytes()) if bundle.is_file() else None
+
+
+@functools.cache
+def _loader(data_path: str | None) -> Any:
+    """botocore's loader of its descriptions of services, which keeps what it has read.
+
+    One for a process, as all clients of one botocore session share theirs: parsing S3's takes longer than all else.
+    """
+    from botocore.loaders import create_loader
+
+    return create_loader(data_path)
 
 
 class _Prepared(Exception):
