@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from models import threshold_model
+from networks import classifier
 from PIL import Image
 from project_fixture import last_json
 
@@ -133,6 +134,20 @@ def test_from_a_model_to_a_proven_table_overlays_and_a_dice_in_two_commands(fold
     second = command(folder, *words)
     assert second.returncode == 0, second.stderr
     assert last_json(second)["classes"]["cell"]["mean_dice"] == 1
+
+
+def test_score_of_a_classifier_leaves_out_the_overlays_with_a_sentence(folder):
+    """It returns labels, so there is no mask to draw: the report is written, and the command is complete."""
+    (folder / "net.onnx").write_bytes(classifier())
+    result = command(folder, "score", "net.onnx", "pics", "--out", "out", "--color", "rgb")
+    assert result.returncode == 0, result.stderr
+    assert "overlays: none, because a classifier has no masks" in result.stderr
+    assert "unet-batch evaluate" not in result.stderr
+    said = last_json(result)
+    assert (said["ok"], said["overlays"]) == (3, None)
+    assert Path(said["report"].removeprefix("file://")).is_file()
+    rows = pq.ParquetFile(folder / "out/predictions/all/data.parquet").read().to_pylist()
+    assert {row["label"] for row in rows} <= {"class_0", "class_1", "class_2"}
 
 
 def test_score_says_where_rows_and_archive_disagree(folder, monkeypatch):

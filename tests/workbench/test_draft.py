@@ -465,7 +465,7 @@ def test_the_sheet_shows_what_the_job_does_also_where_it_mirrors(folder, monkeyp
     monkeypatch.setattr(
         exploring,
         "read_model_source",
-        lambda asked: replace(read_model_source(asked), job={"tta": "mirror_horizontal"}),
+        lambda asked, _say: replace(read_model_source(asked), job={"tta": "mirror_horizontal"}),
     )
     mirrored = drafted("m.onnx", "pics", normalize="unit", activation="logits")
     assert (plain.final.scored[0].labels_hw != mirrored.final.scored[0].labels_hw).any()

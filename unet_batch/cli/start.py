@@ -99,7 +99,9 @@ def init(model: str, archive: str, out: Path, yes: bool, **said: Any) -> None:
     if explored.draft.guesses:
         click.echo(f"look at {files.sheet}: {len(explored.draft.guesses)} field(s) are guesses", err=True)
     click.echo(f"next: {command}" if not broken else f"correct {files.job}, then: {command}", err=True)
-    if not broken:
+    if not broken and explored.draft.classifies:
+        click.echo(f"then: read the columns label, score and classes of {results}/predictions", err=True)
+    elif not broken:
         click.echo(f"then: unet-batch masks {job_path} --to overlay {shlex.quote(str(out / 'overlays'))}", err=True)
     finish(
         {
@@ -126,7 +128,8 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
 
     MODEL and FOLDER are those of `init`, and so are the guesses: they are printed, and OUT/choices.png shows what they
     do. The job that was run and its contract lie in OUT; correct them there and run the same command again. Every
-    image is published, also where some are rejected. To score the same pictures every night, use `init` and `run`.
+    image is published, also where some are rejected. A classifier has labels in its rows, and no overlays. To score the
+    same pictures every night, use `init` and `run`.
 
     \b
     Examples:
@@ -165,10 +168,16 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
         finish({**asdict(summary), "guessed": guessed}, exit_code=summary.exit_code)
     prepared, window = prepare(job), window_of("all")
     findings = _verified(prepared, window)
-    overlays = export(prepared, window, "overlay", str(out / "overlays"))
+    classifies = prepared.model.contract.output.classifies
+    overlays = None if classifies else export(prepared, window, "overlay", str(out / "overlays"))
     report = report_apart(job, summary.run) if summary.planned or summary.published else None
     click.echo(f"table:    {out}/predictions/**/data.parquet", err=True)
-    click.echo(f"overlays: {out}/overlays ({overlays.written + overlays.unchanged} of {overlays.images})", err=True)
+    if overlays is None:
+        click.echo(
+            "overlays: none, because a classifier has no masks: read the columns label, score, classes", err=True
+        )
+    else:
+        click.echo(f"overlays: {out}/overlays ({overlays.written + overlays.unchanged} of {overlays.images})", err=True)
     if report is not None:
         click.echo(f"report:   {report.removeprefix('file://')}", err=True)
     if guessed:
@@ -177,8 +186,11 @@ def score(model: str, folder: str, out: Path, **said: Any) -> None:
             f"in {out} and run the same command again",
             err=True,
         )
-    click.echo(f"with label images: unet-batch evaluate {shlex.quote(str(out / 'job.yaml'))} --truth {TRUTH}", err=True)
-    result = {**asdict(summary), "guessed": guessed, "disagreements": findings, "overlays": overlays.to_json()}
+    if overlays is not None:
+        job_path = shlex.quote(str(out / "job.yaml"))
+        click.echo(f"with label images: unet-batch evaluate {job_path} --truth {TRUTH}", err=True)
+    shown = None if overlays is None else overlays.to_json()
+    result = {**asdict(summary), "guessed": guessed, "disagreements": findings, "overlays": shown}
     finish({**result, "report": report}, exit_code=ExitCode.UNFINISHED if findings else summary.exit_code)
 
 

@@ -16,6 +16,7 @@ from unet_batch.workbench.draft.look import spread
 from unet_batch.workbench.draft.rehearsal import Scored, Tried
 
 SIDE_PX = 288
+EDGES = "edges: contrast along the borders of masks, as a multiple of the picture's usual contrast."
 
 
 def contact_sheet(explored: Explored) -> bytes:
@@ -29,12 +30,10 @@ def contact_sheet(explored: Explored) -> bytes:
             columns.append(_column(tried, head, output, chosen=taken))
     if not explored.answers:
         columns.append(_column(explored.final, ("as drafted", "", _figures(explored.final), ""), output, chosen=True))
+    of = "labels" if output.classifies else "outlines"
     title = [
-        (
-            f"{explored.source_model.path}: the same pictures under every variant. "
-            "Choose the columns with the right outlines."
-        ),
-        "edges: contrast along the borders of masks, as a multiple of the picture's usual contrast.",
+        f"{explored.source_model.path}: the same pictures under every variant. Choose the columns with the right {of}.",
+        *(() if output.classifies else (EDGES,)),
         "Each question was tried with what was taken for the questions to its left.",
     ]
     return sheet(title, columns, SIDE_PX)
@@ -55,6 +54,10 @@ def _pictures(explored: Explored) -> Column:
 def _column(tried: Tried, head: tuple[str, ...], output: ModelOutput, *, chosen: bool) -> Column:
     cells = []
     for scored in tried.scored:
+        if output.classifies and not scored.why:
+            label = "no class above its threshold" if scored.label is None else f"{scored.label} {scored.score:.1%}"
+            cells.append(Cell(_drawn(scored, []), label))
+            continue
         if scored.labels_hw is None:
             cells.append(Cell(_drawn(scored, []) // 3, scored.why))
             continue
@@ -66,6 +69,9 @@ def _column(tried: Tried, head: tuple[str, ...], output: ModelOutput, *, chosen:
 
 
 def _figures(tried: Tried) -> str:
+    if tried.draft.classifies:
+        labels = {scored.label for scored in tried.scored if scored.label is not None}
+        return f"labels: {', '.join(sorted(labels)) or 'none'}"
     filled = sum(not is_trivial(s.labels_hw) for s in tried.masks if s.labels_hw is not None)
     return f"masks {filled} of {len(tried.scored)}, edges {tried.edges:.1f}"
 

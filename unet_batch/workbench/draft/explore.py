@@ -104,7 +104,7 @@ def explore(
         variants = [draft.put(question.field, Known(o.value, "guessed"), over=True) for o in question.options]
         say(f"trying {question.field} on the pictures: {', '.join(o.label for o in question.options)}")
         runs = tuple(tried(o.label, v) for o, v in zip(question.options, variants, strict=True))
-        taken, why = best(question, runs)
+        taken, why = best(question, runs, classifies=draft.classifies)
         others = tuple(written(o.value) for n, o in enumerate(question.options) if n != taken)
         draft = draft.put(question.field, Known(question.options[taken].value, "guessed", why, others), over=True)
         answers.append(Answer(question, runs, taken, why))
@@ -116,7 +116,7 @@ def explore(
     return Explored(source_model, draft, job_tree, seen, tuple(answers), final, notes, sizes)
 
 
-def best(question: Question, runs: Sequence[Tried]) -> tuple[int, str]:
+def best(question: Question, runs: Sequence[Tried], *, classifies: bool = False) -> tuple[int, str]:
     """The option to take, and the reason as a phrase: what fits the network's statistics, else the best masks."""
     distances = [run.distance for run in runs]
     if question.field != "input.fit" and all(distance is not None for distance in distances):
@@ -127,6 +127,8 @@ def best(question: Question, runs: Sequence[Tried]) -> tuple[int, str]:
             "it fits the statistics in the network's normalisation layers best "
             f"(distance {far[taken]:.2g}, the next has {second:.2g})"
         )
+    if classifies:
+        return 0, "the usual value; labels alone do not tell, so compare them on the sheet"
     values = [run.plausibility for run in runs]
     if not max(values):
         return 0, "no variant finds anything on these pictures, so this is only the usual value"
@@ -210,7 +212,7 @@ def _notes(source_model: SourceModel, seen: Seen, final: Tried) -> list[str]:
     notes += seen.hints
     if final.trouble:
         notes.append(f"some pictures cannot be scored: {final.trouble}")
-    elif not final.useful:
+    elif not final.useful and not final.draft.classifies:
         notes.append(
             "every mask is empty or full on the pictures that were tried: the contract may be wrong, or the pictures "
             "are not what the model was trained on"

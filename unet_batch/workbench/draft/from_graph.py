@@ -49,7 +49,7 @@ def from_graph(source_model: SourceModel) -> tuple[Draft, Inspection]:
             "one input of images"
         )
     model = graph.read(source_model.data, source_model.path)
-    target = _mask_output(found, source_model.path)
+    target = _scored_output(found, source_model.path)
     several = len(found.outputs) > 1
     if several or found.contract_embedded:
         multiple = None if found.multiple_hw is None else max(found.multiple_hw)
@@ -63,25 +63,28 @@ def from_graph(source_model: SourceModel) -> tuple[Draft, Inspection]:
             draft = draft.put(f"{section}.{name}", Known(value, "read", READ_IN_FILE))
     if several:
         others = tuple(tensor.name for tensor in found.outputs if tensor != target)
-        known = Known(target.name, "guessed", f"it looks most like a mask of {len(found.outputs)} outputs", others)
+        known = Known(target.name, "guessed", f"it looks most like the result of {len(found.outputs)} outputs", others)
         draft = draft.put("output.name", known, over=True)
     draft = _uncertain(draft, found, meaning(model, target.name))
     draft = _normalised_inside(draft, model)
     return _metadata(draft, found, model, source_model), found
 
 
-def _mask_output(found: Inspection, path: str) -> Tensor:
-    """The output that looks like a mask: three or four axes; of several, the one with the most pixels."""
-    pictures = [tensor for tensor in found.outputs if len(tensor.shape) in (0, 3, 4)]
-    if not pictures:
+def _scored_output(found: Inspection, path: str) -> Tensor:
+    """The output that looks like the result: the map with the most pixels, else the scores of a classifier (N, K)."""
+    possible = [tensor for tensor in found.outputs if len(tensor.shape) in (0, 2, 3, 4)]
+    if not possible:
         shapes = ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in found.outputs)
-        raise ModelRefused(f"{path} returns {shapes}, and none of them is a map of pixels (three or four axes)")
+        raise ModelRefused(
+            f"{path} returns {shapes}, and none of them is a map of pixels (three or four axes) or a row of scores "
+            "(two axes)"
+        )
 
-    def pixels(tensor: Tensor) -> int:
+    def pixels(tensor: Tensor) -> tuple[bool, int]:
         sizes = [size for size in tensor.shape[1:] if isinstance(size, int) and size > 16]
-        return int(np.prod(sizes)) if sizes else 0
+        return len(tensor.shape) != 2, int(np.prod(sizes)) if sizes else 0
 
-    return max(pictures, key=pixels)  # of equal ones the first
+    return max(possible, key=pixels)  # of equal ones the first
 
 
 def _as_file(found: Inspection, target: Tensor) -> ModelFile:
@@ -106,12 +109,24 @@ def _uncertain(draft: Draft, found: Inspection, says: Meaning) -> Draft:
     else:
         known = Known({"kind": "unit"}, "guessed", "a file does not say how its training normalised pictures")
     draft = draft.put("input.normalize", known, over=True)
-    draft = draft.put("input.fit", Known("tile", "default", "no picture was looked at"), over=True)
+    draft = draft.put("input.fit", _fit(draft), over=True)
     draft = draft.put("output.activation", _activation(draft.value("output.activation"), says), over=True)
     names = draft.value("output.classes")
-    known = Known(_names(len(names), draft.value("output.activation")), "guessed", "the file holds no names")
-    draft = draft.put("output.classes", known, over=True)
+    found_names = class_names(len(names), draft.value("output.activation"), classifies=draft.classifies)
+    draft = draft.put("output.classes", Known(found_names, "guessed", "the file holds no names"), over=True)
+    if draft.classifies:  # every class gives a label
+        return draft
     return draft.put("output.background", Known(0, "default", "the class that is no finding; null if all count"))
+
+
+def _fit(draft: Draft) -> Known:
+    """How pictures get the model's size before any was looked at; a classifier scores whole pictures."""
+    if not draft.classifies:
+        return Known("tile", "default", "no picture was looked at")
+    if draft.value("input.height") and draft.value("input.width"):
+        return Known("stretch", "guessed", "a classifier scores whole pictures", ("letterbox", "pad"))
+    why = "a classifier scores whole pictures, and this one takes any size"
+    return Known("pad", "guessed", why, ("stretch, with input.height and input.width",))
 
 
 def _activation(declared_one: str, says: Meaning) -> Known:
@@ -125,10 +140,11 @@ def _activation(declared_one: str, says: Meaning) -> Known:
     return Known("logits", "guessed", "the graph does not say what its values are")
 
 
-def _names(count: int, activation: str) -> list[str]:
+def class_names(count: int, activation: str, *, classifies: bool) -> list[str]:
+    """Names for classes that nobody has named."""
     if count == 1:
-        return ["foreground"]
-    if activation == "sigmoid":
+        return ["positive" if classifies else "foreground"]
+    if activation == "sigmoid" or classifies:
         return [f"class_{number}" for number in range(count)]
     return ["background", *(["foreground"] if count == 2 else [f"class_{number}" for number in range(1, count)])]
 

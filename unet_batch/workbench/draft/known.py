@@ -65,6 +65,11 @@ class Draft:
         return {name: known for name, known in self.fields.items() if known.origin == "guessed"}
 
     @property
+    def classifies(self) -> bool:
+        """Whether the model returns scores of whole pictures instead of masks."""
+        return bool(self.value("output.label_from") == "class_scores")
+
+    @property
     def tree(self) -> dict[str, dict[str, Any]]:
         """The contract as a tree."""
         tree: dict[str, dict[str, Any]] = {"input": {}, "output": {}}

@@ -57,7 +57,8 @@ def open_questions(draft: Draft, seen: Seen, tile_hw: tuple[int, int] | None) ->
     fits = tile_hw is None or all(picture.size_hw == tile_hw for picture in seen.pictures)
     if not draft.has("input.fit") and tile_hw is not None and not fits:
         text = f"How does a picture become {tile_hw[0]}x{tile_hw[1]}?"
-        ways = tuple(Option(name, name) for name in ("tile", "stretch", "letterbox"))
+        whole = ("stretch", "letterbox")
+        ways = tuple(Option(name, name) for name in (whole if draft.classifies else ("tile", *whole)))
         found.append(Question("input.fit", text, ways))
     return found
 
@@ -126,6 +127,8 @@ def unasked(draft: Draft, seen: Seen, tile_hw: tuple[int, int] | None) -> tuple[
         known = Known("rgb", "guessed", "the pictures are gray, so the order makes no difference on them", ("bgr",))
         draft = draft.put("input.color", known)
     if draft.has("input.fit"):
+        return draft, {}
+    if draft.classifies:  # `from_graph` guessed how whole pictures are fitted
         return draft, {}
     if tile_hw is not None:
         if all(picture.size_hw == tile_hw for picture in seen.pictures):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unet_batch.contract import ModelInput
 from unet_batch.errors import ImageError
+from unet_batch.imaging.classify import classify
 from unet_batch.imaging.crop import on_whole_image
 from unet_batch.imaging.postprocess import reduce
 from unet_batch.imaging.preprocess import Geometry, fit
@@ -51,9 +52,12 @@ class Scored:
     part_hwc: NDArray[Any]
     """The part in source values, in the order red, green, blue where it has colours."""
     labels_hw: NDArray[Any] | None
-    """Label map of the part."""
+    """Label map of the part; None also for a classifier."""
     confidence: float | None = None
     why: str = ""
+    label: str | None = None
+    """Of a classifier: the class of the whole picture, and its probability."""
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +179,7 @@ class Rehearsal:
     def _input(self, picture: Picture, spec: ModelInput) -> NDArray[Any]:
         """The pixels in the contract's order of channels; those of a part where they are not resized."""
         pixels_hwc = picture.pixels_hwc
-        if spec.fit in ("tile", "pad", "none"):
+        if spec.fit in ("tile", "pad", "none") and not self._model.contract.output.classifies:
             pixels_hwc = pixels_hwc[self._part(picture)]
         return self.in_order(pixels_hwc, spec)
 
@@ -197,6 +201,8 @@ class Rehearsal:
         return page.tile(page.boxes[len(page.boxes) // 2])
 
     def _scored(self, picture: Picture, model: Model) -> Scored:
+        if model.contract.output.classifies:
+            return self._classified(picture, model)
         shown = picture.pixels_hwc[self._part(picture)]
         try:
             labels_hw, confidence = self._labels(picture, model)
@@ -206,6 +212,17 @@ class Rehearsal:
         if labels_hw.shape != shown.shape[:2]:
             labels_hw = labels_hw[self._part(picture)]
         return Scored(shown, labels_hw, confidence)
+
+    def _classified(self, picture: Picture, model: Model) -> Scored:
+        """The label of a whole picture and its probability."""
+        shown = picture.pixels_hwc
+        try:
+            scores_k11, _ = self.scores(self._input(picture, model.contract.input), picture.largest, model)
+            found = classify(scores_k11, picture.size_hw, model.contract.output)
+        except (ImageError, MemoryError) as error:
+            why = error.message if isinstance(error, ImageError) else "there is not enough memory"
+            return Scored(shown, None, why=why)
+        return Scored(shown, None, found.confidence, label=found.label, score=found.score)
 
     def _labels(self, picture: Picture, model: Model) -> tuple[NDArray[Any], float | None]:
         output = model.contract.output
