@@ -70,7 +70,7 @@ OWNERS = {
     "tenacity": {"store/faults.py"},
     "click": {
         f"cli/{name}.py"
-        for name in "cluster command examples importers main model optimize report review run start".split()  # noqa: SIM905
+        for name in "cluster command examples importers main model optimize report review run start terminal".split()  # noqa: SIM905
     },
     "jinja2": {"review/page.py"},
     "yaml": {

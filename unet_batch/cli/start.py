@@ -77,6 +77,7 @@ def init(model: str, archive: str, out: Path, yes: bool, **said: Any) -> None:
       unet-batch init nuclei.onnx ~/images
       unet-batch init network:UNet 's3://bucket/{date:%Y/%m/%d}/' --weights cells.pt --out cells --yes
     """
+    from unet_batch.cli.terminal import answered
     from unet_batch.workbench.draft.explore import explore
     from unet_batch.workbench.draft.write import files_of, reserve, write_job, write_sheet
 
@@ -86,7 +87,7 @@ def init(model: str, archive: str, out: Path, yes: bool, **said: Any) -> None:
     files = files_of(explored, out)
     write_sheet(explored, files, force=request.force)
     if not yes and sys.stdin.isatty():
-        explored = _answered(explored, str(files.sheet))
+        explored = answered(explored, str(files.sheet))
     _say(explored)
     results = str(out / "results")
     job = write_job(explored, files, output=results, providers=_providers(), force=request.force)
@@ -281,32 +282,6 @@ def _request(model: str, out: Path, said: dict[str, Any]) -> ModelRequest:
         classes=None if classes is None else tuple(name.strip() for name in classes.split(",")),
         **said,
     )
-
-
-def _answered(explored: Explored, sheet: str) -> Explored:
-    """Questions with defaults, for a person who has looked at the sheet."""
-    click.echo(f"look at {sheet}: it shows the same pictures under every variant", err=True)
-    for answer in explored.answers:
-        click.echo(answer.question.text, err=True)
-        for number, option in enumerate(answer.question.options, start=1):
-            click.echo(f"  {number}  {option.label}", err=True)
-        chosen = click.prompt(
-            f"{answer.question.field}",
-            type=click.IntRange(1, len(answer.question.options)),
-            default=answer.taken + 1,
-            err=True,
-        )
-        explored = explored.with_choice(answer.question.field, answer.question.options[chosen - 1].value)
-    names = explored.draft.fields.get("output.classes")
-    if names is not None and names.origin == "guessed":
-        while True:
-            text = click.prompt("Names of the classes, by channel", default=",".join(names.value), err=True)
-            given = [name.strip() for name in text.split(",")]
-            if len(given) == len(names.value) and len(set(given)) == len(given) and all(given):
-                break
-            click.echo(f"the model has {len(names.value)} channel(s): write as many different names", err=True)
-        explored = explored.with_choice("output.classes", given)
-    return explored
 
 
 def _say(explored: Explored) -> None:

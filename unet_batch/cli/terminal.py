@@ -1,4 +1,4 @@
-"""Output for a terminal on stderr: text, tables, and a calendar of partitions.
+"""A terminal on stderr: text, tables, a calendar of partitions, and questions about a draft.
 
 Names, paths and messages are printed without markup, and control characters are escaped.
 """
@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from unet_batch.job.verify import PartitionStatus
 from unet_batch.table.rows import partition_values
+
+if TYPE_CHECKING:
+    from unet_batch.workbench.draft.explore import Explored
 
 CALENDAR_FROM = 11
 """Number of partitions from which a calendar is shown in place of a list."""
@@ -114,3 +118,29 @@ def _day(partition: str) -> date | None:
         return date.fromisoformat(values["date"]) if set(values) == {"date"} else None
     except (KeyError, ValueError):
         return None
+
+
+def answered(explored: Explored, sheet: str) -> Explored:
+    """Questions with defaults, for a person who has looked at the sheet."""
+    click.echo(f"look at {sheet}: it shows the same pictures under every variant", err=True)
+    for answer in explored.answers:
+        click.echo(answer.question.text, err=True)
+        for number, option in enumerate(answer.question.options, start=1):
+            click.echo(f"  {number}  {option.label}", err=True)
+        chosen = click.prompt(
+            f"{answer.question.field}",
+            type=click.IntRange(1, len(answer.question.options)),
+            default=answer.taken + 1,
+            err=True,
+        )
+        explored = explored.with_choice(answer.question.field, answer.question.options[chosen - 1].value)
+    names = explored.draft.fields.get("output.classes")
+    if names is not None and names.origin == "guessed":
+        while True:
+            text = click.prompt("Names of the classes, by channel", default=",".join(names.value), err=True)
+            given = [name.strip() for name in text.split(",")]
+            if len(given) == len(names.value) and len(set(given)) == len(given) and all(given):
+                break
+            click.echo(f"the model has {len(names.value)} channel(s): write as many different names", err=True)
+        explored = explored.with_choice("output.classes", given)
+    return explored
