@@ -20,8 +20,7 @@ from unet_batch.session.session import Device
 from unet_batch.spec import SessionSpec, TilingSpec
 from unet_batch.workbench import tune as module
 from unet_batch.workbench.doctor import Machine
-from unet_batch.workbench.tune import Point, Profile, remember, tune
-from unet_batch.workbench.tuned import model_to_tune
+from unet_batch.workbench.tune import Point, Profile, model_to_tune, remember, tune
 from unet_batch.workbench.variants import interleaved
 
 SIDE = 16

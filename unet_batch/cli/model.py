@@ -243,9 +243,8 @@ def tune(
     from unet_batch.session.ladder import LadderMemory
     from unet_batch.spec import Precision, SessionSpec
     from unet_batch.workbench import tune as tuning
-    from unet_batch.workbench.tuned import model_to_tune
 
-    asked = model_to_tune(path, contract)
+    asked = tuning.model_to_tune(path, contract)
     precision = cast(Precision, file_precision(asked.data, asked.path))
     profile = tuning.tune(
         asked.data,

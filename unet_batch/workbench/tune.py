@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from unet_batch.errors import JobError, OutOfMemory, ProviderMissing, UnetBatchError
 from unet_batch.model.model import Model
 from unet_batch.session.batching import CPU_BATCH_MAX
-from unet_batch.session.combined.mirroring import FLIPS, Mirrored
+from unet_batch.session.combined.mirroring import FLIPS, Mirrored, check_mirroring
 from unet_batch.session.engines import on_cpu, on_gpu
 from unet_batch.session.ladder import LadderKey, LadderMemory, Remembered, sizes_up_to
+from unet_batch.session.model_files import model_at
 from unet_batch.session.opening import open_session
 from unet_batch.session.session import Device, Session
-from unet_batch.spec import Engine, Precision, SessionSpec, Tta
+from unet_batch.spec import Engine, Precision, SessionSpec, TilingSpec, Tta, load_job
 from unet_batch.workbench.doctor import machine
 from unet_batch.workbench.peak import crash_message, peak_bytes
 from unet_batch.workbench.variants import RUNS, interleaved
@@ -41,6 +42,18 @@ TILE_TYPES = ("float32", "float16", "uint8", "uint16")
 """Dtypes of tiles for which a curve is stored: a packed graph takes as long as the network, within 3 %."""
 SIDE = 256
 """Side of the tile for a model that takes any size, rounded up to its multiple."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunedModel:
+    """A model to measure."""
+
+    path: str
+    """Of the file, as the user or the job names it."""
+    data: bytes
+    model: Model
+    tta: Tta
+    """Passes of each tile, as the job has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,3 +327,21 @@ def tile_of(model: Model, wanted: tuple[int, int] | None) -> tuple[int, int]:
     if not spec.takes(wanted):
         raise JobError(f"a side of tiles of {wanted[0]}x{wanted[1]} is not {spec.sides}")
     return wanted
+
+
+def model_to_tune(path: str, contract: str | None) -> TunedModel:
+    """The model of an ONNX file, or of a job file, which ends in .yaml or .yml.
+
+    contract: of an ONNX file, as in `model_at`. Raises JobError for an ensemble, whose members have ladders of no file,
+    and for a contract that is given beside a job; ContractError and StorageError as `model_at` does.
+    """
+    if not path.endswith((".yaml", ".yml")):
+        return TunedModel(path, *model_at(path, contract, TilingSpec()), "none")
+    job = load_job(path)
+    if contract is not None:
+        raise JobError(f"{path} is a job, which names its contract itself: leave --contract out")
+    if job.model.ensemble is not None:
+        raise JobError(f"{path} scores an ensemble, which is not measured as one: write one of its model files")
+    data, model = model_at(job.model.path, job.model.contract, job.tiling, job.model.options)
+    check_mirroring(job, [model])
+    return TunedModel(job.model.path, data, model, job.tta)
