@@ -169,6 +169,30 @@ def test_a_wrong_table_is_one_sentence(scored, pattern, key, said):
     assert said in str(error.value)
 
 
+@pytest.mark.parametrize("areas", [[area(2), area(8)], [area(8), area(2)], [area(8), area(0)]])
+def test_several_rle_of_a_class_are_together_its_mask(project, areas):
+    """One entry for each object, as in COCO; the last entry alone counted."""
+    project.fill(DAY, 1)
+    project.run()
+    put(project, {"file_name": ["000.png"], "mask": [areas]})
+    assert shared(evaluated(project)) == (8, 8, 8)
+
+
+def test_rle_of_several_sizes_are_no_truth_also_where_the_first_is_empty(project):
+    project.fill(DAY, 1)
+    project.run()
+    small = {
+        "name": "class_1",
+        "rle": {
+            "size": [SIZE, 2 * SIZE],
+            "counts": pycoco.encode(np.zeros((SIZE, 2 * SIZE), np.uint8, "F"))["counts"].decode(),
+        },
+    }
+    put(project, {"file_name": ["000.png"], "mask": [[small, area(8)]]})
+    [why] = evaluated(project).not_compared
+    assert why.startswith("truth cannot be read: an RLE has the size")
+
+
 def test_one_rle_for_each_image_needs_a_model_of_one_class(project):
     from models import threshold_model
 

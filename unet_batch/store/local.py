@@ -1,7 +1,6 @@
 """Objects that are files on local disks: listing, reading and putting, directly by system calls.
 
-Also finds the temporary files of puts whose process was killed. No retries and no threads. Raises OSError for faults of
-the disk.
+Also finds the temporary files of killed puts. No retries and no threads. Raises OSError for faults of the disk.
 """
 
 from __future__ import annotations
@@ -212,8 +211,7 @@ def _hidden(path: str) -> str:
 
 
 def _mark() -> str:
-    pid = os.getpid()
-    since = began(pid)
+    since = began(pid := os.getpid())
     return f"{_short(host())}-{pid}-{since}-" if since.isdigit() else ""
 
 
@@ -297,10 +295,8 @@ def _object(entry: os.DirEntry[str], real_top: str) -> Object:
             return Object(uri, 0, f"link:{target}", (Reason.READ_DENIED, "a link that leads out of the archive"))
     try:
         found = entry.stat()
-    except FileNotFoundError:
-        return Object(uri, 0, "missing", (Reason.READ_NOT_FOUND, "a link that leads nowhere"))
     except OSError as error:
-        if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+        if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
             raise  # a fault of the disk does not concern one name
         return Object(uri, 0, "missing", (Reason.READ_NOT_FOUND, "a link that leads nowhere"))
     if not stat.S_ISREG(found.st_mode):
@@ -313,9 +309,7 @@ def _make_room(uri: str, path: str, folder: str) -> None:
     try:
         os.makedirs(folder, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        above = folder
-        while not os.path.lexists(above):
-            above = os.path.dirname(above)
+        above = next(str(place) for place in (Path(folder), *Path(folder).parents) if os.path.lexists(place))
         raise Denied(f"{uri} cannot be written, because {above} is no folder: choose another place") from error
     if os.path.isdir(path):
         raise Denied(f"{uri} cannot be written, because it is a folder: choose another place")

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from unet_batch.decode.labels import read_labels
 from unet_batch.errors import ImageError, JobError, NotFound, ShapeMismatch
@@ -111,19 +113,21 @@ class TableTruth:
             return masks_in(read_labels(value, self._prepared.job.limits, turned=turned), self._labels)
         if isinstance(value, str):
             value = [{"name": self._only_class(), "rle": {"size": size_hw, "counts": value}}]
-        edges: dict[str, Any] = {}
+        masks: dict[str, NDArray[np.bool_]] = {}
+        sizes: set[tuple[int, int]] = set()
         for area in value:
             name, rle = area["name"], area["rle"]
             if name not in self._labels.names.values():
                 self._foreign[name] += 1
                 continue
-            found_hw = (int(rle["size"][0]), int(rle["size"][1]))
-            if edges and found_hw != size_hw:
-                raise ShapeMismatch(f"an RLE has the size {found_hw}, another one {size_hw}")
-            size_hw = found_hw
-            runs = runs_by_label(unrle(rle["counts"], size_hw)).get(1)
-            edges |= {name: runs.edges()} if runs else {}
-        return Masks(edges, size_hw)
+            size_hw = (int(rle["size"][0]), int(rle["size"][1]))
+            if len(sizes | {size_hw}) > 1:
+                raise ShapeMismatch(f"an RLE has the size {size_hw}, another one {sizes.pop()}")
+            sizes.add(size_hw)
+            mask_hw = unrle(rle["counts"], size_hw)  # a class may have several: one for each object
+            masks[name] = masks[name] | mask_hw if name in masks else mask_hw
+        runs = {name: runs_by_label(mask_hw).get(1) for name, mask_hw in masks.items()}
+        return Masks({name: found.edges() for name, found in runs.items() if found}, size_hw)
 
     def _only_class(self) -> str:
         if len(self._labels.names) != 1:
