@@ -117,11 +117,11 @@ def test_a_rejection_that_a_rescoring_does_not_repeat_is_replaced(project, monke
 
     left, decoded, sick = [2], Load._pages, png(1)
 
-    def pages(self, data, isolated):
+    def pages(self, data, *how):
         if data == sick and left[0]:
             left[0] -= 1
             raise MemoryError
-        yield from decoded(self, data, isolated)
+        yield from decoded(self, data, *how)
 
     monkeypatch.setattr(Load, "_pages", pages)
     project.fill(DAY, 3)

@@ -158,7 +158,7 @@ def test_a_cell_that_is_no_label_image_is_named(scored):
         ("truth.parquet#size", "name", "the column size is int64: masks are bytes of label images"),
         ("job.yaml.parquet#mask", None, "cannot be read as Parquet"),
         ("truth/{stem}.png", "name", "--truth-key name belongs to a table"),
-        ("{week}.parquet#mask", None, "has a field {week}; there are {date}, {folder}"),
+        ("{week}.parquet#mask", None, "has a field {week}; there are {case}, {date}, {folder}"),
     ],
 )  # fmt: skip
 def test_a_wrong_table_is_one_sentence(scored, pattern, key, said):
