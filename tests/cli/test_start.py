@@ -92,13 +92,24 @@ def test_init_needs_no_terminal_and_its_next_command_works_as_printed(folder):
 
 def test_on_a_terminal_a_person_chooses_after_the_sheet_is_there(folder):
     """The third normalisation, the second fit, and names of the classes; a wrong number of names is asked again."""
-    result = typed(folder, "3\n2\none\nrest,cell\n", "init", "cells.onnx", "pics")
+    result = typed(folder, "3\n2\n\none\nrest,cell\nrest\n", "init", "cells.onnx", "pics")
     assert result.returncode == 0, result.stderr
     contract = yaml.safe_load((folder / "cells.yaml").read_text())
     assert contract["input"]["normalize"] == {"kind": "zscore"}
     assert (contract["input"]["fit"], contract["output"]["classes"]) == ("stretch", ["rest", "cell"])
     assert "guessed" not in (folder / "cells.yaml").read_text().partition("\ninput:")[2]
     assert "write as many different names" in result.stderr
+
+
+def test_after_the_end_of_the_answers_the_same_command_goes_on(folder):
+    """The sheet lies there without a job, and is no reason to refuse; Ctrl-D is not called Ctrl-C."""
+    first = typed(folder, "3\n\x04", "init", "cells.onnx", "pics")
+    assert first.returncode == 3, first.stderr
+    assert ("Ctrl-D" in first.stderr, "Ctrl-C" in first.stderr) == (True, False)
+    assert ((folder / "choices.png").exists(), (folder / "job.yaml").exists()) == (True, False)
+    again = command(folder, "init", "cells.onnx", "pics", "--yes")
+    assert again.returncode == 0, again.stderr
+    assert not (folder / "_work").exists()
 
 
 def test_score_leaves_a_table_overlays_a_report_and_the_job_that_was_run(folder):

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from models import TinyModel, threshold_model
@@ -23,6 +25,7 @@ from unet_batch.planning.survey import window_of
 from unet_batch.spec import load_job
 from unet_batch.workbench.draft import explore as exploring
 from unet_batch.workbench.draft.explore import Explored, best, explore
+from unet_batch.workbench.draft.look import archive_section
 from unet_batch.workbench.draft.questions import Option, Question
 from unet_batch.workbench.draft.source import ModelRequest, read_model_source
 from unet_batch.workbench.draft.write import files_of, reserve, write_job, write_sheet
@@ -132,7 +135,8 @@ def test_shapes_names_and_activation_are_read_and_the_rest_is_marked_as_guessed(
     assert (contract.input.layout, contract.input.height, contract.output.activation) == ("nhwc", 32, "softmax")
     assert contract == found.draft.contract()
     lines = {line.split(":")[0].strip(): line for line in files.contract.read_text().splitlines()}
-    assert {name for name, line in lines.items() if "# guessed: " in line} == {"color", "fit", "normalize", "classes"}
+    guessed = {name for name, line in lines.items() if "# guessed: " in line}
+    assert guessed == {"color", "fit", "normalize", "classes", "background"}
     assert "or: stretch | letterbox" in lines["fit"]
     assert "or: bgr" in lines["color"]
     assert "zscore" in lines["normalize"]
@@ -143,8 +147,6 @@ def test_the_written_job_runs_and_finds_what_is_bright(folder):
     files, job = written(drafted(put(folder, threshold_model(size=32)), pictures(folder)))
     summary = run(prepare(job), window_of("all"), LocalExecutor, choice=Choice("due"), quiet=True)
     assert (summary.ok, summary.published) == (4, 1)
-    import pyarrow.parquet as pq
-
     rows = pq.ParquetFile(folder / "job/results/predictions/all/data.parquet").read().to_pylist()
     assert [row["classes"][0]["area_px"] for row in rows] == [32 * 96] * 4
     assert load_job(files.job) == job
@@ -250,7 +252,8 @@ def test_masks_on_edges_alone_do_not_turn_the_colours(rgb, bgr, taken):
 
 
 def test_what_the_user_says_is_no_question(folder):
-    said = {"normalize": "imagenet", "color": "bgr", "fit": "stretch", "classes": ("rest", "cell")}
+    said = {"normalize": "imagenet", "color": "bgr", "fit": "stretch", "activation": "logits"}
+    said["classes"] = ("background", "cell")
     found = drafted(put(folder, threshold_model(size=32)), pictures(folder), **said)
     assert (found.answers, found.draft.guesses) == ((), {})
     assert found.draft.contract().input.fit == "stretch"
@@ -317,7 +320,7 @@ def two_inputs(folder: Path) -> tuple[str, str]:
         (lambda f: ("gone.onnx", pictures(f)), "there is no model gone.onnx"),
         (lambda f: (put(f, threshold_model()), "gone"), "there is no gone: ARCHIVE is a folder"),
         (lambda f: (put(f, b"hello"), pictures(f)), "not an ONNX model"),
-        (lambda f: (pictures(f), "pics"), "pics is a folder, and no model"),
+        (lambda f: (pictures(f), "pics"), "pics is no model that can be imported"),
         (four_bands, "none of 4 images that were tried can be decoded for this model"),
         (weights, "holds weights without a network"),
         (empty, "nothing was found"),
@@ -353,13 +356,26 @@ def test_the_sheet_shows_every_variant_beside_the_picture(folder):
     """One column for the pictures and one for each value that was tried; the masks are drawn."""
     found = drafted(put(folder, threshold_model(size=32)), pictures(folder))
     files, _ = written(found)
-    assert [answer.question.field for answer in found.answers] == ["input.normalize", "input.color", "input.fit"]
+    asked = ["input.normalize", "input.color", "input.fit", "output.activation"]
+    assert [answer.question.field for answer in found.answers] == asked
     variants = sum(len(answer.tried) for answer in found.answers)
     sheet = np.asarray(Image.open(files.sheet).convert("RGB"))
     assert sheet.shape[1] == 8 + (1 + variants) * (288 + 8)
     outlined = (sheet == (255, 196, 0)).all(axis=2).any(axis=0)
     assert not outlined[: 8 + 288].any()
     assert outlined[8 + 296 : 8 + 2 * 296].any()
+
+
+def test_a_table_that_lists_uris_is_a_manifest(folder):
+    """A Parquet file with a column `uri` and none of images; with images it is an archive as before."""
+    pictures(folder)
+    uris = [str(path) for path in sorted((folder / "pics").iterdir())]
+    pq.write_table(pa.table({"uri": uris, "patient": [1, 2, 3, 4]}), folder / "list.parquet")
+    found = drafted(put(folder, threshold_model(size=32)), "list.parquet")
+    assert (found.job["input"]["format"], found.seen.images) == ("manifest", 4)
+    images = [Path(uri).read_bytes() for uri in uris]
+    pq.write_table(pa.table({"uri": uris, "image": images}), folder / "held.parquet")
+    assert archive_section(str(folder / "held.parquet"), [])["format"] == "parquet"
 
 
 def test_a_job_inside_its_archive_leaves_its_own_files_out(folder):
@@ -472,8 +488,6 @@ def test_the_sheet_shows_what_the_job_does_also_where_it_mirrors(folder, monkeyp
     _, job = written(mirrored)
     assert job.tta == "mirror_horizontal"
     run(prepare(job), window_of("all"), LocalExecutor, choice=Choice("due"), quiet=True)
-    import pyarrow.parquet as pq
-
     rows = pq.ParquetFile(folder / "job/results/predictions/all/data.parquet").read().to_pylist()
     assert [row["classes"][0]["area_px"] for row in rows] == [int(s.labels_hw.sum()) for s in mirrored.final.scored]
 

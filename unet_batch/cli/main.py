@@ -59,8 +59,9 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         code = ExitCode.SETUP
-    except (KeyboardInterrupt, click.Abort):
-        signal = stopping.stopped_by() or "Ctrl-C"
+    except (KeyboardInterrupt, click.Abort) as error:
+        ended = "the end of the input (Ctrl-D)" if isinstance(error, click.Abort) else "Ctrl-C"
+        signal = stopping.stopped_by() or ended
         code = _ended(
             "run.stopped", f"stopped by {signal}; run the same command again to continue", ExitCode.UNFINISHED
         )

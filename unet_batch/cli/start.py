@@ -68,9 +68,9 @@ def init(model: str, archive: str, out: Path, yes: bool, **said: Any) -> None:
     or in a store, as input.uri of a job.
 
     It looks at 4 to 8 pictures and reads what model and files say. What they do not say (normalisation, order of
-    colours, fit) is tried: choices.png shows the same pictures under every variant. On a terminal you choose;
-    elsewhere, and with --yes, the most plausible one is taken. Guesses are marked as guesses in the files, with the
-    alternatives. Nothing is overwritten.
+    colours, fit, meaning of logits) is tried: choices.png shows the same pictures under every variant. On a terminal
+    you choose; elsewhere, and with --yes, the most plausible one is taken. Guesses are marked as guesses in the files,
+    with the alternatives. Nothing is overwritten.
 
     \b
     Examples:
@@ -78,19 +78,27 @@ def init(model: str, archive: str, out: Path, yes: bool, **said: Any) -> None:
       unet-batch init network:UNet 's3://bucket/{date:%Y/%m/%d}/' --weights cells.pt --out cells --yes
     """
     from unet_batch.cli.terminal import answered
+    from unet_batch.workbench.draft.drafted_from import forget, remember, was_begun
     from unet_batch.workbench.draft.explore import explore
-    from unet_batch.workbench.draft.write import files_of, reserve, write_job, write_sheet
+    from unet_batch.workbench.draft.write import check_files, files_of, reserve, write_job, write_sheet
 
     request = _request(model, out, said)
+    if was_begun(request) and not (out / "job.yaml").exists():
+        click.echo(f"the draft in {out} was not finished: it is drafted again", err=True)
+        request = replace(request, force=True)
     reserve(request)
     explored = explore(request, archive, say=_step)
     files = files_of(explored, out)
+    check_files(files, force=request.force)
+    remember(request, explored.source_model, whole=False)
     write_sheet(explored, files, force=request.force)
     if not yes and sys.stdin.isatty():
-        explored = answered(explored, str(files.sheet))
+        explored = answered(explored, str(files.sheet)).with_head(request)
+        files = files_of(explored, out)
     _say(explored)
     results = str(out / "results")
     job = write_job(explored, files, output=results, providers=_providers(), force=request.force)
+    forget(request)
     contract = f"{files.contract}{'' if files.contract_is_new else ' (unchanged)'}"
     click.echo(f"wrote {files.job}, {contract} and {files.sheet}", err=True)
     findings = _diagnosed(job)

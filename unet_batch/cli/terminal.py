@@ -143,4 +143,15 @@ def answered(explored: Explored, sheet: str) -> Explored:
                 break
             click.echo(f"the model has {len(names.value)} channel(s): write as many different names", err=True)
         explored = explored.with_choice("output.classes", given)
+    background = explored.draft.fields.get("output.background")
+    if background is not None and background.origin == "guessed":
+        names = explored.draft.value("output.classes")
+        chosen = click.prompt(
+            "The class that is no finding (none: all count)",
+            type=click.Choice([*names, "none"]),
+            default=names[background.value],
+            err=True,
+        )
+        index = names.index(chosen) if chosen in names else None
+        explored = explored.with_choice("output.background", index)
     return explored

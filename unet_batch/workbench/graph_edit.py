@@ -75,6 +75,20 @@ def rename(model: ModelProto, names: Mapping[str, str]) -> None:
         sparse.values.name = names.get(sparse.values.name, sparse.values.name)
 
 
+def end_in(model: ModelProto, output: str, operator: str, *, axis: int | None = None) -> str:
+    """Add an operator behind an output, which it replaces in its place; returns the new output's name."""
+    from onnx import helper
+
+    name = f"{output}_{operator.lower()}"
+    node = helper.make_node(operator, [output], [name])
+    if axis is not None:
+        node.attribute.append(helper.make_attribute("axis", axis))
+    model.graph.node.append(node)
+    for value in model.graph.output:
+        value.name = name if value.name == output else value.name
+    return name
+
+
 def prune(model: ModelProto) -> None:
     """Remove nodes, constants and declarations that no output needs."""
     graph = model.graph

@@ -27,9 +27,9 @@ def contact_sheet(explored: Explored) -> bytes:
         for number, tried in enumerate(answer.tried):
             taken = number == answer.taken
             head = (answer.question.field, tried.label, _figures(tried), "taken: a guess" if taken else "")
-            columns.append(_column(tried, head, output, chosen=taken))
+            columns.append(_column(tried, head, chosen=taken))
     if not explored.answers:
-        columns.append(_column(explored.final, ("as drafted", "", _figures(explored.final), ""), output, chosen=True))
+        columns.append(_column(explored.final, ("as drafted", "", _figures(explored.final), ""), chosen=True))
     of = "labels" if output.classifies else "outlines"
     title = [
         f"{explored.source_model.path}: the same pictures under every variant. Choose the columns with the right {of}.",
@@ -51,8 +51,8 @@ def _pictures(explored: Explored) -> Column:
     return Column(("", "picture", "", ""), tuple(cells))
 
 
-def _column(tried: Tried, head: tuple[str, ...], output: ModelOutput, *, chosen: bool) -> Column:
-    cells = []
+def _column(tried: Tried, head: tuple[str, ...], *, chosen: bool) -> Column:
+    output, cells = tried.draft.contract().output, []
     for scored in tried.scored:
         if output.classifies and not scored.why:
             label = "no class above its threshold" if scored.label is None else f"{scored.label} {scored.score:.1%}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,13 @@ def remember(request: ModelRequest, source_model: SourceModel, *, whole: bool) -
         "files": _files(request) if source_model.path != request.model else {},
     }
     replace_file(request.out / KEPT, json.dumps(tree, indent=1).encode())
+
+
+def forget(request: ModelRequest) -> None:
+    """Remove what was kept, after a draft of which nothing is scored yet."""
+    (request.out / KEPT).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it holds files of a job
+        (request.out / KEPT).parent.rmdir()
 
 
 def was_begun(request: ModelRequest) -> bool:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from unet_batch.errors import ImageError
+from unet_batch.model import graph
 from unet_batch.model.contract import resolve
 from unet_batch.model.optimized import holds_fp32
+from unet_batch.model.tile_size import AXES
 from unet_batch.session.engines import file_precision
 from unet_batch.session.model_files import read_model
 from unet_batch.spec import TilingSpec
@@ -21,11 +23,28 @@ from unet_batch.store.objects import canonical
 from unet_batch.strict import validate
 from unet_batch.workbench.draft.allowed import Size, size_of
 from unet_batch.workbench.draft.from_graph import from_graph
-from unet_batch.workbench.draft.known import Draft, Known, Origin, normal, of_contract, written
+from unet_batch.workbench.draft.known import (
+    OVERLAPPING,
+    Draft,
+    Known,
+    Origin,
+    normal,
+    of_contract,
+    with_answer,
+    with_background,
+    written,
+)
 from unet_batch.workbench.draft.look import Seen, archive_section, look, looking_job, spread
 from unet_batch.workbench.draft.questions import Question, measured_activation, open_questions, unasked
-from unet_batch.workbench.draft.rehearsal import Rehearsal, Tried
-from unet_batch.workbench.draft.source import ModelRequest, SourceModel, contract_of, read_model_source
+from unet_batch.workbench.draft.rehearsal import Head, Rehearsal, Tried, sigmoid
+from unet_batch.workbench.draft.source import (
+    HEADS,
+    ModelRequest,
+    SourceModel,
+    contract_of,
+    read_model_source,
+    with_probabilities,
+)
 from unet_batch.workbench.export.arguments import parse_normalize
 
 BETTER = 1.15
@@ -63,7 +82,16 @@ class Explored:
 
     def with_choice(self, field_name: str, value: Any) -> Explored:
         """The same with a value that the user chose."""
-        return replace(self, draft=self.draft.put(field_name, Known(value, "given"), over=True))
+        return replace(self, draft=with_answer(self.draft, field_name, Known(value, "given")))
+
+    def with_head(self, request: ModelRequest) -> Explored:
+        """The same with a file that returns probabilities, where the user chose sigmoid for a file with logits."""
+        asked = {answer.question.field for answer in self.answers}
+        if "output.activation" not in asked or self.draft.value("output.activation") == "logits":
+            return self
+        source_model, draft = _headed(self.source_model, self.draft, request, self.draft.value("output.activation"))
+        job = {**self.job, "model": {**self.job["model"], "path": source_model.path}}
+        return replace(self, source_model=source_model, draft=draft, job=job)
 
 
 def explore(
@@ -75,7 +103,10 @@ def explore(
     Raises JobError, ModelRefused, ContractError and StorageError.
     """
     source_model = read_model_source(request, say)
-    draft = _said(_begun(source_model), request)
+    begun = _begun(source_model)
+    if request.activation in HEADS and begun.has("output.activation") and begun.value("output.activation") == "logits":
+        source_model, begun = _headed(source_model, begun, request, request.activation)
+    draft = _said(begun, request)
     section = archive_section(archive, [request.out, *_files_of(request.model)])
     job_tree: dict[str, Any] = {**source_model.job, "name": _job_name(name or source_model.stem), "input": section}
     job_tree["model"] = {"path": source_model.path, "engine": "auto"}
@@ -90,22 +121,31 @@ def explore(
     job_tree |= more
     # A model of any size scores parts of pictures whole: they are smaller than the tiles of the job.
     rehearsal = Rehearsal(source_model.data, resolve(draft.contract(), file, job.tiling), job, source_model.layers)
-    draft = _measured(draft, rehearsal, seen)
+    measured = _measured(begun, rehearsal, seen).fields["output.activation"]
+    if request.activation in HEADS and (measured.value, measured.origin) == ("logits", "measured"):
+        source_model, draft = _headed(source_model, draft, request, request.activation)
+        job_tree["model"]["path"] = source_model.path
+        file = read_model(source_model.data, canonical(source_model.path), None)
+        headed = resolve(draft.contract(), file, job.tiling)
+        rehearsal = Rehearsal(source_model.data, headed, job, source_model.layers)
+    draft = with_background(_measured(draft, rehearsal, seen))
     known: dict[str, Tried] = {}
 
-    def tried(label: str, variant: Draft) -> Tried:
+    def tried(label: str, variant: Draft, head: Head = None) -> Tried:
         key = json.dumps(variant.tree, sort_keys=True)
         if key not in known:
-            known[key] = rehearsal.tried(label, variant, spread(seen.pictures))
+            known[key] = rehearsal.tried(label, variant, spread(seen.pictures), head)
         return replace(known[key], label=label)
 
     answers: list[Answer] = []
     for question in open_questions(draft, seen, model.tile_hw):
-        variants = [draft.put(question.field, Known(o.value, "guessed"), over=True) for o in question.options]
+        variants = [with_answer(draft, question.field, Known(o.value, "guessed")) for o in question.options]
         say(f"trying {question.field} on the pictures: {', '.join(o.label for o in question.options)}")
-        runs = tuple(tried(o.label, v) for o, v in zip(question.options, variants, strict=True))
+        heads = [sigmoid if o.value == "sigmoid" else None for o in question.options]
+        runs = tuple(tried(o.label, v, h) for o, v, h in zip(question.options, variants, heads, strict=True))
         taken, why = best(question, runs, classifies=draft.classifies)
         others = tuple(written(o.value) for n, o in enumerate(question.options) if n != taken)
+        others = (OVERLAPPING,) if question.field == "output.activation" else others
         draft = draft.put(question.field, Known(question.options[taken].value, "guessed", why, others), over=True)
         answers.append(Answer(question, runs, taken, why))
     final = tried("as drafted", draft)
@@ -118,6 +158,8 @@ def explore(
 
 def best(question: Question, runs: Sequence[Tried], *, classifies: bool = False) -> tuple[int, str]:
     """The option to take, and the reason as a phrase: what fits the network's statistics, else the best masks."""
+    if question.field == "output.activation":  # borders of masks do not tell whether the training had exclusive classes
+        return 0, "the file returns logits, and this is their usual meaning"
     distances = [run.distance for run in runs]
     if question.field != "input.fit" and all(distance is not None for distance in distances):
         far = [float(distance) for distance in distances if distance is not None]
@@ -185,8 +227,19 @@ def _said(draft: Draft, request: ModelRequest) -> Draft:
             draft = draft.put(name, Known(value, "given"), over=True)
     background = draft.value("output.background")
     if isinstance(background, int) and background >= len(draft.value("output.classes") or ()):
-        draft = draft.put("output.background", Known(0, "default"), over=True)
-    return draft
+        draft = draft.put("output.background", Known(0, "guessed"), over=True)
+    return with_background(draft)
+
+
+def _headed(
+    source_model: SourceModel, draft: Draft, request: ModelRequest, activation: str
+) -> tuple[SourceModel, Draft]:
+    """Model and draft with an operator behind the logits, and its output's name."""
+    axis = AXES[draft.value("output.layout") or draft.value("input.layout") or "nchw"]["channels"]
+    output = draft.value("output.name") or graph.outputs(graph.read(source_model.data, source_model.path))[0][0]
+    source_model, name = with_probabilities(source_model, output, axis, request, activation)
+    draft = draft.put("output.name", Known(name, "read", f"behind the logits {output}"), over=True)
+    return source_model, draft.put("output.activation", Known(activation, "given"), over=True)
 
 
 def _measured(draft: Draft, rehearsal: Rehearsal, seen: Seen) -> Draft:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from unet_batch.model.meaning import Meaning, meaning
 from unet_batch.model.model import ModelFile, Tensor
 from unet_batch.store.objects import canonical
 from unet_batch.strict import parse_yaml
-from unet_batch.workbench.draft.known import Draft, Known
+from unet_batch.workbench.draft.known import OVERLAPPING, Draft, Known, class_names, with_background
 from unet_batch.workbench.draft.source import SourceModel
 from unet_batch.workbench.inspect import Inspection, inspect
 
@@ -110,13 +111,16 @@ def _uncertain(draft: Draft, found: Inspection, says: Meaning) -> Draft:
         known = Known({"kind": "unit"}, "guessed", "a file does not say how its training normalised pictures")
     draft = draft.put("input.normalize", known, over=True)
     draft = draft.put("input.fit", _fit(draft), over=True)
-    draft = draft.put("output.activation", _activation(draft.value("output.activation"), says), over=True)
     names = draft.value("output.classes")
+    known = _activation(draft.value("output.activation"), says)
+    if known.value == "logits" and len(names) > 1:
+        known = replace(known, others=(OVERLAPPING,))
+    draft = draft.put("output.activation", known, over=True)
     found_names = class_names(len(names), draft.value("output.activation"), classifies=draft.classifies)
     draft = draft.put("output.classes", Known(found_names, "guessed", "the file holds no names"), over=True)
     if draft.classifies:  # every class gives a label
         return draft
-    return draft.put("output.background", Known(0, "default", "the class that is no finding; null if all count"))
+    return with_background(draft.put("output.background", Known(0, "guessed")))
 
 
 def _fit(draft: Draft) -> Known:
@@ -138,15 +142,6 @@ def _activation(declared_one: str, says: Meaning) -> Known:
     if says.bounds[0] >= 0 and says.bounds[1] <= 1:
         return Known("masks" if says.decided else "sigmoid", "guessed", "all values lie between 0 and 1")
     return Known("logits", "guessed", "the graph does not say what its values are")
-
-
-def class_names(count: int, activation: str, *, classifies: bool) -> list[str]:
-    """Names for classes that nobody has named."""
-    if count == 1:
-        return ["positive" if classifies else "foreground"]
-    if activation == "sigmoid" or classifies:
-        return [f"class_{number}" for number in range(count)]
-    return ["background", *(["foreground"] if count == 2 else [f"class_{number}" for number in range(1, count)])]
 
 
 def _normalised_inside(draft: Draft, model: ModelProto) -> Draft:

@@ -5,13 +5,16 @@ Values only; nothing is read here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from unet_batch.contract import Contract, Normalize
 from unet_batch.strict import validate
 
+OVERLAPPING = "sigmoid, if classes may overlap (--activation sigmoid)"
+"""What logits of several classes may mean besides one class per pixel."""
+NAMED = "by its name"
 Origin = Literal["given", "read", "measured", "guessed", "default"]
 """given: by the user. read: from the model's file, its metadata or a file beside it. measured: on pictures of the
 archive, and certain. guessed: chosen among values that are all possible. default: of this project."""
@@ -81,6 +84,48 @@ class Draft:
     def contract(self) -> Contract:
         """The contract. Raises JobError if its fields contradict each other."""
         return validate(Contract, self.tree, "the drafted contract")
+
+
+def class_names(count: int, activation: str, *, classifies: bool) -> list[str]:
+    """Names for classes that nobody has named."""
+    if count == 1:
+        return ["positive" if classifies else "foreground"]
+    if activation == "sigmoid" or classifies:
+        return [f"class_{number}" for number in range(count)]
+    return ["background", *(["foreground"] if count == 2 else [f"class_{number}" for number in range(1, count)])]
+
+
+def with_background(draft: Draft) -> Draft:
+    """The draft with the reason of its background, unless somebody gave or wrote it down.
+
+    A class with the name of a background is it; without such a name, class 0 is a guess.
+    """
+    known, names = draft.fields.get("output.background"), draft.fields.get("output.classes")
+    if known is None or names is None or known.origin == "given" or (known.origin == "read" and known.why != NAMED):
+        return draft
+    if len(names.value) == 1 or draft.value("output.activation") in ("sigmoid", "masks"):
+        found = Known(0, "default", "of no effect: every class counts")
+    elif names.origin != "guessed" and (place := _named_background(names.value)) is not None:
+        found = Known(place, "read", NAMED)
+    else:
+        found = Known(
+            0, "guessed", "the first class is no finding", ("the number of another class", "null if all count")
+        )
+    return draft.put("output.background", found, over=True)
+
+
+def _named_background(names: Sequence[str]) -> int | None:
+    return next((n for n, name in enumerate(names) if name.strip("_ ").lower() in ("background", "bg")), None)
+
+
+def with_answer(draft: Draft, name: str, known: Known) -> Draft:
+    """The draft with an answer, and with what follows from it: names that nobody gave, and the background."""
+    draft = draft.put(name, known, over=True)
+    names = draft.fields.get("output.classes")
+    if name == "output.activation" and names is not None and names.origin == "guessed":
+        new = class_names(len(names.value), known.value, classifies=draft.classifies)
+        draft = draft.put("output.classes", replace(names, value=new), over=True)
+    return with_background(draft)
 
 
 def written(value: Any) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unet_batch.archive.formats import CONTAINERS
+from unet_batch.archive.parquet import IMAGE_COLUMN
 from unet_batch.archive.shards import read_unit
 from unet_batch.decode.isolate import IsolatedDecoder
 from unet_batch.errors import ImageError, JobError
@@ -98,6 +99,8 @@ def archive_section(archive: str, inside: Sequence[Path]) -> dict[str, Any]:
         )
     section: dict[str, Any] = {"uri": archive}
     kind = _format(path if local else None, archive.lower())
+    if kind == "parquet" and local and _lists_images(path):
+        kind = "manifest"
     if kind != "images":
         section["format"] = kind
     if local and path.is_dir():
@@ -107,6 +110,23 @@ def archive_section(archive: str, inside: Sequence[Path]) -> dict[str, Any]:
         if exclude:
             section["exclude"] = sorted(set(exclude))
     return section
+
+
+def _lists_images(path: Path) -> bool:
+    """Whether a Parquet file, or the first one of a folder, has a column `uri` with text and no column of images."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    try:
+        schema = pq.read_schema(files[0])
+    except (pa.ArrowException, OSError, IndexError):
+        return False  # the look at the archive says what is wrong
+    images = [field for field in schema if pa.types.is_struct(field.type) or pa.types.is_binary(field.type)]
+    images += [field for field in schema if pa.types.is_large_binary(field.type)]
+    named = schema.field("uri").type if schema.names.count("uri") == 1 else None
+    is_text = named is not None and (pa.types.is_string(named) or pa.types.is_large_string(named))
+    return is_text and not images and IMAGE_COLUMN not in schema.names
 
 
 def _is_below(entry: Path, folder: Path) -> bool:

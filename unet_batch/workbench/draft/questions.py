@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from unet_batch.contract import Normalize
 from unet_batch.errors import JobError
-from unet_batch.workbench.draft.known import Draft, Known, normal
+from unet_batch.workbench.draft.known import OVERLAPPING, Draft, Known, normal
 from unet_batch.workbench.draft.look import Seen, value_range
 from unet_batch.workbench.export.arguments import parse_normalize
 from unet_batch.worker.loaded import DIM
@@ -60,6 +60,14 @@ def open_questions(draft: Draft, seen: Seen, tile_hw: tuple[int, int] | None) ->
         whole = ("stretch", "letterbox")
         ways = tuple(Option(name, name) for name in (whole if draft.classifies else ("tile", *whole)))
         found.append(Question("input.fit", text, ways))
+    known = draft.fields["output.activation"]
+    if known.value == "logits" and known.others and known.origin != "given":
+        place = "picture" if draft.classifies else "pixel"
+        ways = (
+            Option(f"one class per {place} (softmax)", "logits"),
+            Option("classes may overlap (sigmoid)", "sigmoid"),
+        )
+        found.append(Question("output.activation", f"May several classes hold at one {place}?", ways))
     return found
 
 
@@ -103,7 +111,7 @@ def measured_activation(draft: Draft, values: list[NDArray[Any]]) -> Draft:
             f"the model returns values that are not finite on pictures of this archive ({shown}): it cannot be scored"
         )
     if low < -SUM_SLACK or high > 1 + SUM_SLACK:
-        return draft.put("output.activation", Known("logits", "measured", shown))
+        return draft.put("output.activation", Known("logits", "measured", shown, () if one else (OVERLAPPING,)))
     sums = np.concatenate([value.sum(axis=0).ravel() for value in values])
     if not one and bool((np.abs(sums - 1) < SUM_SLACK).all()):
         return draft.put("output.activation", Known("softmax", "measured", f"{shown} that add up to 1"))

@@ -41,6 +41,7 @@ PART_PX = 512
 20 s of a processor, and took 51 s with two tiles along each side of every picture."""
 SMALL_TILE_PX = 288
 """Tiles of at most this side are scored two by two, so that the sheet shows more than one of them."""
+Head = Callable[[NDArray[Any]], NDArray[Any]] | None
 TWO_TILES = 1.75
 """Sides of the part in tiles then: two, which overlap by a quarter."""
 
@@ -122,10 +123,16 @@ class Rehearsal:
         """The model's output (K, h, w) for one tile in the middle of a picture."""
         return self._run(self._middle(picture, self.under(draft)))
 
-    def tried(self, label: str, draft: Draft, pictures: Sequence[Picture]) -> Tried:
-        """A variant on all pictures."""
+    def tried(
+        self,
+        label: str,
+        draft: Draft,
+        pictures: Sequence[Picture],
+        head: Head = None,
+    ) -> Tried:
+        """A variant on all pictures. head: what the variant's file would do behind the logits (K, h, w) of this one."""
         model = self.under(draft)
-        scored = tuple(self._scored(picture, model) for picture in pictures)
+        scored = tuple(self._scored(picture, model, head) for picture in pictures)
         distance = None
         if self._layers.found and not any(entry.why for entry in scored):
             tiles = [self._repeated(self._middle(picture, model)) for picture in pictures[:3]]
@@ -149,7 +156,7 @@ class Rehearsal:
         largest: float | None,
         model: Model,
         *,
-        tile: Callable[[NDArray[Any]], NDArray[Any]] | None = None,
+        tile: Head = None,
     ) -> tuple[NDArray[Any], Geometry]:
         """What the model returns for a whole picture (K, h, w), and its geometry. Raises ImageError.
 
@@ -200,12 +207,12 @@ class Rehearsal:
         page, _ = self._page(self._input(picture, model.contract.input), picture.largest, model)
         return page.tile(page.boxes[len(page.boxes) // 2])
 
-    def _scored(self, picture: Picture, model: Model) -> Scored:
+    def _scored(self, picture: Picture, model: Model, head: Head) -> Scored:
         if model.contract.output.classifies:
-            return self._classified(picture, model)
+            return self._classified(picture, model, head)
         shown = picture.pixels_hwc[self._part(picture)]
         try:
-            labels_hw, confidence = self._labels(picture, model)
+            labels_hw, confidence = self._labels(picture, model, head)
         except (ImageError, MemoryError) as error:
             why = error.message if isinstance(error, ImageError) else "there is not enough memory"
             return Scored(shown, None, why=why)
@@ -213,20 +220,22 @@ class Rehearsal:
             labels_hw = labels_hw[self._part(picture)]
         return Scored(shown, labels_hw, confidence)
 
-    def _classified(self, picture: Picture, model: Model) -> Scored:
+    def _classified(self, picture: Picture, model: Model, head: Head) -> Scored:
         """The label of a whole picture and its probability."""
         shown = picture.pixels_hwc
         try:
-            scores_k11, _ = self.scores(self._input(picture, model.contract.input), picture.largest, model)
+            pixels_hwc = self._input(picture, model.contract.input)
+            scores_k11, _ = self.scores(pixels_hwc, picture.largest, model, tile=head)
             found = classify(scores_k11, picture.size_hw, model.contract.output)
         except (ImageError, MemoryError) as error:
             why = error.message if isinstance(error, ImageError) else "there is not enough memory"
             return Scored(shown, None, why=why)
         return Scored(shown, None, found.confidence, label=found.label, score=found.score)
 
-    def _labels(self, picture: Picture, model: Model) -> tuple[NDArray[Any], float | None]:
+    def _labels(self, picture: Picture, model: Model, head: Head) -> tuple[NDArray[Any], float | None]:
         output = model.contract.output
-        scores_khw, geometry = self.scores(self._input(picture, model.contract.input), picture.largest, model)
+        pixels_hwc = self._input(picture, model.contract.input)
+        scores_khw, geometry = self.scores(pixels_hwc, picture.largest, model, tile=head)
         scores_khw, geometry = on_whole_image(scores_khw, geometry, output)
         found = reduce(scores_khw, geometry, output, rle=False, confidence=True)
         if found.labels_hw is None:
@@ -240,6 +249,13 @@ class Rehearsal:
     def _repeated(self, tile_hwc: NDArray[Any]) -> NDArray[Any]:
         """The tile as a batch of the size that the model demands."""
         return np.ascontiguousarray(np.repeat(tile_hwc[None], self._model.batch or 1, axis=0))
+
+
+def sigmoid(values_khw: NDArray[Any]) -> NDArray[Any]:
+    """One probability per class, from logits."""
+    with np.errstate(over="ignore"):
+        probabilities: NDArray[Any] = 1 / (1 + np.exp(-values_khw))
+    return probabilities
 
 
 def _of_tiles(tile_hw: tuple[int, int]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ from unet_batch.table.scratch import scratch_folder
 from unet_batch.workbench.draft.evidence import Layers
 from unet_batch.workbench.draft.new_files import check_new, write_new
 from unet_batch.workbench.draft.trained_layers import TrainedLayers
+from unet_batch.workbench.graph_edit import end_in, without_metadata
 from unet_batch.workbench.importers.difference import Difference
 from unet_batch.workbench.importers.imported import Activation, Color, Fact, Fit, Options
 from unet_batch.workbench.importers.sources import importer_of, not_a_model, read_source
 
+HEADS: Mapping[str, str] = {"sigmoid": "Sigmoid", "softmax": "Softmax"}
+"""Activation → the operator that makes it from logits."""
 FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 SIDE = 256
 """Side of the tile that a factory is exported with, if --input does not say another: MONAI's and many papers' size."""
@@ -184,7 +187,7 @@ def _exported(request: ModelRequest) -> SourceModel:
             classes=tuple(classes),
             args=args,
             weights=request.weights,
-            activation=request.activation,
+            activation=None if request.activation in HEADS else request.activation,  # added later to logits
         )  # without its normalisation, so that the only contract is the drafted one
     )
     parity = report.parity
@@ -271,6 +274,30 @@ def _measured(
             "--input CxHxW"
         ) from error
     return input_chw, int(found.shape[1]) if found.ndim == 4 else 2
+
+
+def with_probabilities(
+    source_model: SourceModel, output: str, axis: int, request: ModelRequest, activation: str
+) -> tuple[SourceModel, str]:
+    """A file in the job's folder that turns the logits of a model into probabilities, and the name of its output.
+
+    output: with the logits. axis: of the classes. Raises JobError if there is such a file already.
+    """
+    model = graph.read(source_model.data, source_model.path)
+    if activation == "softmax" and graph.opsets(model).get("", 1) < 13:
+        raise JobError(
+            f"{source_model.path} is of an opset below 13, where a Softmax means something else: leave out "
+            "--activation softmax, because logits give the same labels"
+        )
+    name = end_in(model, output, HEADS[activation], axis=axis if activation == "softmax" else None)
+    for key in graph.metadata(model):
+        if key.startswith("unet_batch."):  # a contract or references of the file with logits
+            without_metadata(model, key)
+    target = request.out / f"{source_model.stem}-{activation}.onnx"
+    data: bytes = model.SerializeToString()
+    write_new(target, data, force=request.force)
+    note = f"wrote {target}: {source_model.path} returns logits, and a {HEADS[activation]} follows them there"
+    return replace(source_model, path=str(target), data=data, notes=(*source_model.notes, note), made=True), name
 
 
 def contract_of(source_model: SourceModel) -> tuple[Contract, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def earlier_job(request: ModelRequest, archive: str) -> JobSpec | None:
     check_same(request)
     job = load_job(path)
     scored = Path(job.model.path)
-    made_here = scored.stem in (
+    made_here = re.sub("-(sigmoid|softmax)$", "", scored.stem) in (
         Path(request.model).stem,
         request.model.rpartition(":")[2].lower(),
         Path(request.model).name,
