@@ -17,7 +17,7 @@ from project_fixture import last_json, png
 
 from unet_batch.job.sweep import sweep
 from unet_batch.planning.survey import window_of
-from unet_batch.store import local
+from unet_batch.store import unfinished
 from unet_batch.table.lease import Leases
 
 DAY, NAME = "2026/11/21", "2026-11-21"
@@ -129,12 +129,12 @@ def test_the_file_of_another_machines_put_goes_when_nothing_was_written_for_long
     """Its process cannot be looked for."""
     project.fill(DAY, 1)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(local, "host", lambda: "elsewhere")
-        temporary = Path(local.temporary_beside(str(project.folder / "out" / "_work" / "runs" / "r.json")))
+        elsewhere.setattr(unfinished, "host", lambda: "elsewhere")
+        temporary = Path(unfinished.temporary_beside(str(project.folder / "out" / "_work" / "runs" / "r.json")))
     temporary.parent.mkdir(parents=True)
     temporary.write_bytes(b"{")
     assert swept(project) == []
-    long_ago = time.time() - local.FOREIGN_PUT_S - 5
+    long_ago = time.time() - unfinished.FOREIGN_PUT_S - 5
     os.utime(temporary, (long_ago, long_ago))
     assert (swept(project), hidden(project)) == (["put"], [])
 

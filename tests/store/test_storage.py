@@ -23,7 +23,7 @@ from faults.unruly_proxy import UnrulyProxy, unruly
 
 from unet_batch.errors import Changed, Conflict, Denied, JobError, NotFound, StorageError, TooLarge, Unavailable
 from unet_batch.options import EnvRef
-from unet_batch.store import local, obstore_reads
+from unet_batch.store import obstore_reads, unfinished
 from unet_batch.store.objects import join
 from unet_batch.store.storage import Storage
 
@@ -200,7 +200,7 @@ def test_those_who_waited_for_a_lock_that_was_removed_take_a_new_one(tmp_path: P
 
     def enter(_: int) -> None:
         nonlocal inside, most, done
-        with local.locked(str(tmp_path / "a")):
+        with unfinished.locked(str(tmp_path / "a")):
             inside += 1
             most = max(most, inside)
             time.sleep(0.001)

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from types import TracebackType
 
 from unet_batch.errors import AlreadyExists, Changed, Conflict, Held, NotFound, PutUnknown, StorageError
-from unet_batch.store import local
+from unet_batch.store import unfinished
 from unet_batch.store.storage import Storage
 from unet_batch.table.output import Output
 
@@ -49,7 +49,7 @@ class Lease:
         """Whether the owner may still be working."""
         if now_s >= self.expires_s:
             return False
-        return self.host != local.host() or local.began(self.pid) == self.started
+        return self.host != unfinished.host() or unfinished.began(self.pid) == self.started
 
     def __str__(self) -> str:
         until = datetime.fromtimestamp(self.expires_s, UTC)
@@ -193,7 +193,9 @@ class Leases:
 
     def _mine(self, partition: str, attempt: int) -> Lease:
         pid = os.getpid()
-        return Lease(partition, self._run, local.host(), pid, local.began(pid), attempt, self._clock() + self._ttl_s)
+        return Lease(
+            partition, self._run, unfinished.host(), pid, unfinished.began(pid), attempt, self._clock() + self._ttl_s
+        )
 
     def _keep(self) -> None:
         while not self._stop.wait(self._ttl_s / RENEWALS):
