@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import socket
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 from unet_batch.contract import MeanStd, Scale
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.workbench.export.arguments import IMAGENET
-from unet_batch.workbench.importers.folder import package
+from unet_batch.workbench.importers.folder import offline, package
 from unet_batch.workbench.importers.imported import Imported, Options
 from unet_batch.workbench.importers.sources import read_source
 from unet_batch.workbench.importers.write import write
@@ -259,6 +260,63 @@ def test_a_network_that_is_none_of_ours_is_refused(segformer, tmp_path, monkeypa
     with pytest.raises(ModelRefused, match=said):
         read_source(copy, Options())
     assert not (tmp_path / "planted").exists()
+
+
+@pytest.fixture
+def looked_up(monkeypatch) -> list[object]:
+    """Hosts and addresses that something looks up or connects to: none is reached."""
+    seen: list[object] = []
+
+    def spy(*where: object, **_: object) -> None:
+        seen.append(where)
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", spy)
+    monkeypatch.setattr(socket.socket, "connect", spy)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attn_implementation": "evil-org/evil-kernel"},
+        {"_attn_implementation": "evil-org/evil-kernel"},
+        {"backbone_config": {"model_type": "timm_backbone", "backbone": "hf-hub:evil/x"}},
+        {"backbone_config": {"model_type": "detr", "backbone": "resnet50", "use_pretrained_backbone": True}},
+    ],
+)
+def test_no_setting_of_a_folder_reaches_the_network(upernet, tmp_path, looked_up, settings):
+    """Neither a kernel of a hub nor a backbone of timm is looked for."""
+    with pytest.raises(ModelRefused):
+        read_source(changed(upernet, tmp_path / "net", "config.json", **settings), Options())
+    assert looked_up == []
+
+
+def test_an_import_is_offline_and_its_attention_is_eager(upernet, tmp_path, looked_up, monkeypatch):
+    """Also where a setting that is not known would lead to a request: the hub's client raises before it asks."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import OfflineModeIsEnabled
+    from huggingface_hub.utils import get_session
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    folder = changed(upernet, tmp_path / "net", "config.json", attn_implementation="flash_attention_2")
+    for options in (Options(), Options(weights=weights_of(folder, tmp_path))):
+        network = read_source(folder, options)[1].networks[0].network
+        assert {part.config._attn_implementation for part in (network, network.backbone)} == {"eager"}
+    with offline(), pytest.raises(OfflineModeIsEnabled):
+        get_session().get("https://hub.invalid/file")
+    assert constants.HF_HUB_OFFLINE is False
+    assert looked_up == []
+    with pytest.raises(Exception, match="no network in this test"):  # without it, the client would ask
+        get_session().get("https://hub.invalid/file")
+    assert looked_up != []
+
+
+def weights_of(folder: Path, out: Path) -> Path:
+    """The weights of a folder as a state dict of a training loop."""
+    network = read_source(folder, Options())[1].networks[0]
+    torch.save({key.removeprefix("network."): value for key, value in network.state_dict().items()}, out / "w.pth")
+    return out / "w.pth"
 
 
 def test_a_pickle_with_code_in_place_of_weights_runs_nothing(segformer, tmp_path):

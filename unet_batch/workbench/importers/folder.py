@@ -9,7 +9,8 @@ import importlib
 import importlib.util
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -70,6 +71,20 @@ def package(name: str, extra: str) -> ModuleType:
     except Exception as error:  # a package whose parts do not fit each other may raise anything
         said = " ".join(str(error).split()) or type(error).__name__
         raise JobError(f"the package {name} cannot be imported: {said}") from error
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Keep the Hugging Face hub's client from the network meanwhile: a request raises an error at once.
+
+    The client reads HF_HUB_OFFLINE from the environment when it is imported, so its own flag is set.
+    """
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _torchvision() -> None:

@@ -1,13 +1,14 @@
 """Reads folders of Hugging Face's transformers with a network for semantic segmentation: SegFormer and UperNet.
 
-transformers builds the network from config.json without code of the folder and without downloads.
+transformers builds the network from config.json without code of the folder and without downloads: keys that name
+either are refused, and its hub is offline meanwhile.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from unet_batch.contract import Contract
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.strict import validate
 from unet_batch.workbench.export.weights import Weights, load_weights, nonfinite
-from unet_batch.workbench.importers.folder import package, peek, read_settings
+from unet_batch.workbench.importers.folder import offline, package, peek, read_settings
 from unet_batch.workbench.importers.huggingface_pictures import PROCESSOR, Pictures
 from unet_batch.workbench.importers.import_settings import ImportSettings
 from unet_batch.workbench.importers.imported import SIDE_PX, Fact, Imported, Options
@@ -31,6 +32,25 @@ NETWORKS = {
 QUERIES = frozenset({"mask2former", "maskformer", "oneformer", "detr", "eomt", "sam", "sam2"})
 BACKGROUNDS = frozenset({"background", "bg", "_background_", "unlabeled", "unlabelled", "void", "nothing"})
 """Names of a class that is no object."""
+BACKBONES = frozenset(
+    {
+        *("beit", "bit", "convnext", "convnextv2", "dinov2", "dinov2_with_registers", "focalnet", "hiera"),
+        *("maskformer-swin", "pvt_v2", "resnet", "swin", "swinv2", "vitdet"),
+    }
+)
+"""`model_type` of the backbones that UperNet may have: transformers' own, built from their settings alone."""
+_ATTENTION = frozenset({"attn_implementation", "_attn_implementation", "_attn_implementation_internal"})
+_OF_TRANSFORMERS = frozenset({None, "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
+"""Values of `_ATTENTION` that name a way of transformers. The network is built with `eager`, which needs no package."""
+_ELSEWHERE = frozenset(
+    {
+        *("backbone", "backbone_kwargs", "use_pretrained_backbone", "use_timm_backbone", "use_kernels"),
+        *("kernel_config", "experts_implementation", "_experts_implementation", "transformers_weights"),
+    }
+)
+"""Keys of which any value but null, false and an empty one may stand for weights or code that is not in the folder."""
+_NAMES = frozenset({"id2label", "label2id"})
+"""Keys whose entries are the user's words."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -79,6 +99,8 @@ def read(source: Path, options: Options) -> Imported:
 
 def _refuse(config: Mapping[str, Any], source: Path) -> None:
     where, kind = source / CONFIG, config["model_type"]
+    if not isinstance(kind, str):
+        raise ModelRefused(f"{where}: model_type must be a name, not {kind!r}")
     if kind in QUERIES:
         raise ModelRefused(f"{where}: {kind} returns masks of queries, not scores of classes by pixel")
     if kind not in NETWORKS:
@@ -86,15 +108,60 @@ def _refuse(config: Mapping[str, Any], source: Path) -> None:
     named = config.get("architectures") or [NETWORKS[kind][1]]
     if named != [NETWORKS[kind][1]]:
         raise ModelRefused(f"{where}: architectures {named} is not {NETWORKS[kind][1]}, so it returns no masks")
-    backbone = config.get("backbone_config")
-    if any("auto_map" in part for part in (config, backbone) if isinstance(part, Mapping)):
-        raise ModelRefused(f"{where}: it names code of the folder (auto_map), which is not run")
-    if config.get("backbone") is not None or (kind == "upernet" and not isinstance(backbone, Mapping)):
-        raise ModelRefused(f"{where}: the backbone is a name, which would be downloaded: save it as backbone_config")
-    if "quantization_config" in config:
-        raise ModelRefused(f"{where}: the weights are quantised (quantization_config): save them as float32")
+    for key, value in _settings(config):
+        _refuse_elsewhere(key, value, where)
+    if kind == "upernet":
+        backbone = config.get("backbone_config")
+        name = backbone.get("model_type") if isinstance(backbone, Mapping) else None
+        if not isinstance(name, str) or name not in BACKBONES:
+            raise ModelRefused(
+                f"{where}: model_type of backbone_config must be one of {', '.join(sorted(BACKBONES))}, not {name!r}"
+            )
     if (source / "adapter_config.json").exists():
         raise ModelRefused(f"{source} holds an adapter: merge it into the weights, and save the whole model")
+
+
+def _settings(value: Any) -> Iterator[tuple[str, Any]]:
+    """The keys at every depth, with their values."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield key, inner
+            if key not in _NAMES:
+                yield from _settings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _settings(inner)
+
+
+def _refuse_elsewhere(key: str, value: Any, where: Path) -> None:
+    """Raise ModelRefused for a setting that makes transformers look outside of the folder, or run code of it."""
+    if key == "auto_map":
+        raise ModelRefused(f"{where}: it names code of the folder (auto_map), which is not run")
+    if key == "quantization_config":
+        raise ModelRefused(f"{where}: the weights are quantised (quantization_config): save them as float32")
+    if key in _ATTENTION and not (value is None or (isinstance(value, str) and value in _OF_TRANSFORMERS)):
+        raise ModelRefused(
+            f"{where}: {key} {value!r} is no attention of transformers' own, and code of a hub is not fetched: save "
+            "the model with attn_implementation eager"
+        )
+    if key == "backbone" and value:
+        raise ModelRefused(f"{where}: the backbone is a name, which would be downloaded: save it as backbone_config")
+    if key in _ELSEWHERE and value:
+        raise ModelRefused(
+            f"{where}: {key} {value!r} names weights or code outside of the weights file, and nothing is fetched: save "
+            "the model without it"
+        )
+
+
+def _without_attention(value: Any) -> Any:
+    """The settings without the choice of an attention, at every depth."""
+    if isinstance(value, Mapping):
+        return {
+            key: inner if key in _NAMES else _without_attention(inner)
+            for key, inner in value.items()
+            if key not in _ATTENTION
+        }
+    return [_without_attention(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _refuse_size(config: Mapping[str, Any], tree: Mapping[str, Any], source: Path) -> None:
@@ -122,8 +189,8 @@ def _network(config: Mapping[str, Any], source: Path, chosen: Path | None) -> tu
     if path is None:
         raise JobError(f"{source} holds neither {' nor '.join(WEIGHTS)}: give the file with --weights")
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # progress bars
-            settings = config_class.from_dict(dict(config))
+        with offline(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # progress bars
+            settings = config_class.from_dict(_without_attention(config), attn_implementation="eager")
             names = dict(settings.id2label)
             if chosen is not None:
                 network, report = network_class(settings), None
@@ -138,6 +205,7 @@ def _network(config: Mapping[str, Any], source: Path, chosen: Path | None) -> tu
                     use_safetensors=path.suffix == ".safetensors",
                     weights_only=True,
                     dtype="float32",
+                    attn_implementation="eager",
                 )
     except Exception as error:  # settings that do not fit, or a damaged file, may raise anything
         said = " ".join(str(error).split())

@@ -16,7 +16,7 @@ from unet_batch.errors import JobError, ModelRefused
 from unet_batch.strict import validate
 from unet_batch.workbench.export.forms import NORMALIZE_FORMS
 from unet_batch.workbench.export.weights import Weights, load_weights
-from unet_batch.workbench.importers.folder import package, peek, read_settings
+from unet_batch.workbench.importers.folder import offline, package, peek, read_settings
 from unet_batch.workbench.importers.import_settings import ImportSettings
 from unet_batch.workbench.importers.imported import SIDE_PX, Activation, Fact, Imported, Options
 from unet_batch.workbench.importers.smp_encoders import normalisation
@@ -57,7 +57,7 @@ def read(source: Path, options: Options) -> Imported:
     """
     config = read_settings(source / CONFIG)
     name = config.get("_model_class")
-    if name not in NETWORKS:
+    if not isinstance(name, str) or name not in NETWORKS:
         raise ModelRefused(f"{source / CONFIG}: _model_class {name!r} is none of {', '.join(sorted(NETWORKS))}")
     encoder = config.get("encoder_name")
     if not isinstance(encoder, str) or not ENCODER_NAME.fullmatch(encoder):
@@ -68,7 +68,7 @@ def read(source: Path, options: Options) -> Imported:
     said = ImportSettings(options, CONFIG)
     normalize = _normalize(config, channels, said)
     color = said.color(channels, "rgb" if channels == 3 else None, "SMP's table", how="default")
-    network, weights = _network(str(name), config, source, options.weights)
+    network, weights = _network(name, config, source, options.weights)
     meaning = said.activation(activation, said_by="activation")
     if meaning == "sigmoid" and activation == "logits":
         network = with_sigmoid(network)
@@ -139,7 +139,8 @@ def _network(name: str, config: Mapping[str, Any], source: Path, chosen: Path | 
             f"{', '.join(unknown)}: install the version that saved the model"
         )
     try:
-        network = make(**{**arguments, "encoder_weights": None})  # its value may start a download
+        with offline():
+            network = make(**{**arguments, "encoder_weights": None})  # its value may start a download
     except Exception as error:  # arguments that do not fit may raise anything
         said = " ".join(str(error).split())
         raise ModelRefused(f"{source / CONFIG}: {name} cannot be built with these arguments: {said}") from error
