@@ -351,7 +351,15 @@ REFUSED = [
     (changed(evaluator={**EVALUATOR, "gamma": 1}), "the argument gamma of evaluator"),
     (changed(dataset__transform="@other"), "transform of dataset is '@other', not @preprocessing"),
     (changed(handlers=[{"_target_": "PostProcessing", "transform": "$f"}]), "the handler PostProcessing may change"),
-    (changed(val_handlers=[{"_target_": "scripts.Twist"}]), "the handler scripts.Twist may change masks"),
+    (changed(val_handlers=[{"_target_": "scripts.Twist"}]), "val_handlers, entry 1 is scripts.Twist, which is not"),
+    (changed(val_handlers=[{"_target_": "monai.handlers.Twist"}]), "the handler monai.handlers.Twist may change masks"),
+    (changed(evaluator="@other", other={"_target_": "EnsembleEvaluator"}), "evaluator is EnsembleEvaluator"),
+    (changed(evaluator="$make()"), "evaluator is [$]make"),
+    (changed(dataset={"_target_": "Dataset", "data": []}), "dataset does not use @preprocessing, so MONAI does not"),
+    (
+        changed(dataset=None, loader={"_target_": "DataLoader", "dataset": {"_target_": "Dataset", "transform": "@x"}}),
+        "transform of loader, dataset is '@x', not @preprocessing",
+    ),
     (changed(initialize=["$@network_def.apply(f)"]), "initialize holds the code '[$]@network_def.apply"),
     (changed(more={"a": ["$setattr(@inferer, 'overlap', 0)"]}), "more holds the code .*no code of a bundle is run"),
     (changed(preprocessing=preprocessing({"_target_": "DivisiblePadd", "k": 16})), "only with SimpleInferer"),
@@ -418,11 +426,13 @@ def test_no_code_of_a_bundle_runs(bundle, tmp_path, as_yaml):
     hostile = changed(
         imports=[f"$__import__('os').system({command!r})"],
         device=f"$__import__('os').system({command!r})",
-        bundle_root=call,
-        dataset=call,
+        bundle_root=f"$__import__('os').system({command!r})",
         initialize=[f"$__import__('os').system({command!r})"],
     )
     assert read(bundle(hostile, as_yaml=as_yaml), Options()).contract.input.channels == 3
+    for place in ("bundle_root", "dataset", "anything"):
+        with pytest.raises(ModelRefused, match=f"{place} is os.system, which is not MONAI's"):
+            read(bundle({**hostile, place: call}, as_yaml=as_yaml), Options())
     for place in ("network_def", "inferer", "preprocessing", "postprocessing"):
         with pytest.raises(ModelRefused):
             read(bundle({**hostile, place: call}, as_yaml=as_yaml), Options())

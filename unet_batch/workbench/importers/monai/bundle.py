@@ -24,6 +24,7 @@ from unet_batch.workbench.importers.imported import SIDE_PX, How, Imported, Opti
 from unet_batch.workbench.importers.monai.config import METADATA, BundleConfig, Component, config_file, metadata, plain
 from unet_batch.workbench.importers.monai.inferer import Window, window
 from unet_batch.workbench.importers.monai.steps import After, Before, after, before, probability
+from unet_batch.workbench.importers.monai.targets import NETWORKS as NETS
 from unet_batch.workbench.importers.monai.ways import blended_logits, nearest_back
 from unet_batch.workbench.importers.monai.workflow import check_workflow, weights_file
 from unet_batch.workbench.importers.wrappers import transposed, with_sigmoid, with_softmax
@@ -42,7 +43,6 @@ NETWORKS: Mapping[str, int] = {
 """Classes of monai.networks.nets that a config may name, and the multiple of its sides; 0: from its arguments."""
 _NEEDS_EINOPS = frozenset({"SwinUNETR", "UNETR"})
 """Networks that need a package which MONAI does not install."""
-_NAMED = re.compile(r"(?:monai\.networks\.nets\.)?(?:[a-z_0-9]+\.)?([A-Za-z]+)")
 
 
 def recognises(source: Path) -> bool:
@@ -127,9 +127,8 @@ def _definition(config: BundleConfig) -> Component:
             raise ModelRefused(
                 f"{config.name}: network is {config.tree['network']!r}, which is something other than network_def"
             )
-    found = config.component(config.tree[key], key)
-    named = _NAMED.fullmatch(found.target)
-    if named is None or named[1] not in NETWORKS:
+    found = config.component(config.tree[key], key, NETS)
+    if found.name not in NETWORKS:
         raise ModelRefused(f"{found.where}: {found.target} is none of {', '.join(sorted(NETWORKS))} of MONAI")
     plain(dict(found.arguments), found.where)
     if found.take("spatial_dims", found.arguments.get("dimensions", 3)) != 2:
@@ -251,9 +250,16 @@ def _multiple(definition: Component) -> int:
     if fixed:
         return fixed
     if definition.name == "SegResNet":
-        return int(2 ** (len(definition.take("blocks_down", [1, 2, 2, 4])) - 1))
+        blocks = definition.take("blocks_down", [1, 2, 2, 4])
+        if not isinstance(blocks, list) or not blocks:
+            raise ModelRefused(f"{definition.where}: blocks_down must be a list of numbers, not {blocks!r}")
+        return int(2 ** (len(blocks) - 1))
     strides = definition.take("strides", [])
     if not isinstance(strides, list):
         return 1
     sides = [stride if isinstance(stride, list) else [stride, stride] for stride in strides]
-    return math.lcm(*(math.prod(int(side[axis]) for side in sides) for axis in (0, 1)))
+    if any(len(side) != 2 or not all(type(step) is int and step > 0 for step in side) for side in sides):
+        raise ModelRefused(
+            f"{definition.where}: strides must be positive numbers, or two of them for each, not {strides!r}"
+        )
+    return math.lcm(*(math.prod(side[axis] for side in sides) for axis in (0, 1)))

@@ -16,6 +16,7 @@ from typing import Any
 from unet_batch.errors import ModelRefused
 from unet_batch.workbench.importers.folder import peek, read_settings
 from unet_batch.workbench.importers.monai.expressions import NotPlain, evaluated
+from unet_batch.workbench.importers.monai.targets import TRANSFORMS, class_of
 
 FOLDER = "configs"
 METADATA = "metadata.json"
@@ -88,8 +89,8 @@ class BundleConfig:
         found = self._followed(value, where)
         return None if isinstance(found, str) and found.startswith(("$", "@", "%")) else found
 
-    def component(self, value: Any, where: str) -> Component:
-        """A value as a component. Raises ModelRefused if it is none, or has a mode of its own."""
+    def component(self, value: Any, where: str, package: str) -> Component:
+        """A value as a component of one of MONAI's packages. Raises ModelRefused for others, and for other modes."""
         value = self._followed(value, where)
         if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
             raise ModelRefused(f"{self.name}: {where} is no component with a _target_, but {_shown(value)}")
@@ -98,7 +99,9 @@ class BundleConfig:
         if value.get("_mode_", "default") != "default":
             raise ModelRefused(f"{self.name}: {where} has _mode_ {value['_mode_']!r}, which is not understood")
         target = value["_target_"]
-        name = target.rpartition(".")[2]
+        name = class_of(target, package)
+        if name is None:
+            raise ModelRefused(f"{self.name}: {where}: {target} is none of {package}, and no other code is run")
         arguments = {
             key: self._resolved(inner, f"{where}: {key}")
             for key, inner in value.items()
@@ -111,7 +114,7 @@ class BundleConfig:
         value = self.at(key)
         if value is None:
             return
-        outer = self.component(value, key)
+        outer = self.component(value, key, TRANSFORMS)
         if outer.name != "Compose":
             raise ModelRefused(f"{self.name}: {key} is {outer.target}, not Compose")
         outer.only("transforms", "map_items", "unpack_items", "log_stats", "lazy")
@@ -129,7 +132,7 @@ class BundleConfig:
                 raise ModelRefused(f"{self.name}: {where} has _disabled_ {disabled!r}, which would run code")
             if not disabled:
                 kept = {k: v for k, v in inner.items() if k != "_disabled_"} if isinstance(inner, Mapping) else inner
-                component = self.component(kept, where)
+                component = self.component(kept, where, TRANSFORMS)
                 yield Component(_without_d(component.name), component.target, component.arguments, component.where)
 
     def _followed(self, value: Any, where: str, depth: int = 0) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from unet_batch.errors import ModelRefused
 from unet_batch.workbench.importers.monai.config import BundleConfig, Component
+from unet_batch.workbench.importers.monai.targets import INFERERS
 
 _OF_MACHINE = (
     *("sw_batch_size", "sw_device", "device", "progress", "cache_roi_weight_map", "cpu_thresh", "buffer_steps"),
@@ -44,7 +45,7 @@ def window(config: BundleConfig) -> Window:
     """The key `inferer`. Raises ModelRefused for inferers and arguments that are not understood."""
     if "inferer" not in config.tree:
         return Window()
-    found = config.component(config.tree["inferer"], "inferer")
+    found = config.component(config.tree["inferer"], "inferer", INFERERS)
     if found.name == "SimpleInferer":
         found.only()
         return Window()

@@ -57,8 +57,9 @@ class Before:
 
 def before(config: BundleConfig, channels: int) -> Before:
     """The pipeline `preprocessing`. Raises ModelRefused for the first step that is not understood."""
-    found = Before(Intensity(channels))
-    for step in config.steps("preprocessing"):
+    steps = list(config.steps("preprocessing"))
+    found = Before(Intensity(channels), _image_key(steps))
+    for step in steps:
         if not _concerns(step, found):
             continue
         if step.name not in UNDERSTOOD:
@@ -98,13 +99,27 @@ def before(config: BundleConfig, channels: int) -> Before:
     return found
 
 
+def _image_key(steps: list[Component]) -> str | None:
+    """MONAI's evaluator takes `image`; in a file without that key, it is the first one that is loaded."""
+    loaded: list[str] = [key for step in steps if step.name == "LoadImage" for key in _keys(step) if key is not None]
+    return "image" if "image" in loaded else loaded[0] if loaded else None
+
+
 def _concerns(step: Component, found: Before) -> bool:
-    """Whether a step works on the image; the first key that is loaded is the image's."""
+    """Whether a step works on the image. Raises ModelRefused if it makes the image of something else."""
+    made = [step.arguments.get(key) for key in ("name", "names")]
+    if found.image_key is not None and any(found.image_key in (n if isinstance(n, list) else [n]) for n in made):
+        raise ModelRefused(f"{step.where}: {step.target} makes {found.image_key} of another key")
+    return found.image_key is None or found.image_key in _keys(step)
+
+
+def _keys(step: Component) -> list[Any]:
+    """The keys that a dictionary transform works on; [None] without the argument."""
     keys = step.take("keys")
     names = keys if isinstance(keys, list) else [keys]
-    if not found.loaded and names[0] is not None:
-        found.image_key = str(names[0])
-    return found.image_key is None or found.image_key in names
+    if not names or not all(name is None or isinstance(name, str) for name in names):
+        raise ModelRefused(f"{step.where}: keys must be a name or a list of names, not {keys!r}")
+    return names
 
 
 def _load(step: Component, found: Before) -> None:
@@ -231,8 +246,7 @@ def after(config: BundleConfig) -> After:
 def _on_output(config: BundleConfig) -> Iterator[Component]:
     """Steps that work on the network's output, MONAI's key `pred`."""
     for step in config.steps("postprocessing"):
-        keys = step.take("keys")
-        names = keys if isinstance(keys, list) else [keys]
+        names = _keys(step)
         if names[0] is None or "pred" in names:
             yield step
         elif step.name not in _SAVING:

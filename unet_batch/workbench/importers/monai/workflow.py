@@ -12,6 +12,7 @@ from typing import Any
 
 from unet_batch.errors import JobError, ModelRefused
 from unet_batch.workbench.importers.monai.config import BundleConfig
+from unet_batch.workbench.importers.monai.targets import ENGINES, KNOWN, class_of
 
 WEIGHTS = "models/model.pt"
 _EVALUATOR_KEYS = frozenset({
@@ -44,6 +45,7 @@ def check_workflow(config: BundleConfig) -> tuple[str, ...]:
     Raises ModelRefused where the bundle does something else than its keys network, preprocessing, inferer and
     postprocessing say.
     """
+    _check_targets(config)
     _check_transform(config)
     _check_code(config)
     notes = _check_evaluator(config)
@@ -53,11 +55,11 @@ def check_workflow(config: BundleConfig) -> tuple[str, ...]:
 
 
 def _check_evaluator(config: BundleConfig) -> tuple[str, ...]:
-    found = config.tree.get("evaluator")
-    if not isinstance(found, Mapping):
+    found = config.at("evaluator")
+    if found is None:
         return ()
-    target = str(found.get("_target_"))
-    if target.rpartition(".")[2] != "SupervisedEvaluator":
+    target = str(found.get("_target_") if isinstance(found, Mapping) else found)
+    if not isinstance(found, Mapping) or class_of(target, ENGINES) != "SupervisedEvaluator":
         raise ModelRefused(f"{config.name}: evaluator is {target}, and only SupervisedEvaluator is understood")
     if unknown := sorted(found.keys() - _EVALUATOR_KEYS):
         raise ModelRefused(f"{config.name}: the argument {unknown[0]} of evaluator is not understood")
@@ -78,14 +80,46 @@ def _check_evaluator(config: BundleConfig) -> tuple[str, ...]:
     return ()
 
 
+def _check_targets(config: BundleConfig) -> None:
+    """Raises ModelRefused for the first component, at any depth, that names code of the bundle or of others."""
+    for where, found in _components(config, config.tree):
+        target = found["_target_"]
+        if isinstance(target, str) and not KNOWN.fullmatch(target):
+            raise ModelRefused(
+                f"{config.name}: {where} is {target}, which is not MONAI's: what it does is not known, and no other "
+                "code is run"
+            )
+
+
+def _components(config: BundleConfig, value: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The components inside a value that the file does not disable, with their places."""
+    if isinstance(value, Mapping):
+        if config.plain_or_none(value.get("_disabled_"), where) is True:
+            return
+        if "_target_" in value:
+            yield where, value
+        for key, inner in value.items():
+            yield from _components(config, inner, f"{where}, {key}" if where else str(key))
+    elif isinstance(value, list):
+        for position, inner in enumerate(value):
+            yield from _components(config, inner, f"{where}, entry {position + 1}")
+
+
 def _check_transform(config: BundleConfig) -> None:
     """The transform of the evaluator's data must be the pipeline that is read."""
-    for key, found in config.tree.items():
-        if not isinstance(found, Mapping) or "transform" not in found or "train" in key:
+    for where, found in _components(config, config.tree):
+        is_data = str(found["_target_"]).rpartition(".")[2].endswith("Dataset")
+        if not is_data or "train" in where:
             continue
-        is_data = str(found.get("_target_")).rpartition(".")[2].endswith("Dataset")
-        if is_data and found["transform"] not in ("@preprocessing", "$@preprocessing"):
-            raise ModelRefused(f"{config.name}: transform of {key} is {_shown(found['transform'])}, not @preprocessing")
+        if "transform" not in found and "preprocessing" in config.tree:
+            raise ModelRefused(
+                f"{config.name}: {where} does not use @preprocessing, so MONAI does not apply it: remove the key "
+                f'preprocessing, or write "transform": "@preprocessing" in {where}'
+            )
+        if found.get("transform") not in (None, "@preprocessing", "$@preprocessing"):
+            raise ModelRefused(
+                f"{config.name}: transform of {where} is {_shown(found['transform'])}, not @preprocessing"
+            )
 
 
 def _check_handlers(config: BundleConfig, value: Any) -> None:
