@@ -6,7 +6,9 @@ nnU-Net's own predictions are in `recorded_nnunet.npz`; `record_nnunet.py` made 
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -263,6 +265,8 @@ DIFFERENT = {
     ),
     "manager": ({"plans": changed(PLANS, "label_manager", "MyManager")}, "its label_manager is MyManager"),
     "key": ({"plans": plans("gamma_correction", 2)}, "settings that nnU-Net 2.8 does not have \\(gamma_correction\\)"),
+    "resampling": ({"plans": plans("resampling_fn_data", "mine")}, "its resampling_fn_data is mine, which is not"),
+    "back": ({"plans": plans("resampling_fn_probabilities", ["f"])}, "its resampling_fn_probabilities is .'f'., which"),
     "sigmoid": ({"dataset": REGIONS}, "averaged as probabilities, and nnU-Net averages logits"),
 }
 
@@ -364,6 +368,47 @@ def test_a_folder_of_results_names_the_models_inside(tmp_path: Path, above: str)
     outer = tmp_path / "nnUNet_results" / ("Dataset001_Tiny" if above == "." else "")
     with pytest.raises(ModelRefused, match=r"holds some: write one of .*001_Tiny/nnUNetTrainer__nnUNetPlans__2d"):
         read(outer)
+
+
+@pytest.mark.parametrize("name", ["resample_torch_simple", "no_resampling_hack"])
+def test_resampling_of_nnunet_makes_no_difference_at_a_spacing_of_one(tmp_path: Path, name: str) -> None:
+    """Its functions return an image that has its size."""
+    folder = write_folder(tmp_path / "model", plans=plans("resampling_fn_data", name), folds=("0",))
+    assert read(folder).differences == ()
+
+
+DAMAGED = {
+    "spacing": [1.0, "x", [], [1.0], [1.0, 0.0], [1.0, None], [[1], 1.0], {"a": 1}, [True, True]],
+    "use_mask_for_norm": [1, True, "yes", [True], {"0": True}],
+    "normalization_schemes": [None, {}, 1],
+    "patch_size": [[None, 1], 3],
+    "architecture/arch_kwargs/strides": [[[1, 1], "x"], [[1]]],
+    "architecture/_kw_requires_import": ["conv_op", [[1]]],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in DAMAGED.items() for value in values])
+def test_damaged_plans_are_one_sentence(tmp_path: Path, folder_of_one: Path, key: str, value: Any) -> None:
+    """The file and the key."""
+    folder = tmp_path / "model"
+    shutil.copytree(folder_of_one, folder)
+    (folder / "plans.json").write_text(json.dumps(plans(key, value)))
+    with pytest.raises(ModelRefused, match=rf"plans\.json.*{key.rpartition('/')[2].removeprefix('_')}"):
+        read(folder)
+
+
+@pytest.fixture(scope="module")
+def folder_of_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one fold."""
+    return write_folder(tmp_path_factory.mktemp("one") / "model", folds=("0",))
+
+
+@pytest.mark.parametrize("axes", [0, "01", {"0": 1}, [[0]], [None], [0.5]])
+def test_damaged_axes_of_a_checkpoint_are_one_sentence(tmp_path: Path, axes: Any) -> None:
+    """The checkpoint, and the key."""
+    folder = write_folder(tmp_path / "model", folds=("0",), checkpoint={"inference_allowed_mirroring_axes": axes})
+    with pytest.raises(ModelRefused, match=r"checkpoint_final\.pth: inference_allowed_mirroring_axes .* no numbers"):
+        read(folder)
 
 
 def test_labels_with_a_gap_are_refused(tmp_path: Path) -> None:

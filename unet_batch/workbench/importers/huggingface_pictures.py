@@ -146,7 +146,7 @@ class Pictures:
 
     def _kernel(self) -> Kernel:
         number = self._value("resample")
-        if number not in KERNELS:
+        if isinstance(number, bool) or not isinstance(number, int) or number not in KERNELS:
             name = FILTERS.get(number, repr(number)) if isinstance(number, int) else repr(number)
             raise self._refused(f"resample {name} has no kernel in the contract: only bilinear (2)")
         return KERNELS[number]

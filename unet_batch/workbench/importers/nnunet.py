@@ -38,6 +38,8 @@ from unet_batch.workbench.importers.wrappers import mean_of, with_sigmoid
 CHECKPOINT = "checkpoint_final.pth"
 RESAMPLING = "resample_data_or_seg_to_shape"
 """nnU-Net's usual resampling of images, with cubic splines."""
+RESAMPLINGS = frozenset({RESAMPLING, "resample_torch_simple", "resample_torch_fornnunet", "no_resampling_hack"})
+"""nnU-Net's own functions (nnunetv2 2.8, preprocessing/resampling): pictures of the right spacing pass unchanged."""
 PICTURES = "NaturalImage2DIO"
 """nnU-Net's reader of PNG, BMP and TIFF pictures."""
 SAME_NETWORK = re.compile(
@@ -136,8 +138,10 @@ class _Trained:
         self.configuration = name
         self.trainer = str(tree.get("trainer_name"))
         axes = tree.get("inference_allowed_mirroring_axes")
-        self.mirrored = frozenset(axes) if isinstance(axes, list | tuple) else frozenset()
         self.where = f"{file.path.parent.name}/{file.path.name}"
+        if axes is not None and not (isinstance(axes, list | tuple) and all(type(axis) is int for axis in axes)):
+            raise ModelRefused(f"{self.where}: inference_allowed_mirroring_axes {axes!r} are no numbers of axes")
+        self.mirrored = frozenset(axes or ())
 
 
 def said_of(labels: Labels, said: ImportSettings) -> Any:
@@ -219,7 +223,9 @@ def _normalize(
             raise ModelRefused(f"{rule}, which no contract says: choose the nearest with --normalize")
         differences.append(Difference(f"{rule}, which no contract says"))
         return said.normalize(None, len(schemes), "")
-    masked = found.get("use_mask_for_norm") or ()
+    masked = found.get("use_mask_for_norm") or []
+    if not isinstance(masked, list) or (any(masked) and len(masked) != len(schemes)):
+        raise ModelRefused(f"{PLANS}: use_mask_for_norm {masked!r} does not say true or false for each channel")
     if "ZScoreNormalization" in schemes and any(masked):
         text = (
             "its z-score counts only pixels that are not 0 in some channel (use_mask_for_norm), and here it counts all"
@@ -244,23 +250,39 @@ def _job(trained: _Trained, said: ImportSettings) -> dict[str, Any]:
     return {"tiling": dict(TILING), **({} if tta == "none" else {"tta": tta})}
 
 
+def _spacing(found: Mapping[str, Any]) -> tuple[float, ...]:
+    """Pixels of a picture by side of a pixel of the network, height and width."""
+    said = found.get("spacing")
+    if said is None:
+        return (1.0, 1.0)
+    sides = said if isinstance(said, list) else []
+    if len(sides) != 2 or not all(type(side) in (int, float) and side > 0 for side in sides):
+        raise ModelRefused(f"{PLANS}: spacing {said!r} is no list of two positive numbers")
+    return tuple(float(side) for side in sides)
+
+
 def _differences(
     plans: Mapping[str, Any], dataset: Mapping[str, Any], found: Mapping[str, Any], labels: Labels, trained: _Trained
 ) -> list[Difference]:
     """Why masks cannot equal nnU-Net's, a sentence each."""
     differences = []
     reader = dataset.get("overwrite_image_reader_writer") or plans.get("image_reader_writer")
-    spacing = found.get("spacing")
+    spacing = _spacing(found)
     if reader != PICTURES:
         text = (
             f"its images are volumes that {reader} reads: nnU-Net normalises and resamples a volume as a whole, and "
             "here each picture counts alone"
         )
         differences.append(Difference(text))
-    if spacing is not None and [float(side) for side in spacing] != [1.0, 1.0] and reader == PICTURES:
-        text = f"its pictures are resampled to a spacing of {spacing} pixels, and here they are not"
+    if spacing != (1.0, 1.0) and reader == PICTURES:
+        text = f"its pictures are resampled to a spacing of {list(spacing)} pixels, and here they are not"
         usual = found.get("resampling_fn_data", RESAMPLING) == RESAMPLING
-        differences.append(Difference(text, resampled([float(side) for side in spacing]) if usual else None))
+        differences.append(Difference(text, resampled(spacing) if usual else None))
+    for key in ("resampling_fn_data", "resampling_fn_probabilities"):
+        function = found.get(key, RESAMPLING)
+        if not isinstance(function, str) or function not in RESAMPLINGS:
+            text = f"its {key} is {function}, which is not nnU-Net's own and may change pictures or scores"
+            differences.append(Difference(text))
     if labels.regions:
         order = dataset.get("regions_class_order")
         text = (

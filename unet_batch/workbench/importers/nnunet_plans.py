@@ -87,6 +87,8 @@ def configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     visited: list[str] = []
     following: Any = name
     while following is not None:
+        if not isinstance(following, str):
+            raise ModelRefused(f"{PLANS}: inherits_from must be a name, not {following!r}")
         if following in visited or not isinstance(known.get(following), Mapping):
             why = "inherits from itself" if following in visited else "is not there"
             raise ModelRefused(f"{PLANS}: the configuration {following} {why}; there are {', '.join(map(str, known))}")
@@ -122,7 +124,10 @@ def architecture(found: Mapping[str, Any]) -> Architecture:
         raise ModelRefused(f"{PLANS}: the network {name!r} is none of {', '.join(NETWORKS)}, so it is not built")
     arguments = dict(said["arch_kwargs"])
     modules: dict[str, str] = {}
-    for key in said.get("_kw_requires_import") or ():
+    classes = said.get("_kw_requires_import") or []
+    if not isinstance(classes, list) or not all(isinstance(key, str) for key in classes):
+        raise ModelRefused(f"{PLANS}: _kw_requires_import must be a list of names, not {classes!r}")
+    for key in classes:
         value = arguments.pop(key, None)
         if value is None:
             arguments[key] = None
@@ -223,8 +228,10 @@ def labels_of(dataset: Mapping[str, Any]) -> Labels:
     kept = {str(name): value for name, value in said.items() if name != "ignore"}
     if any(isinstance(value, list) and len(value) > 1 for value in kept.values()):
         return Labels(tuple(name for name in kept if name != "background"), regions=True)
-    numbers = {name: value[0] if isinstance(value, list) else value for name, value in kept.items()}
-    ordered = sorted(numbers, key=lambda name: (str(type(numbers[name])), numbers[name]))
+    numbers = {name: value[0] if isinstance(value, list) and len(value) == 1 else value for name, value in kept.items()}
+    if odd := [value for value in numbers.values() if isinstance(value, bool) or not isinstance(value, int)]:
+        raise ModelRefused(f"{DATASET}: a label must be a number or a list of numbers, not {odd[0]!r}")
+    ordered = sorted(numbers, key=lambda name: numbers[name])
     if [numbers[name] for name in ordered] != list(range(len(ordered))):
         raise ModelRefused(f"{DATASET}: the labels are {numbers}, not 0 to {len(ordered) - 1}")
     return Labels(tuple(ordered), regions=False)

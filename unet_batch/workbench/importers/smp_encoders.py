@@ -46,6 +46,8 @@ def normalisation(encoder: str, weights: Any) -> MeanStd | None:
     """
     if encoder.startswith("tu-"):
         return _of_timm(encoder.removeprefix("tu-")) if weights else None
+    if not isinstance(weights, str):
+        return None
     known = (found for start, names, found in FAMILIES if encoder.startswith(start) and weights in names)
     return next(known, None)
 

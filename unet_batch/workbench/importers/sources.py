@@ -5,6 +5,8 @@ Adding one is a module with `recognises` and `read`, and its row here.
 
 from __future__ import annotations
 
+import logging
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,11 @@ from unet_batch.errors import JobError, ModelRefused
 from unet_batch.workbench.importers import huggingface, nnunet, smp, torch_program
 from unet_batch.workbench.importers.imported import Imported, Options
 from unet_batch.workbench.importers.monai import bundle
+
+LOG = logging.getLogger(__name__)
+_HERE = Path(__file__).parent
+_OF_VALUES = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+"""What Python raises for a value of the wrong kind. Memory, files and the packages' own errors are not among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,4 +114,20 @@ def read_source(source: Path, options: Options) -> tuple[Importer, Imported]:
     row = importer_of(source)
     if row is None:
         raise ModelRefused(not_a_model(source))
-    return row, row.read(source, options)
+    try:
+        return row, row.read(source, options)
+    except _OF_VALUES as error:
+        LOG.debug("%s cannot be read", source, exc_info=True)
+        raise ModelRefused(_damaged(source, row, error)) from error
+
+
+def _damaged(source: Path, row: Importer, error: Exception) -> str:
+    """The sentence for a value of the source that no check of its importer names: what was raised, and where."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(_HERE)] or frames
+    said = " ".join(str(error).split())[:200]
+    at = f"{Path(ours[-1].filename).name}, line {ours[-1].lineno}"
+    return (
+        f"{source} is damaged, or holds a setting of a kind that {row.name} does not write ({type(error).__name__}: "
+        f"{said}; {at}). Compare its settings with a folder that can be imported; if they are right, report this text"
+    )
