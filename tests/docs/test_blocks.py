@@ -42,6 +42,8 @@ NOT_RUN = {
     "it needs a Kubernetes cluster",
     "it needs systemd",
     "tests/workbench/importers imports such a model",
+    "tests/cli/test_start.py scores a classifier",
+    "tests/workbench/test_draft_activation.py drafts such a file",
     "the tests have an empty folder of their own",
     "it opens a window; tests/docs/test_other_tools.py runs the script without one",
     "it starts a server that asks for an account; tests/docs/test_other_tools.py decodes the tasks",
