@@ -127,3 +127,14 @@ def test_the_background_is_a_guess_unless_a_class_has_its_name(names, origin, ac
     }
     known = with_background(Draft(fields)).fields["output.background"]
     assert (known.value, known.origin) == (value, said)
+
+
+def test_the_background_of_an_importer_stays_as_it_is():
+    """It may be none: a Hugging Face model that counts every class."""
+    known = Known(None, "guessed", "config.json: the name of the first class")
+    fields = {
+        "output.classes": Known(["background", "cell"], "given"),
+        "output.activation": Known("logits", "read"),
+        "output.background": known,
+    }
+    assert with_background(Draft(fields)).fields["output.background"] == known

@@ -149,7 +149,7 @@ def answered(explored: Explored, sheet: str) -> Explored:
         chosen = click.prompt(
             "The class that is no finding (none: all count)",
             type=click.Choice([*names, "none"]),
-            default=names[background.value],
+            default="none" if background.value is None else names[background.value],
             err=True,
         )
         index = names.index(chosen) if chosen in names else None

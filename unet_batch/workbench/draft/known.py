@@ -15,6 +15,9 @@ from unet_batch.strict import validate
 OVERLAPPING = "sigmoid, if classes may overlap (--activation sigmoid)"
 """What logits of several classes may mean besides one class per pixel."""
 NAMED = "by its name"
+NO_EFFECT = "of no effect: every class counts"
+FIRST = "the first class is no finding"
+"""Reasons for the background of a draft."""
 Origin = Literal["given", "read", "measured", "guessed", "default"]
 """given: by the user. read: from the model's file, its metadata or a file beside it. measured: on pictures of the
 archive, and certain. guessed: chosen among values that are all possible. default: of this project."""
@@ -96,21 +99,19 @@ def class_names(count: int, activation: str, *, classifies: bool) -> list[str]:
 
 
 def with_background(draft: Draft) -> Draft:
-    """The draft with the reason of its background, unless somebody gave or wrote it down.
+    """The draft with the reason of its background, where neither the user nor a contract nor an importer has one.
 
     A class with the name of a background is it; without such a name, class 0 is a guess.
     """
     known, names = draft.fields.get("output.background"), draft.fields.get("output.classes")
-    if known is None or names is None or known.origin == "given" or (known.origin == "read" and known.why != NAMED):
+    if known is None or names is None or known.why not in ("", NAMED, NO_EFFECT, FIRST) or known.origin == "given":
         return draft
     if len(names.value) == 1 or draft.value("output.activation") in ("sigmoid", "masks"):
-        found = Known(0, "default", "of no effect: every class counts")
+        found = Known(0, "default", NO_EFFECT)
     elif names.origin != "guessed" and (place := _named_background(names.value)) is not None:
         found = Known(place, "read", NAMED)
     else:
-        found = Known(
-            0, "guessed", "the first class is no finding", ("the number of another class", "null if all count")
-        )
+        found = Known(0, "guessed", FIRST, ("the number of another class", "null if all count"))
     return draft.put("output.background", found, over=True)
 
 
