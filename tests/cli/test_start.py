@@ -112,6 +112,20 @@ def test_after_the_end_of_the_answers_the_same_command_goes_on(folder):
     assert not (folder / "_work").exists()
 
 
+@pytest.mark.oracle
+def test_an_export_on_a_terminal_asks_what_the_network_does_not_say(folder):
+    """Normalisation and colours without defaults, fit and activation with them; the contract is printed."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    (folder / "plain_net.py").write_text("import torch\ndef Net():\n    return torch.nn.Conv2d(3, 2, 1)\n")
+    words = ("model", "export", "plain_net:Net", "--out", "net.onnx", "--input", "3x16x16", "--classes", "rest,cell")
+    result = typed(folder, "unit\nbgr\nletterbox\n\n", *words)
+    assert result.returncode == 0, result.stderr
+    assert "contract, also in net.yaml" in result.stderr
+    contract = yaml.safe_load((folder / "net.yaml").read_text())
+    assert (contract["input"]["fit"], contract["input"]["color"]) == ("letterbox", "bgr")
+    assert contract["output"]["activation"] == "logits"
+
+
 def test_score_leaves_a_table_overlays_a_report_and_the_job_that_was_run(folder):
     """The same command again goes on with the contract in the folder, which may have been corrected."""
     first = command(folder, "score", "cells.onnx", "pics", "--out", "out")

@@ -39,9 +39,7 @@ model.add_command(optimize)
 @click.option(
     "--fit",
     type=click.Choice(["tile", "stretch", "letterbox", "pad", "none"]),
-    default="tile",
-    show_default=True,
-    help="How an image gets the input's size.",
+    help="How an image gets the input's size; default: tile.",
 )
 @click.option(
     "--activation",
@@ -60,24 +58,23 @@ def export(
     opset: int,
     normalize: str | None,
     color: Literal["gray", "rgb", "bgr", "bands"] | None,
-    fit: Literal["tile", "stretch", "letterbox", "pad", "none"],
+    fit: Literal["tile", "stretch", "letterbox", "pad", "none"] | None,
     activation: Literal["logits", "softmax", "sigmoid", "labels"] | None,
     output: str | None,
 ) -> None:
     """Export a PyTorch network to ONNX and verify the file; it is written only if it agrees with the network.
 
-    On a terminal the command asks for missing settings; without them the file has no contract.
+    On a terminal the command asks for the settings that are missing; elsewhere, without them the file has no contract.
     """
+    from unet_batch.cli.terminal import training_settings
     from unet_batch.workbench.export.arguments import parse_args, parse_input, parse_normalize
     from unet_batch.workbench.export.contract import contract_path, contract_text
     from unet_batch.workbench.export.export import ExportSpec
     from unet_batch.workbench.export.export import export as export_network
 
     input_chw = parse_input(input_text)
-    if normalize is None and sys.stdin.isatty():
-        normalize = click.prompt(f"Normalisation of the training ({NORMALIZE_FORMS})", err=True)
-    if color is None and input_chw[0] == 3 and sys.stdin.isatty():
-        color = click.prompt("Meaning of the channels", type=click.Choice(["rgb", "bgr", "bands"]), err=True)
+    if sys.stdin.isatty():
+        normalize, color, fit, activation = training_settings(input_chw[0], (normalize, color, fit, activation))
     report = export_network(
         ExportSpec(
             factory=factory,
@@ -89,7 +86,7 @@ def export(
             activation=activation,
             normalize=None if normalize is None else parse_normalize(normalize, input_chw[0]),
             color=color,
-            fit=fit,
+            fit=fit or "tile",
             any_size=_any_size(dynamic),
             opset=opset,
             output=output,

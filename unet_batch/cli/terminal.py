@@ -17,6 +17,7 @@ from rich.text import Text
 
 from unet_batch.job.verify import PartitionStatus
 from unet_batch.table.rows import partition_values
+from unet_batch.workbench.export.forms import NORMALIZE_FORMS
 
 if TYPE_CHECKING:
     from unet_batch.workbench.draft.explore import Explored
@@ -155,3 +156,26 @@ def answered(explored: Explored, sheet: str) -> Explored:
         index = names.index(chosen) if chosen in names else None
         explored = explored.with_choice("output.background", index)
     return explored
+
+
+def training_settings(channels: int, given: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+    """Normalisation, colour, fit and activation of an export, in this order: what is None is asked.
+
+    Colour is asked for three channels only. The activation stays None where the graph shall say it.
+    """
+    normalize, color, fit, activation = given
+
+    def choice(text: str, values: Sequence[str], default: str | None = None) -> str:
+        return str(click.prompt(text, type=click.Choice(values), default=default, err=True))
+
+    if normalize is None:
+        normalize = click.prompt(f"Normalisation of the training ({NORMALIZE_FORMS})", err=True)
+    if color is None and channels == 3:
+        color = choice("Meaning of the channels", ("rgb", "bgr", "bands"))
+    if fit is None:
+        fit = choice("How an image gets the input's size", ("tile", "stretch", "letterbox", "pad", "none"), "tile")
+    if activation is None:
+        meanings = ("logits", "softmax", "sigmoid", "labels")
+        found = choice("Meaning of the output values; graph: what its operators show", (*meanings, "graph"), "graph")
+        activation = None if found == "graph" else found
+    return normalize, color, fit, activation

@@ -104,8 +104,9 @@ def explore(
     """
     source_model = read_model_source(request, say)
     begun = _begun(source_model)
-    if request.activation in HEADS and begun.has("output.activation") and begun.value("output.activation") == "logits":
-        source_model, begun = _headed(source_model, begun, request, request.activation)
+    asked = request.activation if request.activation in HEADS else None
+    if asked is not None and begun.has("output.activation") and begun.value("output.activation") == "logits":
+        source_model, begun = _headed(source_model, begun, request, asked)
     draft = _said(begun, request)
     section = archive_section(archive, [request.out, *_files_of(request.model)])
     job_tree: dict[str, Any] = {**source_model.job, "name": _job_name(name or source_model.stem), "input": section}
@@ -122,8 +123,8 @@ def explore(
     # A model of any size scores parts of pictures whole: they are smaller than the tiles of the job.
     rehearsal = Rehearsal(source_model.data, resolve(draft.contract(), file, job.tiling), job, source_model.layers)
     measured = _measured(begun, rehearsal, seen).fields["output.activation"]
-    if request.activation in HEADS and (measured.value, measured.origin) == ("logits", "measured"):
-        source_model, draft = _headed(source_model, draft, request, request.activation)
+    if asked is not None and (measured.value, measured.origin) == ("logits", "measured"):
+        source_model, draft = _headed(source_model, draft, request, asked)
         job_tree["model"]["path"] = source_model.path
         file = read_model(source_model.data, canonical(source_model.path), None)
         headed = resolve(draft.contract(), file, job.tiling)
