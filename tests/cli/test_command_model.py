@@ -45,6 +45,16 @@ def test_a_model_with_nothing_to_quantise_is_refused(project):
     assert "no layer of" in result.stderr
 
 
+@pytest.mark.parametrize("command", ["quantize", "optimize"])
+@pytest.mark.parametrize("place", ["folder", "model.onnx/file.onnx"], ids=["a folder", "below a file"])
+def test_a_file_that_cannot_be_written_is_said_before_minutes_of_work(project, command, place):
+    """Nothing is read: the archive does not exist. No draft is left."""
+    (project.folder / "folder").mkdir()
+    result = project.command("model", command, "job.yaml", "--out", place)
+    assert (result.returncode, "cannot be written" in result.stderr) == (2, True)
+    assert not list(project.folder.rglob("*.draft"))
+
+
 @pytest.mark.slow
 def test_wrong_arguments_are_one_sentence_and_exit_code_2(project):
     """Sizes, axes and files that are not there."""

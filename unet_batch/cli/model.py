@@ -184,11 +184,12 @@ def quantize(
     from unet_batch.planning.survey import window_of
     from unet_batch.session.engines import file_precision
     from unet_batch.spec import load_job
-    from unet_batch.workbench.files import replace_file
+    from unet_batch.workbench.files import check_place, replace_file
     from unet_batch.workbench.quantize import QuantizeSpec, rows, split
     from unet_batch.workbench.quantize import quantize as quantize_model
     from unet_batch.workbench.sample import archive_tiles
 
+    check_place(out)
     spec = load_job(job, overrides)
     # The source is only calibrated here, so it needs no reference.
     prepared = prepare(spec.model_copy(update={"check": spec.check.model_copy(update={"images": 0})}))

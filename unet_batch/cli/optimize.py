@@ -49,7 +49,7 @@ def optimize(
     from unet_batch.planning.prepare import prepare
     from unet_batch.planning.survey import window_of
     from unet_batch.spec import load_job
-    from unet_batch.workbench.files import replace_file
+    from unet_batch.workbench.files import check_place, replace_file
     from unet_batch.workbench.optimize.optimize import optimize as optimize_model
     from unet_batch.workbench.optimize.optimize import rows
     from unet_batch.workbench.quantize import SEED
@@ -57,6 +57,7 @@ def optimize(
 
     spec = load_job(job, overrides)
     target = out or _beside(spec)
+    check_place(target)
     prepared = prepare(_in_fp32(spec))
     sample = archive_tiles(
         prepared, window_of(spec.window if window is None else window), images, largest_side=LARGEST_SIDE
