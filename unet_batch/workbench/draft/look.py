@@ -99,7 +99,7 @@ def archive_section(archive: str, inside: Sequence[Path]) -> dict[str, Any]:
         )
     section: dict[str, Any] = {"uri": archive}
     kind = _format(path if local else None, archive.lower())
-    if kind == "parquet" and local and _lists_images(path):
+    if kind != "images" and local and _lists_images(path):
         kind = "manifest"
     if kind != "images":
         section["format"] = kind
