@@ -97,8 +97,9 @@ def test_the_name_of_a_job_is_read_from_its_runs(project):
 
 @pytest.mark.slow
 def test_the_command_says_it(published):
+    """A plan ends with the exit code of its run."""
     options = [word for override in OTHER for word in ("--set", override)]
     for words in (("plan",), ("run", "--executor", "local")):
         said = published.command(words[0], "job.yaml", "--window", "all", *words[1:], *options)
         assert "problem: date=2026-11-21: its 2 rows were published by the job test" in said.stderr
-        assert last_json(said)["exit_code"] == said.returncode == (3 if words[0] == "plan" else 5)
+        assert last_json(said)["exit_code"] == said.returncode == ExitCode.NEEDS_ACTION

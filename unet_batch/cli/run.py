@@ -114,7 +114,7 @@ def _plan(job: JobSpec, window: str, select: Select, *, rescore: bool = False) -
             "passed_over": found.passed.to_json(),
             "problems": found.problems,
         },
-        exit_code=ExitCode.UNFINISHED if found.problems else ExitCode.COMPLETE,
+        exit_code=found.exit_code,
     )
 
 

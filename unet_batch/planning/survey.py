@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from unet_batch.archive.nearest import nearest
 from unet_batch.archive.window import Window
-from unet_batch.errors import Damaged, StorageError
+from unet_batch.errors import Damaged, ExitCode, StorageError, overall
 from unet_batch.planning.holdings import Holdings, archive_partitions
 from unet_batch.planning.layout import doubled
 from unet_batch.planning.owners import of_another_job, of_other_images
@@ -45,6 +45,8 @@ class Planned:
     passed: PassedOver
     problems: list[str]
     """What the run would refuse, and why."""
+    exit_code: ExitCode
+    """What the run would end with for these reasons."""
 
 
 def nothing_found(job: JobSpec, archive: Storage, holdings: Holdings) -> str | None:
@@ -137,12 +139,16 @@ def planned(prepared: Prepared, window: Window, select: Select, *, rescore: bool
         plans = [plan_rescore(prepared.output, prepared.fingerprint, plan, repair=False) for plan in plans]
     wanted = [plan for plan in plans if wants(select, plan)]
     empty = nothing_found(prepared.job, prepared.archive, holdings)
-    refused = [plan.refused for plan in wanted if plan.refused is not None and (plan.published or empty is None)]
+    refusing = [plan for plan in wanted if plan.refused is not None and (plan.published or empty is None)]
+    refused = [plan.refused for plan in refusing]
     lost = vanished(prepared.output, prepared.job.limits, holdings) if select != "failed" else None
+    problems = [sentence for sentence in (empty, *refused, lost, twice(prepared, holdings)) if sentence is not None]
+    others = [ExitCode.NEEDS_ACTION for plan in refusing if plan.another_jobs]
     return Planned(
         [plan for plan in wanted if plan.refused is None],
         holdings.passed,
-        [sentence for sentence in (empty, *refused, lost, twice(prepared, holdings)) if sentence is not None],
+        problems,
+        overall([*others, *([ExitCode.UNFINISHED] if len(problems) > len(others) else [])]),
     )
 
 
