@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
 pytest.importorskip("botocore")
 
+import botocore.loaders
 from botocore.loaders import JSONFileLoader
 
 from unet_batch.store import s3_client
@@ -23,6 +26,8 @@ def test_a_second_client_reads_no_description_of_a_service_again(monkeypatch):
     """A tenth of a second of processor time for each store of a job."""
     read: list[str] = []
     load = JSONFileLoader.load_file
+    # The server of other tests shares one loader for all of this process.
+    monkeypatch.setattr(botocore.loaders, "create_loader", inspect.unwrap(botocore.loaders.create_loader))
     monkeypatch.setattr(JSONFileLoader, "load_file", lambda self, path: read.append(path) or load(self, path))
     s3_client._loader.cache_clear()
     first = S3Client(OPTIONS)
